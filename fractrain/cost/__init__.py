@@ -1,0 +1,1 @@
+"""What training costs, computed from the ledger. Knows nothing of methods, models or the engine."""

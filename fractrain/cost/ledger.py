@@ -1,0 +1,163 @@
+"""The ledger: what was multiplied with what, counted as integers while training runs.
+
+A *work item* is what one unit of work (usually: one sample through one layer or block) multiplies: a list of
+:class:`Entry`, each a number of MACs of one layer and one of the three products at one pair of bit-widths. Training
+only counts units per work item, phase and epoch, so a step costs a few integer additions; counts that depend on data
+(which precision a gate chose) are added up in one int64 tensor per block on the training device and read once, when
+the ledger is read. Every cost figure (effective MACs, cp, BitOPs, energy, latency) is computed from this afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+Product = Literal["FW", "EB", "GC"]
+Phase = Literal["train", "eval"]
+FLOAT_BITS = 32
+
+FORMAT_VERSION = 1
+
+
+class Entry(NamedTuple):
+    """MACs of one layer and one product, per unit of work.
+
+    Attributes:
+        layer: module name.
+        product: ``FW`` (forward), ``EB`` (error back-propagation) or ``GC`` (gradient computation).
+        bits1, bits2: widths of the two operands; 32 stands for floating point.
+            FW: activation, weight. EB: error, weight. GC: activation, error.
+        macs: multiply-accumulates per unit.
+    """
+
+    layer: str
+    product: Product
+    bits1: int
+    bits2: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """MACs of one (phase, epoch, layer, product, bits of operand 1, bits of operand 2)."""
+
+    phase: Phase
+    epoch: int
+    layer: str
+    product: Product
+    bits1: int
+    bits2: int
+    macs: int
+
+
+class Ledger:
+    """Integer counts of executed work; see the module's docstring.
+
+    Attributes:
+        meta: facts about the run that cost figures need: ``forward_macs`` (of the plain model, per sample), ``blocks``
+            (names of the gateable blocks), ``batch_size``.
+    """
+
+    def __init__(self, meta: dict[str, Any] | None = None) -> None:
+        self.meta: dict[str, Any] = dict(meta or {})
+        self.phase: Phase = "train"
+        self.epoch = 0
+        self._work: dict[str, tuple[Entry, ...]] = {}
+        self._units: dict[tuple[Phase, int, str], int] = {}
+        self._device: dict[tuple[Phase, int, tuple[str, ...]], torch.Tensor] = {}
+        self._samples: dict[tuple[Phase, int], int] = {}
+        self.enabled = True
+
+    def begin(self, phase: Phase, epoch: int) -> None:
+        """What is counted from now on belongs to this phase and epoch."""
+        self.phase, self.epoch = phase, epoch
+
+    def samples(self, count: int) -> None:
+        """Count samples (images, or tokens for a language model) fed to the model."""
+        if self.enabled:
+            key = (self.phase, self.epoch)
+            self._samples[key] = self._samples.get(key, 0) + count
+
+    def count(self, work: str, units: int, define: Callable[[], Sequence[Entry]]) -> None:
+        """Add ``units`` of the work item named ``work``; ``define`` is called only the first time the name is seen."""
+        if not self.enabled:
+            return
+        if work not in self._work:
+            self._work[work] = tuple(define())
+        key = (self.phase, self.epoch, work)
+        self._units[key] = self._units.get(key, 0) + units
+
+    def count_selected(
+        self, works: tuple[str, ...], units: torch.Tensor, define: Callable[[int], Sequence[Entry]]
+    ) -> None:
+        """Add ``units[k]`` (int64, shape ``[len(works)]``, any device) of ``works[k]`` without reading the device."""
+        if not self.enabled:
+            return
+        for k, work in enumerate(works):
+            if work not in self._work:
+                self._work[work] = tuple(define(k))
+        key = (self.phase, self.epoch, works)
+        total = self._device.get(key)
+        if total is None:
+            self._device[key] = units.clone()
+        else:
+            total += units
+
+    def flush(self) -> None:
+        """Move the counts kept on the device into the integer store (one read per block, phase and epoch)."""
+        for (phase, epoch, works), units in self._device.items():
+            for work, n in zip(works, units.tolist(), strict=True):
+                key = (phase, epoch, work)
+                self._units[key] = self._units.get(key, 0) + int(n)
+        self._device.clear()
+
+    def rows(self) -> Iterator[LedgerRow]:
+        """Yield one row per (phase, epoch, work item, entry) with units > 0; a key may come up more than once."""
+        self.flush()
+        for (phase, epoch, work), units in sorted(self._units.items()):
+            if units:
+                for e in self._work[work]:
+                    yield LedgerRow(phase, epoch, e.layer, e.product, e.bits1, e.bits2, e.macs * units)
+
+    def sample_count(self, phase: Phase, epoch: int) -> int:
+        """Samples fed in one phase and epoch."""
+        return self._samples.get((phase, epoch), 0)
+
+    def epochs(self, phase: Phase = "train") -> list[int]:
+        """Epochs with any sample in this phase, ascending."""
+        return sorted(e for p, e in self._samples if p == phase)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON-able values (also what is written to ``ledger.json``)."""
+        self.flush()
+        return {
+            "version": FORMAT_VERSION,
+            "meta": self.meta,
+            "work": {name: [list(e) for e in entries] for name, entries in sorted(self._work.items())},
+            "units": [[*key, n] for key, n in sorted(self._units.items()) if n],
+            "samples": [[*key, n] for key, n in sorted(self._samples.items())],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: the state was written by another format version.
+        """
+        if state.get("version") != FORMAT_VERSION:
+            raise ValueError(f"ledger format {state.get('version')!r}, this release reads {FORMAT_VERSION}")
+        self.meta = dict(state["meta"])
+        self._work = {name: tuple(Entry(*e) for e in entries) for name, entries in state["work"].items()}
+        self._units = {(p, e, w): n for p, e, w, n in state["units"]}
+        self._samples = {(p, e): n for p, e, n in state["samples"]}
+        self._device.clear()
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON form: equal exactly when every count is equal."""
+        text = json.dumps(self.state_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()

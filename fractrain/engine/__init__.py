@@ -1,0 +1,1 @@
+"""Run configurations, the training loop, checkpoints, the run store, executors."""

@@ -1,0 +1,66 @@
+"""Errors a user can meet. Each one says what is wrong, where, and how to mend it, in one line.
+
+The command line prints ``str(error)`` and exits with ``error.exit_code``: 2 for wrong usage or bad input, 1 for a run
+that failed while running.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FractrainError(Exception):
+    """Base of all errors that are reported as one line instead of a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(FractrainError):
+    """A name, setting, type or combination in a configuration is wrong."""
+
+
+class DataError(FractrainError):
+    """A data set is missing, incomplete or corrupt."""
+
+
+class CheckpointError(FractrainError):
+    """A checkpoint is truncated, from another version, or belongs to another run."""
+
+
+class StoreError(FractrainError):
+    """The run store cannot be read or written (permissions, disk full, foreign content)."""
+
+
+class PluginError(FractrainError):
+    """A method plugin cannot be found, imported or accepted."""
+
+
+class MachineError(FractrainError):
+    """The machine lacks something that was asked for (a GPU, a package, a network)."""
+
+
+class RunError(FractrainError):
+    """A run failed while it was running."""
+
+    exit_code = 1
+
+
+class NonFiniteError(RunError):
+    """A tensor held inf or nan.
+
+    Attributes:
+        layer: name of the module in which it was first seen.
+        step: training step (0-based), or None outside training.
+    """
+
+    def __init__(self, message: str, layer: str = "", step: int | None = None) -> None:
+        super().__init__(message)
+        self.layer = layer
+        self.step = step
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the nearest known name, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,1 @@
+"""What a method is, how methods are found, and FracTrain's own: PFQ, DFQ, FracTrain."""

@@ -1,0 +1,134 @@
+"""What a method is: it turns a plain model into a low-precision one and steers it while it trains.
+
+The engine, or any training loop of your own, calls the hooks in this order::
+
+    model = method.prepare(model, context)
+    for epoch in range(epochs):
+        method.on_epoch_start(epoch)
+        for batch in loader:
+            method.on_step_start(step)
+            loss = criterion(model(x), y)
+            extra = method.extra_loss()                 # None, or a scalar tensor
+            (loss if extra is None else loss + extra).backward()
+            optimizer.step()
+            method.on_step_end(step, loss, extra)       # loss and extra are detached here
+        method.on_epoch_end(epoch, mean_loss)
+    # evaluation: model.eval(); nothing else is needed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pydantic
+import torch
+from torch import nn
+
+from fractrain.cost.ledger import Ledger
+from fractrain.quant.state import QuantState
+
+
+class MethodSettings(pydantic.BaseModel):
+    """Base of every method's settings: frozen, typed, unknown keys refused; part of the run id."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+@dataclass
+class MethodContext:
+    """What a method may know of the run it is in.
+
+    Attributes:
+        seed: the run's seed; all randomness of the method derives from it.
+        steps_per_epoch, total_steps: length of training in optimizer steps.
+        batch_size: nominal batch size.
+        blocks: names of the gateable blocks; empty means: ask the model.
+        block_weights: weight of each block in cp (paper: 1 for ResNets, block FLOPs for MobileNetV2); empty = equal.
+        ledger: where executed work is counted.
+    """
+
+    seed: int = 0
+    steps_per_epoch: int = 1
+    total_steps: int = 1
+    batch_size: int = 128
+    blocks: Sequence[str] = ()
+    block_weights: Sequence[float] = ()
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+class Method:
+    """Base class of all methods. Subclass it, give it ``name`` and ``Settings``, and override what you need.
+
+    The first line of the subclass's docstring is its one-line description everywhere.
+
+    Attributes:
+        settings: the validated settings.
+        state: step, seed and ledger shared by all quantized layers (set by :meth:`prepare`).
+    """
+
+    name: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    version: ClassVar[int] = 1  # raise it when results change: it is part of the run id
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+
+    def __init__(self, settings: MethodSettings | None = None, **values: Any) -> None:
+        self.settings: Any = settings if settings is not None else self.Settings(**values)
+        self.state = QuantState()
+        self.context = MethodContext()
+
+    # -- to override -------------------------------------------------------------------------------------------------
+
+    def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
+        """Swap layers and attach gates; return the model (the same object or a wrapper)."""
+        return model
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Before the first step of an epoch."""
+
+    def on_step_end(self, step: int, loss: torch.Tensor, extra: torch.Tensor | None = None) -> None:
+        """After the optimizer step; ``loss`` (task) and ``extra`` are detached 0-dim tensors, possibly on a device."""
+
+    def on_epoch_end(self, epoch: int, loss: float) -> None:
+        """After an epoch (one evaluation period); ``loss`` is the mean task loss of its steps."""
+
+    def extra_loss(self) -> torch.Tensor | None:
+        """A term to add to the loss of the forward pass just made, or None."""
+        return None
+
+    def metrics(self) -> dict[str, float]:
+        """Figures worth a line in the run's metrics (for example the PFQ stage)."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that is not in the model: plain values and tensors only (loadable with ``weights_only=True``)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, layers' precision included."""
+
+    # -- fixed -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, model: nn.Module, context: MethodContext | None = None) -> nn.Module:
+        """Turn ``model`` into its low-precision form and return it.
+
+        Args:
+            model: a plain FP32 model; its parameters are kept (and shared), its layers may be replaced in place.
+            context: what is known of the run; the default suits a loop of your own.
+
+        Raises:
+            ConfigError: the method does not fit the model.
+        """
+        self.context = context or MethodContext()
+        self.state = QuantState(seed=self.context.seed, ledger=self.context.ledger)
+        return self.convert(model, self.context)
+
+    def on_step_start(self, step: int) -> None:
+        """Before the forward pass of a step: sets the step that stochastic rounding depends on."""
+        self.state.step = step
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""

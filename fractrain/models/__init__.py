@@ -1,0 +1,1 @@
+"""The models, each with its list of gateable blocks."""

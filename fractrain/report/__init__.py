@@ -1,0 +1,1 @@
+"""Tables, figures and publishing: views over stored runs and published numbers."""
