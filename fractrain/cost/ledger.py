@@ -9,6 +9,7 @@ the ledger is read. Every cost figure (effective MACs, cp, BitOPs, energy, laten
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -137,7 +138,7 @@ class Ledger:
         self.flush()
         return {
             "version": FORMAT_VERSION,
-            "meta": self.meta,
+            "meta": copy.deepcopy(self.meta),
             "work": {name: [list(e) for e in entries] for name, entries in sorted(self._work.items())},
             "units": [[*key, n] for key, n in sorted(self._units.items()) if n],
             "samples": [[*key, n] for key, n in sorted(self._samples.items())],
@@ -151,7 +152,7 @@ class Ledger:
         """
         if state.get("version") != FORMAT_VERSION:
             raise ValueError(f"ledger format {state.get('version')!r}, this release reads {FORMAT_VERSION}")
-        self.meta = dict(state["meta"])
+        self.meta = copy.deepcopy(state["meta"])
         self._work = {name: tuple(Entry(*e) for e in entries) for name, entries in state["work"].items()}
         self._units = {(p, e, w): n for p, e, w, n in state["units"]}
         self._samples = {(p, e): n for p, e, n in state["samples"]}

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fractrain.cost.ledger import Entry, Ledger
+from fractrain.cost.ledger import Ledger
+from fractrain.quant.kernels import Kernels
 from fractrain.seeds import derive_seed
 
 
@@ -15,20 +16,23 @@ from fractrain.seeds import derive_seed
 class CandidateScope:
     """One pass through a gated block at one candidate precision.
 
-    While a scope is active the layers do not count themselves: they put their per-sample entries into ``entries``, and
-    the block counts them times the samples that chose the candidate.
+    While a scope is active the layers do not count themselves: each adds ``(layer, MACs per sample, has EB, has GC)``
+    to ``sites``, and the block counts them times the samples that chose the candidate.
 
     Attributes:
         index: candidate number; part of the name that stochastic rounding depends on.
+        input: the block's input.
+        forward_key: passes with equal keys have equal forward values.
         memo: shared by all passes through the block in one step, so that the range of the block's input is measured
             once and passes whose forward precision is equal share their products.
-        forward_key: passes with equal keys have equal forward values.
+        sites: what ran in this pass.
     """
 
     index: int
-    memo: dict[Any, Any]
+    input: torch.Tensor
     forward_key: Any
-    entries: list[Entry] = field(default_factory=list)
+    memo: dict[Any, Any]
+    sites: list[Any] = field(default_factory=list)
 
 
 class QuantState:
@@ -39,24 +43,33 @@ class QuantState:
         step: current training step (0-based); stochastic rounding is a function of it.
         sample_offset: index of this process's first sample in the global batch, so that rounding does not depend on the
             number of workers.
+        ledger: where executed products are counted.
+        kernels: ``auto``, ``reference`` or ``fused``; all give the same bits.
         scope: the active :class:`CandidateScope`, or None.
     """
 
-    def __init__(self, seed: int = 0, ledger: Ledger | None = None) -> None:
+    def __init__(self, seed: int = 0, ledger: Ledger | None = None, kernels: Kernels = "auto") -> None:
         self.seed = derive_seed(seed, "rounding")
         self.step = 0
         self.sample_offset = 0
         self.ledger = ledger if ledger is not None else Ledger()
+        self.kernels: Kernels = kernels
         self.scope: CandidateScope | None = None
+        self._watched: dict[tuple[str, str], torch.Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantState:
         """Copies of a model keep sharing one state (a deep copy would split it layer by layer)."""
         return self
 
+    def watch(self, site: str, what: str, low: torch.Tensor, high: torch.Tensor) -> None:
+        """Note on the device whether limits were finite; :meth:`bad_site` reads the notes later."""
+        bad = ~(torch.isfinite(low).all() & torch.isfinite(high).all())
+        key = (site, what)
+        self._watched[key] = self._watched[key] | bad if key in self._watched else bad
 
-def as_float_bits(bits: int) -> int:
-    """Width under which an operand is counted: 32 for anything that is not quantized."""
-    return bits if bits < 32 else 32
-
-
-__all__ = ["CandidateScope", "QuantState", "as_float_bits", "torch"]
+    def bad_site(self) -> tuple[str, str] | None:
+        """First (layer, operand) whose limits were not finite since the start, or None; reads the device once."""
+        if not self._watched:
+            return None
+        flags = torch.stack(list(self._watched.values())).tolist()
+        return next((key for key, bad in zip(self._watched, flags, strict=True) if bad), None)

@@ -1,0 +1,53 @@
+"""sbm: "Scalable Methods for 8-bit Training" (Banner et al., NeurIPS 2018, arXiv 1805.11046), in two variants.
+
+``variant=fractrain`` (default): the quantizer of the FracTrain authors' code, which their tables call SBM. FW: A affine per
+tensor (extremes of the batch, running range in evaluation), W affine per output filter, both nearest. EB, GC: E affine per
+tensor, stochastic, the same quantized E in both products. All convolutions; classifier and BatchNorm in floating point.
+
+``variant=banner``: as published. W affine per tensor; A affine with the mean over samples of each sample's extremes; E
+stochastic in EB, *floating point in GC* (gradient bifurcation); Range BN at 8 bits; first layer and classifier quantized.
+Departures: Banner's released code rounds activations stochastically through an argument slip; we round to nearest.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from fractrain.methods.base import Method, MethodContext, MethodSettings
+from fractrain.quant.convert import convert
+from fractrain.quant.formats import Affine
+from fractrain.quant.precision import FLOAT, Operand, Precision, fractrain_precision
+from fractrain.quant.range_norm import replace_batch_norm
+
+
+class SBMSettings(MethodSettings):
+    """Settings of sbm."""
+
+    variant: Literal["fractrain", "banner"] = Field("fractrain", description="whose SBM: see `sbm` in the docs")
+    bits: int = Field(8, ge=2, le=16, description="forward bits (A and W)")
+    grad_bits: int = Field(8, ge=2, le=16, description="error bits")
+    running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (variant fractrain)")
+
+
+class SBM(Method):
+    """Static 8-bit training (SBM): as the FracTrain authors ran it, or as Banner et al. published it."""
+
+    name = "sbm"
+    source = "Banner et al., NeurIPS 2018 (arXiv 1805.11046); FracTrain authors' train_base.py"
+    Settings = SBMSettings
+
+    def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
+        """Quantize by variant."""
+        s: SBMSettings = self.settings
+        if s.variant == "fractrain":
+            precision = fractrain_precision(s.bits, s.bits, s.grad_bits, s.running)
+            return convert(model, precision, self.state, types=(nn.Conv2d,), keep_last=False)
+        # Banner's running range keeps a tenth of the old value.
+        a = Operand(s.bits, Affine(statistic="mean"), running=0.1)
+        w = Operand(s.bits, Affine())
+        e = Operand(s.grad_bits, Affine(rounding="stochastic"))
+        convert(model, Precision(fw_a=a, fw_w=w, eb_e=e, eb_w=w, gc_a=a, gc_e=FLOAT), self.state, keep_last=False)
+        return replace_batch_norm(model, self.state, s.bits, s.grad_bits)

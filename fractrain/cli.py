@@ -1,0 +1,120 @@
+"""The command line ``fractrain VERB ...``.
+
+Exit codes: 0 done, 1 a run failed, 2 wrong usage or bad input, 130 interrupted.
+
+The verbs are in :mod:`fractrain.commands`; here is what holds for all of them: how errors are told and with which code
+the program ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+import fractrain
+from fractrain.commands.catalog import list_command
+from fractrain.commands.common import NearestGroup, debug_wanted, say
+from fractrain.commands.data import data_group
+from fractrain.commands.doctor import doctor_command
+from fractrain.commands.publish import publish_command
+from fractrain.commands.runs import run_command
+from fractrain.commands.tables import plan_command, reproduce_command, table_command
+from fractrain.errors import FractrainError
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class CommandLine(NearestGroup):
+    """The whole command line: reports errors in one line and ends with the documented codes."""
+
+    def main(  # type: ignore[override]  # never returns in standalone mode, which is the only one used
+        self, args: Sequence[str] | None = None, prog_name: str | None = "fractrain", **extra: Any
+    ) -> NoReturn:
+        """Run the verb in ``args`` and exit with its code."""
+        given = list(sys.argv[1:] if args is None else args)
+        debug = debug_wanted() or "--debug" in given
+        extra["standalone_mode"] = False
+        sys.exit(self._guarded([a for a in given if a != "--debug"], prog_name, debug, extra))
+
+    def _guarded(self, args: list[str], prog_name: str | None, debug: bool, extra: dict[str, Any]) -> int:
+        """Run, tell any error in one line on stderr, and return the exit code."""
+        try:
+            result = super().main(args, prog_name, **extra)
+            sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
+        except (KeyboardInterrupt, click.Abort):
+            say("fractrain: interrupted; the same command goes on where this one stopped")
+            return INTERRUPTED
+        except click.ClickException as error:
+            return _tell(_usage_line(error), error, debug, USAGE)
+        except FractrainError as error:
+            if error.exit_code == INTERRUPTED:
+                say(f"fractrain: {error}")
+                return INTERRUPTED
+            return _tell(str(error), error, debug, error.exit_code)
+        except BrokenPipeError:
+            # The reader has gone: nothing can be said to it, and the interpreter must not try again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return FAILED
+        except OSError as error:
+            code = USAGE if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else FAILED
+            return _tell(_os_line(error), error, debug, code)
+        return int(result or DONE)
+
+
+def _tell(line: str, error: BaseException, debug: bool, code: int) -> int:
+    if debug:
+        traceback.print_exception(error)
+    say(f"fractrain: error: {' '.join(line.split())}")
+    return code
+
+
+def _usage_line(error: click.ClickException) -> str:
+    """Return click's message with the command whose help to read."""
+    context = getattr(error, "ctx", None)
+    where = f"; `{context.command_path} --help` explains" if context is not None else ""
+    return error.format_message().rstrip(".") + where
+
+
+def _os_line(error: OSError) -> str:
+    """Return what the operating system refused and how to mend it."""
+    mend = {
+        errno.ENOSPC: "free some space and run the same command again, it goes on where it stopped",
+        errno.EDQUOT: "free some space and run the same command again, it goes on where it stopped",
+        errno.EACCES: "choose a folder you may write to (--results, --out, --data-dir)",
+        errno.EPERM: "choose a folder you may write to (--results, --out, --data-dir)",
+        errno.EROFS: "choose a folder you may write to (--results, --out, --data-dir)",
+    }.get(error.errno or 0, "FRACTRAIN_DEBUG=1 shows where")
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{error.strerror or error}; {mend}"
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(fractrain.__version__, prog_name="fractrain")
+@click.option("--debug", is_flag=True, help="Show tracebacks (also FRACTRAIN_DEBUG=1).")
+def main(debug: bool) -> None:
+    """Train low-precision methods in one harness and compare them with what was published.
+
+    Start with `fractrain doctor`, then `fractrain reproduce table2`.
+    """
+
+
+for _command in (
+    list_command,
+    run_command,
+    reproduce_command,
+    table_command,
+    plan_command,
+    publish_command,
+    data_group,
+    doctor_command,
+):
+    main.add_command(_command)
+
+if __name__ == "__main__":
+    main()

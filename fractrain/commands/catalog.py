@@ -1,0 +1,162 @@
+"""``fractrain list``: what there is, from the registries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fractrain.commands.common import (
+    NearestChoice,
+    emit_json,
+    json_option,
+    options,
+    plain,
+    plugin_option,
+    say,
+    stdout_to_stderr,
+)
+from fractrain.errors import PluginError
+
+if TYPE_CHECKING:
+    from fractrain.methods.registry import MethodRegistry
+
+Entry = dict[str, Any]
+
+
+def _methods() -> list[Entry]:
+    from fractrain.methods.registry import MethodRegistry
+
+    registry = MethodRegistry.discover()
+    for problem in registry.problems:
+        say(f"fractrain: warning: {problem}")
+    return [_method(registry, name) for name in registry.names()]
+
+
+def _method(registry: MethodRegistry, name: str) -> Entry:
+    """All that is known of a method. One that cannot be loaded is listed too, with the reason, and hides no other."""
+    try:
+        kind = registry.get(name)
+    except PluginError as error:
+        return {"name": name, "description": f"cannot be used: {error}", "problem": str(error), "settings": []}
+    return {
+        "name": name,
+        "description": kind.summary(),
+        "source": kind.source,
+        "version": kind.version,
+        "settings": [_setting(key, field) for key, field in kind.Settings.model_fields.items()],
+        "notes": " ".join((kind.__doc__ or "").split("\n", 1)[-1].split()),
+    }
+
+
+def _setting(key: str, field: Any) -> Entry:
+    kind = field.annotation
+    return {
+        "name": key,
+        "type": kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", ""),
+        "default": None if field.is_required() else plain(field.get_default(call_default_factory=True)),
+        "required": field.is_required(),
+        "description": field.description or "",
+    }
+
+
+def _models() -> list[Entry]:
+    from fractrain.models import registry
+
+    return [_without_callables(registry.info(name)) for name in registry.names()]
+
+
+def _datasets() -> list[Entry]:
+    from fractrain.data import registry
+
+    return [_without_callables(registry.info(name)) for name in registry.names()]
+
+
+def _without_callables(info: Any) -> Entry:
+    values = {name: getattr(info, name) for name in info.__dataclass_fields__}
+    return {name: plain(value) for name, value in values.items() if not callable(value)}
+
+
+def _tables() -> list[Entry]:
+    from fractrain.report.spec import load_spec, table_names
+
+    specs = [load_spec(name) for name in table_names()]
+    return [
+        {
+            "name": spec.name,
+            "description": spec.title,
+            "source": spec.source,
+            "version": spec.version,
+            "pairs": [[pair.model, pair.dataset] for pair in spec.pairs],
+            "methods": list(dict.fromkeys(row.method for row in spec.rows)),
+        }
+        for spec in specs
+    ]
+
+
+def _hardware() -> list[Entry]:
+    from fractrain.cost.hardware import HARDWARE
+
+    models = [HARDWARE.get(name) for name in HARDWARE.names()]
+    return [{"name": m.name, "description": m.description, "source": m.source} for m in models]
+
+
+KINDS: dict[str, Callable[[], list[Entry]]] = {
+    "methods": _methods,
+    "models": _models,
+    "datasets": _datasets,
+    "tables": _tables,
+    "hardware": _hardware,
+}
+
+
+def _details(kind: str, entry: Entry) -> list[str]:
+    """Lines under an entry's description."""
+    if kind == "methods":
+        settings = [f"{s['name']}={'required' if s['required'] else _short(s['default'])}" for s in entry["settings"]]
+        source = entry.get("source")
+        return [*([f"settings: {', '.join(settings)}"] if settings else []), *([f"source: {source}"] if source else [])]
+    if kind == "models":
+        macs = [f"{count:,} forward MACs on {name}" for name, count in entry["forward_macs"].items()]
+        return [*macs, f"{entry['blocks']} gateable blocks"]
+    if kind == "datasets":
+        shape = "x".join(str(n) for n in entry["shape"])
+        where = "embedded" if entry["embedded"] else f"download of {entry['bytes'] / 1e6:.0f} MB"
+        stands = f", stands for {entry['stands_for']} in the smoke profile" if entry["stands_for"] else ""
+        return [f"{entry['train_size']:,} + {entry['test_size']:,} samples of {shape}, {where}{stands}"]
+    return [f"source: {entry['source']}"]
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _print(kind: str, entries: list[Entry]) -> None:
+    width = max([len(entry["name"]) for entry in entries], default=0)
+    for entry in entries:
+        title = entry.get("description") or entry.get("title")
+        click.echo(f"{entry['name']:<{width}}  {title}")
+        for line in _details(kind, entry):
+            click.echo(f"{'':<{width}}    {line}")
+
+
+@click.command("list", short_help="List methods, models, datasets, tables or hardware models.")
+@options(
+    click.argument("kind", type=NearestChoice([*KINDS, "all"]), default="all", metavar="[KIND]"),
+    plugin_option,
+    json_option,
+)
+def list_command(kind: str, as_json: bool) -> None:
+    """List what there is: methods, models, datasets, tables, hardware (all of them without KIND)."""
+    kinds = list(KINDS) if kind == "all" else [kind]
+    with stdout_to_stderr():
+        found = {name: KINDS[name]() for name in kinds}
+    if as_json:
+        emit_json(found if kind == "all" else found[kind])
+        return
+    for number, (name, entries) in enumerate(found.items()):
+        if kind == "all":
+            click.echo(f"{'' if number == 0 else chr(10)}{name}")
+        _print(name, entries)

@@ -1,0 +1,161 @@
+"""What all verbs share: options, JSON output, the clean split between stdout and stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from fractrain.errors import did_you_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PROFILES = ("smoke", "short", "paper")
+RESULTS_ENV = "FRACTRAIN_RESULTS"
+PLUGINS_ENV = "FRACTRAIN_PLUGINS"
+DEFAULT_RESULTS = "results/runs"
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Apply click options in the order in which they shall appear in ``--help``."""
+
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+class NearestChoice(click.Choice[str]):
+    """A choice whose error names the nearest possibility."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value if it is one of the choices."""
+        if value not in self.choices:
+            self.fail(
+                f"{value!r} is not known{did_you_mean(str(value), self.choices)}; choose from {self._all()}", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+    def _all(self) -> str:
+        return ", ".join(self.choices)
+
+
+class NearestGroup(click.Group):
+    """A group of verbs whose error names the nearest verb."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; an unknown one is reported with the nearest known."""
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            verbs = self.list_commands(ctx)
+            hint = did_you_mean(name, verbs) or f"; there are {', '.join(verbs)}"
+            raise click.UsageError(f"no such command {name!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on stdout, everything else on stderr."
+)
+profile_option = click.option(
+    "--profile",
+    type=NearestChoice(PROFILES),
+    default="smoke",
+    show_default=True,
+    help="smoke: embedded data, minutes. short: real data, 1/8 of the paper's length. paper: the paper's protocol.",
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."
+)
+data_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where the data sets lie.  [default: $FRACTRAIN_DATA, else ./data]",
+)
+download_option = click.option("--download", is_flag=True, help="Fetch data sets that are not there.")
+results_option = click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar=RESULTS_ENV,
+    default=DEFAULT_RESULTS,
+    show_default=f"${RESULTS_ENV}, else {DEFAULT_RESULTS}",
+    metavar="DIR",
+    help="The run store.",
+)
+
+
+def _add_plugins(ctx: click.Context, _: click.Parameter, files: tuple[str, ...]) -> None:
+    """Make plugin files known to this process and its workers until the command ends."""
+    if not files:
+        return
+    before = os.environ.get(PLUGINS_ENV)
+    os.environ[PLUGINS_ENV] = os.pathsep.join([*([before] if before else []), *files])
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(PLUGINS_ENV, None)
+        else:
+            os.environ[PLUGINS_ENV] = before
+
+    ctx.call_on_close(restore)
+
+
+plugin_option = click.option(
+    "--plugin",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    callback=_add_plugins,
+    expose_value=False,
+    metavar="FILE",
+    help=f"A file with a method of your own; may be repeated (also ${PLUGINS_ENV}).",
+)
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as something JSON knows; a float that is not finite becomes None."""
+    if hasattr(value, "model_dump"):
+        return plain(value.model_dump(mode="json"))
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)
+
+
+def emit_json(value: Any) -> None:
+    """Write one JSON document to stdout."""
+    click.echo(json.dumps(plain(value), indent=2, allow_nan=False))
+
+
+def say(text: str) -> None:
+    """Write a line for people to stderr, at once."""
+    click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send what libraries print to stderr, so that stdout holds the result alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def debug_wanted() -> bool:
+    """Return whether the environment asks for tracebacks (``FRACTRAIN_DEBUG=1``)."""
+    return os.environ.get("FRACTRAIN_DEBUG", "") not in ("", "0")

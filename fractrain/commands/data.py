@@ -1,0 +1,64 @@
+"""``fractrain data``: are the data sets there and whole, and how to get them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fractrain.commands.common import NearestGroup, data_option, emit_json, json_option, options, say, stdout_to_stderr
+
+if TYPE_CHECKING:
+    from fractrain.data.manage import DataStatus
+
+
+@click.group("data", cls=NearestGroup)
+def data_group() -> None:
+    """Look for data sets, fetch them, check them."""
+
+
+@data_group.command("status")
+@options(click.argument("name", required=False), data_option, json_option)
+def status_command(name: str | None, data_dir: Path | None, as_json: bool) -> None:
+    """Say which data sets are complete here (all of them, or NAME)."""
+    from fractrain.data import manage, registry
+
+    with stdout_to_stderr():
+        found = [manage.status(one, data_dir) for one in ([name] if name else registry.names())]
+    _show(found, as_json)
+
+
+@data_group.command("fetch")
+@options(click.argument("name"), data_option, json_option)
+def fetch_command(name: str, data_dir: Path | None, as_json: bool) -> None:
+    """Download NAME, checksum by checksum; does nothing when it is there."""
+    from fractrain.data import manage
+
+    say(f"fetching {name} ...")
+    with stdout_to_stderr():
+        found = manage.fetch(name, data_dir)
+    _show([found], as_json)
+
+
+@data_group.command("verify")
+@options(click.argument("name"), data_option, json_option)
+def verify_command(name: str, data_dir: Path | None, as_json: bool) -> None:
+    """Check every checksum of NAME, load it and count its samples."""
+    from fractrain.data import manage
+
+    say(f"verifying {name} ...")
+    with stdout_to_stderr():
+        found = manage.verify(name, data_dir)
+    _show([found], as_json)
+
+
+def _show(found: list[DataStatus], as_json: bool) -> None:
+    if as_json:
+        emit_json(found)
+        return
+    width = max(len(one.name) for one in found)
+    for one in found:
+        click.echo(f"{one.name:<{width}}  {'ready' if one.ok else 'not ready'}: {one.message}")
+        if one.advice:
+            click.echo(f"{'':<{width}}  {one.advice}")

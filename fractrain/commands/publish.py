@@ -1,0 +1,64 @@
+"""``fractrain publish``: finished runs and rendered tables to wandb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from fractrain.commands.common import NearestChoice, emit_json, json_option, options, results_option, stdout_to_stderr
+
+
+@click.command("publish", short_help="Send finished runs and tables to wandb.")
+@options(
+    click.argument("run_ids", nargs=-1, metavar="[RUN_ID]..."),
+    click.option("--project", default="fractrain", show_default=True, help="The wandb project."),
+    click.option("--entity", help="The wandb user or team.  [default: $WANDB_ENTITY, else who is logged in]"),
+    click.option(
+        "--mode",
+        type=NearestChoice(["auto", "online", "offline"]),
+        default="auto",
+        show_default=True,
+        help="offline writes files that `wandb sync` sends later; auto follows $WANDB_MODE.",
+    ),
+    click.option(
+        "--table",
+        "tables",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="A rendered table, or a folder of them; may be repeated.  [default: results/tables, where there]",
+    ),
+    click.option("--no-tables", is_flag=True, help="Send runs only."),
+    click.option("--force", is_flag=True, help="Send again what was sent before."),
+    results_option,
+    json_option,
+)
+def publish_command(
+    run_ids: tuple[str, ...],
+    project: str,
+    entity: str | None,
+    mode: Literal["auto", "online", "offline"],
+    tables: tuple[Path, ...],
+    no_tables: bool,
+    force: bool,
+    results: Path,
+    as_json: bool,
+) -> None:
+    """Send finished runs, their ledgers and the tables to wandb, each exactly once (all runs, or RUN_ID ...)."""
+    from fractrain.commands.tables import DEFAULT_OUT
+    from fractrain.engine.store import RunStore
+    from fractrain.report.publish import publish
+
+    usual = [folder for folder in (Path(DEFAULT_OUT),) if folder.is_dir()]
+    chosen = [] if no_tables else list(tables) or usual
+    with stdout_to_stderr():
+        sent = publish(RunStore(results), project, entity, mode, list(run_ids) or None, chosen, force=force)
+    if as_json:
+        emit_json(sent)
+        return
+    for one in sent:
+        click.echo(f"{one.run_id}  {one.action}  {one.where}")
+    if not sent:
+        click.echo("nothing to publish: no finished run in the run store")

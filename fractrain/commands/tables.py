@@ -1,0 +1,218 @@
+"""``fractrain plan``, ``reproduce`` and ``table``: the runs of a table, running what is missing, printing it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fractrain.commands.common import (
+    NearestChoice,
+    data_option,
+    device_option,
+    download_option,
+    emit_json,
+    json_option,
+    options,
+    plugin_option,
+    profile_option,
+    results_option,
+    say,
+    stdout_to_stderr,
+)
+
+if TYPE_CHECKING:
+    from fractrain.engine.executor import Outcome, Site
+    from fractrain.report.grid import PlannedRun
+    from fractrain.report.spec import TableSpec
+
+FORMATS = ("md", "csv", "tex", "html", "json")
+DEFAULT_OUT = "results/tables"
+
+name_argument = click.argument("table")
+seeds_option = click.option(
+    "--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds 0 to N-1.  [default: the table's for the profile]"
+)
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_OUT,
+    show_default=True,
+    metavar="DIR",
+    help="Where the table is written in all formats.",
+)
+
+
+@click.command("plan", short_help="Show what a table still needs to run.")
+@options(name_argument, profile_option, seeds_option, results_option, plugin_option, json_option)
+def plan_command(table: str, profile: str, seeds: int | None, results: Path, as_json: bool) -> None:
+    """Show the runs of TABLE: what is cached already, what would run."""
+    runs = _plan(table, profile, seeds, results)[1]
+    _show_plan(runs, as_json)
+
+
+@click.command("table", short_help="Print a table from the runs there are.")
+@options(
+    name_argument,
+    click.option("--format", "form", type=NearestChoice(FORMATS), default="md", show_default=True),
+    profile_option,
+    seeds_option,
+    results_option,
+    plugin_option,
+)
+def table_command(table: str, form: str, profile: str, seeds: int | None, results: Path) -> None:
+    """Print TABLE from the runs there are; nothing is run."""
+    from fractrain.engine.store import RunStore
+    from fractrain.report.build import build_table
+    from fractrain.report.render import render
+    from fractrain.report.spec import load_spec
+
+    with stdout_to_stderr():
+        text = render(build_table(load_spec(table), RunStore(results), profile, seeds), form)
+    click.echo(text.rstrip("\n"))
+
+
+@click.command("reproduce", short_help="Run what a table needs, then print it.")
+@options(
+    name_argument,
+    profile_option,
+    seeds_option,
+    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at the same time."),
+    click.option("--dry-run", is_flag=True, help="Show the plan and stop."),
+    device_option,
+    data_option,
+    download_option,
+    results_option,
+    out_option,
+    plugin_option,
+    json_option,
+)
+def reproduce_command(
+    table: str,
+    profile: str,
+    seeds: int | None,
+    jobs: int,
+    dry_run: bool,
+    device: str,
+    data_dir: Path | None,
+    download: bool,
+    results: Path,
+    out: Path,
+    as_json: bool,
+) -> int:
+    """Run what is missing of TABLE, then print it and write it to DIR in all formats.
+
+    Runs that are finished are never repeated; interrupted ones go on where they stopped. Exit code 1 when a run failed.
+    """
+    say(f"{table}, profile {profile}: planning ...")
+    from fractrain.engine.executor import Site
+
+    spec, runs = _plan(table, profile, seeds, results)
+    if dry_run:
+        _show_plan(runs, as_json)
+        return 0
+    say(_counts(runs))
+    site = Site(store=results, device=device, data_dir=data_dir, download=download)
+    outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs)
+    _finish(spec, profile, seeds, results, out, outcomes if as_json else None)
+    return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
+
+
+def _plan(table: str, profile: str, seeds: int | None, results: Path) -> tuple[TableSpec, list[PlannedRun]]:
+    from fractrain.engine.store import RunStore
+    from fractrain.report.grid import plan
+    from fractrain.report.spec import load_spec
+
+    with stdout_to_stderr():
+        spec = load_spec(table)
+        return spec, plan(spec, profile, seeds, RunStore(results))
+
+
+def _counts(runs: Sequence[PlannedRun]) -> str:
+    counts = Counter(run.state for run in runs)
+    return f"{len(runs)} runs: " + ", ".join(f"{number} {state}" for state, number in counts.items())
+
+
+def _show_plan(runs: Sequence[PlannedRun], as_json: bool) -> None:
+    from fractrain.report.grid import plan_text
+
+    if not as_json:
+        click.echo(plan_text(runs))
+        return
+    emit_json(
+        {
+            "counts": dict(Counter(run.state for run in runs)),
+            "runs": [
+                {"run_id": run.run_id or None, "state": run.state, "reason": run.reason, "seed": run.seed}
+                | run.request.model_dump(mode="json")
+                for run in runs
+            ],
+        }
+    )
+
+
+def _execute(configs: Sequence[Any], site: Site, jobs: int) -> list[Outcome]:
+    """Run all configurations; say how those ended that failed."""
+    if not configs:
+        return []
+    from fractrain.engine.executor import LocalExecutor
+    from fractrain.engine.progress import make_progress
+
+    with stdout_to_stderr():
+        _check_site(configs, site)
+        outcomes = LocalExecutor(jobs, _gpus(site.device)).run(configs, site, make_progress())
+    for outcome in outcomes:
+        if outcome.status != "done":
+            say(f"{outcome.run_id}: {outcome.status}: {outcome.message}")
+    return outcomes
+
+
+def _check_site(configs: Sequence[Any], site: Site) -> None:
+    """Refuse what every single run would fail at: no such device, data that is not there.
+
+    Raises:
+        MachineError: no such device, or no network for a download.
+        DataError: a data set is missing or corrupt.
+    """
+    from fractrain.data import manage
+    from fractrain.engine.device import resolve_device
+    from fractrain.errors import DataError
+
+    resolve_device(site.device)
+    for name in dict.fromkeys(config.dataset for config in configs):
+        found = (manage.fetch if site.download else manage.status)(name, site.data_dir)
+        if not found.ok:
+            raise DataError("; ".join(filter(None, (found.message, found.advice))))
+
+
+def _gpus(device: str) -> list[str]:
+    """GPU numbers to deal out to the jobs; none where a certain device was asked for, or there is no GPU."""
+    import torch
+
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _finish(
+    spec: TableSpec, profile: str, seeds: int | None, results: Path, out: Path, outcomes: list[Outcome] | None
+) -> None:
+    """Build the table from the store, write it, print it (as JSON with the outcomes, if these are given)."""
+    from fractrain.engine.store import RunStore
+    from fractrain.report.build import build_table
+    from fractrain.report.render import render, write_all
+
+    with stdout_to_stderr():
+        built = build_table(spec, RunStore(results), profile, seeds)
+        files = write_all(built, out)
+        text = render(built, "md")
+    if outcomes is None:
+        click.echo(text.rstrip("\n"))
+    else:
+        emit_json({"table": built.as_dict(), "outcomes": outcomes, "files": files})
+    say(f"written: {', '.join(str(file) for file in files)}")

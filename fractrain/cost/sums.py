@@ -1,0 +1,124 @@
+"""One pass over a ledger: integer sums by epoch and gateable block, from which all cost figures follow.
+
+An entry with a width of 0 stands for a product that was skipped (a block left out for a sample): it costs nothing and
+is no executed MAC, but stays in the denominator of cp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fractrain.cost.formulas import FLOAT_MAC_BITS
+from fractrain.errors import ConfigError
+
+if TYPE_CHECKING:  # reading a ledger needs no torch
+    from fractrain.cost.ledger import Ledger
+
+GATE = "gate"
+"""Layers with this component in their dotted name belong to a gate."""
+
+
+@dataclass
+class EpochSums:
+    """Integer sums over the ledger rows of one phase and epoch.
+
+    Attributes:
+        raw: executed MACs.
+        bitops: sum of ``macs * bits1 * bits2``.
+        forward: forward MACs outside gates, skipped ones included.
+        gate_forward: forward MACs of gates.
+        blocks: block name to ``[macs, skipped ones included; macs * bits1 * bits2]``, gates left out. Without blocks in
+            the ledger, all layers belong to one block whose name is empty.
+    """
+
+    raw: int = 0
+    bitops: int = 0
+    forward: int = 0
+    gate_forward: int = 0
+    blocks: dict[str, list[int]] = field(default_factory=dict)
+
+
+def collect(ledger: Ledger, phase: str = "train", until_epoch: int | None = None) -> dict[int, EpochSums]:
+    """Return the sums by epoch, ascending, of all epochs with work up to and including ``until_epoch``."""
+    blocks = frozenset(ledger.meta.get("blocks") or ())
+    place: dict[str, tuple[str | None, bool]] = {}
+    sums: dict[int, EpochSums] = {}
+    for row in ledger.rows():
+        if row.phase != phase or (until_epoch is not None and row.epoch > until_epoch):
+            continue
+        if row.layer not in place:
+            place[row.layer] = (block_of(row.layer, blocks), GATE in row.layer.split("."))
+        block, is_gate = place[row.layer]
+        s = sums.setdefault(row.epoch, EpochSums())
+        width = row.bits1 * row.bits2
+        s.bitops += row.macs * width
+        s.raw += row.macs if width else 0
+        if row.product == "FW" and is_gate:
+            s.gate_forward += row.macs
+        elif row.product == "FW":
+            s.forward += row.macs
+        if block is not None:
+            total = s.blocks.setdefault(block, [0, 0])
+            total[0] += row.macs
+            total[1] += row.macs * width
+    return dict(sorted(sums.items()))
+
+
+def block_of(layer: str, blocks: frozenset[str]) -> str | None:
+    """Return the block in whose cp the layer counts: its longest dotted prefix, or None if there is none.
+
+    A layer below a component ``gate`` inside the block counts in none. Without blocks, every layer belongs to ``""``.
+    """
+    if not blocks:
+        return ""
+    parts = layer.split(".")
+    for end in range(len(parts), 0, -1):
+        name = ".".join(parts[:end])
+        if name in blocks:
+            return None if GATE in parts[end:] else name
+    return None
+
+
+def weights_by_block(ledger: Ledger, given: Sequence[float] | Mapping[str, float] | None) -> dict[str, float]:
+    """Return the weight of each block by name; ``given`` None means ``meta["block_weights"]``, else 1 for each.
+
+    Raises:
+        ConfigError: the weights do not fit the blocks, one is negative, or all are zero.
+    """
+    blocks: list[str] = list(ledger.meta.get("blocks") or [""])
+    if given is None:
+        given = ledger.meta.get("block_weights") or [1.0] * len(blocks)
+    if isinstance(given, Mapping):
+        if set(given) != set(blocks):
+            wrong = ", ".join(sorted(set(given) ^ set(blocks)))
+            raise ConfigError(f"block weights do not fit the blocks of the ledger: {wrong} missing or unknown")
+        weights = dict(given)
+    elif len(given) != len(blocks):
+        raise ConfigError(f"{len(given)} block weights for {len(blocks)} blocks: give one for each")
+    else:
+        weights = dict(zip(blocks, given, strict=True))
+    if not (sum(weights.values()) > 0 and all(w >= 0 for w in weights.values())):
+        raise ConfigError("block weights must not be negative, and not all zero")
+    return weights
+
+
+def cp_of(sums: Iterable[EpochSums], weights: Mapping[str, float]) -> float:
+    """Return cp in percent of some epochs taken together: the weighted mean over blocks of cost over MACs.
+
+    Raises:
+        ConfigError: a block did no work.
+    """
+    totals = {block: [0, 0] for block in weights}
+    for s in sums:
+        for block, (macs, cost) in s.blocks.items():
+            totals[block][0] += macs
+            totals[block][1] += cost
+    weighted = 0.0
+    for block, weight in weights.items():
+        macs, cost = totals[block]
+        if not macs:
+            raise ConfigError(f"block {block!r} of the ledger did no work: is it the name of a module that has layers?")
+        weighted += weight * (cost / (macs * FLOAT_MAC_BITS))
+    return 100.0 * weighted / sum(weights.values())

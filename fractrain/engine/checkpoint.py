@@ -1,0 +1,131 @@
+"""Checkpoints that survive ``kill -9``, a full disk and a truncated file.
+
+One file: a header line (JSON: format, run id, SHA-256 and length of what follows), then what ``torch.save`` wrote.
+The newest and the one before are kept; a damaged newest one is found by its digest, moved aside, and the one before is
+used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from fractrain.engine.files import storing, sync_folder, temporary_name
+from fractrain.errors import CheckpointError
+
+FORMAT_VERSION: Final = 1
+_MAGIC: Final = "fractrain-checkpoint"
+_MAX_HEADER: Final = 4096
+
+_log = logging.getLogger(__name__)
+
+
+class _Damaged(Exception):
+    """The file is not what was written."""
+
+
+def previous(path: Path) -> Path:
+    """Name of the generation before ``path``: ``checkpoint.pt`` -> ``checkpoint.prev.pt``."""
+    return path.with_name(f"{path.stem}.prev{path.suffix}")
+
+
+def save(path: Path, state: dict[str, Any], run_id: str) -> None:
+    """Write a checkpoint: temporary file, fsync, the newest becomes the previous one, rename.
+
+    Args:
+        path: the newest generation, ``.../checkpoint.pt``.
+        state: tensors and plain values only.
+        run_id: the run it belongs to.
+
+    Raises:
+        StoreError: the operating system refused; the newest sound generation stays.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
+    header = {
+        "magic": _MAGIC,
+        "format": FORMAT_VERSION,
+        "run_id": run_id,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    temporary = temporary_name(path)
+    with storing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(json.dumps(header).encode() + b"\n")
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                path.replace(previous(path))
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def load(path: Path, run_id: str) -> dict[str, Any] | None:
+    """Return the newest sound checkpoint's state on the CPU, or None when there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: all generations are damaged, or one is of another format version or run.
+    """
+    damaged: list[str] = []
+    for candidate in (path, previous(path)):
+        with storing(candidate, "read"):
+            if not candidate.exists():
+                continue
+            content = candidate.read_bytes()
+        try:
+            state = _decode(content, candidate, run_id)
+        except _Damaged as error:
+            damaged.append(f"{candidate.name} is damaged ({error})")
+            continue
+        if damaged:
+            _log.warning("%s in %s: going on from %s", damaged[0], path.parent, candidate.name)
+            with storing(path):  # or the next save would push the sound one out
+                path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
+        return state
+    if damaged:
+        raise CheckpointError(f"{path.parent}: {' and '.join(damaged)}; delete them to start the run again")
+    return None
+
+
+def _decode(content: bytes, path: Path, run_id: str) -> dict[str, Any]:
+    line, newline, body = content.partition(b"\n")
+    if not newline or len(line) > _MAX_HEADER:
+        raise _Damaged("no header")
+    try:
+        header = json.loads(line)
+    except ValueError as error:
+        raise _Damaged("unreadable header") from error
+    if not isinstance(header, dict) or header.get("magic") != _MAGIC:
+        raise _Damaged("not a checkpoint")
+    if header.get("format") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint format {header.get('format')!r}, this release reads {FORMAT_VERSION}: delete the "
+            "run's folder, or use the release that wrote it"
+        )
+    if header.get("run_id") != run_id:
+        raise CheckpointError(f"{path} belongs to run {header.get('run_id')}, not to {run_id}: move it away")
+    if len(body) != header.get("bytes"):
+        raise _Damaged(f"{len(body)} of {header.get('bytes')} bytes")
+    if hashlib.sha256(body).hexdigest() != header.get("sha256"):
+        raise _Damaged("wrong digest")
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # sound bytes that hold something else than tensors and plain values
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} holds objects that are not loaded for safety: {reason}") from error
+    return state

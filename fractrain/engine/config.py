@@ -1,0 +1,233 @@
+"""A run as a value: what is trained on what, how, and an id that is a hash of everything that can change the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Annotated, Any, Final, Literal
+
+import pydantic
+from pydantic import Field, JsonValue
+
+from fractrain.engine.recipes import PROFILES, Profile, Recipe, default_profile, recipe_values, with_length
+from fractrain.engine.registries import Registries
+from fractrain.errors import ConfigError, did_you_mean
+
+FORMAT_VERSION: Final = 1
+
+
+class RunConfig(pydantic.BaseModel):
+    """Everything that can change the result of one training run; make one with :meth:`create`.
+
+    Attributes:
+        method: registry name of the method.
+        settings: the method's settings, validated and complete: a default spelled out gives the same id.
+        method_version: the method's ``version``; raised by its author when results change.
+        model, dataset: registry names.
+        setting: ``standard`` training from scratch.
+        profile: ``smoke``, ``short`` or ``paper``.
+        seed: all randomness derives from it.
+        recipe: length and optimizer settings.
+        format_version: version of this record.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    method: str
+    settings: dict[str, JsonValue]
+    method_version: int
+    model: str
+    dataset: str
+    setting: Literal["standard"] = "standard"
+    profile: Profile
+    seed: Annotated[int, Field(ge=0)]
+    recipe: Recipe
+    format_version: Literal[1] = FORMAT_VERSION
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        method: str,
+        model: str,
+        dataset: str,
+        profile: str | None = None,
+        seed: int = 0,
+        settings: Mapping[str, Any] | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        setting: str = "standard",
+        origin: str = "settings",
+        registries: Registries | None = None,
+    ) -> RunConfig:
+        """Resolve and validate a run.
+
+        Args:
+            method: registry name of the method.
+            model: registry name of the model.
+            dataset: registry name of the data set.
+            profile: None means ``smoke`` for an embedded data set and ``paper`` for a real one.
+            seed: the run's seed.
+            settings: the method's settings that differ from its defaults.
+            recipe: values that differ from the recipe of data set and profile. Another number of ``iterations`` scales
+                the milestones and the warm-up unless they are given too.
+            setting: only ``standard`` in this release.
+            origin: where settings and recipe came from (``--set``, a file), for error messages.
+            registries: where the names are looked up.
+
+        Raises:
+            ConfigError: an unknown name or key, a wrong type, or an impossible combination.
+        """
+        known = registries or Registries()
+        kind = known.method_class(method)
+        info = known.dataset_info(dataset)
+        if reason := known.misfit(model, dataset):
+            raise ConfigError(f"{model} cannot be trained on {dataset}: {reason}")
+        profile = profile or default_profile(info.embedded)
+        if profile not in PROFILES:
+            raise ConfigError(f"unknown profile {profile!r}{did_you_mean(profile, PROFILES)}; {', '.join(PROFILES)}")
+        values = recipe_values(dataset, profile, info.embedded)
+        recipe_value = merge_recipe(values, recipe or {}, origin)
+        try:
+            resolved = kind.Settings.model_validate(dict(settings or {})).model_dump(mode="json")
+        except pydantic.ValidationError as error:
+            where = f"{origin}: {method}"
+            raise ConfigError(explain(error, where, kind.Settings.model_fields)) from error
+        try:
+            return cls.model_validate(
+                {"method": method, "settings": resolved, "method_version": kind.version, "model": model,
+                 "dataset": dataset, "setting": setting, "profile": profile, "seed": seed, "recipe": recipe_value}
+            )  # fmt: skip
+        except pydantic.ValidationError as error:
+            raise ConfigError(explain(error, origin, cls.model_fields)) from error
+
+    @classmethod
+    def from_json(cls, text: str | bytes, origin: str) -> RunConfig:
+        """Read a config that :meth:`to_json` wrote.
+
+        Raises:
+            ConfigError: not JSON, another format version, or not a run config.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{origin}: not JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{origin}: not a run config")
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ConfigError(f"{origin}: run config of format {version!r}, this release reads {FORMAT_VERSION}")
+        try:
+            return cls.model_validate(values)
+        except pydantic.ValidationError as error:
+            raise ConfigError(explain(error, origin, cls.model_fields)) from error
+
+    def to_json(self) -> str:
+        """Return the config as indented JSON."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @cached_property
+    def run_id(self) -> str:
+        """Readable prefix plus 12 hex digits of the SHA-256 over the canonical JSON form."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        names = (re.sub(r"[^A-Za-z0-9_.]+", "_", name) for name in (self.method, self.model, self.dataset))
+        return f"{'-'.join(names)}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def __hash__(self) -> int:
+        return hash(self.run_id)
+
+
+def merge_recipe(values: Mapping[str, Any], changes: Mapping[str, Any], origin: str) -> Recipe:
+    """Return the recipe ``values`` with ``changes``; milestones and warm-up follow the number of iterations.
+
+    Raises:
+        ConfigError: unknown key or wrong type in ``changes``.
+    """
+    try:
+        recipe = Recipe.model_validate({**values, **changes})
+        if "iterations" in changes:
+            scaled = with_length(dict(values), recipe.iterations)
+            recipe = Recipe.model_validate({**scaled, **changes})
+    except pydantic.ValidationError as error:
+        raise ConfigError(explain(error, f"{origin}: recipe", Recipe.model_fields)) from error
+    return recipe
+
+
+def explain(error: pydantic.ValidationError, origin: str, known: Iterable[str] = ()) -> str:
+    """Fold pydantic's several lines into one.
+
+    Args:
+        error: what pydantic raised.
+        origin: where the values came from, for example ``--set`` or a file's path.
+        known: the keys there are, for "did you mean".
+    """
+    known = list(known)
+    parts = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = did_you_mean(key, known)
+            parts.append(f"unknown key {key!r}{near or '; known: ' + (', '.join(known) or 'none')}")
+        elif item["type"] == "missing":
+            parts.append(f"key {key!r} is missing")
+        else:
+            reason = " ".join(item["msg"].split())
+            parts.append(f"{key or 'value'}: {reason[:1].lower()}{reason[1:]}, got {item['input']!r}")
+    return f"{origin}: {'; '.join(parts)}"
+
+
+def parse_set(text: str) -> tuple[str, str, Any]:
+    """Read one ``--set`` argument.
+
+    Args:
+        text: ``key=value`` for the method's settings, ``recipe.key=value`` for the recipe; dots make nested settings.
+            The value is JSON (``0.1``, ``true``, ``[3,4,6,8]``), a list with commas (``3,4,6,8``), or plain text.
+
+    Returns:
+        ``("settings" or "recipe", key, value)``.
+
+    Raises:
+        ConfigError: there is no ``=`` or no key.
+    """
+    path, equals, raw = text.partition("=")
+    path = path.strip()
+    target, dot, key = path.partition(".")
+    if not equals or not path or (dot and not key):
+        raise ConfigError(f"--set {text!r}: expected KEY=VALUE, for example --set recipe.iterations=1000")
+    if target == "recipe" and not dot:
+        raise ConfigError(f"--set {text!r}: name the key, for example --set recipe.iterations=1000")
+    value = _parse_value(raw.strip())
+    return ("recipe", key, value) if target == "recipe" else ("settings", path, value)
+
+
+def collect_sets(texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read all ``--set`` arguments; return (settings, recipe) for :meth:`RunConfig.create`.
+
+    Raises:
+        ConfigError: an argument cannot be read, or a key is given twice.
+    """
+    found: dict[str, dict[str, Any]] = {"settings": {}, "recipe": {}}
+    for text in texts:
+        target, path, value = parse_set(text)
+        inner = found[target]
+        *parents, last = path.split(".")
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {text!r}: {parent!r} already has a plain value")
+        if last in inner:
+            raise ConfigError(f"--set {text!r}: {path!r} is given twice")
+        inner[last] = value
+    return found["settings"], found["recipe"]
+
+
+def _parse_value(raw: str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        pass  # not JSON: a list with commas, or text
+    if "," in raw and not raw.startswith(("[", "{", '"')):
+        return [_parse_value(part.strip()) for part in raw.split(",")]
+    return raw

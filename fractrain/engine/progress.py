@@ -1,0 +1,198 @@
+"""Progress for people: a bar with time left on a terminal, a line every few seconds otherwise, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import IO, Any, Final, Literal, Protocol
+
+from tqdm import tqdm
+
+LINE_INTERVAL_S: Final = 10.0
+Kind = Literal["auto", "bar", "line", "silent"]
+
+
+class Progress(Protocol):
+    """Told about the steps of one run, or of several runs added up."""
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        """Begin: ``done`` of ``total`` steps are behind us."""
+        ...
+
+    def update(self, done: int, loss: float | None = None, label: str | None = None) -> None:
+        """``done`` steps are behind us now; a new ``label`` replaces the old one."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Show a line of text without spoiling the bar."""
+        ...
+
+    def close(self) -> None:
+        """End; may be called twice, and without a start."""
+        ...
+
+
+class SilentProgress:
+    """Shows nothing."""
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        """Do nothing."""
+
+    def update(self, done: int, loss: float | None = None, label: str | None = None) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class BarProgress:
+    """A bar with the time left, on stderr or another terminal."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._bar: tqdm[Any] | None = None
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        """Show the bar."""
+        self._bar = tqdm(total=total, initial=done, desc=label, unit="it", file=self._stream, dynamic_ncols=True)
+
+    def update(self, done: int, loss: float | None = None, label: str | None = None) -> None:
+        """Move the bar."""
+        if self._bar is None:
+            return
+        if label is not None:
+            self._bar.set_description_str(label, refresh=False)
+        if loss is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def note(self, text: str) -> None:
+        """Write the line above the bar."""
+        tqdm.write(text, file=self._stream)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class LineProgress:
+    """A line every ``interval`` seconds, the first one at once: for logs."""
+
+    def __init__(
+        self,
+        stream: IO[str] | None = None,
+        interval: float = LINE_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._interval, self._clock = interval, clock
+        self._label, self._total, self._first, self._done = "", 0, 0, 0
+        self._loss: float | None = None
+        self._began = self._printed = 0.0
+        self._open = False
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        """Write the first line."""
+        self._label, self._total, self._first, self._done = label, total, done, done
+        self._began = self._printed = self._clock()
+        self._open = True
+        self.note(f"{label}: {done}/{total} steps done, going on" if done else f"{label}: {total} steps")
+
+    def update(self, done: int, loss: float | None = None, label: str | None = None) -> None:
+        """Write a line if the last one is old enough."""
+        self._done, self._loss, self._label = done, loss, label or self._label
+        now = self._clock()
+        if now - self._printed >= self._interval:
+            self._printed = now
+            self._line(now)
+
+    def _line(self, now: float) -> None:
+        moved = self._done - self._first
+        left = (now - self._began) / moved * (self._total - self._done) if moved else None
+        loss = "" if self._loss is None else f", loss {self._loss:.3f}"
+        eta = "" if left is None else f", {duration(left)} left"
+        percent = 100 * self._done / self._total if self._total else 100.0
+        self.note(f"{self._label}: {self._done}/{self._total} steps ({percent:.0f} %){loss}{eta}")
+
+    def note(self, text: str) -> None:
+        """Write the line."""
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Write the last line."""
+        if self._open:
+            self._open = False
+            took = duration(self._clock() - self._began)
+            self.note(f"{self._label}: {self._done}/{self._total} steps after {took}")
+
+
+class TableProgress:
+    """Progress over several runs: their steps added up, so that the time left is the table's.
+
+    Args:
+        inner: what shows it.
+    """
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+        self._done: dict[str, int] = {}
+        self._totals: dict[str, int] = {}
+        self._ended: set[str] = set()
+
+    def start(self, totals: dict[str, int], cached: int = 0) -> None:
+        """Begin.
+
+        Args:
+            totals: steps of each run that is to be done, by run id.
+            cached: number of runs that were done before.
+        """
+        self._totals, self._done, self._ended = dict(totals), dict.fromkeys(totals, 0), set()
+        if cached:
+            self._inner.note(f"{cached} runs are in the store already, {len(totals)} to do")
+        if totals:
+            self._inner.start(self._label(), sum(totals.values()))
+
+    def update(self, run_id: str, done: int) -> None:
+        """``done`` steps of one run are behind us."""
+        self._done[run_id] = done
+        self._inner.update(sum(self._done.values()), label=self._label())
+
+    def finish(self, run_id: str, status: str, message: str = "") -> None:
+        """One run has ended; anything but ``done`` is shown at once."""
+        self._ended.add(run_id)
+        self.update(run_id, self._totals.get(run_id, 0))
+        if status != "done":
+            self._inner.note(f"{run_id}: {status}: {message}")
+
+    def close(self) -> None:
+        """End."""
+        self._inner.close()
+
+    def _label(self) -> str:
+        return f"runs {len(self._ended)}/{len(self._totals)}"
+
+
+def make_progress(kind: Kind = "auto", stream: IO[str] | None = None) -> Progress:
+    """Return the progress display of that kind; ``auto`` is a bar on a terminal and lines elsewhere."""
+    stream = stream or sys.stderr
+    if kind == "auto":
+        kind = "bar" if stream.isatty() else "line"
+    if kind == "silent":
+        return SilentProgress()
+    return BarProgress(stream) if kind == "bar" else LineProgress(stream)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as ``45 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

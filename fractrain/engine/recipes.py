@@ -1,0 +1,113 @@
+"""How long and with which optimizer settings a model is trained: the recipe of each data set and profile.
+
+The CIFAR recipe is the paper's (64,000 iterations of 128 images, SGD with momentum, two drops of the learning rate;
+source: the authors' training scripts). ``short`` is one eighth of it. ``smoke`` is for the embedded data sets; on a
+real data set it is a reduced run that only shows that everything works.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import pydantic
+from pydantic import Field
+
+from fractrain.errors import ConfigError
+
+Profile = Literal["smoke", "short", "paper"]
+PROFILES: Final[tuple[Profile, ...]] = ("smoke", "short", "paper")
+
+SHORT: Final = 8  # a short run is one eighth of the paper's
+REAL_SMOKE: Final = 160  # smoke on real data: 400 iterations, about one CIFAR epoch
+
+
+class Recipe(pydantic.BaseModel):
+    """Length of training and optimizer settings.
+
+    Attributes:
+        iterations: optimizer steps.
+        batch_size: images per step.
+        lr, momentum, weight_decay: SGD without Nesterov's correction.
+        milestones: steps from which on the learning rate is multiplied by ``lr_decay`` once more.
+        warmup: steps of linear warm-up, 0 for none.
+        eval_every: steps of one evaluation period, the engine's "epoch"; 0 means one pass over the training set.
+        val_fraction: part of the training set held back for validation; 0 means no validation split.
+        augment: random crop and flip, where the data set has them.
+        deterministic: ask the GPU for deterministic algorithms only (a CPU run is always deterministic).
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    iterations: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    lr_decay: Annotated[float, Field(gt=0)] = 0.1
+    warmup: Annotated[int, Field(ge=0)] = 0
+    eval_every: Annotated[int, Field(ge=0)] = 0
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment: bool = True
+    deterministic: bool = False
+
+    @pydantic.field_validator("milestones")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("milestones must ascend")
+        return value
+
+
+_CIFAR: Final[dict[str, Any]] = {
+    "iterations": 64_000,
+    "batch_size": 128,
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "milestones": [32_000, 48_000],
+    "lr_decay": 0.1,
+}
+_PAPER: Final[dict[str, dict[str, Any]]] = {"cifar10": _CIFAR, "cifar100": _CIFAR}
+_SMOKE: Final[dict[str, Any]] = {**_CIFAR, "batch_size": 64, "val_fraction": 0.1}
+_EMBEDDED: Final[dict[str, dict[str, Any]]] = {
+    "digits": {**_SMOKE, "iterations": 240, "milestones": [150, 210]},
+    "digits100": {**_SMOKE, "iterations": 600, "milestones": [400, 520]},
+}
+
+
+def default_profile(embedded: bool) -> Profile:
+    """Return ``smoke`` for an embedded data set and ``paper`` for a real one."""
+    return "smoke" if embedded else "paper"
+
+
+def recipe_values(dataset: str, profile: str, embedded: bool) -> dict[str, Any]:
+    """Return the recipe of one data set and profile as plain values.
+
+    Raises:
+        ConfigError: an embedded data set with a profile that claims something about the paper, or no recipe known.
+    """
+    if embedded:
+        if profile != "smoke":
+            raise ConfigError(
+                f"profile {profile!r} needs a real data set, {dataset!r} is an embedded one: use --profile smoke"
+            )
+        return dict(_EMBEDDED.get(dataset, _EMBEDDED["digits"]))
+    if dataset not in _PAPER:
+        raise ConfigError(f"no recipe for data set {dataset!r} in this release: choose one of {', '.join(_PAPER)}")
+    paper = _PAPER[dataset]
+    if profile == "paper":
+        return dict(paper)
+    return with_length(paper, paper["iterations"] // (SHORT if profile == "short" else REAL_SMOKE))
+
+
+def with_length(values: dict[str, Any], iterations: int) -> dict[str, Any]:
+    """Return ``values`` for another number of iterations, milestones and warm-up scaled in proportion."""
+    ratio = iterations / values["iterations"]
+    scaled = [max(1, round(m * ratio)) for m in values.get("milestones", [])]
+    return {
+        **values,
+        "iterations": iterations,
+        "milestones": sorted(set(scaled)),
+        "warmup": round(values.get("warmup", 0) * ratio),
+    }

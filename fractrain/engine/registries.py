@@ -1,0 +1,107 @@
+"""The one place where the engine meets methods, models, data sets and costs: by name, through their registries.
+
+The engine knows none of them by name; a test, or a harness with parts of its own, passes a subclass instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fractrain.cost.ledger import Ledger
+    from fractrain.methods.base import Method
+
+
+class Stream(Protocol):
+    """Training batches with random access: the order is a function of (seed, epoch) alone."""
+
+    def __len__(self) -> int:
+        """Batches of one pass."""
+        ...
+
+    def batch(self, epoch: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return inputs and targets (int64) on the training device."""
+        ...
+
+
+class Registries:
+    """Looks everything up in the registries of the package; imports are late so that planning stays light."""
+
+    def method_class(self, name: str) -> type[Method]:
+        """Return a method's class; ConfigError or PluginError when there is none."""
+        from fractrain.methods import registry
+
+        return registry.get(name)
+
+    def method(self, name: str, settings: Mapping[str, Any]) -> Method:
+        """Return a new method object with validated settings."""
+        from fractrain.methods import registry
+
+        return registry.create(name, dict(settings))
+
+    def dataset_info(self, name: str) -> Any:
+        """Return what is known of a data set (``name``, ``classes``, ``shape``, ``embedded``, ...)."""
+        from fractrain.data import registry
+
+        return registry.info(name)
+
+    def misfit(self, model: str, dataset: str) -> str | None:
+        """Return why the pair is impossible, or None; ConfigError when either is unknown."""
+        from fractrain.models import registry
+
+        registry.info(model)
+        return registry.compatible(model, self.dataset_info(dataset))
+
+    def model(self, name: str, dataset: str, seed: int) -> nn.Module:
+        """Build the plain FP32 model for a data set."""
+        from fractrain.models import registry
+
+        info = self.dataset_info(dataset)
+        return registry.build(name, info.classes, info.shape, seed)
+
+    def forward_macs(self, model: nn.Module, dataset: str) -> int:
+        """Exact MACs of one sample's forward pass through the plain model."""
+        from fractrain.models.macs import forward_macs
+
+        return int(forward_macs(model, self.dataset_info(dataset).shape))
+
+    def data(self, name: str, data_dir: Path | None, download: bool, val_fraction: float, seed: int) -> Any:
+        """Load a data set: an object with ``train``, ``val`` (or None), ``test``, ``info`` and ``digest``."""
+        from fractrain.data import registry
+
+        return registry.load(name, data_dir=data_dir, download=download, val_fraction=val_fraction, seed=seed)
+
+    def train_stream(self, data: Any, batch_size: int, seed: int, device: torch.device, augment: bool) -> Stream:
+        """Return the training batches."""
+        from fractrain.data.stream import TrainStream
+
+        return TrainStream(data.train, data.info, batch_size, seed, device, augment)
+
+    def eval_stream(
+        self, data: Any, split: str, batch_size: int, device: torch.device
+    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the batches of ``val`` or ``test``, in a fixed order, every sample once."""
+        from fractrain.data.stream import EvalStream
+
+        return EvalStream(getattr(data, split), data.info, batch_size, device)
+
+    def costs(self, ledger: Ledger, best_epoch: int) -> dict[str, Any]:
+        """Return the cost figures of a ledger, up to ``best_epoch`` and in all; empty when no work was counted."""
+        from fractrain.cost.metrics import summarize
+
+        return dict(summarize(ledger, best_epoch).as_dict()) if _has_work(ledger) else {}
+
+    def cp(self, ledger: Ledger) -> float | None:
+        """Return the computing percentage of the training so far, or None when no work was counted."""
+        from fractrain.cost.metrics import cp
+
+        return cp(ledger) if _has_work(ledger) else None
+
+
+def _has_work(ledger: Ledger) -> bool:
+    return any(row.phase == "train" for row in ledger.rows())

@@ -1,0 +1,52 @@
+"""The learning rate as a pure function of the step, and the two clocks of training."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from fractrain.engine.recipes import Recipe
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Learning rate of a step (0-based): linear warm-up, then one factor ``lr_decay`` per milestone reached."""
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    return recipe.lr * recipe.lr_decay ** bisect_right(recipe.milestones, step)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Evaluation periods (the engine's epochs) and passes over the data are two clocks of one step counter.
+
+    Attributes:
+        total: steps of the run.
+        period: steps of one evaluation period; the last one may be shorter.
+        batches: batches of one pass over the training set.
+    """
+
+    total: int
+    period: int
+    batches: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, batches: int) -> Clock:
+        """Return the clock of a recipe on a training set of ``batches`` batches."""
+        return cls(recipe.iterations, recipe.eval_every or batches, batches)
+
+    @property
+    def periods(self) -> int:
+        """Number of evaluation periods."""
+        return -(-self.total // self.period)
+
+    def start(self, epoch: int) -> int:
+        """First step of an evaluation period."""
+        return epoch * self.period
+
+    def end(self, epoch: int) -> int:
+        """First step after an evaluation period."""
+        return min(self.total, (epoch + 1) * self.period)
+
+    def data(self, step: int) -> tuple[int, int]:
+        """Return (pass over the data, batch in it) of a step."""
+        return divmod(step, self.batches)

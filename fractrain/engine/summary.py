@@ -1,0 +1,84 @@
+"""The result of a finished run, computed from its metrics, its ledger and its final weights."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import statistics
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from fractrain.cost.ledger import Ledger
+from fractrain.engine.config import RunConfig
+
+
+def summarize_run(
+    config: RunConfig, metrics: list[dict[str, Any]], model: nn.Module, ledger: Ledger, costs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the run's summary. Accuracies are in percent.
+
+    ``test_accuracy_best`` is the best over all evaluations on the test set, the papers' protocol: it is a selection
+    on the test set, and is there to be compared with published numbers only. ``test_accuracy_at_best_val`` is the test
+    accuracy at the epoch of best validation accuracy, None without a validation part.
+    """
+    last = metrics[-1]
+    best = best_line(metrics, "test_accuracy")
+    has_val = last.get("val_accuracy") is not None
+    best_val = best_line(metrics, "val_accuracy") if has_val else None
+    steps = [line["step_seconds"] for line in metrics if line.get("step_seconds") is not None]
+    return {
+        "run_id": config.run_id,
+        "status": "done",
+        "method": config.method,
+        "model": config.model,
+        "dataset": config.dataset,
+        "profile": config.profile,
+        "seed": config.seed,
+        "iterations": last["iteration"],
+        "epochs": len(metrics),
+        "train_loss": last["train_loss"],
+        "train_accuracy": last["train_accuracy"],
+        "test_accuracy_last": last["test_accuracy"],
+        "test_accuracy_best": best["test_accuracy"],
+        "test_accuracy_best_protocol": "paper protocol: best over all evaluations on the test set",
+        "test_accuracy_at_best_val": best_val["test_accuracy"] if best_val else None,
+        "val_accuracy_best": best_val["val_accuracy"] if best_val else None,
+        "best_val_epoch": best_val["epoch"] if best_val else None,
+        "best_test_epoch": best["epoch"],
+        "best_test_iteration": best["iteration"],
+        "cost": costs,
+        "weights_sha256": weights_sha256(model),
+        "ledger_sha256": ledger.digest(),
+        "seconds": last["seconds"],
+        "step_seconds_median": statistics.median(steps) if steps else None,
+        **peak_memory(),
+    }
+
+
+def best_line(metrics: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    """Return the first line with the greatest value of ``key``."""
+    return max(metrics, key=lambda line: line[key])  # max() keeps the first of equals
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the state dict, sorted by name: equal exactly when bit-identical.
+
+    Non-tensor state does not enter. The memory format does not matter.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(flat.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Peak memory of this process in bytes: resident on the host, allocated on the GPU (None without one)."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak_gpu_bytes": gpu}

@@ -1,0 +1,167 @@
+"""One run from its config to its record: lock, resume, loop, checkpoints, status, summary."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from fractrain.engine import checkpoint, environment
+from fractrain.engine.config import RunConfig
+from fractrain.engine.device import determinism, resolve_device
+from fractrain.engine.jobs import CHECKPOINT_SECONDS, Site
+from fractrain.engine.loop import TrainingLoop
+from fractrain.engine.progress import Progress, SilentProgress
+from fractrain.engine.registries import Registries
+from fractrain.engine.signals import GracefulStop, RunInterrupted
+from fractrain.engine.store import LOCK_PATIENCE_S, RunRecord, RunStore, RunWriter
+from fractrain.engine.summary import summarize_run
+from fractrain.errors import NonFiniteError, RunError, StoreError
+
+CHECKPOINT_NAME: Final = "checkpoint.pt"
+
+
+class Trainer:
+    """Runs one config, or goes on with it where it was stopped.
+
+    Args:
+        config: the run.
+        store: where it is kept.
+        device: where it is trained; see :func:`fractrain.engine.device.resolve_device`.
+        data_dir: folder of the data sets; None means the data registry's default.
+        progress: told about every step; silent by default.
+        download: fetch missing data.
+        checkpoint_seconds: at least this long between two checkpoints; 0 means after every step.
+        wait_s: seconds to wait for another process that writes the same run.
+        registries: where names are looked up.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        store: RunStore,
+        device: torch.device,
+        data_dir: Path | None = None,
+        progress: Progress | None = None,
+        *,
+        download: bool = False,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        wait_s: float = LOCK_PATIENCE_S,
+        registries: Registries | None = None,
+    ) -> None:
+        self.config, self.store, self.device, self.data_dir = config, store, device, data_dir
+        self.progress = progress or SilentProgress()
+        self.download, self.checkpoint_seconds, self.wait_s = download, checkpoint_seconds, wait_s
+        self.registries = registries or Registries()
+
+    def run(self) -> RunRecord:
+        """Train to the end and return the finished run; one that is done already is returned as it is.
+
+        Raises:
+            RunInterrupted: SIGINT or SIGTERM; a checkpoint was written.
+            NonFiniteError: the run diverged.
+            FractrainError: bad data, store or checkpoint.
+        """
+        record = self.store.get(self.config.run_id)
+        if record is None or record.status != "done":
+            with GracefulStop() as stop, self.store.open(self.config, self.wait_s) as writer:
+                record = self.store.get(self.config.run_id)
+                if record is None or record.status != "done":  # another process may have finished it while we waited
+                    self._run_locked(writer, stop)
+            record = self.store.get(self.config.run_id)
+        if record is None:
+            raise StoreError(f"{self.store.path(self.config.run_id)} has vanished: something else deletes in the store")
+        return record
+
+    def _run_locked(self, writer: RunWriter, stop: GracefulStop) -> None:
+        """Train, and write a status that says how it ended, whatever happens."""
+        try:
+            self._train(writer, stop)
+        except NonFiniteError as error:
+            writer.set_status("diverged", str(error), layer=error.layer, step=error.step)
+            raise
+        except RunInterrupted as error:
+            writer.set_status("interrupted", str(error))
+            raise
+        except KeyboardInterrupt as error:  # the second Ctrl-C
+            writer.set_status("interrupted", "stopped at once; the last checkpoint counts")
+            raise RunInterrupted(
+                f"run {self.config.run_id} stopped at once; the same command goes on with it"
+            ) from error
+        except torch.OutOfMemoryError as error:
+            message = f"run {self.config.run_id} needs more memory than the GPU has: try --set recipe.batch_size=..."
+            writer.set_status("failed", message)
+            raise RunError(message) from error
+        except Exception as error:
+            writer.set_status("failed", " ".join(f"{type(error).__name__}: {error}".split()))
+            raise
+        finally:
+            self.progress.close()
+
+    def _train(self, writer: RunWriter, stop: GracefulStop) -> None:
+        gpus = [self.device] if self.device.type == "cuda" else []
+        path = writer.path / CHECKPOINT_NAME
+        with determinism(self.config.recipe.deterministic), torch.random.fork_rng(devices=gpus):
+            writer.start(environment.capture(self.device))
+            loop = TrainingLoop(
+                self.config,
+                self.device,
+                self.data_dir,
+                self.download,
+                self.registries,
+                on_epoch=writer.append_metrics,
+                should_stop=lambda: stop.requested,
+            )
+            state = checkpoint.load(path, self.config.run_id)
+            if state is not None:
+                loop.load_state_dict(state)
+            self.progress.start(self.config.run_id, loop.clock.total, loop.step)
+            self._loop(loop, path, stop)
+            costs = self.registries.costs(loop.ledger, _best_epoch(loop))
+            summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs)
+            summary["data_digest"] = loop.data_digest
+            writer.finish(summary, loop.ledger.state_dict())
+
+    def _loop(self, loop: TrainingLoop, path: Path, stop: GracefulStop) -> None:
+        saved = time.monotonic()
+        while not loop.finished:
+            if stop.requested:
+                self._save(loop, path)
+                raise RunInterrupted(
+                    f"run {self.config.run_id} stopped at step {loop.step} of {loop.clock.total}, checkpoint written; "
+                    "the same command goes on with it"
+                )
+            loop.advance()
+            if time.monotonic() - saved >= self.checkpoint_seconds:
+                self._save(loop, path)
+                saved = time.monotonic()
+            self.progress.update(loop.step, loop.watch.last)
+        self._save(loop, path)
+
+    def _save(self, loop: TrainingLoop, path: Path) -> None:
+        loop.check_finite()  # a model that holds nan is not worth keeping
+        checkpoint.save(path, loop.state_dict(), self.config.run_id)
+
+
+def train_at(
+    config: RunConfig, site: Site, progress: Progress | None = None, registries: Registries | None = None
+) -> RunRecord:
+    """Run one config at a site; see :meth:`Trainer.run`."""
+    return Trainer(
+        config,
+        RunStore(site.store),
+        resolve_device(site.device),
+        site.data_dir,
+        progress,
+        download=site.download,
+        checkpoint_seconds=site.checkpoint_seconds,
+        registries=registries,
+    ).run()
+
+
+def _best_epoch(loop: TrainingLoop) -> int:
+    """Epoch of best test accuracy, to which the papers count their MACs."""
+    best = max(loop.lines, key=lambda line: line["test_accuracy"])
+    return int(best["epoch"])

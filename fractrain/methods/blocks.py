@@ -1,0 +1,50 @@
+"""Finding the gateable blocks of a model: its own list, or the residual blocks of well-known model families."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fractrain.errors import ConfigError, did_you_mean
+from fractrain.methods.base import MethodContext
+
+RESIDUAL_TYPES = ("BasicBlock", "Bottleneck", "InvertedResidual")
+
+
+def gateable_blocks(model: nn.Module, context: MethodContext) -> list[str]:
+    """Names of the blocks that get a precision of their own, in the order data flows.
+
+    Taken from ``context.blocks`` if given, else from the model's ``gateable_blocks()``, else every residual block of
+    torchvision's ResNet and MobileNet families.
+
+    Raises:
+        ConfigError: a given name does not exist, or no block is found.
+    """
+    modules = dict(model.named_modules())
+    if context.blocks:
+        for name in context.blocks:
+            if name not in modules:
+                raise ConfigError(f"block {name!r} is not a module of the model{did_you_mean(name, modules)}")
+        return list(context.blocks)
+    own = getattr(model, "gateable_blocks", None)
+    if callable(own):
+        return list(own())
+    found = [name for name, m in modules.items() if type(m).__name__ in RESIDUAL_TYPES]
+    if not found:
+        raise ConfigError(
+            f"{type(model).__name__} has no blocks known to this method; name them: "
+            "MethodContext(blocks=['layer1.0', ...]) or give the model a gateable_blocks() method"
+        )
+    return found
+
+
+def block_weights(blocks: list[str], context: MethodContext) -> list[float]:
+    """Weight of each block in cp: as given, or equal (the paper's choice for ResNets).
+
+    Raises:
+        ConfigError: another number of weights than blocks.
+    """
+    if not context.block_weights:
+        return [1.0] * len(blocks)
+    if len(context.block_weights) != len(blocks):
+        raise ConfigError(f"{len(context.block_weights)} block weights for {len(blocks)} blocks")
+    return list(context.block_weights)

@@ -1,0 +1,155 @@
+"""DFQ, dynamic fractional quantization: every sample picks each block's precision (FracTrain, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from fractrain.errors import ConfigError
+from fractrain.methods.base import Method, MethodContext, MethodSettings
+from fractrain.methods.blocks import block_weights, gateable_blocks
+from fractrain.methods.gate import GateNetwork
+from fractrain.methods.gated_block import Candidate, GatedBlock
+from fractrain.quant.convert import convert
+from fractrain.quant.precision import Precision, fractrain_precision
+
+
+class DFQSettings(MethodSettings):
+    """Settings of DFQ; defaults are the authors' for CIFAR."""
+
+    target_cp: float = Field(3.0, gt=0, description="target cost, percent of 32x32-bit training (cp)")
+    bits: tuple[int, ...] = Field((3, 4, 4, 6, 6), description="activation bits of the candidates")
+    grad_bits: tuple[int, ...] = Field((6, 6, 8, 8, 12), description="error bits of the candidates")
+    weight_bits: int = Field(4, ge=2, le=16, description="weight bits inside gated blocks")
+    beta: float = Field(1e-3, ge=0, description="weight of the cost term")
+    relax: float = Field(0.0, ge=0, description="half width of the band around the target with a tenth of the force")
+    gate_hidden: int = Field(32, ge=1, description="gate: size of the first projection")
+    gate_embed: int = Field(16, ge=1, description="gate: size of the LSTM")
+    running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
+    compat: Literal["none", "authors"] = Field(
+        "none", description="authors: cp divided by the nominal batch, every candidate updates BatchNorm's statistics"
+    )
+
+    @model_validator(mode="after")
+    def _same_length(self) -> DFQSettings:
+        if len(self.bits) != len(self.grad_bits) or not self.bits:
+            raise ValueError(f"bits has {len(self.bits)} candidates, grad_bits {len(self.grad_bits)}")
+        for width in (*self.bits, *self.grad_bits):
+            if not 2 <= width <= 16:
+                raise ValueError(f"candidate widths must be 2..16 bits, got {width}")
+        return self
+
+
+class DFQ(Method):
+    """Gated precision: an LSTM gate picks activation and error bits per sample and block; weights 4 bits in blocks.
+
+    A, E: affine per tensor, width from the gate, nearest / stochastic; W: affine per filter, nearest. Stem, classifier,
+    gates and BatchNorm in floating point. The task loss gets a cost term whose sign drives cp to the target.
+    """
+
+    name = "dfq"
+    source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113), section 3.2; constants from the authors' code"
+    Settings = DFQSettings
+
+    def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
+        """Quantize the layers inside the gateable blocks and put a gate before each."""
+        s: DFQSettings = self.settings
+        names = gateable_blocks(model, context)
+        self._weights = block_weights(names, context)
+        candidates = [Candidate(a, s.weight_bits, e) for a, e in zip(s.bits, s.grad_bits, strict=True)]
+        precisions = [fractrain_precision(c.a, c.w, c.e, s.running) for c in candidates]
+
+        def rule(name: str, _layer: nn.Module) -> Precision | None:
+            return precisions[0] if any(name.startswith(f"{b}.") for b in names) else None
+
+        convert(model, rule, self.state, keep_last=False)
+        channels = [_input_channels(model.get_submodule(n), n) for n in names]
+        gate = GateNetwork(channels, len(candidates), s.gate_hidden, s.gate_embed)
+        _seeded_init(gate, context.seed)
+        gate.to(next(model.parameters()).device)
+        model.add_module("precision_gate", gate)
+        self._blocks: list[GatedBlock] = []
+        for i, name in enumerate(names):
+            block = GatedBlock(
+                model.get_submodule(name), name, i, gate, candidates, precisions, self.state, s.compat == "authors"
+            )
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, block)
+            self._blocks.append(block)
+        self._costs = torch.tensor([c.cost() for c in candidates])
+        self._cp_sum: Any = 0.0
+        self._cp_steps = 0
+        return model
+
+    def target(self) -> float:
+        """Target cp in percent that is in force now."""
+        return float(self.settings.target_cp)
+
+    def force(self, cp: torch.Tensor) -> torch.Tensor:
+        """Sign and size of the cost term for the cp (percent, 0-dim) of the batch just seen."""
+        low, mid, high = self.target() - self.settings.relax, self.target(), self.target() + self.settings.relax
+        weak = torch.where(cp < mid, -0.1, 0.1)
+        return torch.where(cp < low, -1.0, torch.where(cp >= high, 1.0, weak))
+
+    def extra_loss(self) -> torch.Tensor | None:
+        """Cost term: force * beta * (weighted sum over blocks and samples of the chosen cost), not divided by batch."""
+        masks = [b.mask for b in self._blocks]
+        if any(m is None for m in masks) or not self._blocks[0].training:
+            return None
+        costs = self._costs.to(masks[0].device)  # type: ignore[union-attr]
+        weights = costs.new_tensor(self._weights)
+        per_block = torch.stack([(m @ costs).sum() for m in masks])  # type: ignore[operator]
+        total = (per_block * weights).sum() / weights.mean()
+        batch = self.context.batch_size if self.settings.compat == "authors" else masks[0].shape[0]  # type: ignore[union-attr]
+        cp = 100 * total.detach() / (3 * batch * len(masks))
+        self._cp_sum = self._cp_sum + cp
+        self._cp_steps += 1
+        return self.settings.beta * self.force(cp) * total
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Start a new mean of cp."""
+        self._cp_sum, self._cp_steps = 0.0, 0
+
+    def metrics(self) -> dict[str, float]:
+        """Target and mean cp of the epoch's batches."""
+        out = {"target_cp": self.target()}
+        if self._cp_steps:
+            out["gate_cp"] = float(self._cp_sum) / self._cp_steps
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Mean cp so far in this epoch."""
+        return {"cp_sum": torch.as_tensor(self._cp_sum, dtype=torch.float32).cpu(), "cp_steps": self._cp_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore."""
+        self._cp_steps = state["cp_steps"]
+        device = self._costs.device if not self._blocks else next(self._blocks[0].block.parameters()).device
+        self._cp_sum = state["cp_sum"].to(device) if self._cp_steps else 0.0
+
+
+def _input_channels(block: nn.Module, name: str) -> int:
+    for m in block.modules():
+        weight = getattr(m, "weight", None)
+        if hasattr(m, "in_channels"):
+            return int(m.in_channels)  # type: ignore[arg-type]
+        if hasattr(m, "in_features") and weight is not None:
+            return int(m.in_features)  # type: ignore[arg-type]
+    raise ConfigError(f"block {name!r} has no convolution or linear layer to gate")
+
+
+def _seeded_init(gate: nn.Module, seed: int) -> None:
+    """Initialise the gate from the run's seed, whatever was drawn before."""
+    from fractrain.seeds import derive_seed
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "gate"))
+        for m in gate.modules():
+            if hasattr(m, "reset_parameters"):
+                m.reset_parameters()
+
+
+__all__ = ["DFQ", "DFQSettings"]

@@ -1,0 +1,89 @@
+"""The gate of DFQ: a small recurrent network, shared along depth, that picks each block's precision for each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fractrain.cost.ledger import FLOAT_BITS, Entry
+
+
+class GateNetwork(nn.Module):
+    """One gate per block: pooled features -> C x hidden -> ReLU -> hidden x embed, then a shared LSTM and a linear.
+
+    FracTrain's CIFAR gate (authors' code): hidden 32, embed 16, LSTM(16, 16) whose state runs along depth and starts at
+    zero in every forward pass; softmax over candidates; hard choice by argmax with a straight-through gradient.
+
+    Args:
+        channels: input channels of each block.
+        candidates: number of candidates K.
+        hidden, embed: sizes.
+    """
+
+    def __init__(self, channels: Sequence[int], candidates: int, hidden: int = 32, embed: int = 16) -> None:
+        super().__init__()
+        self.channels = list(channels)
+        self.features = nn.ModuleList(
+            nn.Sequential(nn.Linear(c, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, embed)) for c in channels
+        )
+        self.cell = nn.LSTMCell(embed, embed)
+        self.head = nn.Linear(embed, candidates)
+        self._state: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def forward(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """Probabilities ``[N, K]`` for block ``index`` from its input ``[N, C, H, W]`` (or ``[N, T, C]``).
+
+        Blocks must be asked in order; block 0 starts a new pass.
+        """
+        pooled = x.mean(dim=(2, 3)) if x.dim() == 4 else x.mean(dim=1)
+        if index == 0:
+            self._state = None
+        h, c = self.cell(self.features[index](pooled), self._state)
+        self._state = (h, c)
+        if index == len(self.channels) - 1:
+            self._state = None  # nothing of this pass may outlive it
+        return F.softmax(self.head(h), dim=1)
+
+    def macs(self, index: int) -> int:
+        """Forward MACs per sample of one block's gate."""
+        first, last = self.features[index][0], self.features[index][2]
+        cell = 4 * self.cell.hidden_size * (self.cell.input_size + self.cell.hidden_size)
+        linears = (first, last, self.head)
+        return cell + sum(m.in_features * m.out_features for m in linears)
+
+    def entries(self, index: int, block: str, training: bool) -> list[Entry]:
+        """Ledger entries per sample: the gate runs in floating point."""
+        products = ("FW", "EB", "GC") if training else ("FW",)
+        name = f"{block}.gate"
+        return [Entry(name, p, FLOAT_BITS, FLOAT_BITS, self.macs(index)) for p in products]  # type: ignore[arg-type]
+
+
+def straight_through(probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hard one-hot choice whose gradient is that of the probabilities.
+
+    Args:
+        probabilities: ``[N, K]``.
+
+    Returns:
+        (mask ``[N, K]``, exactly 0 or 1 in value; choice ``[N]`` int64).
+    """
+    choice = probabilities.detach().argmax(dim=1)
+    return _HardMask.apply(probabilities, choice), choice
+
+
+class _HardMask(torch.autograd.Function):
+    """One-hot forward, identity backward.
+
+    The authors write ``hard - p.detach() + p``, whose value is 1 only up to rounding; the gradient is the same.
+    """
+
+    @staticmethod
+    def forward(ctx: object, p: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(choice, p.shape[1]).to(p.dtype)
+
+    @staticmethod
+    def backward(ctx: object, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grads[0], None

@@ -1,0 +1,199 @@
+"""A residual block that runs at several candidate precisions and keeps, for each sample, the one its gate chose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fractrain.cost.ledger import Entry
+from fractrain.methods.gate import GateNetwork, straight_through
+from fractrain.quant.convert import quant_layers
+from fractrain.quant.layers import QuantLayer
+from fractrain.quant.precision import Precision
+from fractrain.quant.state import CandidateScope, QuantState
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One precision a gate can choose: activation, weight and error width."""
+
+    a: int
+    w: int
+    e: int
+
+    def cost(self) -> float:
+        """FW + EB + GC cost as fractions of 32 x 32 bit products: (a w + e w + a e) / 1024 (FracTrain, section 3.2)."""
+        return (self.a * self.w + self.e * self.w + self.a * self.e) / 1024
+
+
+class GatedBlock(nn.Module):
+    """Wraps a block whose convolutions are quantized layers.
+
+    Training computes the block at every *distinct* forward precision (the gate's gradient needs every candidate's
+    output), and goes backward only through candidates that some sample chose; the gradient of the others is exactly
+    zero, because their mask is. Candidates that differ only in the error's width share their forward products.
+    BatchNorm's running statistics are updated once per distinct forward precision, from the whole batch. Evaluation
+    computes each sample at its own precision only.
+
+    Args:
+        block: the block.
+        name: its name in the model.
+        index: position among the gated blocks.
+        gate: the shared gate network (registered elsewhere, once).
+        candidates: what can be chosen.
+        precisions: precision of the block's layers for each candidate.
+        state: shared state.
+        every_pass: run every candidate in full, as the authors' code does (BatchNorm's running statistics then change
+            once per candidate); slower, same outputs and gradients.
+    """
+
+    def __init__(
+        self, block: nn.Module, name: str, index: int, gate: GateNetwork, candidates: Sequence[Candidate],
+        precisions: Sequence[Precision], state: QuantState, every_pass: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.block = block
+        self.name = name
+        self.index = index
+        self.candidates = list(candidates)
+        self.precisions = list(precisions)
+        self.state = state
+        self.every_pass = every_pass
+        self._gate = (gate,)  # in a tuple: shared by all blocks, so it must not be registered in each
+        self.mask: torch.Tensor | None = None
+        self.choice: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the block's output ``[N, ...]``, each sample at the precision its gate chose."""
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        self.mask, self.choice = straight_through(self._gate[0](self.index, x))
+        counts = torch.bincount(self.choice, minlength=len(self.candidates))
+        if self.training:
+            out, sites = self._train(x, self.mask, self.choice, counts.tolist())
+        else:
+            out, sites = self._evaluate(x, self.choice, counts.tolist())
+        self._count(x, counts, sites)
+        return out
+
+    def _groups(self) -> dict[Any, list[int]]:
+        """Candidates by what decides their forward values."""
+        groups: dict[Any, list[int]] = {}
+        for k, c in enumerate(self.candidates):
+            groups.setdefault(k if self.every_pass and self.training else (c.a, c.w), []).append(k)
+        return groups
+
+    def _train(
+        self, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor, counts: list[int]
+    ) -> tuple[torch.Tensor, list[Any]]:
+        outs: list[torch.Tensor | None] = [None] * len(self.candidates)
+        sites: list[Any] = []
+        memo: dict[Any, Any] = {}
+        for key, members in self._groups().items():
+            live = [k for k in members if counts[k] or self.every_pass]
+            for k in live:
+                with frozen_statistics(self.block, k != live[0]):
+                    outs[k], ran = self._run(x, k, key, memo)
+                sites = sites or ran
+            if not live:  # only its output is needed, for the gate's gradient
+                with torch.no_grad():
+                    outs[members[0]], _ = self._run(x, members[0], key, memo)
+            shared = next(o for k in members if (o := outs[k]) is not None).detach()
+            for k in members:
+                outs[k] = shared if outs[k] is None else outs[k]
+        return _Select.apply(mask, choice, *outs), sites
+
+    def _evaluate(self, x: torch.Tensor, choice: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, list[Any]]:
+        out: torch.Tensor | None = None
+        sites: list[Any] = []
+        for key, members in self._groups().items():
+            if not any(counts[k] for k in members):
+                continue
+            chosen = sum((choice == k for k in members[1:]), choice == members[0])
+            rows = chosen.nonzero().squeeze(1)
+            part, ran = self._run(x[rows], members[0], key, {})
+            sites = sites or ran
+            out = part.new_empty((x.shape[0], *part.shape[1:])) if out is None else out
+            out[rows] = part
+        assert out is not None
+        return out, sites
+
+    def _run(self, x: torch.Tensor, k: int, key: Any, memo: dict[Any, Any]) -> tuple[torch.Tensor, list[Any]]:
+        for layer in quant_layers(self.block):
+            layer.precision = self.precisions[k]
+        scope = CandidateScope(index=k, input=x, forward_key=key, memo=memo)
+        self.state.scope = scope
+        try:
+            return self.block(x), scope.sites
+        finally:
+            self.state.scope = None
+
+    def _count(self, x: torch.Tensor, counts: torch.Tensor, sites: list[Any]) -> None:
+        ledger = self.state.ledger
+        if not ledger.enabled:
+            return
+        phase = "train" if self.training else "eval"
+        shape = "x".join(str(s) for s in x.shape[1:])
+        works = tuple(f"{self.name}#{k}|{c.a},{c.w},{c.e}|{shape}|{phase}" for k, c in enumerate(self.candidates))
+
+        def define(k: int) -> list[Entry]:
+            own: list[Entry] = []
+            for layer, macs, eb, gc in sites:
+                assert isinstance(layer, QuantLayer)
+                own += layer.entries(self.precisions[k], macs, eb, gc)
+            return own
+
+        ledger.count_selected(works, counts, define)
+        gate = self._gate[0]
+        ledger.count(
+            f"{self.name}.gate|{phase}", x.shape[0], lambda: gate.entries(self.index, self.name, self.training)
+        )
+
+
+@contextmanager
+def frozen_statistics(block: nn.Module, frozen: bool) -> Iterator[None]:
+    """Keep normalisation layers from updating their running statistics."""
+    layers = [m for m in block.modules() if frozen and getattr(m, "track_running_stats", False)]
+    before = [m.momentum for m in layers]
+    try:
+        for m in layers:
+            m.momentum = 0.0  # type: ignore[assignment]
+        yield
+    finally:
+        for m, momentum in zip(layers, before, strict=True):
+            m.momentum = momentum
+
+
+class _Select(torch.autograd.Function):
+    """Mix candidates by a hard mask: value = the chosen candidate's, d mask_k = <dL/d out, out_k>, d out_k = mask_k dL."""
+
+    @staticmethod
+    def forward(ctx: Any, mask: torch.Tensor, choice: torch.Tensor, *outs: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(choice, *outs)
+        out = outs[0].clone()
+        for k in range(1, len(outs)):
+            rows = (choice == k).nonzero().squeeze(1)
+            if len(rows):
+                out[rows] = outs[k][rows]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        choice, *outs = ctx.saved_tensors
+        g = grads[0]
+        seen: dict[int, torch.Tensor] = {}
+        columns = []
+        for o in outs:
+            if o.data_ptr() not in seen:
+                seen[o.data_ptr()] = (g * o).flatten(1).sum(dim=1)
+            columns.append(seen[o.data_ptr()])
+        need = ctx.needs_input_grad[2:]
+        shape = (-1, *([1] * (g.dim() - 1)))
+        each = [g * (choice == k).view(shape).to(g.dtype) if n else None for k, n in enumerate(need)]
+        return (torch.stack(columns, dim=1), None, *each)

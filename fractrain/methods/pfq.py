@@ -1,0 +1,103 @@
+"""PFQ, progressive fractional quantization: precision grows in stages along training (FracTrain, section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from fractrain.methods.base import Method, MethodContext, MethodSettings
+from fractrain.methods.indicator import LossClock, LossIndicator
+from fractrain.quant.convert import convert, quant_layers
+from fractrain.quant.precision import fractrain_precision
+
+
+class StageSettings(MethodSettings):
+    """Settings of the loss-change indicator that moves the stages."""
+
+    epsilon: float = Field(0.05, gt=0, description="initial threshold of the indicator (paper: epsilon)")
+    alpha: float = Field(0.3, gt=0, le=1, description="factor on the threshold at a turning point (paper: alpha)")
+    window: int = Field(5, ge=2, description="epochs whose losses are compared")
+    scale_epochs: int = Field(10, ge=1, description="first epochs, whose mean loss normalises the differences")
+    compat: Literal["none", "authors"] = Field(
+        "none", description="authors: the epoch clock of their scripts (a fixed number of iterations, divided by 391)"
+    )
+
+
+class PFQSettings(StageSettings):
+    """Settings of PFQ; stages as in the authors' CIFAR-100 command."""
+
+    bits: tuple[int, ...] = Field((3, 4, 6, 8), description="forward bits (A and W) of the stages")
+    grad_bits: tuple[int, ...] = Field((6, 6, 8, 8), description="error bits of the stages")
+    running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
+
+    @model_validator(mode="after")
+    def _same_length(self) -> PFQSettings:
+        if len(self.bits) != len(self.grad_bits) or not self.bits:
+            raise ValueError(f"bits has {len(self.bits)} stages, grad_bits {len(self.grad_bits)}")
+        for width in (*self.bits, *self.grad_bits):
+            if not 2 <= width <= 16:
+                raise ValueError(f"stage widths must be 2..16 bits, got {width}")
+        return self
+
+
+def stage_clock(settings: StageSettings, stages: int, period: int) -> LossClock:
+    """The indicator on the clock that the settings ask for; ``period`` is the authors' iterations per epoch."""
+    indicator = LossIndicator(settings.epsilon, settings.alpha, stages, settings.window, settings.scale_epochs)
+    return LossClock(indicator, period, divisor=391) if settings.compat == "authors" else LossClock(indicator)
+
+
+class PFQ(Method):
+    """Progressive precision: A, W and E of all convolutions grow in four stages when the loss stops falling.
+
+    A: affine per tensor, nearest; W: affine per filter, nearest; E: affine per tensor, stochastic. Classifier and
+    BatchNorm in floating point.
+    """
+
+    name = "pfq"
+    source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113), section 3.1 and Algorithm 1; authors' train_pfq.py"
+    Settings = PFQSettings
+    authors_period = 400
+
+    def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
+        """Quantize all convolutions at the first stage."""
+        self._clock = stage_clock(self.settings, len(self.settings.bits), self.authors_period)
+        convert(model, self._precision(), self.state, types=(nn.Conv2d,), keep_last=False)
+        self._layers = [m for m in quant_layers(model) if not m.precision.is_float]
+        return model
+
+    def _precision(self) -> Any:
+        stage = self._clock.indicator.stage
+        bits, grad_bits = self.settings.bits[stage], self.settings.grad_bits[stage]
+        return fractrain_precision(bits, bits, grad_bits, self.settings.running)
+
+    def _apply(self) -> None:
+        precision = self._precision()
+        for layer in self._layers:
+            layer.precision = precision
+
+    def on_step_end(self, step: int, loss: torch.Tensor, extra: torch.Tensor | None = None) -> None:
+        """Authors' clock only."""
+        if self._clock.step(loss):
+            self._apply()
+
+    def on_epoch_end(self, epoch: int, loss: float) -> None:
+        """Move to the next stage at a turning point; it applies from the next step on."""
+        if self._clock.epoch(loss):
+            self._apply()
+
+    def metrics(self) -> dict[str, float]:
+        """Stage and widths in force."""
+        stage = self._clock.indicator.stage
+        return {"stage": stage, "bits": self.settings.bits[stage], "grad_bits": self.settings.grad_bits[stage]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Indicator."""
+        return {"clock": self._clock.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the indicator and the layers' precision."""
+        self._clock.load_state_dict(state["clock"])
+        self._apply()

@@ -1,0 +1,65 @@
+"""Exact forward multiply-accumulates of a model, from the shapes its convolutions and linear layers really see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def conv_macs(layer: nn.Conv2d, output: Sequence[int] | torch.Size) -> int:
+    """MACs of one sample: output elements times kernel area times input channels per group.
+
+    Args:
+        layer: the convolution.
+        output: shape ``[N, C, H, W]`` of its output.
+    """
+    kernel = layer.kernel_size[0] * layer.kernel_size[1]
+    return int(output[1] * output[2] * output[3] * kernel * (layer.in_channels // layer.groups))
+
+
+def linear_macs(layer: nn.Linear, rows: int = 1) -> int:
+    """MACs of a linear layer applied to ``rows`` vectors per sample."""
+    return rows * layer.in_features * layer.out_features
+
+
+def layer_macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
+    """Forward MACs per sample of every convolution and linear layer, by module name.
+
+    Args:
+        model: any model that takes one image tensor.
+        shape: input shape ``(C, H, W)``.
+    """
+    macs: dict[str, int] = {}
+    hooks = []
+
+    def hook(name: str):  # type: ignore[no-untyped-def]
+        def count(layer: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if isinstance(layer, nn.Conv2d):
+                macs[name] = macs.get(name, 0) + conv_macs(layer, output.shape)
+            elif isinstance(layer, nn.Linear):
+                rows = output.numel() // (output.shape[0] * layer.out_features)
+                macs[name] = macs.get(name, 0) + linear_macs(layer, rows)
+
+        return count
+
+    for name, m in model.named_modules():
+        if isinstance(m, nn.Conv2d | nn.Linear):
+            hooks.append(m.register_forward_hook(hook(name)))
+    training = model.training
+    device = next(model.parameters()).device
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(1, *shape, device=device))
+    finally:
+        model.train(training)
+        for h in hooks:
+            h.remove()
+    return macs
+
+
+def forward_macs(model: nn.Module, shape: Sequence[int]) -> int:
+    """Forward MACs per sample of the whole model (convolutions and linear layers)."""
+    return sum(layer_macs(model, shape).values())

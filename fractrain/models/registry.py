@@ -1,0 +1,122 @@
+"""The models by name. Importing this does not import torch: listing stays fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fractrain.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class DatasetLike(Protocol):
+    """What a model must know of a data set to say whether it fits."""
+
+    name: str
+    classes: int
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model.
+
+    Attributes:
+        name: registry name.
+        title: name in print.
+        description: one line.
+        source: paper.
+        input: what it takes: ``image``.
+        min_size: smallest image height and width.
+        blocks: number of gateable blocks.
+        forward_macs: exact MACs per sample, by data set name (of the data sets of the papers).
+        parameters: trainable parameters, by data set name.
+    """
+
+    name: str
+    title: str
+    description: str
+    source: str
+    input: str
+    min_size: int
+    blocks: int
+    forward_macs: dict[str, int]
+    parameters: dict[str, int]
+    factory: Callable[[int, tuple[int, int, int]], Any]
+
+
+def _resnet(n: int) -> Callable[[int, tuple[int, int, int]], Any]:
+    def make(classes: int, shape: tuple[int, int, int]) -> Any:
+        from fractrain.models.resnet_cifar import ResNetCifar
+
+        return ResNetCifar(n, classes, channels=shape[0])
+
+    return make
+
+
+_HE = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2"
+
+_MODELS = {
+    m.name: m
+    for m in (
+        ModelInfo(
+            "resnet38", "ResNet-38", "CIFAR ResNet, 6 blocks in each of three groups", _HE, "image", 8, 18,
+            {"cifar10": 83_280_512, "cifar100": 83_286_272}, {"cifar10": 564_122, "cifar100": 569_972}, _resnet(6),
+        ),
+        ModelInfo(
+            "resnet74", "ResNet-74", "CIFAR ResNet, 12 blocks in each of three groups", _HE, "image", 8, 36,
+            {"cifar10": 168_215_168, "cifar100": 168_220_928}, {"cifar10": 1_147_418, "cifar100": 1_153_268},
+            _resnet(12),
+        ),
+    )
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """Registry names."""
+    return list(_MODELS)
+
+
+def info(name: str) -> ModelInfo:
+    """Return what is known of a model.
+
+    Raises:
+        ConfigError: no model has that name.
+    """
+    if name not in _MODELS:
+        raise ConfigError(f"unknown model {name!r}{did_you_mean(name, _MODELS)}; `fractrain list models` shows all")
+    return _MODELS[name]
+
+
+def compatible(name: str, dataset: DatasetLike) -> str | None:
+    """Return why the model cannot be trained on the data set, or None when it can."""
+    model = info(name)
+    shape = tuple(getattr(dataset, "shape", ()) or ())
+    if model.input == "image" and len(shape) != 3:
+        return f"{name} takes images, {dataset.name} has none"
+    if min(shape[1:]) < model.min_size:
+        return f"{name} needs images of at least {model.min_size}x{model.min_size}, {dataset.name} has {shape[1]}x{shape[2]}"
+    return None
+
+
+def build(name: str, classes: int, shape: Sequence[int], seed: int = 0) -> nn.Module:
+    """Build a model with weights that are a function of the seed; torch's global generator is left as it was.
+
+    Args:
+        name: registry name.
+        classes: number of outputs.
+        shape: input shape ``(C, H, W)``.
+        seed: the run's seed.
+    """
+    import torch
+
+    from fractrain.seeds import derive_seed
+
+    c, h, w = shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init"))
+        model: nn.Module = info(name).factory(classes, (c, h, w))
+    return model

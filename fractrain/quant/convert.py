@@ -1,0 +1,85 @@
+"""Swap the convolutions and linear layers of any model for quantized ones, by rule."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import nn
+
+from fractrain.errors import ConfigError, did_you_mean
+from fractrain.quant.layers import QuantConv2d, QuantLayer, QuantLinear
+from fractrain.quant.precision import Precision
+from fractrain.quant.state import QuantState
+
+Rule = Callable[[str, nn.Module], Precision | None]
+
+
+def convert(
+    model: nn.Module,
+    precision: Precision | Rule,
+    state: QuantState | None = None,
+    *,
+    keep_first: bool = False,
+    keep_last: bool = True,
+    keep: Sequence[str] = (),
+    types: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear),
+    strict: bool = True,
+) -> nn.Module:
+    """Replace layers of ``model`` in place by quantized ones that share the same parameters.
+
+    Args:
+        model: any module; it is changed in place (parameters stay the same objects).
+        precision: one precision for all layers, or a rule ``(name, layer) -> Precision or None (leave the layer)``.
+        state: shared by all layers; a new one by default.
+        keep_first, keep_last: leave the first / last convolution or linear layer in floating point.
+        keep: names or patterns (``layer4.*``) of layers to leave; each must match something.
+        types: which layers are replaced.
+        strict: refuse a model in which nothing is replaced.
+
+    Kept layers are wrapped as well, at 32 bits, so that the ledger sees their products.
+
+    Returns:
+        The model (a new layer if ``model`` itself is one).
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing was replaced.
+    """
+    state = state if state is not None else QuantState()
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    names = [n for n, _ in layers]
+    for pattern in keep:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"keep={pattern!r} matches no layer{did_you_mean(pattern, names)}")
+    replaced = 0
+    for i, (name, layer) in enumerate(layers):
+        stay = (i == 0 and keep_first) or (i == len(layers) - 1 and keep_last)
+        stay = stay or not isinstance(layer, types) or any(fnmatch.fnmatchcase(name, p) for p in keep)
+        wanted = None if stay else (precision if isinstance(precision, Precision) else precision(name, layer))
+        replaced += wanted is not None
+        new = quantized_layer(layer, wanted if wanted is not None else Precision(), state, name)
+        if not name:
+            return new
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
+    if strict and not replaced:
+        raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {[t.__name__ for t in types]})")
+    return model
+
+
+def quantized_layer(layer: nn.Module, precision: Precision, state: QuantState, name: str) -> QuantLayer:
+    """Return the quantized twin of one layer.
+
+    Raises:
+        ConfigError: the layer has no quantized twin.
+    """
+    if isinstance(layer, nn.Conv2d):
+        return QuantConv2d(layer, precision, state, name)
+    if isinstance(layer, nn.Linear):
+        return QuantLinear(layer, precision, state, name)
+    raise ConfigError(f"{name}: {type(layer).__name__} has no quantized form (only Conv2d and Linear)")
+
+
+def quant_layers(model: nn.Module) -> Iterator[QuantLayer]:
+    """All quantized layers of a model, in module order."""
+    return (m for m in model.modules() if isinstance(m, QuantLayer))

@@ -1,0 +1,212 @@
+"""Uniform number formats: which grid a tensor's values are moved to, and how they are rounded to it.
+
+A format says everything but the width, which comes separately because it changes while training: a constant, one value
+per sample, or one per tile of the tensor's matrix view. Quantized values are ``value = code * scale + offset`` with
+integer codes in ``[qmin, qmax]``:
+
+* :class:`Affine` (asymmetric): ``offset`` = smallest value, codes ``0 .. 2^b - 1``;
+* :class:`Symmetric`: ``offset`` = 0, codes ``-(2^(b-1) - 1) .. 2^(b-1) - 1``, so zero is exact.
+
+A method with another grid (DoReFa's tanh weights, powers of two, ...) subclasses :class:`Format`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fractrain.errors import ConfigError
+from fractrain.quant.grid import Grid
+from fractrain.quant.kernels import Kernels, row_limits
+
+Role = Literal["A", "W", "E"]
+Rounding = Literal["nearest", "stochastic"]
+Bits = int | torch.Tensor
+Limits = tuple[torch.Tensor, torch.Tensor]
+
+MIN_BITS, MAX_BITS = 2, 16
+MIN_SCALE = 1e-8  # a constant tensor has range 0; the authors clamp the step the same way
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One grid for the whole tensor."""
+
+
+@dataclass(frozen=True)
+class PerAxis:
+    """One grid per index of an axis: 0 = output channel of a weight or sample of an activation, 1 = channel."""
+
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class PerTile:
+    """One grid per ``rows x cols`` tile of the matrix view of the tensor (see :func:`matrix_view`)."""
+
+    rows: int = 16
+    cols: int = 16
+
+
+Granularity = PerTensor | PerAxis | PerTile
+
+
+def check_bits(bits: Bits) -> None:
+    """Refuse widths outside 2..16 (0 = the sample or tile is skipped: its values become 0).
+
+    Raises:
+        ConfigError: a width is out of range.
+    """
+    if isinstance(bits, torch.Tensor):
+        low, high = int(bits.min()), int(bits.max())
+        bad = bool(((bits != 0) & (bits < MIN_BITS)).any()) or high > MAX_BITS or low < 0
+        if bad:
+            raise ConfigError(f"widths must be 0 or {MIN_BITS}..{MAX_BITS} bits, got a tensor of {low}..{high}")
+    elif not MIN_BITS <= bits <= MAX_BITS:
+        raise ConfigError(f"widths must be {MIN_BITS}..{MAX_BITS} bits (32 = not quantized), got {bits}")
+
+
+def matrix_view(x: torch.Tensor) -> torch.Tensor:
+    """View a tensor as the matrix of its product: 4-D as (first axis, rows, columns | channel), else (.., last axis).
+
+    An activation ``[N, C, H, W]`` becomes ``[N*H*W, C]``, a convolution weight ``[O, I, kh, kw]`` ``[O*kh*kw, I]``.
+    """
+    if x.dim() == 4:
+        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return x.reshape(-1, x.shape[-1])
+
+
+def tile_counts(shape: torch.Size, tile: PerTile) -> tuple[int, int]:
+    """Number of tiles along the rows and columns of the matrix view (edge tiles may be smaller)."""
+    cols = shape[1] if len(shape) == 4 else shape[-1]
+    return -(-(shape.numel() // cols) // tile.rows), -(-cols // tile.cols)
+
+
+def expand_tiles(values: torch.Tensor, shape: torch.Size, tile: PerTile) -> torch.Tensor:
+    """Spread one value per tile ``[row tiles, column tiles]`` over the elements of a tensor of this shape.
+
+    Raises:
+        ConfigError: the map does not have one value per tile.
+    """
+    if tuple(values.shape) != tile_counts(shape, tile):
+        raise ConfigError(
+            f"map of shape {tuple(values.shape)}, but a tensor {tuple(shape)} has {tile_counts(shape, tile)} tiles of "
+            f"{tile.rows}x{tile.cols}"
+        )
+    cols = shape[1] if len(shape) == 4 else shape[-1]
+    rows = shape.numel() // cols
+    full = values.repeat_interleave(tile.rows, 0)[:rows].repeat_interleave(tile.cols, 1)[:, :cols]
+    if len(shape) == 4:
+        n, c, h, w = shape
+        return full.reshape(n, h, w, c).permute(0, 3, 1, 2)
+    return full.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Format:
+    """Base of number formats.
+
+    Attributes:
+        granularity: which elements share a grid.
+        rounding: to the nearest grid point (ties to even) or stochastic (up with probability = fraction).
+        statistic: ``extreme``: the range of all elements; ``mean`` (per tensor only): mean over samples (first axis)
+            of each sample's smallest and largest value, as Banner et al. 2018 measure activations.
+    """
+
+    granularity: Granularity = PerTensor()
+    rounding: Rounding = "nearest"
+    statistic: Literal["extreme", "mean"] = "extreme"
+
+    @property
+    def name(self) -> str:
+        """Short name for precision cards."""
+        return type(self).__name__.lower()
+
+    def limits(self, x: torch.Tensor, kernels: Kernels = "auto") -> Limits:
+        """Measure (smallest, largest) per group.
+
+        Args:
+            x: float tensor, not empty.
+            kernels: which path measures; both give the same result.
+
+        Returns:
+            Two tensors: 0-dim per tensor; broadcastable to ``x`` per axis; ``[row tiles, column tiles]`` per tile.
+        """
+        g = self.granularity
+        if isinstance(g, PerTile):
+            return _tile_limits(x, g)
+        if isinstance(g, PerAxis) and g.axis != 0:
+            shape = [1] * x.dim()
+            shape[g.axis] = x.shape[g.axis]
+            lo, hi = x.movedim(g.axis, 0).reshape(x.shape[g.axis], -1).aminmax(dim=1)
+            return lo.view(shape), hi.view(shape)
+        lo, hi = row_limits(x, kernels)
+        if isinstance(g, PerAxis):
+            return lo.view(-1, *([1] * (x.dim() - 1))), hi.view(-1, *([1] * (x.dim() - 1)))
+        if self.statistic == "mean":
+            return lo.mean(), hi.mean()
+        return lo.amin(), hi.amax()
+
+    def grid(self, limits: Limits, bits: Bits, x: torch.Tensor) -> Grid:
+        """Return the grid for the measured limits at the given width(s); shapes broadcast to ``x``."""
+        lo, hi = limits
+        if isinstance(self.granularity, PerTile):
+            lo, hi = expand_tiles(lo, x.shape, self.granularity), expand_tiles(hi, x.shape, self.granularity)
+            if isinstance(bits, torch.Tensor):
+                bits = expand_tiles(bits.to(x.device), x.shape, self.granularity)
+        elif isinstance(bits, torch.Tensor):
+            bits = bits.to(x.device).view(-1, *([1] * (x.dim() - 1)))
+        return self._grid(lo, hi, bits)
+
+    def _grid(self, lo: torch.Tensor, hi: torch.Tensor, bits: Bits) -> Grid:
+        raise NotImplementedError
+
+    def forward_transform(self, x: torch.Tensor) -> torch.Tensor:
+        """Map the tensor before it is quantized (identity; DoReFa's tanh for example)."""
+        return x
+
+    def backward_transform(self, x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        """Gradient with respect to the tensor before :meth:`forward_transform` (straight through)."""
+        return grad
+
+
+@dataclass(frozen=True)
+class Affine(Format):
+    """Asymmetric uniform grid of ``2^b`` points from the smallest to the largest value."""
+
+    def _grid(self, lo: torch.Tensor, hi: torch.Tensor, bits: Bits) -> Grid:
+        if isinstance(bits, torch.Tensor):
+            qmax = torch.pow(2.0, bits.float()) - 1.0  # exact: a power of two up to 2^16
+            live = bits > 0
+            scale = ((hi - lo) / qmax.clamp(min=1.0)).clamp(min=MIN_SCALE)
+            return Grid(scale, torch.where(live, lo, torch.zeros_like(lo)), torch.zeros_like(qmax), qmax)
+        top = lo.new_tensor(float(2**bits - 1))
+        return Grid(((hi - lo) / top).clamp(min=MIN_SCALE), lo, torch.zeros_like(top), top)
+
+
+@dataclass(frozen=True)
+class Symmetric(Format):
+    """Symmetric uniform grid of ``2^b - 1`` points around an exact zero."""
+
+    def _grid(self, lo: torch.Tensor, hi: torch.Tensor, bits: Bits) -> Grid:
+        bound = torch.maximum(lo.abs(), hi.abs())
+        if isinstance(bits, torch.Tensor):
+            top = torch.where(bits > 0, torch.pow(2.0, (bits - 1).clamp(min=0).float()) - 1.0, 0.0)
+        else:
+            top = lo.new_tensor(float(2 ** (bits - 1) - 1))
+        scale = (bound / top.clamp(min=1.0)).clamp(min=MIN_SCALE)
+        return Grid(scale, torch.zeros_like(bound), -top, top)
+
+
+def _tile_limits(x: torch.Tensor, tile: PerTile) -> Limits:
+    m = matrix_view(x)
+    rows, cols = m.shape
+    pad = (0, -cols % tile.cols, 0, -rows % tile.rows)
+
+    def blocks(fill: float) -> torch.Tensor:
+        p = torch.nn.functional.pad(m, pad, value=fill)
+        return p.view(p.shape[0] // tile.rows, tile.rows, p.shape[1] // tile.cols, tile.cols)
+
+    return blocks(float("inf")).amin(dim=(1, 3)), blocks(float("-inf")).amax(dim=(1, 3))

@@ -1,0 +1,106 @@
+"""Fused CPU quantizers, compiled by numba: one read and one write per tensor, rounding noise kept in registers.
+
+Bit-equal to the plain torch path in :mod:`fractrain.quant.kernels` (same operations in the same order on float32, no
+contraction). Numba brings its own compiler, so installing needs none; the machine code is cached on disk.
+
+Layout: a tensor is passed as ``[rows, columns]`` with one grid per row; element numbers count along memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange, uint32
+
+_OPTIONS = {"error_model": "numpy", "cache": True}
+
+
+@njit(inline="always", **_OPTIONS)
+def _uniform(number, k0, k1):  # type: ignore[no-untyped-def]
+    # numba widens unsigned arithmetic to 64 bits: every product is cut back, which also keeps the vector lanes narrow
+    h = uint32(uint32(number) ^ k0)
+    h = uint32(h ^ uint32(h >> uint32(16)))
+    h = uint32(h * uint32(0x21F0AAAD))
+    h = uint32(uint32(h ^ uint32(h >> uint32(15))) ^ k1)
+    h = uint32(h * uint32(0x735A2D97))
+    h = uint32(h ^ uint32(h >> uint32(15)))
+    return np.float32(np.int32(h >> uint32(8))) * np.float32(2.0**-24)
+
+
+@njit(inline="always", **_OPTIONS)
+def _nearest(x, scale, offset, qmin, qmax):  # type: ignore[no-untyped-def]
+    return min(max(np.rint((x - offset) / scale), qmin), qmax)
+
+
+@njit(inline="always", **_OPTIONS)
+def _stochastic(x, scale, offset, qmin, qmax, number, k0, k1):  # type: ignore[no-untyped-def]
+    v = (x - offset) / scale
+    f = np.floor(v)
+    up = np.float32(1.0) if _uniform(number, k0, k1) < v - f else np.float32(0.0)
+    return min(max(f + up, qmin), qmax)
+
+
+def _nearest_values(x, scale, offset, qmin, qmax, values):  # type: ignore[no-untyped-def]
+    for r in prange(x.shape[0]):
+        s, o, a, b = scale[r], offset[r], qmin[r], qmax[r]
+        for c in range(x.shape[1]):
+            values[r, c] = _nearest(x[r, c], s, o, a, b) * s + o
+
+
+def _nearest_codes(x, scale, offset, qmin, qmax, values, codes, shift):  # type: ignore[no-untyped-def]
+    for r in prange(x.shape[0]):
+        s, o, a, b = scale[r], offset[r], qmin[r], qmax[r]
+        d = a + shift
+        for c in range(x.shape[1]):
+            q = _nearest(x[r, c], s, o, a, b)
+            values[r, c] = q * s + o
+            codes[r, c] = np.int32(q - d)
+
+
+def _stochastic_values(x, scale, offset, qmin, qmax, values, k0, k1, base):  # type: ignore[no-untyped-def]
+    columns = x.shape[1]
+    for r in prange(x.shape[0]):
+        s, o, a, b = scale[r], offset[r], qmin[r], qmax[r]
+        first = uint32(base + r * columns)
+        for c in range(columns):
+            values[r, c] = _stochastic(x[r, c], s, o, a, b, first + uint32(c), k0, k1) * s + o
+
+
+def _stochastic_codes(x, scale, offset, qmin, qmax, values, codes, shift, k0, k1, base):  # type: ignore[no-untyped-def]
+    columns = x.shape[1]
+    for r in prange(x.shape[0]):
+        s, o, a, b = scale[r], offset[r], qmin[r], qmax[r]
+        d = a + shift
+        first = uint32(base + r * columns)
+        for c in range(columns):
+            q = _stochastic(x[r, c], s, o, a, b, first + uint32(c), k0, k1)
+            values[r, c] = q * s + o
+            codes[r, c] = np.int32(q - d)
+
+
+def _dequantize(codes, scale, offset, qmin, values, shift):  # type: ignore[no-untyped-def]
+    for r in prange(codes.shape[0]):
+        s, o, d = scale[r], offset[r], qmin[r] + shift
+        for c in range(codes.shape[1]):
+            values[r, c] = (np.float32(codes[r, c]) + d) * s + o
+
+
+def _extremes(bits, low, high):  # type: ignore[no-untyped-def]
+    # Floats compare like integers once the magnitude bits of negative ones are flipped. Integer minima vectorize, and
+    # every NaN ends up beyond infinity, so inf and NaN show in the result without a test per element.
+    for r in prange(bits.shape[0]):
+        lo, hi = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+        for c in range(bits.shape[1]):
+            v = bits[r, c]
+            k = np.int32(v ^ np.int32(np.int32(v >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+            lo, hi = min(lo, k), max(hi, k)
+        low[r] = np.int32(lo ^ np.int32(np.int32(lo >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+        high[r] = np.int32(hi ^ np.int32(np.int32(hi >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+# prange is range in the serial builds: small tensors and single-threaded processes pay no thread start.
+nearest_values = (njit(**_OPTIONS)(_nearest_values), njit(parallel=True, **_OPTIONS)(_nearest_values))
+nearest_codes = (njit(**_OPTIONS)(_nearest_codes), njit(parallel=True, **_OPTIONS)(_nearest_codes))
+stochastic_values = (njit(**_OPTIONS)(_stochastic_values), njit(parallel=True, **_OPTIONS)(_stochastic_values))
+stochastic_codes = (njit(**_OPTIONS)(_stochastic_codes), njit(parallel=True, **_OPTIONS)(_stochastic_codes))
+extremes = (njit(**_OPTIONS)(_extremes), njit(parallel=True, **_OPTIONS)(_extremes))
+dequantize = (njit(**_OPTIONS)(_dequantize), njit(parallel=True, **_OPTIONS)(_dequantize))

@@ -1,0 +1,228 @@
+"""Quantize a tensor onto a grid: plain torch (any device, any granularity) or fused (CPU, numba), the same bits.
+
+``auto`` takes the fused path where it applies after a probe that checks, once per process, that it gives exactly the
+plain path's result on this machine; otherwise the plain path, with one log line saying why.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fractrain.quant.grid import Grid
+from fractrain.quant.noise import NoiseKey, element_numbers, uniform
+
+Kernels = Literal["auto", "reference", "fused"]
+SHIFT16 = 32768.0  # 9..16-bit codes are stored in int16, moved down by 2^15
+PARALLEL_FROM = 1 << 16  # elements; below, starting threads costs more than it saves
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Quantized:
+    """A quantized tensor: integer codes and their grid; ``value = (code + shift + qmin) * scale + offset``.
+
+    Attributes:
+        codes: uint8 up to 8 bits, int16 above (code - qmin - 2^15), of the shape and layout of the tensor.
+        grid: parameters, broadcastable to the tensor.
+        kernels: which path restores the values.
+    """
+
+    codes: torch.Tensor
+    grid: Grid
+    kernels: Kernels = "auto"
+
+    def values(self) -> torch.Tensor:
+        """Return the values as float32, in the layout of the codes."""
+        shift = 0.0 if self.codes.dtype == torch.uint8 else SHIFT16
+        rows = _rows(self.codes, self.grid, self.kernels)
+        if rows is not None:
+            out = torch.empty_like(self.codes, dtype=torch.float32)
+            fused = rows.module.dequantize[rows.parallel]
+            fused(_flat(self.codes), rows.scale, rows.offset, rows.qmin, _flat(out), np.float32(shift))
+            return out
+        g = self.grid
+        return (self.codes.to(torch.float32) + (g.qmin + shift)) * g.scale + g.offset
+
+    def nbytes(self) -> int:
+        """Bytes kept for backward."""
+        return self.codes.numel() * self.codes.element_size()
+
+
+def quantize(
+    x: torch.Tensor, grid: Grid, noise: NoiseKey | None = None, code_bits: int = 0, kernels: Kernels = "auto"
+) -> tuple[torch.Tensor, Quantized | None]:
+    """Move ``x`` to the grid.
+
+    Args:
+        x: float tensor.
+        grid: parameters broadcastable to ``x``.
+        noise: key for stochastic rounding; None rounds to nearest, ties to even.
+        code_bits: widest width in use when the codes are wanted as well (uint8 up to 8, int16 up to 16), 0 for values
+            only.
+        kernels: ``auto``, ``reference`` or ``fused``.
+
+    Returns:
+        (values in the dtype of ``x``, codes or None).
+    """
+    rows = _rows(x, grid, kernels)
+    if rows is not None:
+        return _quantize_fused(x, grid, noise, code_bits, rows, kernels)
+    return quantize_reference(x, grid, noise, code_bits)
+
+
+def quantize_reference(
+    x: torch.Tensor, grid: Grid, noise: NoiseKey | None, code_bits: int
+) -> tuple[torch.Tensor, Quantized | None]:
+    """The plain torch path of :func:`quantize`."""
+    v = (x - grid.offset) / grid.scale
+    if noise is None:
+        q = v.round()
+    else:
+        f = v.floor()
+        q = f + (uniform(noise, element_numbers(x.shape, x.device)) < v - f).to(v.dtype)
+    q = torch.minimum(torch.maximum(q, grid.qmin), grid.qmax)
+    values = q * grid.scale + grid.offset
+    if not code_bits:
+        return values, None
+    wide = code_bits > 8
+    codes = (q - (grid.qmin + (SHIFT16 if wide else 0.0))).to(torch.int16 if wide else torch.uint8)
+    return values, Quantized(codes, grid, "reference")
+
+
+def row_limits(x: torch.Tensor, kernels: Kernels = "auto") -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest value per index of the first axis, float tensors ``[x.shape[0]]``; inf and nan show in them.
+
+    Args:
+        x: float tensor, not empty.
+        kernels: ``auto``, ``reference`` or ``fused``.
+    """
+    module = None
+    if kernels != "reference" and x.device.type == "cpu" and x.dtype == torch.float32 and _dense(x):
+        module = load_fused()
+    if module is None:
+        rows = x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+        lo, hi = rows.reshape(x.shape[0], -1).aminmax(dim=1)
+        return lo, hi
+    n = x.shape[0]
+    low, high = torch.empty(n), torch.empty(n)
+    out = (low.numpy().view(np.int32), high.numpy().view(np.int32))
+    module.extremes[_parallel(x)](_flat(x.detach()).view(np.int32), *out)
+    return low, high
+
+
+def _parallel(x: torch.Tensor) -> bool:
+    """Whether to use several threads, with numba's number of threads set to torch's."""
+    threads = torch.get_num_threads()
+    if threads == 1 or x.numel() < PARALLEL_FROM:
+        return False
+    import numba
+
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    return True
+
+
+@dataclass
+class _Rows:
+    module: ModuleType
+    parallel: bool
+    scale: np.ndarray
+    offset: np.ndarray
+    qmin: np.ndarray
+    qmax: np.ndarray
+
+
+def _flat(x: torch.Tensor) -> np.ndarray:
+    """``[rows, columns]`` numpy view in memory order (channels last for 4-D)."""
+    if x.dim() == 4:
+        x = x.permute(0, 2, 3, 1)
+    return x.reshape(x.shape[0] if x.dim() else 1, -1).numpy()
+
+
+def _dense(x: torch.Tensor) -> bool:
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.dim() > 0 and x.is_contiguous()
+
+
+def _per_row(p: torch.Tensor, n: int) -> np.ndarray:
+    return p.reshape(-1).expand(n).contiguous().numpy() if p.numel() == 1 else p.reshape(-1).numpy()
+
+
+def _rows(x: torch.Tensor, grid: Grid, kernels: Kernels) -> _Rows | None:
+    """Parameters per row where the fused path applies, else None."""
+    if kernels == "reference" or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.uint8, torch.int16):
+        return None
+    module = load_fused() if kernels == "fused" else probed()
+    if module is None or not _dense(x) or x.numel() == 0:
+        return None
+    n = x.shape[0]
+    params = (grid.scale, grid.offset, grid.qmin, grid.qmax)
+    if any(p.numel() != 1 and (p.numel() != n or p.dim() != x.dim() or p.shape[0] != n) for p in params):
+        return None
+    return _Rows(module, _parallel(x), *(_per_row(p, n) for p in params))
+
+
+def _quantize_fused(
+    x: torch.Tensor, grid: Grid, noise: NoiseKey | None, code_bits: int, rows: _Rows, kernels: Kernels
+) -> tuple[torch.Tensor, Quantized | None]:
+    values = torch.empty_like(x)
+    data = (_flat(x.detach()), rows.scale, rows.offset, rows.qmin, rows.qmax, _flat(values))
+    m = rows.module
+    key = () if noise is None else (np.uint32(noise.k0), np.uint32(noise.k1), np.uint32(_first(noise, x)))
+    if not code_bits:
+        (m.nearest_values if noise is None else m.stochastic_values)[rows.parallel](*data, *key)
+        return values, None
+    wide = code_bits > 8
+    codes = torch.empty_like(x, dtype=torch.int16 if wide else torch.uint8)
+    more = (_flat(codes), np.float32(SHIFT16 if wide else 0.0))
+    (m.nearest_codes if noise is None else m.stochastic_codes)[rows.parallel](*data, *more, *key)
+    return values, Quantized(codes, grid, kernels)
+
+
+def _first(noise: NoiseKey, x: torch.Tensor) -> int:
+    if noise.base + x.numel() > 0xFFFFFFFF:
+        raise ValueError(f"stochastic rounding numbers at most 2**32 elements, got {noise.base + x.numel()}")
+    return noise.base
+
+
+@lru_cache(maxsize=1)
+def load_fused() -> ModuleType | None:
+    """Import the fused kernels, or return None where numba is absent or cannot work."""
+    try:
+        from fractrain.quant import fused
+    except (ImportError, RuntimeError) as problem:  # RuntimeError: numba found no folder for its cache
+        log.warning("fused quantizers are not available (%s); using the plain path", problem)
+        return None
+    return fused
+
+
+@lru_cache(maxsize=1)
+def probed() -> ModuleType | None:
+    """Return the fused kernels if they give exactly the plain path's bits on this machine, else None."""
+    module = load_fused()
+    if module is None:
+        return None
+    gen = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 5, 6, 7, generator=gen).contiguous(memory_format=torch.channels_last)
+    lo, hi = x.aminmax()
+    for bits in (3, 8, 12):
+        top = torch.tensor(float(2**bits - 1))
+        grid = Grid((hi - lo) / top, lo, torch.zeros(()), top)
+        for noise in (None, NoiseKey(123, 456, 7)):
+            plain, plain_codes = quantize_reference(x, grid, noise, bits)
+            fast, fast_codes = quantize(x, grid, noise, bits, kernels="fused")
+            assert plain_codes is not None
+            assert fast_codes is not None
+            same = torch.equal(plain, fast) and torch.equal(plain_codes.codes, fast_codes.codes)
+            if not (same and torch.equal(plain_codes.values(), fast_codes.values())):
+                log.warning("fused quantizers differ from the plain path on this machine; using the plain path")
+                return None
+    return module

@@ -1,0 +1,364 @@
+"""The two quantized layers, and the autograd function behind them that does the three products explicitly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fractrain.cost.ledger import Entry
+from fractrain.errors import ConfigError, NonFiniteError
+from fractrain.quant.accounting import count_layer, entries_for
+from fractrain.quant.formats import Limits
+from fractrain.quant.kernels import Quantized, quantize
+from fractrain.quant.noise import NoiseKey, noise_key
+from fractrain.quant.precision import Operand, Precision
+from fractrain.quant.state import QuantState
+
+
+@dataclass
+class _Activation:
+    """An activation operand ready for its product: values for now, codes for backward."""
+
+    values: torch.Tensor | None
+    codes: Quantized | None
+
+
+class QuantLayer(nn.Module):
+    """What :class:`QuantConv2d` and :class:`QuantLinear` share: precision, ranges, weight cache, accounting.
+
+    Attributes:
+        precision: formats and widths of all operands; assign a new one to change it, also while training.
+        site: name of the layer in its model (set by :func:`fractrain.quant.convert.convert`).
+        state: shared :class:`QuantState`.
+        running_low, running_high: range of the input used in evaluation, 0-dim buffers.
+        observer: called as ``observer(layer, operand name, Operand, original, quantized values)`` when set; for
+            probes and tests.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    running_low: torch.Tensor
+    running_high: torch.Tensor
+    running_steps: torch.Tensor
+
+    def init_quant(self, precision: Precision, state: QuantState, site: str) -> None:
+        """Attach precision and shared state (called once, by the constructors)."""
+        self.precision = precision
+        self.state = state
+        self.site = site
+        self.observer: Any = None
+        self.shapes: dict[str, torch.Size] = {}  # of A, W and E in the last forward pass
+        self.work_key: tuple[Any, str] = (None, "")  # ledger work item at the present precision
+        self._weights: dict[Any, torch.Tensor] = {}
+        self._weights_of: Any = None
+        for name in ("running_low", "running_high"):
+            self.register_buffer(name, torch.zeros((), device=self.weight.device))
+        self.register_buffer("running_steps", torch.zeros((), dtype=torch.int64, device=self.weight.device))
+
+    # -- to be given by the two layers -------------------------------------------------------------------------------
+
+    def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """FW."""
+        raise NotImplementedError
+
+    def backward_products(
+        self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """EB and GC from the same error: (dA or None, dW or None)."""
+        raise NotImplementedError
+
+    def sample_macs(self, output: torch.Tensor) -> int:
+        """Forward MACs per sample (first axis)."""
+        raise NotImplementedError
+
+    # -- the layer ---------------------------------------------------------------------------------------------------
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the layer at its present precision; counts its products in the ledger."""
+        if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)
+        if x.numel() == 0:
+            raise ConfigError(f"{self.site}: empty batch (input shape {tuple(x.shape)}); drop empty batches")
+        if self.precision.is_float:
+            y = self.product(x, self.weight, self.bias)
+        else:
+            y = self._quantized(x)
+        self.shapes = {"A": x.shape, "W": self.weight.shape, "E": y.shape}
+        scope = self.state.scope
+        train = self.training and torch.is_grad_enabled()
+        want = (train and x.requires_grad, train and self.weight.requires_grad)
+        if scope is not None:
+            scope.sites.append((self, self.sample_macs(y), *want))
+        elif self.state.ledger.enabled:
+            count_layer(self, x, self.sample_macs(y), *want)
+        return y
+
+    def _quantized(self, x: torch.Tensor) -> torch.Tensor:
+        scope = self.state.scope
+        key = None if scope is None else ("product", self.site, scope.forward_key)
+        if scope is not None and key in scope.memo:
+            # Another candidate with the same forward precision has computed this product: only backward differs.
+            y, kept = scope.memo[key]
+            return _Products.apply(x, self.weight, self.bias, self, None, kept, y)
+        fw = self._activation(x, self.precision.fw_a, "fw_a")
+        kept = fw
+        if self.training and not self.precision.gc_a.same_as(self.precision.fw_a):
+            kept = self._activation(x, self.precision.gc_a, "gc_a")
+        y = _Products.apply(x, self.weight, self.bias, self, fw.values, kept, None)
+        if scope is not None and self.training:
+            scope.memo[key] = (y.detach(), replace(kept, values=None) if kept.codes is not None else kept)
+        return y
+
+    def _activation(self, x: torch.Tensor, op: Operand, name: str) -> _Activation:
+        x = x.detach()
+        if op.is_float:
+            return _Activation(x, None)
+        if self.training or op.running is None or not bool(self.running_steps > 0):
+            limits = self._limits(x, op)
+            if self.training and name == "fw_a" and op.running is not None:
+                self._update_range(limits, op.running)
+        else:
+            limits = (self.running_low, self.running_high)
+        grid = op.format.grid(limits, op.bits, x)
+        code_bits = op.widest if self.training else 0
+        values, codes = quantize(x, grid, self._noise(op, "A", x), code_bits, self.state.kernels)
+        self._observe(name, op, x, values)
+        return _Activation(values, codes)
+
+    def _limits(self, x: torch.Tensor, op: Operand) -> Limits:
+        scope = self.state.scope
+        if scope is None or x.data_ptr() != scope.input.data_ptr():
+            limits = op.format.limits(x, self.state.kernels)
+            self._check(limits, "input")
+            return limits
+        key = ("limits", op.format)  # candidates, and layers that read the block's input, share its range
+        if key not in scope.memo:
+            scope.memo[key] = op.format.limits(x, self.state.kernels)
+            self._check(scope.memo[key], "input")
+        return scope.memo[key]  # type: ignore[no-any-return]
+
+    def _update_range(self, limits: Limits, keep: float) -> None:
+        low, high = limits[0].amin(), limits[1].amax()
+        first = self.running_steps == 0  # on the device: no synchronisation
+        self.running_low.copy_(torch.where(first, low, self.running_low * keep + low * (1 - keep)))
+        self.running_high.copy_(torch.where(first, high, self.running_high * keep + high * (1 - keep)))
+        self.running_steps.add_(1)
+
+    def quantized_weight(self, op: Operand, name: str = "fw_w") -> torch.Tensor:
+        """Quantized weight (values), computed once per version of the weight, step and operand."""
+        if op.is_float:
+            return self.weight.detach()
+        bits = op.bits if isinstance(op.bits, int) else id(op.bits)
+        key = (op.format, bits)
+        step = self.state.step if op.format.rounding == "stochastic" else None
+        version = (self.weight._version, self.weight.data_ptr(), step)
+        if self._weights_of != version:
+            self._weights, self._weights_of = {}, version
+        if key not in self._weights:
+            w = op.format.forward_transform(self.weight.detach())
+            limits = op.format.limits(w, self.state.kernels)
+            self._check(limits, "weight")
+            noise = self._noise(op, "W", w)
+            values, _ = quantize(w, op.format.grid(limits, op.bits, w), noise, 0, self.state.kernels)
+            self._observe(name, op, w, values)
+            self._weights[key] = values
+        return self._weights[key]
+
+    def quantized_error(self, g: torch.Tensor, op: Operand, name: str) -> torch.Tensor:
+        """Quantized output gradient (values)."""
+        if op.is_float:
+            return g
+        limits = op.format.limits(g, self.state.kernels)
+        self._check(limits, "output gradient")
+        noise = self._noise(op, name, g)
+        values, _ = quantize(g, op.format.grid(limits, op.bits, g), noise, 0, self.state.kernels)
+        self._observe(name, op, g, values)
+        return values
+
+    def _noise(self, op: Operand, tensor: str, x: torch.Tensor) -> NoiseKey | None:
+        if op.format.rounding == "nearest":
+            return None
+        s = self.state
+        suffix = "" if s.scope is None else f"#{s.scope.index}"
+        base = 0 if tensor == "W" else s.sample_offset * (x.numel() // x.shape[0])
+        return noise_key(s.seed, s.step, f"{self.site}.{tensor}{suffix}", base)
+
+    def _check(self, limits: Limits, what: str) -> None:
+        low, high = limits
+        if low.device.type != "cpu":
+            self.state.watch(self.site, what, low, high)  # read later: no synchronisation in a step
+        elif not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise NonFiniteError(
+                f"{self.site}: inf or nan in its {what} at step {self.state.step}", self.site, self.state.step
+            )
+
+    def _observe(self, name: str, op: Operand, x: torch.Tensor, values: torch.Tensor) -> None:
+        if self.observer is not None:
+            self.observer(self, name, op, x, values)
+
+    def entries(self, precision: Precision, macs: int, eb: bool, gc: bool) -> list[Entry]:
+        """Ledger entries per sample at constant widths."""
+        return entries_for(self.site, precision, macs, eb, gc)
+
+
+class _Products(torch.autograd.Function):
+    """FW now; EB and GC in backward, from quantized operands.
+
+    What is kept for backward: the activation as integer codes (values only where GC reads it in floating point), and
+    nothing of the error. The weight is quantized again only if it changed in between.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layer: QuantLayer,
+        values: torch.Tensor | None, kept: _Activation, known: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
+        p = layer.precision
+        if values is not None:
+            y = layer.product(values, layer.quantized_weight(p.fw_w), bias)
+        else:
+            assert known is not None
+            y = known.detach()
+        ctx.layer, ctx.precision, ctx.codes, ctx.shape = layer, p, kept.codes, x.shape
+        ctx.scope = layer.state.scope
+        ctx.has_bias = bias is not None
+        # The weight in backward is the one of forward: keep it, the parameter may be updated in place before backward.
+        w = layer.quantized_weight(p.eb_w, "eb_w")
+        ctx.save_for_backward(w, weight, *(() if kept.codes is not None else (kept.values,)))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        layer: QuantLayer = ctx.layer
+        p: Precision = ctx.precision
+        w, master, *rest = ctx.saved_tensors
+        g = grads[0]
+        if g.dim() == 4:
+            g = g.contiguous(memory_format=torch.channels_last)
+        want_a, want_w, want_b = ctx.needs_input_grad[:3]
+        outer, layer.state.scope = layer.state.scope, ctx.scope
+        try:
+            one = p.eb_e.same_as(p.gc_e)
+            e_gc = layer.quantized_error(g, p.gc_e, "E" if one else "E.gc") if want_w or want_b or one else g
+            e_eb = e_gc if one else (layer.quantized_error(g, p.eb_e, "E.eb") if want_a else g)
+        finally:
+            layer.state.scope = outer
+        a = None
+        if want_w:
+            a = ctx.codes.values() if ctx.codes is not None else rest[0]
+        if one:
+            da, dw = layer.backward_products(e_eb, a, w, ctx.shape, want_a, want_w)
+        else:
+            da, _ = layer.backward_products(e_eb, None, w, ctx.shape, want_a, False)
+            _, dw = layer.backward_products(e_gc, a, w, ctx.shape, False, want_w)
+        if dw is not None and not p.fw_w.is_float:
+            dw = p.fw_w.format.backward_transform(master.detach(), dw)
+        db = layer.bias_gradient(e_gc) if want_b and ctx.has_bias else None
+        return da, dw, db, None, None, None, None
+
+
+class QuantConv2d(QuantLayer):
+    """2-D convolution (any stride, padding, dilation, groups; zero padding) with quantized operands.
+
+    Input ``[N, C, H, W]`` float32; computed and returned in channels-last memory.
+
+    Raises:
+        ConfigError: padding mode other than zeros, or an empty batch.
+        NonFiniteError: inf or nan in an operand (at once on the CPU, at the next check on a GPU).
+    """
+
+    def __init__(self, conv: nn.Conv2d, precision: Precision, state: QuantState | None = None, site: str = "") -> None:
+        super().__init__()
+        if conv.padding_mode != "zeros":
+            raise ConfigError(f"{site or 'conv'}: padding mode {conv.padding_mode!r} is not supported (only 'zeros')")
+        self.weight, self.bias = conv.weight, conv.bias
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride, self.dilation, self.groups = (
+            conv.kernel_size, conv.stride, conv.dilation, conv.groups,
+        )  # fmt: skip
+        self.padding = self._explicit_padding(conv)
+        self.init_quant(precision, state or QuantState(), site or "conv")
+
+    @staticmethod
+    def _explicit_padding(conv: nn.Conv2d) -> tuple[int, int]:
+        if not isinstance(conv.padding, str):
+            return conv.padding[0], conv.padding[1]
+        if conv.padding == "valid":
+            return 0, 0
+        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        if any(t % 2 for t in total):
+            raise ConfigError("padding 'same' with an even kernel is not supported; give the padding as numbers")
+        return total[0] // 2, total[1] // 2
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, site={self.site!r}"
+
+    def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """FW."""
+        return F.conv2d(a, w, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def backward_products(
+        self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """EB and GC."""
+        if a is None:
+            a = e.new_empty(1).expand(shape)  # only its shape is read
+        da, dw, _ = torch.ops.aten.convolution_backward(
+            e, a, w, None, self.stride, self.padding, self.dilation, False, [0, 0], self.groups, [want_a, want_w, False]
+        )  # fmt: skip
+        return da, dw
+
+    def bias_gradient(self, e: torch.Tensor) -> torch.Tensor:
+        """Sum of the error per output channel."""
+        return e.sum(dim=(0, 2, 3))
+
+    def sample_macs(self, output: torch.Tensor) -> int:
+        """Forward MACs per sample."""
+        k = self.kernel_size[0] * self.kernel_size[1]
+        return output[0].numel() * k * (self.in_channels // self.groups)
+
+
+class QuantLinear(QuantLayer):
+    """Linear layer on the last axis with quantized operands; input ``[N, ..., in]``, output ``[N, ..., out]``.
+
+    Raises:
+        ConfigError: an empty batch.
+        NonFiniteError: inf or nan in an operand.
+    """
+
+    def __init__(self, linear: nn.Linear, precision: Precision, state: QuantState | None = None, site: str = "") -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.init_quant(precision, state or QuantState(), site or "linear")
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f"{self.in_features}, {self.out_features}, site={self.site!r}"
+
+    def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """FW."""
+        return F.linear(a, w, bias)
+
+    def backward_products(
+        self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """EB and GC."""
+        da = e @ w if want_a else None
+        dw = None
+        if want_w and a is not None:
+            dw = e.reshape(-1, e.shape[-1]).t() @ a.reshape(-1, a.shape[-1])
+        return da, dw
+
+    def bias_gradient(self, e: torch.Tensor) -> torch.Tensor:
+        """Sum of the error over all vectors."""
+        return e.reshape(-1, e.shape[-1]).sum(dim=0)
+
+    def sample_macs(self, output: torch.Tensor) -> int:
+        """Forward MACs per sample (first axis)."""
+        return output[0].numel() * self.in_features

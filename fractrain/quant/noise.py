@@ -1,0 +1,88 @@
+"""Random bits for stochastic rounding: a pure function of (seed, step, tensor name, element).
+
+A counter-based hash instead of a generator: nothing to save or restore, the same numbers eager, fused, resumed, on any
+device and on any number of workers (each passes the index of its first sample), and cheap enough to stay in registers.
+
+The element number counts in channels-last order for 4-D tensors (sample, row, column, channel) and in plain row-major
+order otherwise; the noise of an element therefore does not depend on the memory layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+MASK32 = 0xFFFFFFFF
+# Two rounds of the xorshift-multiply finalizer found by Wellons' hash-prospector search ("lowbias32" family). Both
+# multipliers are below 2**31, so the product of a 32-bit word stays inside a signed 64-bit integer on every device.
+MUL1 = 0x21F0AAAD
+MUL2 = 0x735A2D97
+
+
+@lru_cache(maxsize=65536)
+def _name_hash(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+
+
+def _splitmix(z: int) -> int:
+    """One step of the splitmix64 mixing function (Steele et al. 2014), on Python integers."""
+    z = (z + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return z ^ (z >> 31)
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """Which noise: two 32-bit keys, and the element number at which this process's part of the tensor begins.
+
+    Attributes:
+        k0, k1: keys derived from seed, step and tensor name.
+        base: number of elements before the first one here (sample offset times elements per sample).
+    """
+
+    k0: int
+    k1: int
+    base: int = 0
+
+
+def noise_key(seed: int, step: int, name: str, base: int = 0) -> NoiseKey:
+    """Derive the key of one tensor in one step.
+
+    Args:
+        seed: rounding seed of the run.
+        step: training step.
+        name: name of the tensor, for example ``"layer1.0.conv1.E"``.
+        base: see :class:`NoiseKey`.
+    """
+    z = _splitmix(_splitmix(_splitmix(seed & 0xFFFFFFFFFFFFFFFF) ^ step) ^ _name_hash(name))
+    return NoiseKey(z >> 32, z & MASK32, base)
+
+
+def element_numbers(shape: torch.Size, device: torch.device) -> torch.Tensor:
+    """Element numbers as int64 of the given shape (channels-last order for 4-D shapes)."""
+    count = shape.numel()
+    if len(shape) == 4:
+        n, c, h, w = shape
+        return torch.arange(count, device=device).view(n, h, w, c).permute(0, 3, 1, 2)
+    return torch.arange(count, device=device).view(shape)
+
+
+def uniform(key: NoiseKey, numbers: torch.Tensor) -> torch.Tensor:
+    """Return u in [0, 1) with 24 random bits per element, float32 of the shape of ``numbers`` (int64).
+
+    Raises:
+        ValueError: an element number does not fit into 32 bits.
+    """
+    if key.base + numbers.numel() > MASK32:
+        raise ValueError(f"stochastic rounding numbers at most 2**32 elements, got {key.base + numbers.numel()}")
+    h = (numbers + key.base) ^ key.k0
+    h = h ^ (h >> 16)
+    h = (h * MUL1) & MASK32
+    h = (h ^ (h >> 15)) ^ key.k1
+    h = (h * MUL2) & MASK32
+    h = h ^ (h >> 15)
+    return (h >> 8).to(torch.float32) * 2.0**-24

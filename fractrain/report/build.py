@@ -1,0 +1,104 @@
+"""Build a table: the specification, the run store and the published rows become one :class:`Table` value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fractrain.report.columns import columns, rules
+from fractrain.report.grid import plan
+from fractrain.report.improvement_rows import improvement_rows
+from fractrain.report.rows import MethodRow, method_row
+from fractrain.report.sources import PublishedIndex, Sources, Store, default_sources
+from fractrain.report.spec import TableSpec, check_profile
+from fractrain.report.values import Row, Table
+
+
+def build_table(
+    spec: TableSpec,
+    store: Store | None,
+    profile: str,
+    seeds: int | Sequence[int] | None = None,
+    sources: Sources | None = None,
+) -> Table:
+    """Build one table.
+
+    Args:
+        spec: from :func:`fractrain.report.spec.load_spec`.
+        store: the run store; None shows the published values alone.
+        profile: ``smoke``, ``short`` or ``paper``: whose runs fill the measured columns.
+        seeds: a number (then 0, 1, ...) or a list; default: the table's number for this profile.
+        sources: configurations, costs and published rows; default: the engine's and the package's own.
+
+    Raises:
+        ConfigError: unknown profile.
+    """
+    known = check_profile(profile)
+    sources = sources or default_sources()
+    index = PublishedIndex(sources.published, spec.published_table)
+    runs = plan(spec, known, seeds, store, sources)
+    rows: list[Row] = []
+    notes: list[str] = []
+    caveats: list[tuple[Row, str]] = []
+    for pair in spec.pairs:
+        built: dict[str, MethodRow] = {}
+        for row in spec.rows:
+            own = [r for r in runs if r.pair == pair and r.row == row]
+            built[row.key] = method_row(spec, pair, row, own, sources, index)
+            notes += built[row.key].notes
+            caveats += [(built[row.key].row, m.caveat) for m in built[row.key].measured.values() if m.caveat]
+        rows += [b.row for b in built.values()]
+        more, remarks = improvement_rows(spec, pair, spec.dataset(pair, known), built, index)
+        rows += more
+        notes += remarks
+    return Table(
+        name=spec.name,
+        version=spec.version,
+        title=_title(spec, known),
+        caption=spec.caption,
+        source=spec.source,
+        profile=known,
+        seeds=tuple(dict.fromkeys(r.seed for r in runs)),
+        watermark=_watermark(spec, known),
+        columns=columns(spec),
+        rows=tuple(rows),
+        notes=tuple(dict.fromkeys([*notes, *spec.notes, *_extrapolated(caveats)])),
+        rules=rules(spec),
+    )
+
+
+# -- title -----------------------------------------------------------------------------------------------------------
+
+
+def _stand_ins(spec: TableSpec, profile: str) -> str:
+    """Name each data set that something else stands in for, for example ``digits for CIFAR-10``."""
+    known = check_profile(profile)
+    pairs = {spec.dataset(p, known): p.dataset_label for p in spec.pairs if spec.dataset(p, known) != p.dataset}
+    return ", ".join(f"{used} for {label}" for used, label in pairs.items())
+
+
+def _title(spec: TableSpec, profile: str) -> str:
+    used = _stand_ins(spec, profile)
+    return f"{spec.title} [profile {profile}{': stand-in data ' + used if used else ''}]"
+
+
+def _watermark(spec: TableSpec, profile: str) -> str:
+    if profile == "paper":
+        return ""
+    used = _stand_ins(spec, profile)
+    how = f"much shorter runs on other data ({used})" if used else "much shorter runs"
+    return (
+        f"NOT A REPRODUCTION: measured columns are from the profile '{profile}', {how}; "
+        "published columns are the paper's, so the two must not be compared."
+    )
+
+
+def _extrapolated(caveats: Sequence[tuple[Row, str]]) -> list[str]:
+    """One note for all rows whose energy and latency the hardware model was not fitted for."""
+    if not caveats:
+        return []
+    rows = {(row.group, row.text("label")) for row, _ in caveats}
+    row, caveat = caveats[0]
+    return [
+        f"Energy and latency of {len(rows)} row{'s' if len(rows) > 1 else ''} are extrapolations; for example "
+        f"{row.group}, {row.text('method')}: {caveat}. The CSV, JSON and HTML forms say why for each."
+    ]

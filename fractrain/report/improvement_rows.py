@@ -1,0 +1,80 @@
+"""Improvement rows of one pair: as the paper prints them, and recomputed from published and measured rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fractrain.cost.published import PublishedRow
+from fractrain.report import improve
+from fractrain.report.columns import QUANTITIES, columns
+from fractrain.report.rows import EMPTY, MethodRow, group, labels
+from fractrain.report.sources import PublishedIndex
+from fractrain.report.spec import Pair, TableSpec
+from fractrain.report.values import Cell, Row
+
+
+def improvement_rows(
+    spec: TableSpec, pair: Pair, dataset: str, built: Mapping[str, MethodRow], index: PublishedIndex
+) -> tuple[list[Row], list[str]]:
+    """The improvement as the paper prints it, and the same recomputed from the rows, published and measured.
+
+    Args:
+        spec: the table.
+        pair: the model and data set.
+        dataset: registry name of the data set that was really used.
+        built: the pair's method rows by row key.
+        index: the published numbers.
+
+    Returns:
+        Rows and notes; both empty where the table has no improvement rows.
+    """
+    if spec.improvement is None:
+        return [], []
+    subject, baselines = spec.improvement.subject, spec.improvement.baselines
+    label = f"{spec.row(subject).label} gain"
+    where = group(pair, dataset)
+    names = {row.key: row.label for row in spec.rows}
+    printed = _printed(pair, spec.improvement.published, index)
+    recomputed = improve.published_cells({k: b.published for k, b in built.items()}, subject, baselines)
+    measured = improve.measured_cells({k: b.measured for k, b in built.items()}, subject, baselines)
+    notes = _mismatch(pair, printed, recomputed)
+    over = [names[key] for key in baselines if built[key].measured]
+    if measured and len(over) < len(baselines):
+        notes.append(f"{where}, {label}, measured: over {len(over)} of {len(baselines)} baselines ({', '.join(over)}).")
+    blank = {column.key: EMPTY for column in columns(spec)}
+    first = blank | labels(pair, dataset, label, "as printed") | printed
+    second = blank | labels(pair, dataset, label, "recomputed") | recomputed | measured
+    return [Row("improvement printed", where, first), Row("improvement recomputed", where, second)], notes
+
+
+def _printed(pair: Pair, method: str, index: PublishedIndex) -> dict[str, Cell]:
+    cells: dict[str, Cell] = {}
+    for quantity in QUANTITIES:
+        if quantity.saving:
+            value = index.get(pair.model_label, pair.dataset_label, method, "", quantity.saving)
+            if value is not None:
+                cells[quantity.published] = _printed_cell(value)
+    return cells
+
+
+def _printed_cell(row: PublishedRow) -> Cell:
+    """A printed improvement: ``+0.05``, or a range such as ``64.4~67.2%``."""
+    text = str(row.value)
+    numbers = [float(part) for part in text.rstrip("%").split("~")]
+    source = f"{row.source}; {row.confidence}"
+    if text.endswith("%"):
+        return Cell(text.replace("%", " %"), "published", low=min(numbers), high=max(numbers), source=source)
+    return Cell(text, "published", numbers[0], source=source)
+
+
+def _mismatch(pair: Pair, printed: Mapping[str, Cell], recomputed: Mapping[str, Cell]) -> list[str]:
+    """Name a printed accuracy difference that does not follow from the printed rows."""
+    said, found = printed.get("accuracy_published"), recomputed.get("accuracy_published")
+    if said is None or found is None or said.value is None or found.value is None:
+        return []
+    if abs(said.value - found.value) < 0.015:
+        return []
+    return [
+        f"{pair.model_label}, {pair.dataset_label}: the printed accuracy difference {said.text} does not follow from "
+        f"the printed rows, which give {found.text}."
+    ]

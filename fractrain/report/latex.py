@@ -1,0 +1,86 @@
+"""LaTeX output: one ``table*`` with booktabs rules, to be put into a paper with ``\\input``."""
+
+from __future__ import annotations
+
+from tabulate import tabulate
+
+from fractrain.report.values import Column, Table
+
+# What tabulate escapes too, so only for text outside the tabular.
+_SYNTAX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "^": r"\^{}",
+        "~": r"\textasciitilde{}",
+        "<": r"\ensuremath{<}",
+        ">": r"\ensuremath{>}",
+    }
+)
+# What it does not escape: characters that the default font encoding or older engines lack.
+_GLYPHS = str.maketrans(
+    {
+        "|": r"\ensuremath{|}",
+        '"': "''",
+        "`": "'",
+        "±": r"$\pm$",
+        "–": "--",
+        "×": r"$\times$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "≤": r"$\leq$",
+        "≥": r"$\geq$",
+    }
+)
+
+
+def escape(text: str) -> str:
+    """Return the text with every character that means something to LaTeX, or that old engines lack, written out."""
+    return _glyphs(text.translate(_SYNTAX))
+
+
+def _glyphs(text: str) -> str:
+    """The second half of :func:`escape`; a range is written with the relation sign instead of an accent."""
+    return text.translate(_GLYPHS).replace(r"\textasciitilde{}", r"$\sim$")
+
+
+def latex(table: Table) -> str:
+    """Return the table with the columns of the compact layout, its caption, and notes as small print below."""
+    columns = [Column("model", "Model", "Model"), *(c for c in table.columns if c.short)]
+    body: list[list[str]] = []
+    for rows in table.groups().values():
+        body += [[row.text(c.key) for c in columns] for row in rows]
+    heads = [c.short for c in columns]
+    align = ["left" if not c.origin else "right" for c in columns]
+    tabular = _glyphs(tabulate(body, heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align))
+    caption = f"{escape(table.title)}. {escape(table.caption)}"
+    if table.watermark:
+        caption += rf" \textbf{{{escape(table.watermark)}}}"
+    small = "\n".join(rf"\item {escape(text)}" for text in (*table.notes, *table.rules))
+    return (
+        f"% {table.name} version {table.version}, profile {table.profile}; made by fractrain, do not edit.\n"
+        "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
+        "\\begin{table*}\n\\centering\n"
+        f"\\caption{{{caption}}}\n"
+        f"\\label{{tab:{table.name}-{table.profile}}}\n"
+        f"\\resizebox{{\\textwidth}}{{!}}{{%\n{_between_groups(tabular, table)}}}\n"
+        "\\end{table*}\n"
+        f"{{\\footnotesize\\begin{{itemize}}\n{small}\n\\item Source: {escape(table.source)}.\n\\end{{itemize}}}}\n"
+    )
+
+
+def _between_groups(tabular: str, table: Table) -> str:
+    """Put a rule between the groups of rows."""
+    lines = tabular.splitlines()
+    first = lines.index(r"\midrule") + 1
+    for rows in list(table.groups().values())[:-1]:
+        first += len(rows)
+        lines.insert(first, r"\midrule")
+        first += 1
+    return "\n".join(lines) + "\n"

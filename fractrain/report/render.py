@@ -1,0 +1,133 @@
+"""Write a table as Markdown, CSV, LaTeX, HTML or JSON. All five come from the same cells; nothing is computed here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import jinja2
+from tabulate import tabulate
+
+from fractrain.engine.files import atomic_write, storing
+from fractrain.errors import ConfigError, did_you_mean
+from fractrain.report.latex import latex
+from fractrain.report.values import Column, Part, Row, Table
+
+PARTS: Final[tuple[tuple[Part, str], ...]] = (
+    ("accuracy", "Accuracy"),
+    ("cost", "Cost of training, up to the epoch of best test accuracy unless marked @end"),
+)
+
+
+def markdown(table: Table) -> str:
+    """Return the compact layout: two thin tables for each pair, readable in a terminal."""
+    lines = [f"# {table.title}", ""]
+    if table.watermark:
+        lines += [f"> **{table.watermark}**", ""]
+    lines += [table.caption, ""]
+    for part, heading in PARTS:
+        columns = [c for c in table.columns if c.short and part in c.parts]
+        lines += [f"## {heading}", ""]
+        for name, rows in table.groups().items():
+            lines += [f"### {name}", "", _github(columns, rows), ""]
+    lines += ["## Notes", ""]
+    lines += [f"- {text}" for text in (*table.notes, *table.rules, f"Source: {table.source}.")]
+    lines.append(
+        f"- {table.name} version {table.version}, profile {table.profile}, {_seeds(table)}. "
+        "All columns, run ids and intervals: the CSV, JSON and HTML forms."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _github(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    body = [[row.text(c.key).replace("|", "\\|") for c in columns] for row in rows]
+    align = ["left" if not c.origin else "right" for c in columns]
+    return tabulate(body, [c.short for c in columns], tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def _seeds(table: Table) -> str:
+    return ("seed " if len(table.seeds) == 1 else "seeds ") + ", ".join(str(s) for s in table.seeds)
+
+
+def csv_text(table: Table) -> str:
+    """Return all columns with unrounded numbers: for each number its interval or range, n and origin beside it."""
+    labels = [c.key for c in table.columns if c.head and not c.origin]
+    numbers = [c.key for c in table.columns if c.origin]
+    heads = ["table", "version", "profile", "row_kind", *labels]
+    for key in numbers:
+        heads += [key, f"{key}_low", f"{key}_high", f"{key}_n", f"{key}_origin", f"{key}_source", f"{key}_text"]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(heads)
+    for row in table.rows:
+        line: list[object] = [table.name, table.version, table.profile, row.kind, *(row.text(k) for k in labels)]
+        for key in numbers:
+            c = row.cells[key]
+            line += ["" if v is None else v for v in (c.value, c.low, c.high, c.n)] + [c.origin, c.source, c.text]
+        writer.writerow(line)
+    return stream.getvalue()
+
+
+def json_text(table: Table) -> str:
+    """Return everything the table holds."""
+    return json.dumps(table.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def html(table: Table) -> str:
+    """Return one self-contained page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    parts = [(heading, [c for c in table.columns if c.head and part in c.parts]) for part, heading in PARTS]
+    return environment.get_template("table.html.j2").render(table=table, parts=parts, seeds=_seeds(table))
+
+
+FORMATS: Final[dict[str, Callable[[Table], str]]] = {
+    "md": markdown,
+    "csv": csv_text,
+    "tex": latex,
+    "html": html,
+    "json": json_text,
+}
+
+
+def render(table: Table, fmt: str) -> str:
+    """Write a table in one format.
+
+    Args:
+        table: from :func:`fractrain.report.build.build_table`.
+        fmt: ``md``, ``csv``, ``tex``, ``html`` or ``json``.
+
+    Raises:
+        ConfigError: unknown format.
+    """
+    if fmt not in FORMATS:
+        raise ConfigError(f"unknown format {fmt!r}{did_you_mean(fmt, FORMATS)}; known: {', '.join(FORMATS)}")
+    return FORMATS[fmt](table)
+
+
+def write_all(table: Table, folder: Path | str) -> list[Path]:
+    """Write ``<table>-<profile>.<format>`` in every format, each file at once or not at all.
+
+    Returns:
+        The files, in the order of :data:`FORMATS`.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    contents = {folder / f"{table.name}-{table.profile}.{fmt}": render(table, fmt) for fmt in FORMATS}
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, content in contents.items():
+        atomic_write(path, content.encode())
+    return list(contents)

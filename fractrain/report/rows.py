@@ -1,0 +1,175 @@
+"""Rows of one model/data pair: what was published and what was measured of one method, or why nothing was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fractrain.cost.published import PublishedRow
+from fractrain.report.columns import PUBLISHED_TEXT, QUANTITIES, columns
+from fractrain.report.grid import PlannedRun
+from fractrain.report.sources import PublishedIndex, Sources
+from fractrain.report.spec import Pair, RowSpec, TableSpec
+from fractrain.report.stats import estimate
+from fractrain.report.values import Cell, Measured, Row
+from fractrain.report.verdict import Verdict, incomplete, judge
+
+EMPTY = Cell("–")
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One row and what improvement rows and notes need of it.
+
+    Attributes:
+        row: the row.
+        measured: finished runs by seed; empty unless every seed is done.
+        published: published numbers by column.
+        notes: remarks for below the table.
+    """
+
+    row: Row
+    measured: Mapping[int, Measured]
+    published: Mapping[str, float]
+    notes: list[str] = field(default_factory=list)
+
+
+def method_row(
+    spec: TableSpec, pair: Pair, row: RowSpec, runs: Sequence[PlannedRun], sources: Sources, index: PublishedIndex
+) -> MethodRow:
+    """Build one method's row of one pair.
+
+    Args:
+        spec: the table.
+        pair: the model and data set.
+        row: the method.
+        runs: the runs of this row and pair, at least one.
+        sources: for the numbers of finished runs.
+        index: the published numbers.
+    """
+    request = runs[0].request
+    printed = _published(pair, row, index)
+    numbers = {key: float(value.value) for key, value in printed.items()}
+    done = {r.seed: r.record for r in runs if r.state == "cached" and r.record is not None}
+    complete = len(done) == len(runs)
+    measured = {seed: sources.measure(rec, spec.hardware) for seed, rec in done.items()} if complete else {}
+
+    cells = labels(pair, request.dataset, row.label, row.precision)
+    cells |= {key: _published_cell(key, value) for key, value in printed.items()}
+    cells["seeds"] = Cell(f"{len(done)}/{len(runs)}")
+    cells["runs"] = Cell(" ".join(r.run_id for r in runs if r.record is not None) or EMPTY.text)
+    if complete:
+        cells |= _measured_cells(measured, spec.hardware)
+        accuracy = estimate([m.accuracy["best_test"] for m in measured.values()])
+        real = request.dataset == pair.dataset
+        rule = spec.verdict.rule()
+        verdict = judge(accuracy, numbers.get("accuracy_published"), request.profile, real, rule)
+    else:
+        cells["accuracy_last"] = Cell(_stand_in_text(runs, len(done)), "not run")
+        verdict = _unfinished(runs, len(done))
+    cells["verdict"] = Cell(str(verdict))
+    for column in columns(spec):
+        blank = Cell(EMPTY.text, "not run") if column.origin in ("measured", "derived") and not complete else EMPTY
+        cells.setdefault(column.key, blank)
+    notes = _notes(pair, row, runs, printed)
+    return MethodRow(Row("method", group(pair, request.dataset), cells), measured, numbers, notes)
+
+
+def group(pair: Pair, dataset: str) -> str:
+    """Heading of a pair's rows, with the data set that was really used."""
+    return f"{pair.model_label}, {data_label(pair, dataset)}"
+
+
+def data_label(pair: Pair, dataset: str) -> str:
+    """Name of the data set that was really used, for example ``digits (for CIFAR-10)``."""
+    return pair.dataset_label if dataset == pair.dataset else f"{dataset} (for {pair.dataset_label})"
+
+
+def labels(pair: Pair, dataset: str, method: str, precision: str) -> dict[str, Cell]:
+    """The cells that name a row; a stand-in data set is named with what it stands for."""
+    return {
+        "model": Cell(pair.model_label),
+        "data": Cell(data_label(pair, dataset)),
+        "data_short": Cell(pair.dataset_label if dataset == pair.dataset else dataset),
+        "method": Cell(method),
+        "precision": Cell(precision),
+        "label": Cell(method if precision == method else f"{method} {precision.replace(' / ', '/')}"),
+    }
+
+
+def _published(pair: Pair, row: RowSpec, index: PublishedIndex) -> dict[str, PublishedRow]:
+    """Published rows of one table row by column."""
+    found: dict[str, PublishedRow] = {}
+    for quantity in QUANTITIES:
+        if row.published and quantity.published:
+            key = (pair.model_label, pair.dataset_label, row.published.method, row.published.precision)
+            if (value := index.get(*key, quantity.metric)) is not None:
+                found[quantity.published] = value
+    return found
+
+
+def _published_cell(key: str, row: PublishedRow) -> Cell:
+    value = float(row.value)
+    return Cell(PUBLISHED_TEXT[key](value), "published", value, source=f"{row.source}; {row.confidence}")
+
+
+def _measured_cells(measured: Mapping[int, Measured], hardware: str) -> dict[str, Cell]:
+    """Means over seeds; an optional number counts only where every seed has it."""
+    cells: dict[str, Cell] = {}
+    for quantity in QUANTITIES:
+        numbers = [v for m in measured.values() if (v := quantity.read(m)) is not None]
+        if len(numbers) < len(measured):
+            continue
+        e = estimate(numbers)
+        text = quantity.text(e.mean)
+        if quantity.is_accuracy and e.half_width is not None:
+            text += f" ± {quantity.text(e.half_width)}"
+        if quantity.key in ("energy", "latency"):
+            caveats = sorted({m.caveat for m in measured.values() if m.caveat})
+            source = "; ".join([f"modelled: {hardware}", *caveats])
+            cells[quantity.key] = Cell(text, "derived", e.mean, e.low, e.high, e.n, source)
+        else:
+            cells[quantity.key] = Cell(text, "measured", e.mean, e.low, e.high, e.n)
+    return cells
+
+
+# -- rows without a measured value ------------------------------------------------------------------------------------
+
+
+def _endings(runs: Sequence[PlannedRun]) -> str:
+    """How unfinished attempts ended, for example ``1 diverged``; empty if there were none."""
+    counts = Counter(r.record.status for r in runs if r.record is not None and r.state != "cached")
+    return ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+
+
+def _stand_in_text(runs: Sequence[PlannedRun], done: int) -> str:
+    """Text that takes the place of the mean: ``not run``, how all attempts ended, or how many seeds there are."""
+    endings = {r.record.status for r in runs if r.record is not None and r.state != "cached"}
+    if not done and not endings:
+        return "not run"
+    attempts = sum(r.record is not None for r in runs)
+    if attempts == len(runs) and not done and len(endings) == 1:
+        return endings.pop()
+    return f"{done}/{len(runs)} seeds"
+
+
+def _unfinished(runs: Sequence[PlannedRun], done: int) -> Verdict:
+    for state in ("no plugin", "incompatible"):
+        if any(r.state == state for r in runs):
+            return Verdict("not run", state)
+    endings = _endings(runs)
+    if not done and not endings:
+        return Verdict("not run")
+    count = f"{done}/{len(runs)} seeds"
+    return incomplete(", ".join(filter(None, (count, endings))), runs[0].request.profile)
+
+
+def _notes(pair: Pair, row: RowSpec, runs: Sequence[PlannedRun], printed: Mapping[str, PublishedRow]) -> list[str]:
+    where = f"{pair.model_label}, {pair.dataset_label}, {row.label}"
+    notes = [f"{where}, published: {note}." for note in dict.fromkeys(p.note for p in printed.values() if p.note)]
+    if runs[0].state == "no plugin":
+        notes.append(f"{row.label} was not run (no plugin): {runs[0].reason}")
+    elif runs[0].state == "incompatible":
+        notes.append(f"{where} was not run: {runs[0].reason}")
+    return notes

@@ -1,0 +1,150 @@
+"""Where tables get their numbers from: the run store, the published rows, and the cost of a finished run.
+
+Everything a table needs from elsewhere comes through :class:`Sources`, so that a table can be built from any store
+(and tested with a plain one), and so that importing this package loads neither torch nor the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fractrain.cost import published
+from fractrain.cost.published import PublishedRow
+from fractrain.errors import FractrainError, PluginError, StoreError
+from fractrain.report.spec import RunRequest
+from fractrain.report.values import Measured
+
+
+class Config(Protocol):
+    """What is used of a run's configuration."""
+
+    @property
+    def run_id(self) -> str:
+        """Hash of everything that can change the result."""
+
+
+class Record(Protocol):
+    """What is used of a stored run."""
+
+    @property
+    def run_id(self) -> str:
+        """Same as the configuration's."""
+
+    @property
+    def status(self) -> str:
+        """``done``, ``failed``, ``diverged``, ``interrupted`` or ``running``."""
+
+    @property
+    def summary(self) -> Mapping[str, Any] | None:
+        """Accuracies in percent and epochs; None unless the status is ``done``."""
+
+    def ledger(self) -> Any:
+        """Counted work."""
+
+
+class Store(Protocol):
+    """What is used of the run store."""
+
+    def get(self, run_id: str) -> Record | None:
+        """The record of this run, or None."""
+
+
+MakeConfig = Callable[[RunRequest, int], Config]
+Measure = Callable[[Record, str], Measured]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The three suppliers of a table.
+
+    Attributes:
+        make_config: from a run request and a seed to a configuration; raises ``PluginError`` where the method's plugin
+            is missing and another ``FractrainError`` where method, model and data do not go together.
+        measure: from a finished run and the name of a hardware model to the numbers of a cell.
+        published: the papers' numbers.
+    """
+
+    make_config: MakeConfig
+    measure: Measure
+    published: Sequence[PublishedRow]
+
+
+def default_sources() -> Sources:
+    """Configurations of the engine, costs from the ledger, and the published rows that ship with the package."""
+    return Sources(engine_config, measure_run, published.rows())
+
+
+def engine_config(request: RunRequest, seed: int) -> Config:
+    """The engine's configuration of one run.
+
+    Raises:
+        PluginError: the method is not installed, or cannot be loaded.
+        ConfigError: method, settings, model, data set and profile do not go together.
+    """
+    from fractrain.engine.config import RunConfig  # these load the method's plugin, and torch with it
+    from fractrain.engine.registries import Registries
+
+    try:
+        Registries().method_class(request.method)
+    except FractrainError as error:
+        raise PluginError(str(error)) from error
+
+    config: Config = RunConfig.create(
+        method=request.method,
+        model=request.model,
+        dataset=request.dataset,
+        profile=request.profile,
+        seed=seed,
+        settings=dict(request.settings),
+        recipe=dict(request.recipe),
+    )
+    return config
+
+
+ACCURACIES = {
+    "last": "test_accuracy_last",
+    "best_val": "test_accuracy_at_best_val",
+    "best_test": "test_accuracy_best",
+}
+
+
+def measure_run(record: Record, hardware: str) -> Measured:
+    """Accuracies and costs of one finished run.
+
+    Args:
+        record: a run with status ``done``.
+        hardware: name of a hardware model, or an empty string for none.
+
+    Raises:
+        StoreError: the run has no summary.
+        ConfigError: its ledger holds no work.
+    """
+    from fractrain.cost.metrics import summarize
+
+    summary = record.summary
+    if summary is None:
+        raise StoreError(f"run {record.run_id} has status {record.status!r} and no summary: it cannot be in a table")
+    cost = summarize(record.ledger(), best_epoch=int(summary["best_test_epoch"]), hardware=hardware or None)
+    best = cost.best
+    return Measured(
+        accuracy={name: float(summary[key]) for name, key in ACCURACIES.items() if summary.get(key) is not None},
+        macs_best=best.macs_paper,
+        macs_end=cost.end.macs_paper,
+        cp_percent=best.cp_percent,
+        energy_kj=None if best.energy_j is None else best.energy_j / 1e3,
+        latency_min=None if best.latency_s is None else best.latency_s / 60,
+        caveat=best.note,
+    )
+
+
+class PublishedIndex:
+    """Published rows of one table by model, data set, method, precision and metric, as the paper writes them."""
+
+    def __init__(self, rows: Sequence[PublishedRow], table: str) -> None:
+        self._rows = {(r.model, r.dataset, r.method, r.precision, r.metric): r for r in rows if r.table == table}
+
+    def get(self, model: str, dataset: str, method: str, precision: str, metric: str) -> PublishedRow | None:
+        """The published row, or None where the source gives none."""
+        return self._rows.get((model, dataset, method, precision, metric))

@@ -1,0 +1,149 @@
+"""What a table is made of: plain values that every output format is written from.
+
+A cell holds the text that is shown and the numbers behind it, and says where they came from (idea 5 of the design:
+published, measured, derived or not run). Formats only differ in layout; none computes or rounds anything again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Origin = Literal["", "published", "measured", "derived", "not run"]
+RowKind = Literal["method", "improvement printed", "improvement recomputed"]
+Part = Literal["accuracy", "cost"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: what is shown, the same in every format.
+        origin: where the numbers came from; empty for labels.
+        value, low, high: unrounded number and its 95 % interval or range, in the unit of the column (of the row, for
+            improvement rows); None where there is none.
+        n: number of seeds behind a measured value.
+        source: citation and confidence of a published value, or how a derived one was derived.
+    """
+
+    text: str = ""
+    origin: Origin = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        key: name in CSV and JSON.
+        head: full heading with unit and the direction that is better; empty: only in the compact layout.
+        short: heading of the compact layout (terminal, LaTeX); empty: left out there.
+        parts: which of the two tables show it, where the layout has two.
+        origin: origin of the numbers in it; empty for a column of labels.
+    """
+
+    key: str
+    head: str
+    short: str = ""
+    parts: tuple[Part, ...] = ()
+    origin: Origin = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its kind, the heading of the group it belongs to, and its cells by column key."""
+
+    kind: RowKind
+    group: str
+    cells: Mapping[str, Cell]
+
+    def text(self, key: str) -> str:
+        """Text of one cell; empty where the row has none."""
+        cell = self.cells.get(key)
+        return cell.text if cell else ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table, independent of any format.
+
+    Attributes:
+        name, version: which table specification this is.
+        title: with the profile in it, so that no reduced run can pass for a reproduction.
+        watermark: one sentence for reduced profiles; empty for the profile ``paper``.
+        profile, seeds: what the measured columns were made with.
+        notes: remarks on single rows and on the published numbers.
+        rules: how columns, intervals and verdicts are defined; printed under the table.
+    """
+
+    name: str
+    version: int
+    title: str
+    caption: str
+    source: str
+    profile: str
+    seeds: tuple[int, ...]
+    watermark: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+
+    def groups(self) -> dict[str, list[Row]]:
+        """Rows by group heading, in order."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.group, []).append(row)
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON-able values."""
+        return {**asdict(self), "rows": [{"kind": r.kind, "group": r.group, "cells": _cells(r)} for r in self.rows]}
+
+
+def _cells(row: Row) -> dict[str, Any]:
+    return {key: {k: v for k, v in asdict(c).items() if v not in (None, "")} for key, c in row.cells.items()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one finished run contributes to a table.
+
+    Attributes:
+        accuracy: by protocol (``last``, ``best_val``, ``best_test``), in percent; a protocol may be absent.
+        macs_best, macs_end: effective MACs up to the epoch of best test accuracy, and of the whole run.
+        cp_percent: mean cp up to the same epoch, in percent of the FP32 cost.
+        energy_kj, latency_min: modelled, up to the same epoch; None where the hardware model does not apply.
+        caveat: why energy and latency are an extrapolation; empty if they are not.
+    """
+
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    macs_best: float | None = None
+    macs_end: float | None = None
+    cp_percent: float | None = None
+    energy_kj: float | None = None
+    latency_min: float | None = None
+    caveat: str = ""
+
+
+def macs_text(value: float) -> str:
+    """Three significant digits, for example ``4.96e13``."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def fixed_text(value: float) -> str:
+    """Two decimals, as the paper prints accuracy, energy and latency."""
+    return f"{value:.2f}"
+
+
+def fitted_text(value: float) -> str:
+    """Four significant digits; small values keep theirs (a smoke run costs a thousandth of a paper run)."""
+    return f"{value:.2f}" if abs(value) >= 100 else f"{value:#.4g}"

@@ -1,0 +1,185 @@
+#!/usr/bin/env bash
+# The make targets for people without make; the Makefile calls this file, so both always do the same.
+#
+#   ./reproduce.sh table2 [--profile smoke|short|paper] [--data-dir DIR] [--seeds N] [--jobs N] [--device auto]
+#   ./reproduce.sh all | setup | test | lint | bench | report | lock | clean | help
+#
+# Arguments after the first go to the command behind the target. PYTHON chooses the interpreter (3.11 or newer).
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+VENV=.venv
+STAMP=$VENV/.setup-done
+BIN=$VENV/bin
+
+say() { printf '==> %s\n' "$*" >&2; }
+die() { printf 'fractrain: error: %s\n' "$*" >&2; exit 2; }
+
+usage() {
+  cat <<'TEXT'
+./reproduce.sh TARGET [ARGUMENTS]     (the same as make reproduce-TARGET or make TARGET)
+
+  table1 .. table6   run what is missing for a table, print it, write it to results/tables/
+  all                every table of this release
+  setup              prepare .venv/ (every other target does so by itself on first use)
+  test               run the tests
+  lint               ruff, format check, mypy
+  bench              the speed benchmarks
+  report             the HTML report
+  lock               refresh requirements.lock
+  clean              remove .venv/ and caches (results stay)
+
+ARGUMENTS of a table: --profile smoke|short|paper  --data-dir DIR  --seeds N  --jobs N  --device auto  --dry-run
+TEXT
+}
+
+# -- set-up ------------------------------------------------------------------------------------------------------------
+
+version_ok() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2])' >/dev/null 2>&1; }
+
+# Print the interpreter to use: PYTHON when given, else the first of the usual names that is new enough.
+find_python() {
+  local candidate names=(python3 python3.13 python3.12 python3.11 python)
+  [ -z "${PYTHON:-}" ] || names=("$PYTHON")
+  for candidate in "${names[@]}"; do
+    if version_ok "$candidate"; then
+      printf '%s\n' "$candidate"
+      return
+    fi
+  done
+  local found
+  found=$("${names[0]}" --version 2>/dev/null || echo "not found")
+  die "Python 3.11 or newer is needed (${names[0]}: $found); install one, or name it: PYTHON=/path/to/python3.12"
+}
+
+# What the environment depends on. The folder counts because a venv cannot be moved.
+fingerprint() { { cksum requirements.lock pyproject.toml; pwd; } 2>&1; }
+
+is_set_up() { [ -x "$BIN/python" ] && [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint)" ]; }
+
+# Run a command and print a sign of life every few seconds: unpacking packages of several hundred MB is silent.
+with_heartbeat() {
+  local start=$SECONDS status=0
+  "$@" &
+  local job=$!
+  (
+    while sleep 5; do
+      printf '    ... %d s, %s in %s\n' "$((SECONDS - start))" "$(du -sh "$VENV" 2>/dev/null | cut -f1)" "$VENV" >&2
+    done
+  ) &
+  local beat=$!
+  # shellcheck disable=SC2064
+  trap "kill $job $beat 2>/dev/null || true; exit 130" INT TERM
+  wait "$job" || status=$?
+  kill "$beat" 2>/dev/null || true
+  wait "$beat" 2>/dev/null || true
+  trap - INT TERM
+  return "$status"
+}
+
+setup() {
+  if is_set_up; then
+    return
+  fi
+  local python start=$SECONDS
+  python=$(find_python) || exit 2
+  "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    die "$python cannot make virtual environments; install its venv module (on Debian or Ubuntu: apt install python3-venv)"
+  say "Preparing $VENV/ with $("$python" --version) (once; PyTorch is large: minutes and several GB)"
+  rm -f "$STAMP"
+  "$python" -m venv --clear "$VENV"
+  say "1/2 Installing the pinned packages of requirements.lock"
+  with_heartbeat "$BIN/python" -m pip install --disable-pip-version-check --require-hashes -r requirements.lock ||
+    die "installing requirements.lock failed (see above); check network and disk space, then run the same command again"
+  say "2/2 Installing fractrain itself (editable)"
+  "$BIN/python" -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e . ||
+    die "installing fractrain into $VENV/ failed (see above)"
+  fingerprint >"$STAMP"
+  say "$VENV/ is ready after $((SECONDS - start)) s"
+}
+
+# -- targets -----------------------------------------------------------------------------------------------------------
+
+table_file() { find benchmarks/tables benchmarks/figures -maxdepth 1 -name "$1.*" 2>/dev/null | head -n 1; }
+
+reproduce() {
+  local table=$1
+  shift
+  [ -n "$(table_file "$table")" ] || die "$table is not in this release (there: $(known_tables))"
+  setup
+  say "Reproducing $table"
+  "$BIN/fractrain" reproduce "$table" "$@"
+}
+
+known_tables() {
+  find benchmarks/tables benchmarks/figures -maxdepth 1 -name '*.*' ! -name '.*' 2>/dev/null |
+    sed 's|.*/||; s|\.[^.]*$||' | sort -u | tr '\n' ' ' | sed 's/ $//'
+}
+
+reproduce_all() {
+  local table status=0
+  setup
+  for table in $(known_tables); do
+    reproduce "$table" "$@" || { status=$?; [ "$status" -eq 1 ] || exit "$status"; }
+  done
+  exit "$status"
+}
+
+lint() {
+  setup
+  say "ruff check" && "$BIN/ruff" check .
+  say "ruff format --check" && "$BIN/ruff" format --check .
+  say "mypy" && "$BIN/mypy"
+}
+
+run_tests() {
+  setup
+  say "Running the tests"
+  "$BIN/python" -m pytest "$@"
+}
+
+verb() {
+  setup
+  "$BIN/fractrain" "$1" --help >/dev/null 2>&1 || die "'$1' is not in this release"
+  "$BIN/fractrain" "$@"
+}
+
+# Resolve for every supported Python and platform at once. No index is written: each user's own pip settings decide.
+lock() {
+  setup
+  local new=requirements.lock.new
+  "$BIN/python" -m pip install --disable-pip-version-check --quiet uv
+  {
+    echo "# Pinned, hashed packages for Python 3.11 to 3.13 (markers choose by version and platform): what make setup"
+    echo "# installs. Written by 'make lock' from pyproject.toml with the extras dev and plots; do not edit by hand."
+    echo "# torch and torchvision must stay a matching pair."
+    "$BIN/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra dev --extra plots --upgrade \
+      --generate-hashes --no-emit-index-url --no-header --quiet "$@"
+  } >"$new" || { rm -f "$new"; die "resolving failed (see above); requirements.lock is unchanged"; }
+  mv "$new" requirements.lock
+  say "requirements.lock is written; the next make setup installs it"
+}
+
+clean() {
+  rm -rf "$VENV" .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+  find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+}
+
+main() {
+  local target=${1:-help}
+  [ $# -eq 0 ] || shift
+  case $target in
+    setup) if is_set_up; then say "$VENV/ is ready"; else setup; fi ;;
+    test) run_tests "$@" ;;
+    lint) lint ;;
+    bench | report) verb "$target" "$@" ;;
+    lock) lock "$@" ;;
+    clean) clean ;;
+    all) reproduce_all "$@" ;;
+    help | -h | --help) usage ;;
+    *) reproduce "$target" "$@" ;;
+  esac
+}
+
+main "$@"

@@ -1,0 +1,363 @@
+"""Ledger metrics against hand counts, and against a slow loop over single samples on random ledgers."""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fractrain.cost import metrics
+from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, published_macs, static_cp
+from fractrain.cost.hardware import FittedModel
+from fractrain.cost.ledger import Entry, Ledger
+from fractrain.cost.sums import block_of
+from fractrain.errors import ConfigError
+
+
+def layer(name: str, macs: int, a: int, g: int, w: int | None = None) -> list[Entry]:
+    """The three products of one layer."""
+    w = a if w is None else w
+    return [Entry(name, "FW", a, w, macs), Entry(name, "EB", g, w, macs), Entry(name, "GC", a, g, macs)]
+
+
+def count(ledger: Ledger, work: str, units: int, entries: list[Entry]) -> None:
+    ledger.count(work, units, lambda: entries)
+
+
+def static_ledger(a: int, g: int, w: int | None = None, epochs: int = 2, samples: int = 10) -> Ledger:
+    ledger = Ledger({"blocks": ["b.0", "b.1"], "forward_macs": 1000})
+    for epoch in range(epochs):
+        ledger.begin("train", epoch)
+        ledger.samples(samples)
+        count(ledger, "stem", samples, layer("stem", 100, 32, 32))
+        count(ledger, "b0", samples, layer("b.0.conv", 300, a, g, w))
+        count(ledger, "b1", samples, layer("b.1.conv", 600, a, g, w))
+    return ledger
+
+
+# -- hand counts -----------------------------------------------------------------------------------------------------
+
+
+def test_hand_count() -> None:
+    ledger = Ledger({"blocks": ["b"], "forward_macs": 30})
+    ledger.begin("train", 0)
+    ledger.samples(2)
+    count(ledger, "stem", 2, [Entry("stem", "FW", 32, 32, 10), Entry("stem", "GC", 32, 32, 10)])
+    count(ledger, "conv", 2, layer("b.conv", 20, 4, 8))
+    count(ledger, "gate", 2, [Entry("b.gate.fc", "FW", 32, 32, 3)])
+    assert metrics.raw_macs(ledger) == 2 * (10 + 10 + 3 * 20 + 3)
+    bits = 2 * ((10 + 10 + 3) * 1024 + 20 * (4 * 4 + 8 * 4 + 4 * 8))
+    assert metrics.bitops(ledger) == bits
+    assert metrics.effective_macs(ledger) == bits / 1024
+    assert metrics.cp(ledger) == pytest.approx(100 * (16 + 32 + 32) / 3 / 1024, rel=1e-14)
+    assert metrics.gate_overhead(ledger) == 3 / 30
+    assert metrics.macs_paper(ledger) == pytest.approx(metrics.cp(ledger) / 100 * 2 * 3 * 30)
+
+
+@pytest.mark.parametrize(("a", "g", "w"), [(8, 8, None), (8, 12, None), (8, 16, None), (6, 8, None), (6, 12, 4)])
+def test_static_training_has_the_closed_form_cp(a: int, g: int, w: int | None) -> None:
+    ledger = static_ledger(a, g, w)
+    assert metrics.cp(ledger) == pytest.approx(static_cp(a, g, w), rel=1e-14)
+    assert metrics.cp_by_epoch(ledger) == {0: metrics.cp(ledger), 1: metrics.cp(ledger)}
+    assert metrics.macs_paper(ledger) == pytest.approx(published_macs(static_cp(a, g, w), 2, 10, 1000))
+
+
+def test_floating_point_is_100_percent_and_effective_equals_raw() -> None:
+    ledger = static_ledger(32, 32)
+    assert metrics.cp(ledger) == 100.0
+    assert metrics.effective_macs(ledger) == metrics.raw_macs(ledger) == 2 * 10 * 3 * 1000
+
+
+def test_published_dfq_macs_from_a_ledger() -> None:
+    """130 epochs of 390 batches of 128 at cp 3 %: 50,700 iterations, the ResNet-38 CIFAR-10 row (4.96e13)."""
+    ledger = Ledger({"blocks": ["b"], "forward_macs": AUTHORS_FORWARD_MACS["resnet38"]})
+    for epoch in range(164):
+        ledger.begin("train", epoch)
+        ledger.samples(390 * 128)
+        # (21 * 4*8 + 4 * 6*4) / (25 * 1024) = 0.03
+        count(ledger, "b", 390 * 128, [Entry("b.conv", "FW", 4, 8, 21), Entry("b.conv", "GC", 6, 4, 4)])
+    assert metrics.cp(ledger) == pytest.approx(3.0, rel=1e-14)
+    assert round(metrics.macs_paper(ledger, until_epoch=129) / 1e13, 2) == 4.96
+    assert metrics.macs_paper(ledger, until_epoch=129) == pytest.approx(published_macs(3, 50_700, 128, 84.9e6))
+
+
+# -- blocks, gates, weights ------------------------------------------------------------------------------------------
+
+
+def test_a_layer_belongs_to_its_longest_dotted_prefix() -> None:
+    blocks = frozenset({"layer1.1", "layer1.10", "layer1.10.inner", "head"})
+    assert block_of("layer1.1.conv", blocks) == "layer1.1"
+    assert block_of("layer1.10.conv", blocks) == "layer1.10"
+    assert block_of("layer1.10.inner.conv.x", blocks) == "layer1.10.inner"
+    assert block_of("layer1.100.conv", blocks) is None
+    assert block_of("head", blocks) == "head"
+    assert block_of("stem", blocks) is None
+    assert block_of("layer1.1.gate.fc", blocks) is None
+    assert block_of("layer1.1.gated.fc", blocks) == "layer1.1"
+    assert block_of("gate.layer", frozenset({"gate.layer"})) == "gate.layer"
+    assert block_of("anything", frozenset()) == ""
+
+
+def test_stem_classifier_and_gates_are_not_in_cp_but_in_effective_macs() -> None:
+    ledger = static_ledger(4, 8)
+    before, cost = metrics.cp(ledger), metrics.effective_macs(ledger)
+    count(ledger, "gate", 7, layer("b.0.gate.lstm", 50, 32, 32))
+    count(ledger, "fc", 7, layer("fc", 5, 16, 16))
+    assert metrics.cp(ledger) == before
+    assert metrics.effective_macs(ledger) == cost + 7 * 3 * (50 + 5 / 4)
+
+
+def test_blocks_count_alike_whatever_their_size_unless_weighted() -> None:
+    ledger = Ledger({"blocks": ["x", "y"]})
+    ledger.samples(1)
+    count(ledger, "x", 1, layer("x.c", 1, 8, 8))
+    count(ledger, "y", 1, layer("y.c", 999, 16, 16))
+    assert metrics.cp(ledger) == pytest.approx((6.25 + 25) / 2)
+    assert metrics.cp(ledger, block_weights=[3, 1]) == pytest.approx((3 * 6.25 + 25) / 4)
+    assert metrics.cp(ledger, block_weights={"y": 1, "x": 3}) == pytest.approx((3 * 6.25 + 25) / 4)
+    assert metrics.cp(ledger, block_weights=[0, 2]) == pytest.approx(25)
+    ledger.meta["block_weights"] = [3.0, 1.0]
+    assert metrics.cp(ledger) == pytest.approx((3 * 6.25 + 25) / 4)
+    ledger.meta.pop("blocks"), ledger.meta.pop("block_weights")
+    assert metrics.cp(ledger) == pytest.approx((6.25 + 999 * 25) / 1000)  # all layers as one
+
+
+def test_within_a_block_layers_count_by_their_macs() -> None:
+    ledger = Ledger({"blocks": ["x"]})
+    count(ledger, "x", 4, layer("x.a", 10, 8, 8) + layer("x.b", 30, 16, 16))
+    assert metrics.cp(ledger) == pytest.approx((10 * 6.25 + 30 * 25) / 40)
+
+
+def test_a_skipped_product_costs_nothing_but_stays_in_the_denominator() -> None:
+    ledger = Ledger({"blocks": ["x"], "forward_macs": 10})
+    ledger.samples(4)
+    count(ledger, "run", 3, layer("x.c", 10, 32, 32))
+    count(ledger, "skip", 1, layer("x.c", 10, 0, 0))
+    assert metrics.cp(ledger) == 75.0
+    assert metrics.raw_macs(ledger) == metrics.effective_macs(ledger) == 90
+    assert metrics.macs_paper(ledger) == 90
+
+
+def test_train_and_eval_are_kept_apart() -> None:
+    ledger = static_ledger(8, 8, epochs=1)
+    ledger.begin("eval", 0)
+    ledger.samples(5)
+    count(ledger, "e0", 5, [Entry("b.0.conv", "FW", 4, 4, 300)])
+    count(ledger, "e1", 5, [Entry("b.1.conv", "FW", 4, 4, 600)])
+    assert metrics.cp(ledger) == 6.25
+    assert metrics.cp(ledger, phase="eval") == 100 * 16 / 1024
+    assert metrics.raw_macs(ledger, phase="eval") == 5 * 900
+    assert metrics.cp_by_epoch(ledger, phase="eval") == {0: 100 * 16 / 1024}
+
+
+# -- random ledgers against a slow loop ------------------------------------------------------------------------------
+
+CANDIDATES = [(3, 6), (4, 6), (4, 8), (6, 8), (6, 12)]
+
+
+def random_run(seed: int) -> tuple[Ledger, list[dict[str, Any]]]:
+    """A ledger filled as a gated network fills it, and the same run as one record per sample, layer and product."""
+    rng = random.Random(seed)
+    blocks = [f"layer.{i}" for i in range(rng.randint(1, 4))]
+    macs = {b: [rng.randint(1, 10**6) for _ in range(rng.randint(1, 3))] for b in blocks}
+    ledger = Ledger({"blocks": blocks, "forward_macs": 12345})
+    records: list[dict[str, Any]] = []
+
+    def block_entries(b: str, k: int) -> list[Entry]:
+        return [e for i, m in enumerate(macs[b]) for e in layer(f"{b}.conv{i}", m, *CANDIDATES[k], 4)]
+
+    def note(epoch: int, entries: list[Entry]) -> None:
+        records.extend({"epoch": epoch, **e._asdict()} for e in entries)
+
+    for epoch in range(rng.randint(1, 3)):
+        ledger.begin("train", epoch)
+        for _ in range(rng.randint(1, 3)):
+            batch = rng.randint(1, 9)
+            ledger.samples(batch)
+            fixed = [*layer("stem", 77, 32, 32), Entry("layer.0.gate.fc", "FW", 32, 32, 5)]
+            count(ledger, "fixed", batch, fixed)
+            for _ in range(batch):
+                note(epoch, fixed)
+            for b in blocks:
+                chosen = [rng.randrange(len(CANDIDATES)) for _ in range(batch)]
+                units = torch.bincount(torch.tensor(chosen), minlength=len(CANDIDATES))
+                works = tuple(f"{b}/{k}" for k in range(len(CANDIDATES)))
+                ledger.count_selected(works, units, lambda k, b=b: block_entries(b, k))
+                for k in chosen:
+                    note(epoch, block_entries(b, k))
+    return ledger, records
+
+
+def slow_cp(records: list[dict[str, Any]], blocks: list[str]) -> Fraction:
+    ratios = []
+    for b in blocks:
+        mine = [r for r in records if r["layer"].startswith(b + ".conv")]
+        cost = sum(Fraction(r["macs"] * r["bits1"] * r["bits2"], 1024) for r in mine)
+        ratios.append(cost / sum(r["macs"] for r in mine))
+    return 100 * sum(ratios) / len(ratios)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_ledgers_agree_with_a_loop_over_single_samples(seed: int) -> None:
+    ledger, records = random_run(seed)
+    blocks = ledger.meta["blocks"]
+    for until in [*ledger.epochs(), None]:
+        kept = [r for r in records if until is None or r["epoch"] <= until]
+        assert metrics.raw_macs(ledger, until) == sum(r["macs"] for r in kept)
+        assert metrics.bitops(ledger, until) == sum(r["macs"] * r["bits1"] * r["bits2"] for r in kept)
+        exact = sum(Fraction(r["macs"]) * Fraction(r["bits1"], 32) * Fraction(r["bits2"], 32) for r in kept)
+        assert metrics.effective_macs(ledger, until) == float(exact)
+        assert metrics.cp(ledger, until) == pytest.approx(float(slow_cp(kept, blocks)), rel=1e-12)
+        samples = sum(r["layer"] == "stem" and r["product"] == "FW" for r in kept)
+        # cp is linear in samples, so the sum over epochs equals the pooled cp times all samples
+        assert metrics.macs_paper(ledger, until) == pytest.approx(
+            float(slow_cp(kept, blocks)) / 100 * samples * 3 * 12345, rel=1e-12
+        )
+        forward = [r for r in kept if r["product"] == "FW"]
+        gates = sum(r["macs"] for r in forward if "gate" in r["layer"])
+        assert metrics.gate_overhead(ledger, until) == gates / (sum(r["macs"] for r in forward) - gates)
+    by_epoch = metrics.cp_by_epoch(ledger)
+    assert list(by_epoch) == ledger.epochs()
+    for epoch, value in by_epoch.items():
+        assert value == pytest.approx(float(slow_cp([r for r in records if r["epoch"] == epoch], blocks)), rel=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bits=st.lists(st.tuples(st.integers(1, 31), st.integers(1, 31), st.integers(1, 31)), min_size=2, max_size=4),
+    which=st.integers(0, 11),
+    units=st.integers(1, 1000),
+)
+def test_every_cost_rises_strictly_with_each_width(bits: list[tuple[int, ...]], which: int, units: int) -> None:
+    def build(widths: list[tuple[int, ...]]) -> Ledger:
+        ledger = Ledger({"blocks": [f"b.{i}" for i in range(len(widths))], "forward_macs": 50})
+        ledger.samples(units)
+        for i, (a, g, w) in enumerate(widths):
+            count(ledger, str(i), units, layer(f"b.{i}.conv", 10 + i, a, g, w))
+        return ledger
+
+    block, operand = divmod(which, 3)
+    block %= len(bits)
+    raised = [list(b) for b in bits]
+    raised[block][operand] += 1
+    low, high = build(bits), build([tuple(b) for b in raised])
+    for figure in (metrics.cp, metrics.effective_macs, metrics.bitops, metrics.macs_paper):
+        assert figure(high) > figure(low)
+    assert metrics.raw_macs(high) == metrics.raw_macs(low)
+    hardware = FittedModel()
+    assert metrics.summarize(high, 0, hardware).end.energy_j > metrics.summarize(low, 0, hardware).end.energy_j  # type: ignore[operator]
+
+
+# -- summary ---------------------------------------------------------------------------------------------------------
+
+
+def test_summary_at_best_and_at_end() -> None:
+    ledger = static_ledger(8, 8, epochs=5)
+    ledger.meta["forward_macs"] = 83_280_512
+    summary = metrics.summarize(ledger, best_epoch=2, hardware="fractrain-fitted")
+    hardware = FittedModel()
+    for point, epochs in ((summary.best, 3), (summary.end, 5)):
+        assert (point.epoch, point.samples) == (epochs - 1, 10 * epochs)
+        assert point.raw_macs == 3000 * 10 * epochs
+        assert point.effective_macs == metrics.effective_macs(ledger, epochs - 1) == point.bitops / 1024
+        assert point.cp_percent == 6.25
+        assert point.macs_paper == pytest.approx(0.0625 * 10 * epochs * 3 * 83_280_512)
+        assert point.energy_j == pytest.approx(hardware.energy_j(10 * epochs, 6.25, 83_280_512))
+        assert point.latency_s == pytest.approx(hardware.latency_s(10 * epochs, 6.25, 83_280_512))
+        assert (point.extrapolated, point.note) == (False, "")
+    assert (summary.gate_overhead, summary.hardware) == (0.0, "fractrain-fitted")
+    flat = summary.as_dict()
+    assert flat["macs_paper@best"] == summary.best.macs_paper
+    assert flat["energy_j@end"] == summary.end.energy_j
+    assert len(flat) == 2 * 11 + 2
+
+
+def test_summary_says_when_the_hardware_model_is_asked_outside_its_range() -> None:
+    ledger = static_ledger(32, 32)
+    ledger.meta["forward_macs"] = 83_280_512
+    point = metrics.summarize(ledger, 0, "fractrain-fitted").best
+    assert point.extrapolated
+    assert "cp 100 %" in point.note
+
+
+def test_hardware_models_of_ones_own_are_applied_epoch_by_epoch() -> None:
+    class Square:
+        name, description, source = "square", "not linear in cp", "this test"
+
+        def energy_j(self, images: float, cp_percent: float, forward_macs: float) -> float:
+            return images * cp_percent**2
+
+        def latency_s(self, images: float, cp_percent: float, forward_macs: float) -> float:
+            return images * forward_macs
+
+        def note(self, cp_percent: float, forward_macs: float) -> str:
+            return "low" if cp_percent < 5 else ""
+
+    ledger = Ledger({"blocks": ["b"], "forward_macs": 7})
+    for epoch, bits in enumerate((4, 8)):
+        ledger.begin("train", epoch)
+        ledger.samples(3)
+        count(ledger, str(bits), 3, layer("b.c", 10, bits, bits))
+    summary = metrics.summarize(ledger, 0, Square())
+    assert summary.end.energy_j == pytest.approx(3 * (1.5625**2 + 6.25**2))
+    assert summary.end.latency_s == 2 * 3 * 7
+    assert summary.end.note == "low"
+    assert summary.hardware == "square"
+
+
+def test_summary_without_hardware_or_forward_macs() -> None:
+    ledger = static_ledger(8, 8)
+    del ledger.meta["forward_macs"]
+    point = metrics.summarize(ledger, 1).end
+    assert (point.macs_paper, point.energy_j, point.latency_s) == (None, None, None)
+    with pytest.raises(ConfigError, match="forward_macs"):
+        metrics.summarize(ledger, 1, "fractrain-fitted")
+    with pytest.raises(ConfigError, match="forward_macs"):
+        metrics.macs_paper(ledger)
+    assert metrics.macs_paper(ledger, forward_macs=1000) == pytest.approx(0.0625 * 20 * 3 * 1000)
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_ledger_is_refused_where_a_ratio_is_asked() -> None:
+    ledger = Ledger({"forward_macs": 1})
+    assert metrics.raw_macs(ledger) == 0
+    assert metrics.effective_macs(ledger) == 0
+    for figure in (metrics.cp, metrics.gate_overhead, metrics.macs_paper):
+        with pytest.raises(ConfigError, match="no work of phase 'train'"):
+            figure(ledger)
+    with pytest.raises(ConfigError, match="no work"):
+        metrics.summarize(ledger, 0)
+    with pytest.raises(ConfigError, match="up to epoch -1"):
+        metrics.cp(static_ledger(8, 8), until_epoch=-1)
+
+
+def test_wrong_names_and_numbers_are_refused() -> None:
+    ledger = static_ledger(8, 8)
+    with pytest.raises(ConfigError, match="best_epoch=2: the ledger holds epochs 0 to 1"):
+        metrics.summarize(ledger, 2)
+    with pytest.raises(ConfigError, match="unknown hardware model 'bitfussion'"):
+        metrics.summarize(ledger, 0, "bitfussion")
+    with pytest.raises(ConfigError, match="3 block weights for 2 blocks"):
+        metrics.cp(ledger, block_weights=[1, 1, 1])
+    with pytest.raises(ConfigError, match=r"b\.2 missing or unknown"):
+        metrics.cp(ledger, block_weights={"b.0": 1, "b.1": 1, "b.2": 1})
+    for weights in ([0, 0], [2, -1]):
+        with pytest.raises(ConfigError, match="negative"):
+            metrics.cp(ledger, block_weights=weights)
+    ledger.meta["blocks"] = ["b.0", "b.7"]
+    with pytest.raises(ConfigError, match=r"'b\.7' of the ledger did no work"):
+        metrics.cp(ledger)
+
+
+def test_work_without_samples_is_refused() -> None:
+    ledger = Ledger({"forward_macs": 1})
+    count(ledger, "x", 1, layer("x", 1, 8, 8))
+    with pytest.raises(ConfigError, match="no samples in epoch 0"):
+        metrics.macs_paper(ledger)

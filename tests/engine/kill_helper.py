@@ -1,0 +1,152 @@
+"""``kill -9`` at random moments: train a config once in peace and once killed again and again, and hand back both.
+
+``killed_and_straight(config, folder)`` works for every config; run as a program, this file does the work in a process of
+its own, in which each attempt is a fork that is killed with SIGKILL when a random step has been reached.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def killed_and_straight(
+    config: Any,
+    folder: Path,
+    kills: int = 5,
+    seed: int = 0,
+    registries: str = "fractrain.engine.registries:Registries",
+    checkpoint_seconds: float = 0.0,
+    timeout: float = 110,
+) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Return (summary of the killed run, summary of the uninterrupted run, how often it was really killed).
+
+    Args:
+        config: a RunConfig.
+        folder: where the two stores are made: ``folder/killed`` and ``folder/straight``.
+        kills: how often to kill; moments are drawn with ``seed`` over the whole run.
+        seed: seed of the moments.
+        registries: ``module:class`` of the registries to use; the module is looked for beside this file, too.
+        checkpoint_seconds: 0 writes a checkpoint after every step, so that many kills hit the writing itself.
+        timeout: seconds for everything.
+    """
+    job = {
+        "config": config.to_json(),
+        "folder": str(folder),
+        "kills": kills,
+        "seed": seed,
+        "registries": registries,
+        "checkpoint_seconds": checkpoint_seconds,
+    }
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, __file__], input=json.dumps(job), env=environment, text=True, capture_output=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    return result["killed"], result["straight"], result["kills"]
+
+
+class PipeProgress:
+    """Writes one byte per step to a pipe."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        os.write(self.pipe, b".")
+
+    def update(self, done: int, loss: float | None = None, label: str | None = None) -> None:
+        os.write(self.pipe, b".")
+
+    def note(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: float) -> bool:
+    """Train in a fork; kill it ``delay`` seconds after its ``kill_after``-th sign of life. Return whether it was killed."""
+    from fractrain.engine.config import RunConfig
+    from fractrain.engine.store import RunStore
+    from fractrain.engine.trainer import Trainer
+
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            import torch
+
+            os.close(reader)
+            module, _, name = job["registries"].partition(":")
+            registries = getattr(importlib.import_module(module), name)()
+            config = RunConfig.from_json(job["config"], "test")
+            Trainer(
+                config,
+                RunStore(store),
+                torch.device("cpu"),
+                progress=PipeProgress(writer),
+                checkpoint_seconds=job["checkpoint_seconds"],
+                registries=registries,
+            ).run()
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        os._exit(code)
+    os.close(writer)
+    seen = 0
+    while os.read(reader, 1):
+        seen += 1
+        if kill_after is not None and seen >= kill_after:
+            time.sleep(delay)
+            os.kill(child, signal.SIGKILL)
+            break
+    os.close(reader)
+    _, status = os.waitpid(child, 0)
+    killed = os.WIFSIGNALED(status)
+    assert killed or os.WEXITSTATUS(status) == 0, "the run failed"
+    return killed
+
+
+def main() -> None:
+    job = json.loads(sys.stdin.read())
+    sys.path.insert(0, str(Path(__file__).parent))
+    from fractrain.engine.config import RunConfig
+    from fractrain.engine.store import RunStore
+
+    config = RunConfig.from_json(job["config"], "test")
+    folder = Path(job["folder"])
+    rng = random.Random(job["seed"])
+    began = time.monotonic()
+    assert not _attempt(job, folder / "straight", None, 0.0)
+    step = (time.monotonic() - began) / config.recipe.iterations
+    killed = 0
+    spread = max(2, 2 * config.recipe.iterations // (job["kills"] + 1))
+    for _ in range(job["kills"]):
+        killed += _attempt(job, folder / "killed", rng.randint(1, spread), rng.uniform(0, step))
+    _attempt(job, folder / "killed", None, 0.0)
+    summaries = {}
+    for name in ("killed", "straight"):
+        record = RunStore(folder / name).get(config.run_id)
+        assert record is not None
+        assert record.summary is not None, record.status
+        summaries[name] = record.summary
+    print(json.dumps({**summaries, "kills": killed}))
+
+
+if __name__ == "__main__":
+    main()

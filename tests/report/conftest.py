@@ -1,0 +1,121 @@
+"""Fakes of what tables are built from, and the option that renews the golden files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fractrain.cost import published
+from fractrain.errors import ConfigError, PluginError
+from fractrain.report.sources import Sources
+from fractrain.report.spec import RunRequest, load_spec
+from fractrain.report.values import Measured
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/report/golden from what is made now")
+
+
+@dataclass(frozen=True)
+class FakeConfig:
+    run_id: str
+
+
+@dataclass
+class FakeRecord:
+    run_id: str
+    status: str
+    measured: Measured | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def ledger(self) -> Any:
+        raise AssertionError("the fake has no ledger")
+
+
+class FakeStore:
+    """Records by run id, ``method-model-dataset-profile-s<seed>``."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, FakeRecord] = {}
+
+    def get(self, run_id: str) -> FakeRecord | None:
+        return self.records.get(run_id)
+
+    def add(self, run_id: str, accuracy: float = 95.0, status: str = "done", **values: Any) -> None:
+        """Accuracy means best on test; last is 0.5 less."""
+        measured = Measured(
+            accuracy={"last": accuracy - 0.5, "best_val": accuracy - 0.25, "best_test": accuracy},
+            **{"macs_best": 2e9, "macs_end": 3e9, "cp_percent": 6.25, "energy_kj": 0.02, "latency_min": 0.3, **values},
+        )
+        self.records[run_id] = FakeRecord(run_id, status, measured if status == "done" else None)
+
+
+MISSING = ("wageubn", "dorefa")
+
+
+def make_config(request: RunRequest, seed: int) -> FakeConfig:
+    if request.method in MISSING:
+        raise PluginError(f"no method {request.method!r}")
+    if request.method == "sbm" and request.settings.get("bits") == 1:
+        raise ConfigError("sbm: bits must be at least 2, got 1")
+    return FakeConfig(f"{request.method}-{request.model}-{request.dataset}-{request.profile}-s{seed}")
+
+
+def measure(record: Any, hardware: str) -> Measured:
+    assert record.status == "done", "only finished runs may be measured"
+    return record.measured
+
+
+@pytest.fixture
+def sources() -> Sources:
+    return Sources(make_config, measure, published.rows())
+
+
+@pytest.fixture
+def spec():
+    return load_spec("table2")
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+def mixed_store() -> FakeStore:
+    """Three seeds of the smoke profile in every state a run can be in; all of ResNet-74 on digits100 is missing."""
+    s = FakeStore()
+    costs = {"fp32": 100.0, "sbm": 6.25, "pfq": 3.9, "dfq": 3.0, "fractrain": 2.4}
+    for p, (model, data) in enumerate((("resnet38", "digits"), ("resnet38", "digits100"), ("resnet74", "digits"))):
+        for m, (method, cp) in enumerate(costs.items()):
+            for seed in range(3):
+                run_id = f"{method}-{model}-{data}-smoke-s{seed}"
+                accuracy = 97.0 - 3 * p - 0.4 * m + (0.0, 0.3, -0.15)[seed]
+                macs = cp * 1e8 * (1 + 0.01 * seed)
+                caveat = "cp 100 % is outside the fitted 3 to 6.25 %" if method == "fp32" else ""
+                s.add(run_id, accuracy, macs_best=macs, macs_end=1.4 * macs, cp_percent=cp, caveat=caveat,
+                      energy_kj=0.01 + 0.001 * cp, latency_min=0.2 + 0.01 * cp)  # fmt: skip
+    s.add("pfq-resnet38-digits100-smoke-s1", status="diverged")
+    s.add("sbm-resnet74-digits-smoke-s0", status="failed")
+    s.add("sbm-resnet74-digits-smoke-s1", status="interrupted")
+    del s.records["sbm-resnet74-digits-smoke-s2"]
+    del s.records["dfq-resnet74-digits-smoke-s2"]
+    return s
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest):
+    """Compare a text with a file of ``golden/``; with ``--update-golden`` write it instead."""
+
+    def check(name: str, text: str) -> None:
+        path = Path(__file__).parent / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.write_text(text, encoding="utf-8")
+            return
+        assert path.is_file(), f"{name} is missing: make it with --update-golden and read it"
+        assert text == path.read_text(encoding="utf-8")
+
+    return check
