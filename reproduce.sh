@@ -58,13 +58,16 @@ fingerprint() { { cksum requirements.lock pyproject.toml; pwd; } 2>&1; }
 
 is_set_up() { [ -x "$BIN/python" ] && [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint)" ]; }
 
+# A complete environment of this folder whose packages have only changed: pip installs the difference.
+is_reusable() { "$BIN/python" --version >/dev/null 2>&1 && [ -f "$STAMP" ] && [ "$(tail -n 1 "$STAMP")" = "$PWD" ]; }
+
 # Run a command and print a sign of life every few seconds: unpacking packages of several hundred MB is silent.
 with_heartbeat() {
   local start=$SECONDS status=0
   "$@" &
   local job=$!
   (
-    while sleep 5; do
+    while sleep 5 </dev/null >/dev/null 2>&1; do # it outlives the loop and must hold no pipe of ours open
       printf '    ... %d s, %s in %s\n' "$((SECONDS - start))" "$(du -sh "$VENV" 2>/dev/null | cut -f1)" "$VENV" >&2
     done
   ) &
@@ -78,17 +81,26 @@ with_heartbeat() {
   return "$status"
 }
 
+make_venv() {
+  local python
+  python=$(find_python) || exit 2
+  "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    die "$python cannot make virtual environments; install its venv module (Debian, Ubuntu: apt install python3-venv)"
+  say "Preparing $VENV/ with $("$python" --version) (once; PyTorch is large: minutes and several GB)"
+  "$python" -m venv --clear "$VENV"
+}
+
 setup() {
   if is_set_up; then
     return
   fi
-  local python start=$SECONDS
-  python=$(find_python) || exit 2
-  "$python" -c 'import ensurepip, venv' 2>/dev/null ||
-    die "$python cannot make virtual environments; install its venv module (on Debian or Ubuntu: apt install python3-venv)"
-  say "Preparing $VENV/ with $("$python" --version) (once; PyTorch is large: minutes and several GB)"
+  local start=$SECONDS
+  if is_reusable; then
+    say "Bringing $VENV/ up to date"
+  else
+    make_venv
+  fi
   rm -f "$STAMP"
-  "$python" -m venv --clear "$VENV"
   say "1/2 Installing the pinned packages of requirements.lock"
   with_heartbeat "$BIN/python" -m pip install --disable-pip-version-check --require-hashes -r requirements.lock ||
     die "installing requirements.lock failed (see above); check network and disk space, then run the same command again"

@@ -1,11 +1,13 @@
 """sbm: "Scalable Methods for 8-bit Training" (Banner et al., NeurIPS 2018, arXiv 1805.11046), in two variants.
 
-``variant=fractrain`` (default): the quantizer of the FracTrain authors' code, which their tables call SBM. FW: A affine per
-tensor (extremes of the batch, running range in evaluation), W affine per output filter, both nearest. EB, GC: E affine per
-tensor, stochastic, the same quantized E in both products. All convolutions; classifier and BatchNorm in floating point.
+``variant=fractrain`` (default): the quantizer of the FracTrain authors' code, which their tables call SBM. FW: A affine
+per tensor (extremes of the batch, running range in evaluation), W affine per output filter, both nearest. EB, GC: E
+affine per tensor, stochastic, the same quantized E in both products. All convolutions; classifier and BatchNorm in
+floating point.
 
 ``variant=banner``: as published. W affine per tensor; A affine with the mean over samples of each sample's extremes; E
-stochastic in EB, *floating point in GC* (gradient bifurcation); Range BN at 8 bits; first layer and classifier quantized.
+stochastic in EB, *floating point in GC* (gradient bifurcation); Range BN at 8 bits; first layer and classifier
+quantized.
 Departures: Banner's released code rounds activations stochastically through an argument slip; we round to nearest.
 """
 

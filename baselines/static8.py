@@ -1,8 +1,8 @@
 """static8: the simplest 8-bit training, one symmetric INT8 grid per tensor; the 8-bit baseline of hardware papers.
 
-FW: A symmetric per tensor, W symmetric per output channel, nearest. EB, GC: E symmetric per tensor, stochastic, shared by
-both products. First convolution and classifier stay in floating point. No paper's recipe: ours, as DYNASTY's abstract
-names "8-bit quantization" as its baseline and says no more.
+FW: A symmetric per tensor, W symmetric per output channel, nearest. EB, GC: E symmetric per tensor, stochastic, shared
+by both products. First convolution and classifier stay in floating point. No paper's recipe: ours, as DYNASTY's
+abstract names "8-bit quantization" as its baseline and says no more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Static8(Method):
     """Plain INT8 training: A, W, E symmetric at 8 bits in all three products, first and last layer in float (ours)."""
 
     name = "static8"
-    source = "ours: uniform symmetric INT8 training, the unnamed 8-bit baseline of DYNASTY's abstract (arXiv 2210.17047)"
+    source = "ours: uniform symmetric INT8 training; DYNASTY's abstract (arXiv 2210.17047) names no 8-bit recipe"
     Settings = Static8Settings
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:

@@ -94,7 +94,7 @@ def _os_line(error: OSError) -> str:
     return f"{name}{error.strerror or error}; {mend}"
 
 
-@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group("fractrain", cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fractrain.__version__, prog_name="fractrain")
 @click.option("--debug", is_flag=True, help="Show tracebacks (also FRACTRAIN_DEBUG=1).")
 def main(debug: bool) -> None:

@@ -82,8 +82,7 @@ class TrainingLoop:
         self._build()
         self.step = self.epoch = 0
         self.lines: list[dict[str, Any]] = []
-        self._seconds = 0.0
-        self._since = time.perf_counter()
+        self._seconds, self._since = 0.0, time.perf_counter()
         self.watch = LossWatch(device)
         self._reset_sums()
 
@@ -154,9 +153,8 @@ class TrainingLoop:
         self.method.on_step_start(self.step)
         x, y = self._batch(self.step)
         self.ledger.samples(len(y))
-        rate = learning_rate(self.config.recipe, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate(self.config.recipe, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         output = self.model(x)
         loss = F.cross_entropy(output, y)
@@ -181,22 +179,21 @@ class TrainingLoop:
         before = self.ledger.state_dict()
         self.ledger.begin("eval", self.epoch)
         try:
-            scores = {s: self._evaluate(s) for s in self.eval_streams}
+            scores = {
+                name: evaluate(self.model, batches, self.ledger, self._should_stop)
+                for name, batches in self.eval_streams.items()
+            }
         except EvaluationStopped:
             self.ledger.load_state_dict(before)
             self.ledger.begin("train", self.epoch)
             return
-        steps = self.step - self.clock.start(self.epoch)
-        mean_loss = float(self._loss_sum) / steps
+        mean_loss = float(self._loss_sum) / (self.step - self.clock.start(self.epoch))
         line = self._line(mean_loss, scores)
         self.method.on_epoch_end(self.epoch, mean_loss)
         self.lines.append(line)
         self._on_epoch(line)
         self.epoch += 1
         self._reset_sums()
-
-    def _evaluate(self, split: str) -> Scores:
-        return evaluate(self.model, self.eval_streams[split], self.ledger, self._should_stop)
 
     def _line(self, mean_loss: float, scores: dict[str, Scores]) -> dict[str, Any]:
         """Metrics line of the epoch just trained; accuracies and cp in percent."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import torch
@@ -30,15 +29,18 @@ class BadLoss(Exception):
 
 
 class LossWatch:
-    """Notes the first step whose loss is not finite: at once on the CPU, on the device itself elsewhere.
+    """Notes the first step whose loss is not finite: on the device itself, read every so many steps.
+
+    Args:
+        device: where the loss is.
+        every: steps between two readings; None means every step on the CPU and every 50 elsewhere.
 
     Attributes:
         last: loss as last read, or None.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._cpu = device.type == "cpu"
-        self._every = 1 if self._cpu else READ_EVERY_GPU
+    def __init__(self, device: torch.device, every: int | None = None) -> None:
+        self._every = every or (1 if device.type == "cpu" else READ_EVERY_GPU)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self._loss: torch.Tensor | None = None
         self.last: float | None = None
@@ -51,14 +53,11 @@ class LossWatch:
             total: what is differentiated, 0-dim.
 
         Raises:
-            BadLoss: it is not finite (CPU), or one since the last reading was not (GPU).
+            BadLoss: this is a step at which the device is read, and a loss since the last reading was not finite.
         """
         self._loss = total.detach()
-        if self._cpu:
-            self._first_bad.fill_(-1 if math.isfinite(float(self._loss)) else step)
-        else:
-            bad = (self._first_bad < 0) & ~torch.isfinite(self._loss)
-            self._first_bad = torch.where(bad, step, self._first_bad)
+        bad = (self._first_bad < 0) & ~torch.isfinite(self._loss)
+        self._first_bad = torch.where(bad, step, self._first_bad)
         if (step + 1) % self._every == 0:
             self.read()
 

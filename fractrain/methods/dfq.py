@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -15,6 +15,7 @@ from fractrain.methods.gate import GateNetwork
 from fractrain.methods.gated_block import Candidate, GatedBlock
 from fractrain.quant.convert import convert
 from fractrain.quant.precision import Precision, fractrain_precision
+from fractrain.seeds import derive_seed
 
 
 class DFQSettings(MethodSettings):
@@ -52,7 +53,7 @@ class DFQ(Method):
 
     name = "dfq"
     source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113), section 3.2; constants from the authors' code"
-    Settings = DFQSettings
+    Settings: ClassVar[type[MethodSettings]] = DFQSettings
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize the layers inside the gateable blocks and put a gate before each."""
@@ -67,8 +68,7 @@ class DFQ(Method):
 
         convert(model, rule, self.state, keep_last=False)
         channels = [_input_channels(model.get_submodule(n), n) for n in names]
-        gate = GateNetwork(channels, len(candidates), s.gate_hidden, s.gate_embed)
-        _seeded_init(gate, context.seed)
+        gate = _seeded_gate(channels, len(candidates), s, context.seed)
         gate.to(next(model.parameters()).device)
         model.add_module("precision_gate", gate)
         self._blocks: list[GatedBlock] = []
@@ -99,15 +99,16 @@ class DFQ(Method):
         masks = [b.mask for b in self._blocks]
         if any(m is None for m in masks) or not self._blocks[0].training:
             return None
-        costs = self._costs.to(masks[0].device)  # type: ignore[union-attr]
+        costs = self._costs.to(masks[0])
         weights = costs.new_tensor(self._weights)
         per_block = torch.stack([(m @ costs).sum() for m in masks])  # type: ignore[operator]
-        total = (per_block * weights).sum() / weights.mean()
+        total: torch.Tensor = (per_block * weights).sum() / weights.mean()
         batch = self.context.batch_size if self.settings.compat == "authors" else masks[0].shape[0]  # type: ignore[union-attr]
         cp = 100 * total.detach() / (3 * batch * len(masks))
         self._cp_sum = self._cp_sum + cp
         self._cp_steps += 1
-        return self.settings.beta * self.force(cp) * total
+        beta: float = self.settings.beta
+        return beta * total * self.force(cp)
 
     def on_epoch_start(self, epoch: int) -> None:
         """Start a new mean of cp."""
@@ -141,15 +142,11 @@ def _input_channels(block: nn.Module, name: str) -> int:
     raise ConfigError(f"block {name!r} has no convolution or linear layer to gate")
 
 
-def _seeded_init(gate: nn.Module, seed: int) -> None:
-    """Initialise the gate from the run's seed, whatever was drawn before."""
-    from fractrain.seeds import derive_seed
-
+def _seeded_gate(channels: list[int], candidates: int, settings: DFQSettings, seed: int) -> GateNetwork:
+    """A gate initialised from the run's seed, whatever was drawn before; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "gate"))
-        for m in gate.modules():
-            if hasattr(m, "reset_parameters"):
-                m.reset_parameters()
+        return GateNetwork(channels, candidates, settings.gate_hidden, settings.gate_embed)
 
 
 __all__ = ["DFQ", "DFQSettings"]

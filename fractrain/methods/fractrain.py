@@ -26,7 +26,8 @@ class FracTrainSettings(DFQSettings, StageSettings):
 class FracTrain(DFQ):
     """DFQ whose target cp follows PFQ's stages: cheap training first, more precision when the loss stops falling.
 
-    Operands as in DFQ. Stage i has target ``target_cp + i * target_step``; turning points from the loss-change indicator.
+    Operands as in DFQ. Stage i has target ``target_cp + i * target_step``; turning points come from the loss-change
+    indicator.
     """
 
     name = "fractrain"

@@ -49,9 +49,8 @@ class GateNetwork(nn.Module):
 
     def macs(self, index: int) -> int:
         """Forward MACs per sample of one block's gate."""
-        first, last = self.features[index][0], self.features[index][2]
         cell = 4 * self.cell.hidden_size * (self.cell.input_size + self.cell.hidden_size)
-        linears = (first, last, self.head)
+        linears = [*(m for m in self.features[index].modules() if isinstance(m, nn.Linear)), self.head]
         return cell + sum(m.in_features * m.out_features for m in linears)
 
     def entries(self, index: int, block: str, training: bool) -> list[Entry]:

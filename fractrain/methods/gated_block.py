@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +68,10 @@ class GatedBlock(nn.Module):
         self.mask: torch.Tensor | None = None
         self.choice: torch.Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the last choice: it belongs to a graph, and graphs can be neither copied nor pickled."""
+        return {**self.__dict__, "mask": None, "choice": None}
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the block's output ``[N, ...]``, each sample at the precision its gate chose."""
         if x.dim() == 4:
@@ -107,6 +110,7 @@ class GatedBlock(nn.Module):
             shared = next(o for k in members if (o := outs[k]) is not None).detach()
             for k in members:
                 outs[k] = shared if outs[k] is None else outs[k]
+        memo.clear()  # the graph holds the scopes, and with them all products in float, until backward
         return _Select.apply(mask, choice, *outs), sites
 
     def _evaluate(self, x: torch.Tensor, choice: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, list[Any]]:
@@ -133,14 +137,15 @@ class GatedBlock(nn.Module):
             return self.block(x), scope.sites
         finally:
             self.state.scope = None
+            scope.input = x.new_empty(0)  # as above: backward only asks a scope for its index
 
     def _count(self, x: torch.Tensor, counts: torch.Tensor, sites: list[Any]) -> None:
         ledger = self.state.ledger
         if not ledger.enabled:
             return
-        phase = "train" if self.training else "eval"
         shape = "x".join(str(s) for s in x.shape[1:])
-        works = tuple(f"{self.name}#{k}|{c.a},{c.w},{c.e}|{shape}|{phase}" for k, c in enumerate(self.candidates))
+        ran = "".join(f"{'E' if eb else ''}{'G' if gc else ''}." for _, _, eb, gc in sites)  # frozen layers, no_grad
+        works = tuple(f"{self.name}#{k}|{c.a},{c.w},{c.e}|{shape}|{ran}" for k, c in enumerate(self.candidates))
 
         def define(k: int) -> list[Entry]:
             own: list[Entry] = []
@@ -150,10 +155,8 @@ class GatedBlock(nn.Module):
             return own
 
         ledger.count_selected(works, counts, define)
-        gate = self._gate[0]
-        ledger.count(
-            f"{self.name}.gate|{phase}", x.shape[0], lambda: gate.entries(self.index, self.name, self.training)
-        )
+        gate, train = self._gate[0], self.training and torch.is_grad_enabled()
+        ledger.count(f"{self.name}.gate|{train}", x.shape[0], lambda: gate.entries(self.index, self.name, train))
 
 
 @contextmanager
@@ -171,7 +174,10 @@ def frozen_statistics(block: nn.Module, frozen: bool) -> Iterator[None]:
 
 
 class _Select(torch.autograd.Function):
-    """Mix candidates by a hard mask: value = the chosen candidate's, d mask_k = <dL/d out, out_k>, d out_k = mask_k dL."""
+    """Mix candidates by a hard mask.
+
+    Value = the chosen candidate's; d mask_k = <dL/d out, out_k>; d out_k = mask_k dL.
+    """
 
     @staticmethod
     def forward(ctx: Any, mask: torch.Tensor, choice: torch.Tensor, *outs: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class LossIndicator:
         if self.stage >= self.turning_points:
             return False
         self._recent = [*self._recent, loss][-self.window :]
-        if len(self._recent) < self.window or max(self.changes()) > self.threshold:
+        if len(self._recent) < self.window or not all(change <= self.threshold for change in self.changes()):
             return False
         self.stage += 1
         self._recent = []
@@ -50,8 +51,8 @@ class LossIndicator:
         return True
 
     def changes(self) -> Sequence[float]:
-        """Normalised differences of the window's older losses to its newest."""
-        scale = sum(self._first) / len(self._first)
+        """Normalised differences of the window's older losses to its newest; nan (no turning point) at scale 0."""
+        scale = sum(self._first) / len(self._first) or math.nan
         return [abs(v - self._recent[-1]) / scale for v in self._recent[:-1]]
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,10 +103,8 @@ class LossClock:
         return not self.period and self.indicator.update(mean_loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        import torch
-
-        total = torch.as_tensor(self._sum, dtype=torch.float32).cpu()
+        """Plain values; the sum keeps its type, so that a resumed clock adds up exactly as an uninterrupted one."""
+        total = self._sum if isinstance(self._sum, float) else self._sum.detach().cpu()
         return {"sum": total, "steps": self._steps, "indicator": self.indicator.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

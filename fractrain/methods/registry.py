@@ -1,8 +1,8 @@
-"""Methods by name: found in folders, in installed packages (entry points) and in files given by path; imported lazily.
+"""Methods by name: found in folders, in installed packages (entry points) and in files given by path; imported late.
 
-A method's registry name is the name of its file. Searched, in this order: FracTrain's own (this folder), ``baselines/``,
-the entry point group ``fractrain.methods`` of installed packages, and the files named in the environment variable
-``FRACTRAIN_PLUGINS`` (separated like ``PATH``; the command line's ``--plugin`` adds to it).
+A method's registry name is the name of its file. Searched, in this order: FracTrain's own (this folder),
+``baselines/``, the entry point group ``fractrain.methods`` of installed packages, and the files named in the
+environment variable ``FRACTRAIN_PLUGINS`` (separated like ``PATH``; the command line's ``--plugin`` adds to it).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
@@ -125,8 +126,8 @@ class MethodRegistry:
         matching = [c for c in found if isinstance(c, type) and issubclass(c, Method) and c.name == name]
         if len(matching) != 1:
             raise PluginError(
-                f"method {name!r} ({origin}): expected one subclass of fractrain.Method with name = {name!r}, "
-                f"found {[getattr(c, '__name__', c) for c in found]}"
+                f"method {name!r} ({origin}): expected one subclass of fractrain.methods.base.Method with "
+                f"name = {name!r}, found {_classes(module) or 'no class'}"
             )
         return matching[0]
 
@@ -184,8 +185,24 @@ def _line_of(origin: Origin, problem: BaseException) -> str:
     """``file:line`` of the plugin's own frame nearest to the problem."""
     if isinstance(problem, SyntaxError) and problem.filename:
         return f"{problem.filename}:{problem.lineno}"
-    frames = [f for f in traceback.extract_tb(problem.__traceback__) if f.filename == origin.target]
-    return f"{origin.target}:{frames[-1].lineno}" if frames else origin.target
+    frames = traceback.extract_tb(problem.__traceback__)
+    if origin.kind == "file":
+        frames = [f for f in frames if f.filename == origin.target]
+        return f"{origin.target}:{frames[-1].lineno}" if frames else origin.target
+    foreign = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
+    return f"{origin.target}, {foreign[-1].filename}:{foreign[-1].lineno}" if foreign else origin.target
+
+
+def _classes(module: ModuleType) -> str:
+    """The classes that a module defines, each with its line and what makes it a method or not."""
+    from fractrain.methods.base import Method
+
+    told = []
+    for cls in vars(module).values():
+        if isinstance(cls, type) and cls.__module__ == module.__name__:
+            what = f"name = {cls.name!r}" if issubclass(cls, Method) else "not a Method"
+            told.append(f"{cls.__name__} at line {inspect.getsourcelines(cls)[1]} ({what})")
+    return ", ".join(told)
 
 
 def _one_line(problem: BaseException) -> str:

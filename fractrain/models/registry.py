@@ -98,7 +98,8 @@ def compatible(name: str, dataset: DatasetLike) -> str | None:
     if model.input == "image" and len(shape) != 3:
         return f"{name} takes images, {dataset.name} has none"
     if min(shape[1:]) < model.min_size:
-        return f"{name} needs images of at least {model.min_size}x{model.min_size}, {dataset.name} has {shape[1]}x{shape[2]}"
+        least = f"{model.min_size}x{model.min_size}"
+        return f"{name} needs images of at least {least}, {dataset.name} has {shape[1]}x{shape[2]}"
     return None
 
 

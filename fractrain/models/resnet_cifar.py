@@ -1,4 +1,4 @@
-"""CIFAR ResNets of 6n+2 layers with 1x1 projection shortcuts, as FracTrain trains them (He et al. 2016, section 4.2)."""
+"""CIFAR ResNets of 6n+2 layers with 1x1 projection shortcuts (He et al. 2016, section 4.2), as in FracTrain."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ class ResNetCifar(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images ``[N, C, H, W]`` to logits ``[N, classes]``."""
         y = self.groups(self.stem(x))
-        return self.head(y.mean(dim=(2, 3)))
+        logits: torch.Tensor = self.head(y.mean(dim=(2, 3)))
+        return logits
 
     def gateable_blocks(self) -> list[str]:
         """Names of the residual blocks in the order data flows through them."""

@@ -1,10 +1,10 @@
 """What a quantized layer tells the ledger: MACs of its three products by the widths of their operands.
 
 Constant widths cost one integer addition per layer and step. Widths per sample are counted on the device as a histogram
-of (width 1, width 2) over the samples. Widths per tile are counted as a histogram over element pairs: in each bin of the
-reduction (input channel for FW, output channel for EB, sample for GC) the share of each width in one operand times its
-share in the other, which is exact for linear layers in FW and EB and for every product whose widths are constant within
-a bin along the other axis.
+of (width 1, width 2) over the samples. Widths per tile are counted as a histogram over element pairs: in each bin of
+the reduction (input channel for FW, output channel for EB; for GC the vector of a linear layer, the sample of a
+convolution) the share of each width in one operand times its share in the other. That is exact for linear layers; for
+convolutions it takes all positions of a channel or sample as equally often used.
 """
 
 from __future__ import annotations
@@ -83,11 +83,23 @@ def _share(layer: QuantLayer, product: Product, place: int, op: Operand) -> torc
     one_hot = torch.nn.functional.one_hot(bits, WIDTHS).to(torch.float64)
     if not isinstance(op.format.granularity, PerTile):
         # one width per sample: the samples are the bins of GC; in FW and EB every bin sees all samples
-        return one_hot if product == "GC" else one_hot.mean(0, keepdim=True)
-    shape = layer.shapes[OPERANDS[product][place]]
-    full = expand_tiles(bits, shape, op.format.granularity)
-    axis = {"FW": 1, "EB": 0 if place else 1, "GC": 0}[product]
-    return _histogram(full, axis)
+        return one_hot.repeat_interleave(_vectors(layer), 0) if product == "GC" else one_hot.mean(0, keepdim=True)
+    operand = OPERANDS[product][place]
+    full = expand_tiles(bits, layer.shapes[operand], op.format.granularity)
+    if product == "GC":
+        return _histogram(full if full.dim() == 4 else full.reshape(-1, full.shape[-1]), 0)
+    if operand == "W" and product == "EB":
+        return _histogram(full, 0)  # output channels
+    if operand == "W":  # input channels: those of each group of filters in turn
+        per_group = full.reshape(layer.groups, -1, *full.shape[1:])
+        return torch.cat([_histogram(g, 1) for g in per_group])
+    return _histogram(full, 1 if full.dim() == 4 else -1)
+
+
+def _vectors(layer: QuantLayer) -> int:
+    """Vectors per sample that a linear layer multiplies; a convolution's samples are taken whole."""
+    shape = layer.shapes["A"]
+    return 1 if len(shape) == 4 else shape[1:-1].numel()
 
 
 def _histogram(bits: torch.Tensor, axis: int) -> torch.Tensor:

@@ -46,7 +46,11 @@ def convert(
         ConfigError: a pattern matches nothing, or nothing was replaced.
     """
     state = state if state is not None else QuantState()
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    found = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, (nn.Conv2d, nn.Linear))]
+    places: dict[nn.Module, list[str]] = {}  # a layer may be reachable by several names
+    for place, module in found:
+        places.setdefault(module, []).append(place)
+    layers = [(where[0], layer) for layer, where in places.items()]
     names = [n for n, _ in layers]
     for pattern in keep:
         if not fnmatch.filter(names, pattern):
@@ -60,8 +64,9 @@ def convert(
         new = quantized_layer(layer, wanted if wanted is not None else Precision(), state, name)
         if not name:
             return new
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
+        for place in places[layer]:
+            parent, _, child = place.rpartition(".")
+            setattr(model.get_submodule(parent), child, new)
     if strict and not replaced:
         raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {[t.__name__ for t in types]})")
     return model
@@ -73,10 +78,14 @@ def quantized_layer(layer: nn.Module, precision: Precision, state: QuantState, n
     Raises:
         ConfigError: the layer has no quantized twin.
     """
+    if not isinstance(getattr(layer, "weight", None), nn.Parameter):
+        raise ConfigError(
+            f"{name}: its weight is computed (weight norm, parametrization); fold it into a plain parameter first"
+        )
     if isinstance(layer, nn.Conv2d):
-        return QuantConv2d(layer, precision, state, name)
+        return QuantConv2d(layer, precision, state, name).train(layer.training)
     if isinstance(layer, nn.Linear):
-        return QuantLinear(layer, precision, state, name)
+        return QuantLinear(layer, precision, state, name).train(layer.training)
     raise ConfigError(f"{name}: {type(layer).__name__} has no quantized form (only Conv2d and Linear)")
 
 

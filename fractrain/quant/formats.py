@@ -49,6 +49,10 @@ class PerTile:
     rows: int = 16
     cols: int = 16
 
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1:
+            raise ConfigError(f"tiles must be at least 1x1, got {self.rows}x{self.cols}")
+
 
 Granularity = PerTensor | PerAxis | PerTile
 
@@ -153,10 +157,13 @@ class Format:
         """Return the grid for the measured limits at the given width(s); shapes broadcast to ``x``."""
         lo, hi = limits
         if isinstance(self.granularity, PerTile):
-            lo, hi = expand_tiles(lo, x.shape, self.granularity), expand_tiles(hi, x.shape, self.granularity)
+            if lo.dim():  # 0-dim: a running range, of the whole tensor
+                lo, hi = expand_tiles(lo, x.shape, self.granularity), expand_tiles(hi, x.shape, self.granularity)
             if isinstance(bits, torch.Tensor):
                 bits = expand_tiles(bits.to(x.device), x.shape, self.granularity)
         elif isinstance(bits, torch.Tensor):
+            if bits.numel() != x.shape[0]:
+                raise ConfigError(f"{bits.numel()} widths for a tensor of shape {tuple(x.shape)}: give one per sample")
             bits = bits.to(x.device).view(-1, *([1] * (x.dim() - 1)))
         return self._grid(lo, hi, bits)
 

@@ -7,6 +7,7 @@ plain path's result on this machine; otherwise the plain path, with one log line
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -31,29 +32,31 @@ class Quantized:
 
     Attributes:
         codes: uint8 up to 8 bits, int16 above (code - qmin - 2^15), of the shape and layout of the tensor.
-        grid: parameters, broadcastable to the tensor.
+        grid: parameters, broadcastable to the tensor, or what computes them (where they take more room than the codes).
         kernels: which path restores the values.
     """
 
     codes: torch.Tensor
-    grid: Grid
+    grid: Grid | Callable[[], Grid]
     kernels: Kernels = "auto"
 
     def values(self) -> torch.Tensor:
         """Return the values as float32, in the layout of the codes."""
         shift = 0.0 if self.codes.dtype == torch.uint8 else SHIFT16
-        rows = _rows(self.codes, self.grid, self.kernels)
+        g = self.grid if isinstance(self.grid, Grid) else self.grid()
+        rows = _rows(self.codes, g, self.kernels)
         if rows is not None:
             out = torch.empty_like(self.codes, dtype=torch.float32)
             fused = rows.module.dequantize[rows.parallel]
             fused(_flat(self.codes), rows.scale, rows.offset, rows.qmin, _flat(out), np.float32(shift))
             return out
-        g = self.grid
         return (self.codes.to(torch.float32) + (g.qmin + shift)) * g.scale + g.offset
 
     def nbytes(self) -> int:
-        """Bytes kept for backward."""
-        return self.codes.numel() * self.codes.element_size()
+        """Bytes kept for backward: the codes, and the parameters of the grid where they are kept."""
+        g = self.grid
+        kept = (self.codes, *((g.scale, g.offset, g.qmin, g.qmax) if isinstance(g, Grid) else ()))
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
 
 
 def quantize(
@@ -153,7 +156,7 @@ def _dense(x: torch.Tensor) -> bool:
 
 
 def _per_row(p: torch.Tensor, n: int) -> np.ndarray:
-    return p.reshape(-1).expand(n).contiguous().numpy() if p.numel() == 1 else p.reshape(-1).numpy()
+    return np.full(n, p.item(), np.float32) if p.numel() == 1 else p.reshape(-1).numpy()
 
 
 def _rows(x: torch.Tensor, grid: Grid, kernels: Kernels) -> _Rows | None:

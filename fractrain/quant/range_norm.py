@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from fractrain.errors import ConfigError
 from fractrain.quant.formats import Affine
 from fractrain.quant.kernels import quantize
 from fractrain.quant.noise import noise_key
@@ -27,19 +28,27 @@ class RangeBatchNorm2d(nn.Module):
     gradient at ``grad_bits`` with stochastic rounding.
 
     Args:
-        norm: the BatchNorm2d it replaces; its parameters and running mean are taken over.
+        norm: the BatchNorm2d it replaces; its parameters and running statistics are taken over.
         state: shared state.
         site: name in the model.
         bits, grad_bits: widths.
+
+    Raises:
+        ConfigError: the layer has no parameters.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, state: QuantState, site: str, bits: int, grad_bits: int) -> None:
         super().__init__()
+        if not norm.affine:
+            raise ConfigError(f"{site}: batch normalisation without parameters (affine=False) has no range form")
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
         self.momentum = 0.1 if norm.momentum is None else norm.momentum
         self.state, self.site, self.bits, self.grad_bits = state, site, bits, grad_bits
-        self.register_buffer("running_mean", torch.zeros(norm.num_features, device=norm.weight.device))
-        self.register_buffer("running_scale", torch.ones(norm.num_features, device=norm.weight.device))
+        mean, var = norm.running_mean, norm.running_var
+        self.register_buffer("running_mean", torch.zeros_like(norm.weight.detach()) if mean is None else mean.clone())
+        self.register_buffer(
+            "running_scale", torch.ones_like(norm.weight.detach()) if var is None else (var + self.eps).rsqrt()
+        )
         self.running_mean: torch.Tensor
         self.running_scale: torch.Tensor
 
@@ -100,5 +109,6 @@ def replace_batch_norm(model: nn.Module, state: QuantState, bits: int, grad_bits
     for name, m in list(model.named_modules()):
         if isinstance(m, nn.BatchNorm2d):
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, RangeBatchNorm2d(m, state, name, bits, grad_bits))
+            new = RangeBatchNorm2d(m, state, name, bits, grad_bits).train(m.training)
+            setattr(model.get_submodule(parent), child, new)
     return model

@@ -38,7 +38,7 @@ def markdown(table: Table) -> str:
     lines += [f"- {text}" for text in (*table.notes, *table.rules, f"Source: {table.source}.")]
     lines.append(
         f"- {table.name} version {table.version}, profile {table.profile}, {_seeds(table)}. "
-        "All columns, run ids and intervals: the CSV, JSON and HTML forms."
+        "pub. = published, model = modelled. All columns, run ids and intervals: the CSV, JSON and HTML forms."
     )
     return "\n".join(lines) + "\n"
 

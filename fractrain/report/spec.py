@@ -177,9 +177,13 @@ def check_profile(name: str) -> Profile:
     raise ConfigError(f"unknown profile {name!r}{did_you_mean(name, PROFILES)}; known: {', '.join(PROFILES)}")
 
 
-def table_folders() -> list[Path]:
-    """Folders that hold table files: inside the installed package, else beside it in a source tree."""
-    package = Path(__file__).resolve().parent.parent
+def table_folders(package: Path | None = None) -> list[Path]:
+    """Folders that hold table files: inside the installed package, else beside it in a source tree.
+
+    Args:
+        package: folder of the ``fractrain`` package; None means the one this module was imported from.
+    """
+    package = package or Path(__file__).resolve().parent.parent
     both = [package / "benchmarks" / "tables", package.parent / "benchmarks" / "tables"]
     found = [folder for folder in both if folder.is_dir()]
     return found[:1]  # in a wheel the outer one would be a stranger's
@@ -244,7 +248,8 @@ _OWNERS: dict[str, type[_Strict]] = {
 
 
 def _first_fault(error: pydantic.ValidationError) -> str:
-    fault = error.errors()[0]
+    faults = sorted(error.errors(), key=lambda f: f["type"] != "extra_forbidden")  # a misspelt key also misses
+    fault = faults[0]
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] != "extra_forbidden":
         return f"{where}: {fault['msg']}" if where else str(fault["msg"])

@@ -1,4 +1,4 @@
-"""A tiny model, method and data set with every kind of state that a checkpoint can lose; and registries that know them."""
+"""A tiny model, method and data set with every kind of state that a checkpoint can lose; registries that know them."""
 
 from __future__ import annotations
 

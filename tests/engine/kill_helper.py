@@ -1,7 +1,7 @@
 """``kill -9`` at random moments: train a config once in peace and once killed again and again, and hand back both.
 
-``killed_and_straight(config, folder)`` works for every config; run as a program, this file does the work in a process of
-its own, in which each attempt is a fork that is killed with SIGKILL when a random step has been reached.
+``killed_and_straight(config, folder)`` works for every config; run as a program, this file does the work in a process
+of its own, in which each attempt is a fork that is killed with SIGKILL when a random step has been reached.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def killed_and_straight(
     kills: int = 5,
     seed: int = 0,
     registries: str = "fractrain.engine.registries:Registries",
-    checkpoint_seconds: float = 0.0,
+    checkpoint_seconds: Sequence[float] = (0.0, 0.02),
     timeout: float = 110,
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Return (summary of the killed run, summary of the uninterrupted run, how often it was really killed).
@@ -37,7 +38,8 @@ def killed_and_straight(
         kills: how often to kill; moments are drawn with ``seed`` over the whole run.
         seed: seed of the moments.
         registries: ``module:class`` of the registries to use; the module is looked for beside this file, too.
-        checkpoint_seconds: 0 writes a checkpoint after every step, so that many kills hit the writing itself.
+        checkpoint_seconds: taken in turn by the attempts; 0 writes a checkpoint after every step, so that many kills
+            hit the writing itself, more leaves steps to be done again.
         timeout: seconds for everything.
     """
     job = {
@@ -46,11 +48,16 @@ def killed_and_straight(
         "kills": kills,
         "seed": seed,
         "registries": registries,
-        "checkpoint_seconds": checkpoint_seconds,
+        "checkpoint_seconds": list(checkpoint_seconds),
     }
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, __file__], input=json.dumps(job), env=environment, text=True, capture_output=True, timeout=timeout
+        [sys.executable, __file__],
+        input=json.dumps(job),
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
@@ -58,7 +65,7 @@ def killed_and_straight(
 
 
 class PipeProgress:
-    """Writes one byte per step to a pipe."""
+    """Writes one byte per step to a pipe, and gives the reader time to kill us."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
@@ -68,6 +75,7 @@ class PipeProgress:
 
     def update(self, done: int, loss: float | None = None, label: str | None = None) -> None:
         os.write(self.pipe, b".")
+        time.sleep(0.003)
 
     def note(self, text: str) -> None:
         pass
@@ -76,8 +84,8 @@ class PipeProgress:
         pass
 
 
-def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: float) -> bool:
-    """Train in a fork; kill it ``delay`` seconds after its ``kill_after``-th sign of life. Return whether it was killed."""
+def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: float, number: int = 0) -> bool:
+    """Train in a fork; kill it ``delay`` seconds after its ``kill_after``-th sign of life; return whether it was."""
     from fractrain.engine.config import RunConfig
     from fractrain.engine.store import RunStore
     from fractrain.engine.trainer import Trainer
@@ -98,7 +106,7 @@ def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: fl
                 RunStore(store),
                 torch.device("cpu"),
                 progress=PipeProgress(writer),
-                checkpoint_seconds=job["checkpoint_seconds"],
+                checkpoint_seconds=job["checkpoint_seconds"][number % len(job["checkpoint_seconds"])],
                 registries=registries,
             ).run()
             code = 0
@@ -136,8 +144,8 @@ def main() -> None:
     step = (time.monotonic() - began) / config.recipe.iterations
     killed = 0
     spread = max(2, 2 * config.recipe.iterations // (job["kills"] + 1))
-    for _ in range(job["kills"]):
-        killed += _attempt(job, folder / "killed", rng.randint(1, spread), rng.uniform(0, step))
+    for number in range(job["kills"]):
+        killed += _attempt(job, folder / "killed", rng.randint(1, spread), rng.uniform(0, step), number)
     _attempt(job, folder / "killed", None, 0.0)
     summaries = {}
     for name in ("killed", "straight"):

@@ -112,7 +112,7 @@ def golden(request: pytest.FixtureRequest):
 
     def check(name: str, text: str) -> None:
         path = Path(__file__).parent / "golden" / name
-        if request.config.getoption("--update-golden"):
+        if request.config.getoption("--update-golden", default=False):
             path.write_text(text, encoding="utf-8")
             return
         assert path.is_file(), f"{name} is missing: make it with --update-golden and read it"

@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> RunStore:
     return RunStore(tmp_path / "runs")
 
 
-def make_run(store: RunStore, seed: int = 0, status: str = "done", epochs: int = 3, loss: float = 2.0) -> str:
+def make_run(store: RunStore, seed: int = 0, status: str = "done", epochs: int = 3) -> str:
     """Write a run as the engine does: 8-bit, 10 samples an epoch, 3 x 1,000 MACs a sample."""
     config = RunConfig(
         method="static8", settings={}, method_version=1, model="resnet38", dataset="digits", profile="smoke",
@@ -54,12 +54,13 @@ def make_run(store: RunStore, seed: int = 0, status: str = "done", epochs: int =
             ledger.begin("train", epoch)
             ledger.samples(10)
             ledger.count("b/8", 10, lambda: [Entry("b.conv", p, 8, 8, 1000) for p in ("FW", "EB", "GC")])
-            line = {"epoch": epoch, "iteration": 4 * (epoch + 1), "loss": loss / (epoch + 1), "test_accuracy": epoch / 4}
+            line = {"epoch": epoch, "iteration": 4 * (epoch + 1), "loss": 2 / (epoch + 1), "test_accuracy": epoch / 4}
             writer.append_metrics({**line, "log": str(Path.home() / "log.txt")})
         if status == "done":
-            summary = {"best_test_epoch": 1, "test_accuracy": 0.75, "test_accuracy_last": 0.5, "weights_sha256": "ab" * 32,
-                       "folder": str(store.root.resolve()), "device": "cpu", "note": f"on {HOST}"}  # fmt: skip
-            writer.finish(summary, ledger.state_dict())
+            summary = {"best_test_epoch": 1, "test_accuracy": 0.75, "test_accuracy_last": 0.5}
+            facts = {"weights_sha256": "ab" * 32, "device": "cpu", "note": f"on {HOST}"}
+            folder = str(store.root.resolve())
+            writer.finish({**summary, **facts, "folder": folder}, ledger.state_dict())
         else:
             writer.write_ledger(ledger.state_dict())
             writer.set_status(status, "went wrong")  # type: ignore[arg-type]

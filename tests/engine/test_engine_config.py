@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from engine_fakes import FakeRegistries, fake_config
+
+from fractrain.engine.config import RunConfig, collect_sets, parse_set
+from fractrain.engine.recipes import Recipe, recipe_values, with_length
+from fractrain.engine.schedule import Clock, learning_rate
+from fractrain.errors import ConfigError
+
+
+def create(**values):
+    base = {"method": "fake", "model": "tiny", "dataset": "digits", "registries": FakeRegistries()}
+    return RunConfig.create(**{**base, **values})
+
+
+def test_id_is_readable_and_pinned():
+    config = create()
+    prefix, digest = config.run_id.rsplit("-", 1)
+    assert prefix == "fake-tiny-digits-s0"
+    assert len(digest) == 12
+    assert int(digest, 16) >= 0
+    # A change of this value means that every stored run is run again: then raise FORMAT_VERSION and say so.
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    in_another_process = subprocess.run(
+        [sys.executable, "-c", "import hashlib,sys;print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:12])"],
+        input=text.encode(), capture_output=True, check=True,
+    ).stdout.decode().strip()  # fmt: skip
+    assert digest == in_another_process
+
+
+def test_default_spelled_out_gives_the_same_id():
+    assert create().run_id == create(settings={"bits": 8, "noise": 0.01, "stages": [1, 2]}).run_id
+    assert create().run_id == create(settings={"bits": "8"}).run_id
+    assert create().run_id == create(profile="smoke", recipe={"momentum": 0.9, "iterations": 240}).run_id
+    assert create(recipe={"lr": 1}).run_id == create(recipe={"lr": 1.0}).run_id
+
+
+def test_every_field_changes_the_id():
+    config = create()
+    values = {
+        "method": "other", "settings": {**config.settings, "bits": 4}, "method_version": 2, "model": "m",
+        "dataset": "d", "setting": "adaptation", "profile": "paper", "seed": 1, "format_version": 2, "recipe": None,
+    }  # fmt: skip
+    assert set(values) == set(RunConfig.model_fields)
+    changes = {
+        "iterations": 241, "batch_size": 65, "lr": 0.2, "momentum": 0.8, "weight_decay": 0.0, "milestones": (1,),
+        "lr_decay": 0.5, "warmup": 1, "eval_every": 3, "val_fraction": 0.2, "augment": False, "deterministic": True,
+    }  # fmt: skip
+    assert set(changes) == set(Recipe.model_fields)
+    ids = [config.run_id]
+    for key, value in values.items():
+        for recipe_key, recipe_value in changes.items() if key == "recipe" else [("", None)]:
+            new = config.recipe.model_copy(update={recipe_key: recipe_value}) if key == "recipe" else value
+            ids.append(RunConfig.model_construct(**{**dict(config), key: new}).run_id)
+    for key, value in {"noise": 0.02, "bad_step": 3, "bad_kind": "x", "stages": [1, 3]}.items():
+        ids.append(create(settings={key: value}).run_id)
+    assert len(set(ids)) == len(ids)
+
+
+def test_planning_imports_no_torch():
+    modules = "config, store, executor, progress"
+    script = f"import sys; from fractrain.engine import {modules}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_round_trip_equality_and_hash():
+    config = create(settings={"stages": [3, 4]})
+    again = RunConfig.from_json(config.to_json(), "x")
+    assert again == config
+    assert again.run_id == config.run_id
+    assert len({again, config}) == 1
+    with pytest.raises(Exception, match="frozen"):
+        config.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"settings": {"bit": 3}}, ["--set", "fake", "'bit'", "did you mean 'bits'"]),
+        ({"settings": {"bits": "many"}}, ["--set", "bits", "integer", "'many'"]),
+        ({"settings": {"bits": 1.5}}, ["bits", "1.5"]),
+        ({"recipe": {"iteration": 3}}, ["--set", "recipe", "'iteration'", "did you mean 'iterations'"]),
+        ({"recipe": {"lr": -1}}, ["recipe", "lr", "greater than 0", "-1"]),
+        ({"recipe": {"lr": "nan"}}, ["lr", "finite"]),
+        ({"recipe": {"iterations": "x"}}, ["recipe", "iterations", "'x'"]),
+        ({"recipe": {"milestones": [5, 3]}}, ["milestones", "ascend"]),
+        ({"recipe": {"zzz": 1}}, ["'zzz'", "known: iterations"]),
+        ({"seed": -1}, ["seed", "-1"]),
+        ({"profile": "smok"}, ["'smok'", "did you mean 'smoke'"]),
+        ({"profile": "paper"}, ["'paper'", "'digits'", "--profile smoke"]),
+        ({"setting": "fine-tuning"}, ["setting", "standard"]),
+        ({"dataset": "text"}, ["tiny cannot be trained on text"]),
+        ({"dataset": "cifar11"}, ["no recipe", "'cifar11'"]),
+        ({"method": "nope"}, ["unknown method 'nope'"]),
+    ],
+)
+def test_errors_are_one_line_and_name_key_and_origin(values, words):
+    with pytest.raises(ConfigError) as caught:
+        create(origin="--set", **values)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format_version": 99}', '{"format_version": 1}'])
+def test_a_file_that_is_no_config(text):
+    with pytest.raises(ConfigError, match="some/file"):
+        RunConfig.from_json(text, "some/file")
+
+
+def test_profiles_of_a_real_data_set():
+    paper = create(dataset="cifar10").recipe
+    assert (paper.iterations, paper.batch_size, paper.milestones) == (64_000, 128, (32_000, 48_000))
+    assert (paper.lr, paper.lr_decay, paper.momentum, paper.weight_decay, paper.warmup) == (0.1, 0.1, 0.9, 1e-4, 0)
+    assert create(dataset="cifar10").profile == "paper"
+    short = create(dataset="cifar100", profile="short").recipe
+    assert (short.iterations, short.milestones) == (8_000, (4_000, 6_000))
+    smoke = create(dataset="cifar10", profile="smoke").recipe
+    assert smoke.iterations < 1000
+    assert create().profile == "smoke"
+
+
+def test_other_length_scales_the_schedule_unless_it_is_given():
+    assert create(dataset="cifar10", recipe={"iterations": 640}).recipe.milestones == (320, 480)
+    assert create(dataset="cifar10", recipe={"iterations": 640, "milestones": [9]}).recipe.milestones == (9,)
+    assert with_length(recipe_values("cifar10", "paper", False) | {"warmup": 6400}, 10)["warmup"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("bits=4", ("settings", "bits", 4)),
+        ("target_cp=1.5", ("settings", "target_cp", 1.5)),
+        ("gate.width = 16", ("settings", "gate.width", 16)),
+        ("recipe.lr=0.05", ("recipe", "lr", 0.05)),
+        ("bits=3,4,6,8", ("settings", "bits", [3, 4, 6, 8])),
+        ("bits=[3,4]", ("settings", "bits", [3, 4])),
+        ("compat=true", ("settings", "compat", True)),
+        ("name=a=b", ("settings", "name", "a=b")),
+        ("name=", ("settings", "name", "")),
+    ],
+)
+def test_parse_set(text, expected):
+    assert parse_set(text) == expected
+
+
+@pytest.mark.parametrize("text", ["bits", "=3", "recipe=3", "recipe.=3", ""])
+def test_parse_set_errors(text):
+    with pytest.raises(ConfigError, match="--set"):
+        parse_set(text)
+
+
+def test_collect_sets():
+    assert collect_sets(["a.b=1", "a.c=2", "recipe.lr=1", "d=x"]) == ({"a": {"b": 1, "c": 2}, "d": "x"}, {"lr": 1})
+    for bad in (["a=1", "a=2"], ["a=1", "a.b=2"]):
+        with pytest.raises(ConfigError, match="--set"):
+            collect_sets(bad)
+
+
+def test_learning_rate_is_the_papers_and_a_function_of_the_step():
+    recipe = create(dataset="cifar10").recipe
+    by_hand = {0: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001, 63_999: 0.001}
+    for step, rate in by_hand.items():
+        assert learning_rate(recipe, step) == pytest.approx(rate, rel=1e-12)
+    warm = recipe.model_copy(update={"warmup": 4})
+    assert [learning_rate(warm, s) for s in range(5)] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+
+
+def test_clock_against_counting():
+    clock = Clock.of(fake_config(iterations=23, eval_every=5).recipe, batches=4)
+    assert clock.periods == 5
+    steps = [step for epoch in range(clock.periods) for step in range(clock.start(epoch), clock.end(epoch))]
+    assert steps == list(range(23))
+    assert clock.end(4) == 23
+    assert [clock.data(step) for step in (0, 3, 4, 22)] == [(0, 0), (0, 3), (1, 0), (5, 2)]
+    assert Clock.of(fake_config().recipe, batches=4).period == 4

@@ -1,0 +1,67 @@
+"""The plan of a table's runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from fractrain.errors import ConfigError
+from fractrain.report.grid import plan, plan_text
+
+
+def test_every_run_once_in_order(spec, sources):
+    runs = plan(spec, "smoke", 2, None, sources)
+    assert len(runs) == 4 * 7 * 2
+    keys = [(r.request.model, r.request.dataset, r.request.method, r.seed) for r in runs]
+    assert len(set(keys)) == len(keys)
+    assert keys[:2] == [("resnet38", "digits", "fp32", 0), ("resnet38", "digits", "fp32", 1)]
+    assert Counter(r.state for r in runs) == {"to run": 40, "no plugin": 16}
+
+
+def test_default_seeds_come_from_the_table(spec, sources):
+    assert {r.seed for r in plan(spec, "paper", None, None, sources)} == {0, 1, 2}
+    assert {r.seed for r in plan(spec, "smoke", None, None, sources)} == {0}
+    assert {r.seed for r in plan(spec, "smoke", [7, 3], None, sources)} == {3, 7}
+
+
+def test_states(spec, mixed_store, sources):
+    runs = {r.run_id: r for r in plan(spec, "smoke", 3, mixed_store, sources) if r.config}
+    assert runs["fp32-resnet38-digits-smoke-s0"].state == "cached"
+    assert runs["dfq-resnet74-digits-smoke-s2"].state == "to run"
+    assert runs["dfq-resnet74-digits-smoke-s2"].reason == ""
+    for run_id, reason in (
+        ("pfq-resnet38-digits100-smoke-s1", "diverged before"),
+        ("sbm-resnet74-digits-smoke-s0", "failed before"),
+        ("sbm-resnet74-digits-smoke-s1", "interrupted before"),
+    ):
+        assert (runs[run_id].state, runs[run_id].reason) == ("to run", reason)
+
+
+def test_no_plugin_and_incompatible_carry_the_reason(spec, sources):
+    rows = tuple(r.model_copy(update={"settings": {"bits": 1}}) if r.key == "sbm" else r for r in spec.rows)
+    runs = plan(spec.model_copy(update={"rows": rows}), "paper", 1, None, sources)
+    by_method = {r.request.method: r for r in runs}
+    assert (by_method["wageubn"].state, by_method["wageubn"].reason) == ("no plugin", "no method 'wageubn'")
+    assert by_method["sbm"].state == "incompatible"
+    assert "at least 2" in by_method["sbm"].reason
+    assert by_method["sbm"].config is None
+    assert by_method["sbm"].run_id == ""
+
+
+def test_settings_of_the_row_reach_the_request(spec, sources):
+    dfq = next(r for r in plan(spec, "paper", 1, None, sources) if r.request.method == "dfq")
+    assert dfq.request.settings == {"target_cp": 3.0}
+
+
+def test_text_counts_states(spec, mixed_store, sources):
+    lines = plan_text(plan(spec, "smoke", 3, mixed_store, sources)).splitlines()
+    assert len(lines) == 4 * 7 * 3 + 1
+    assert lines[-1] == "84 runs: 40 cached, 24 no plugin, 20 to run"
+    assert any("diverged before" in line for line in lines)
+
+
+@pytest.mark.parametrize("seeds", [0, -1, [], [2, 2]])
+def test_bad_seeds(spec, sources, seeds):
+    with pytest.raises(ConfigError, match="seeds"):
+        plan(spec, "smoke", seeds, None, sources)

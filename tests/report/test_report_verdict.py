@@ -1,0 +1,71 @@
+"""Each rule of the verdict."""
+
+from __future__ import annotations
+
+import pytest
+
+from fractrain.report.stats import Estimate, estimate
+from fractrain.report.verdict import VerdictRule, incomplete, judge, rule_text
+
+RULE = VerdictRule(min_seeds=3, tolerance=0.2, max_half_width=1.0)
+THREE = estimate([92.4, 92.5, 92.6])  # half width 4.303 * 0.1 / sqrt(3) = 0.248
+
+
+def verdict(measured=THREE, published=92.5, profile="paper", real_data=True):
+    return str(judge(measured, published, profile, real_data, RULE))
+
+
+@pytest.mark.parametrize("profile", ["smoke", "short"])
+@pytest.mark.parametrize("published", [92.5, 10.0, None])
+@pytest.mark.parametrize("real_data", [True, False])
+def test_reduced_profiles_never_judge(profile, published, real_data):
+    assert verdict(profile=profile, published=published, real_data=real_data) == "inconclusive (reduced profile)"
+
+
+def test_stand_in_data_never_judge():
+    assert verdict(real_data=False) == "inconclusive (not the paper's data)"
+
+
+def test_nothing_published():
+    assert verdict(published=None) == "inconclusive (no published value)"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_seeds(n):
+    assert verdict(estimate([92.5] * n)) == f"inconclusive (n={n}, 3 needed)"
+
+
+@pytest.mark.parametrize("published", [92.5, 92.5 + 0.247 + 0.2, 92.5 - 0.247 - 0.2])
+def test_inside_the_widened_interval(published):
+    assert verdict(published=published) == "reproduced"
+
+
+@pytest.mark.parametrize(("published", "difference"), [(92.96, "-0.46"), (92.04, "+0.46"), (10.0, "+82.50")])
+def test_outside_the_widened_interval(published, difference):
+    assert verdict(published=published) == f"differs ({difference})"
+
+
+def test_an_interval_that_contains_anything_judges_nothing():
+    wide = Estimate(mean=92.5, sd=2.0, half_width=5.0, n=3)
+    assert verdict(wide) == "inconclusive (interval ±5.00 too wide)"
+
+
+def test_tolerance_is_what_the_rule_says():
+    exact = VerdictRule(3, 0.0, 1.0)
+    same = Estimate(92.5, 0.0, 0.0, 3)
+    assert judge(same, 92.5, "paper", True, exact).word == "reproduced"
+    assert judge(same, 92.51, "paper", True, exact).word == "differs"
+
+
+def test_incomplete_rows():
+    assert str(incomplete("2/3 seeds, 1 diverged", "paper")) == "inconclusive (2/3 seeds, 1 diverged)"
+    assert str(incomplete("2/3 seeds", "smoke")) == "inconclusive (reduced profile; 2/3 seeds)"
+
+
+def test_printed_rule_is_the_docstring_with_its_numbers():
+    text = rule_text(VerdictRule(4, 0.35, 2.0))
+    assert "at least 4 seeds" in text
+    assert "0.35 percentage points" in text
+    assert "±2 points" in text
+    assert "Only a complete row of profile `paper`" in text
+    assert "Args" not in text
