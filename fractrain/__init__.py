@@ -1,3 +1,41 @@
-"""fractrain: benchmark and reproducibility suite for low-precision DNN training."""
+"""fractrain: benchmark and reproducibility suite for low-precision DNN training.
+
+As a library::
+
+    import fractrain
+    session = fractrain.attach("fractrain", model)      # any method, any model of convolutions and linear layers
+
+See ``docs/library.md``. Importing this package imports neither torch nor anything heavy; the names below load when used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_WHERE = {
+    "attach": "fractrain.methods.session",
+    "Session": "fractrain.methods.session",
+    "Method": "fractrain.methods.base",
+    "MethodContext": "fractrain.methods.base",
+    "MethodSettings": "fractrain.methods.base",
+    "convert": "fractrain.quant.convert",
+    "Precision": "fractrain.quant.precision",
+    "Operand": "fractrain.quant.precision",
+    "Affine": "fractrain.quant.formats",
+    "Symmetric": "fractrain.quant.formats",
+    "PerTensor": "fractrain.quant.formats",
+    "PerAxis": "fractrain.quant.formats",
+    "PerTile": "fractrain.quant.formats",
+    "Ledger": "fractrain.cost.ledger",
+}
+
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'fractrain' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

@@ -123,7 +123,7 @@ class DFQ(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """Mean cp so far in this epoch."""
-        return {"cp_sum": torch.as_tensor(self._cp_sum, dtype=torch.float32).cpu(), "cp_steps": self._cp_steps}
+        return {"cp_sum": torch.as_tensor(self._cp_sum).cpu(), "cp_steps": self._cp_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore."""

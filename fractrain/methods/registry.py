@@ -187,8 +187,8 @@ def _line_of(origin: Origin, problem: BaseException) -> str:
         return f"{problem.filename}:{problem.lineno}"
     frames = traceback.extract_tb(problem.__traceback__)
     if origin.kind == "file":
-        frames = [f for f in frames if f.filename == origin.target]
-        return f"{origin.target}:{frames[-1].lineno}" if frames else origin.target
+        own = [f for f in frames if f.filename == origin.target]
+        return f"{origin.target}:{own[-1].lineno}" if own else origin.target
     foreign = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
     return f"{origin.target}, {foreign[-1].filename}:{foreign[-1].lineno}" if foreign else origin.target
 
@@ -201,7 +201,11 @@ def _classes(module: ModuleType) -> str:
     for cls in vars(module).values():
         if isinstance(cls, type) and cls.__module__ == module.__name__:
             what = f"name = {cls.name!r}" if issubclass(cls, Method) else "not a Method"
-            told.append(f"{cls.__name__} at line {inspect.getsourcelines(cls)[1]} ({what})")
+            try:
+                line = f" at line {inspect.getsourcelines(cls)[1]}"
+            except OSError:  # a class made without a class statement
+                line = ""
+            told.append(f"{cls.__name__}{line} ({what})")
     return ", ".join(told)
 
 

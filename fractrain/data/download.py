@@ -1,0 +1,134 @@
+"""One file from the network: resumed where it stopped, compared with its MD5, put in place whole or not at all.
+
+torchvision's own downloader starts again from nothing when the connection breaks and has no timeout. The CIFAR host
+can be slow (an hour for 170 MB), so both matter.
+"""
+
+from __future__ import annotations
+
+import http
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from fractrain.data.files import md5_of
+from fractrain.errors import DataError, MachineError
+
+_TIMEOUT_S = 30.0
+_CHUNK = 1 << 16
+
+
+def download(urls: Sequence[str], target: Path, md5: str, by_hand: str, timeout_s: float = _TIMEOUT_S) -> None:
+    """Download ``target`` from the first address that delivers it.
+
+    What has arrived stays in ``<target>.part`` and is completed by the next call. A broken connection is resumed as
+    long as each try brings something new.
+
+    Args:
+        urls: addresses of the same file, in the order of trying.
+        target: where the file goes; the folder exists.
+        md5: checksum of the whole file.
+        by_hand: how to get on without a download, in a few words; part of the error.
+        timeout_s: longest silence of the connection, in seconds.
+
+    Raises:
+        MachineError: no address could be reached, or none delivered the file to its end.
+        DataError: the file delivered has another checksum, or it cannot be written here.
+    """
+    part = target.with_name(target.name + ".part")
+    trouble = "no address given"
+    for url in urls:
+        problem = _receive_with_resume(url, part, timeout_s)
+        if problem:
+            trouble = f"{url}: {problem}"
+            continue
+        found = md5_of(part)
+        if found == md5:
+            os.replace(part, target)
+            return
+        part.unlink()
+        trouble = f"{url}: delivered a file with md5 {found}, expected {md5}"
+        if url == urls[-1]:
+            raise DataError(f"cannot use {trouble}; try again, or {by_hand}")
+    raise MachineError(f"cannot download {trouble}; check the network and run the same command again, or {by_hand}")
+
+
+def _receive_with_resume(url: str, part: Path, timeout_s: float) -> str:
+    """Fill ``part`` from ``url``; return what went wrong, or an empty string when it is complete."""
+    best = part.stat().st_size if part.exists() else 0
+    while True:
+        try:
+            _receive(url, part, timeout_s)
+            return ""
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            size = part.stat().st_size if part.exists() else 0
+            if size <= best:
+                reason = getattr(error, "reason", None) or error
+                return " ".join(str(reason).split()) or type(error).__name__
+            best = size
+
+
+def _receive(url: str, part: Path, timeout_s: float) -> None:
+    """Read from ``url`` to the end and append to ``part``; raises OSError when the connection breaks."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "fractrain"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout_s)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        # What is here is the whole file, or of another one: the checksum decides, the next call starts anew.
+        return
+    with response:
+        resumed = getattr(response, "status", None) == http.HTTPStatus.PARTIAL_CONTENT
+        start = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        with (
+            _open(part, "ab" if resumed else "wb") as out,
+            tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
+        ):
+            while chunk := response.read(_CHUNK):
+                _write(out, chunk, part)
+                bar.update(len(chunk))
+            _flush(out, part)
+    size = part.stat().st_size
+    if total is not None and size < total:
+        raise OSError(f"the connection closed after {size} of {total} bytes")
+
+
+def _open(path: Path, mode: str) -> IO[bytes]:
+    try:
+        return open(path, mode)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _write(out: IO[bytes], chunk: bytes, path: Path) -> None:
+    try:
+        out.write(chunk)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _flush(out: IO[bytes], path: Path) -> None:
+    try:
+        out.flush()
+        os.fsync(out.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> DataError:
+    """Return the error for a file that cannot be written (no permission, disk full)."""
+    reason = error.strerror or str(error)
+    return DataError(f"cannot write {path}: {reason}; choose another folder with --data-dir, or make room there")

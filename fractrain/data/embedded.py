@@ -1,0 +1,103 @@
+"""``digits`` and ``digits100``: small real data sets that need no download.
+
+They keep the shape of CIFAR-10 and CIFAR-100 as tasks (10 and 100 classes, three channels, a fixed test part) at a
+size that a laptop trains in a minute. They are data sets of their own; a result on them says nothing about CIFAR.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fractrain.data.images import ImageData, IntArray, Split, hold_out, permutation, stratified, validation_count
+from fractrain.data.registry import DatasetInfo
+from fractrain.errors import DataError, MachineError
+from fractrain.seeds import derive_seed
+
+# SHA-256 of pixels (uint8 0..16) and labels (uint8) of the 1,797 digits in scikit-learn's order.
+_CONTENT = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+_SEED = 2020
+_TEST_DIGITS = 360
+_PAIRS_PER_CLASS = {"train": 60, "test": 10}
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def load(entry: DatasetInfo, data_dir: str | Path | None, download: bool, val_fraction: float, seed: int) -> ImageData:
+    """Build ``digits`` or ``digits100``; ``data_dir`` and ``download`` are not used. See :func:`registry.load`."""
+    pixels, labels = _read_digits()
+    rest, held = stratified(labels, _TEST_DIGITS, derive_seed(_SEED, "digits", "test"))
+    if entry.name == "digits":
+        train, val = hold_out(entry, _split(pixels[rest], labels[rest]), val_fraction, seed)
+        return ImageData(entry, train, _split(pixels[held], labels[held]), val)
+    test = _pairs(pixels[held], labels[held], _PAIRS_PER_CLASS["test"], derive_seed(_SEED, "digits100", "test"))
+    train, val = _train_pairs(entry, pixels[rest], labels[rest], val_fraction, seed)
+    return ImageData(entry, train, test, val)
+
+
+def _train_pairs(
+    entry: DatasetInfo, pixels: Pixels, labels: IntArray, fraction: float, seed: int
+) -> tuple[Split, Split | None]:
+    """Draw the training pairs, and validation pairs from digits that no training pair shows.
+
+    Every class has the same number of pairs, so the fraction is rounded to whole pairs per class.
+    """
+    wanted = validation_count(entry, entry.train_size, fraction)
+    pair_seed = derive_seed(_SEED, "digits100", "train")
+    if wanted == 0:
+        return _pairs(pixels, labels, _PAIRS_PER_CLASS["train"], pair_seed), None
+    held_pairs = max(1, round(wanted / entry.classes))
+    held_digits = max(20, round(fraction * len(labels)))
+    kept, taken = stratified(labels, held_digits, derive_seed(seed, "validation", entry.name))
+    train = _pairs(pixels[kept], labels[kept], _PAIRS_PER_CLASS["train"] - held_pairs, pair_seed)
+    return train, _pairs(pixels[taken], labels[taken], held_pairs, derive_seed(pair_seed, "validation"))
+
+
+def _read_digits() -> tuple[Pixels, IntArray]:
+    """Return pixels (uint8 0..255, shape ``[1797, 8, 8]``) and labels (int64) as scikit-learn ships them.
+
+    Raises:
+        MachineError: scikit-learn is not installed.
+        DataError: scikit-learn ships other digits than the ones results here were measured on.
+    """
+    try:
+        import sklearn
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MachineError(
+            f"the data sets digits and digits100 need scikit-learn ({error}); mend with `pip install scikit-learn`"
+        ) from error
+    raw, labels = load_digits(return_X_y=True)
+    levels = raw.reshape(-1, 8, 8).astype(np.uint8)
+    found = hashlib.sha256(levels.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest()
+    if found != _CONTENT:
+        raise DataError(
+            f"the digits of scikit-learn {sklearn.__version__} have sha256 {found}, expected {_CONTENT}; results would "
+            "not be comparable: install a scikit-learn release with the original digits"
+        )
+    pixels = (levels.astype(np.uint16) * 255 + 8) // 16  # 0..16 to 0..255, nearest
+    return pixels.astype(np.uint8), labels.astype(np.int64)
+
+
+def _split(pixels: Pixels, labels: IntArray) -> Split:
+    """Make a split of grey images ``[N, H, W]``, the grey value repeated in three channels."""
+    images = torch.from_numpy(pixels).unsqueeze(1).repeat(1, 3, 1, 1)
+    return Split(images.contiguous(), torch.from_numpy(labels))
+
+
+def _pairs(pixels: Pixels, labels: IntArray, per_class: int, seed: int) -> Split:
+    """Put two digits side by side: ``per_class`` different pairs of each of the 100 classes 10 * left + right."""
+    members = [np.flatnonzero(labels == digit) for digit in range(10)]
+    chosen = []
+    for label in range(100):
+        left, right = members[label // 10], members[label % 10]
+        pick = permutation(len(left) * len(right), derive_seed(seed, "pairs", label))[:per_class]
+        row, column = np.divmod(pick, len(right))
+        chosen.append(np.stack([left[row], right[column], np.full(per_class, label)]))
+    # In class order a part of the set would hold a part of the classes.
+    a, b, pair_labels = np.concatenate(chosen, axis=1)[:, permutation(100 * per_class, derive_seed(seed, "shuffle"))]
+    return _split(np.concatenate([pixels[a], pixels[b]], axis=2), np.ascontiguousarray(pair_labels))

@@ -1,0 +1,60 @@
+"""One file compared with the checksum it should have."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """What was found of one file.
+
+    Attributes:
+        path: the file.
+        state: ``ok``; ``missing``; ``wrong`` (the checksum differs: truncated or changed); ``unreadable``.
+        expected: MD5 it should have.
+        found: MD5 it has, or None.
+        bytes: its size (0 when missing or unreadable).
+        reason: the system's message when unreadable.
+    """
+
+    path: str
+    state: Literal["ok", "missing", "wrong", "unreadable"]
+    expected: str
+    found: str | None
+    bytes: int
+    reason: str = ""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with a file that is not ``ok``, in a few words."""
+        if self.state == "missing":
+            return f"{self.path} is missing (expected md5 {self.expected})"
+        if self.state == "unreadable":
+            return f"{self.path} cannot be read: {self.reason}"
+        return f"{self.path} is truncated or changed: md5 {self.found} of {self.bytes} bytes, expected {self.expected}"
+
+
+def md5_of(path: Path) -> str:
+    """Return the MD5 of a file, as a hex string. It guards against damage, not against intent.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def check_file(path: Path, expected: str) -> FileStatus:
+    """Compare one file with the MD5 it should have."""
+    try:
+        size = path.stat().st_size
+        found = md5_of(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return FileStatus(str(path), "missing", expected, None, 0)
+    except OSError as error:
+        return FileStatus(str(path), "unreadable", expected, None, 0, error.strerror or str(error))
+    return FileStatus(str(path), "ok" if found == expected else "wrong", expected, found, size)

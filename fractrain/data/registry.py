@@ -1,0 +1,186 @@
+"""The data sets known by name. Imports neither torch nor torchvision until something is loaded."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from fractrain.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from fractrain.data.images import ImageData
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set without loading it.
+
+    Attributes:
+        name: registry name.
+        title: one line for people.
+        classes: number of classes.
+        shape: (channels, height, width) of an image.
+        train_size: images in the training part.
+        test_size: images in the test part.
+        mean: per channel, of pixels scaled to [0, 1], used for normalization.
+        std: likewise, standard deviation.
+        augment: training images are augmented (random crop after padding with black, random flip).
+        pad: pixels of padding on each side before the crop.
+        flip: training images are mirrored left-right with probability 1/2.
+        embedded: comes with an installed package; nothing to download.
+        stands_for: the data set in whose place the smoke profile uses this one, or None.
+        source: where it comes from.
+        licence: under what terms.
+        bytes: size of the download (0 when embedded).
+    """
+
+    name: str
+    title: str
+    classes: int
+    shape: tuple[int, int, int]
+    train_size: int
+    test_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool
+    pad: int
+    flip: bool
+    embedded: bool
+    stands_for: str | None
+    source: str
+    licence: str
+    bytes: int
+
+
+_CIFAR_SOURCE = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
+_DIGITS_SOURCE = "Optical Recognition of Handwritten Digits (Alpaydin, Kaynak 1998), test part, as in scikit-learn"
+_DIGITS_LICENCE = "CC BY 4.0 (UCI Machine Learning Repository)"
+
+# FracTrain, DFQ and CPT all use these for CIFAR-10 and CIFAR-100 alike.
+_CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+_CIFAR_STD = (0.2023, 0.1994, 0.2010)
+
+# Of the training part, rounded to four places; a test recomputes them.
+_DIGITS_MEAN, _DIGITS_STD = (0.3062,) * 3, (0.3761,) * 3
+_DIGITS100_MEAN, _DIGITS100_STD = (0.3069,) * 3, (0.3763,) * 3
+
+_INFOS = (
+    DatasetInfo(
+        name="cifar10",
+        title="CIFAR-10: 60,000 colour photos in 10 classes",
+        classes=10,
+        shape=(3, 32, 32),
+        train_size=50_000,
+        test_size=10_000,
+        mean=_CIFAR_MEAN,
+        std=_CIFAR_STD,
+        augment=True,
+        pad=4,
+        flip=True,
+        embedded=False,
+        stands_for=None,
+        source=_CIFAR_SOURCE,
+        licence="none stated by the authors",
+        bytes=170_498_071,
+    ),
+    DatasetInfo(
+        name="cifar100",
+        title="CIFAR-100: 60,000 colour photos in 100 classes",
+        classes=100,
+        shape=(3, 32, 32),
+        train_size=50_000,
+        test_size=10_000,
+        mean=_CIFAR_MEAN,
+        std=_CIFAR_STD,
+        augment=True,
+        pad=4,
+        flip=True,
+        embedded=False,
+        stands_for=None,
+        source=_CIFAR_SOURCE,
+        licence="none stated by the authors",
+        bytes=169_001_437,
+    ),
+    DatasetInfo(
+        name="digits",
+        title="1,797 handwritten digits of 8x8 pixels in 10 classes, from scikit-learn",
+        classes=10,
+        shape=(3, 8, 8),
+        train_size=1_437,
+        test_size=360,
+        mean=_DIGITS_MEAN,
+        std=_DIGITS_STD,
+        augment=True,
+        pad=1,
+        flip=False,
+        embedded=True,
+        stands_for="cifar10",
+        source=_DIGITS_SOURCE,
+        licence=_DIGITS_LICENCE,
+        bytes=0,
+    ),
+    DatasetInfo(
+        name="digits100",
+        title="7,000 pairs of handwritten digits side by side, 8x16 pixels, in 100 classes, from scikit-learn",
+        classes=100,
+        shape=(3, 8, 16),
+        train_size=6_000,
+        test_size=1_000,
+        mean=_DIGITS100_MEAN,
+        std=_DIGITS100_STD,
+        augment=True,
+        pad=1,
+        flip=False,
+        embedded=True,
+        stands_for="cifar100",
+        source=_DIGITS_SOURCE + ", two at a time",
+        licence=_DIGITS_LICENCE,
+        bytes=0,
+    ),
+)
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all data sets, in alphabetical order."""
+    return tuple(sorted(entry.name for entry in _INFOS))
+
+
+def info(name: str) -> DatasetInfo:
+    """Return what is known of the data set called ``name``.
+
+    Raises:
+        ConfigError: there is no such data set.
+    """
+    for entry in _INFOS:
+        if entry.name == name:
+            return entry
+    raise ConfigError(f"unknown data set {name!r}{did_you_mean(name, names())}; known: {', '.join(names())}")
+
+
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    val_fraction: float = 0.0,
+    seed: int = 0,
+) -> ImageData:
+    """Load a data set into memory.
+
+    Args:
+        name: registry name.
+        data_dir: where the files are; None means the variable ``FRACTRAIN_DATA``, else ``./data``. Not used by
+            embedded data sets.
+        download: fetch files that are missing or corrupt.
+        val_fraction: part of the training images kept apart for validation, stratified; 0 means none.
+        seed: the validation part is a function of this seed. Training and test parts never are.
+
+    Raises:
+        ConfigError: unknown name, or a fraction outside [0, 1).
+        DataError: files are missing, truncated or corrupt.
+        MachineError: a download was asked for and there is no network, or a package is missing.
+    """
+    entry = info(name)
+    module = importlib.import_module("fractrain.data.embedded" if entry.embedded else "fractrain.data.cifar")
+    return cast("ImageData", module.load(entry, data_dir, download, val_fraction, seed))

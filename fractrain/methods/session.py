@@ -1,0 +1,136 @@
+"""A method inside a training loop of your own: five calls, no harness needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fractrain.cost.ledger import Ledger
+from fractrain.methods import registry
+from fractrain.methods.base import Method, MethodContext
+
+
+class Session:
+    """A model with a method attached; made by :func:`attach`.
+
+    ::
+
+        session = fractrain.attach("fractrain", model)            # before the optimizer is made
+        optimizer = torch.optim.SGD(session.model.parameters(), lr=0.1)
+        for x, y in loader:
+            loss = session.loss(criterion(session.model(x), y))   # adds the method's own term
+            loss.backward(); optimizer.step(); optimizer.zero_grad()
+            session.step()
+        session.epoch()                                           # at the end of every epoch
+
+    Attributes:
+        model: the low-precision model (the one given, changed in place).
+        method: the method.
+        ledger: what was multiplied so far; see :meth:`costs`.
+    """
+
+    def __init__(self, method: Method, model: nn.Module, context: MethodContext) -> None:
+        self.method = method
+        self.ledger = context.ledger
+        self.model = method.prepare(model, context)
+        self._steps = self._epochs = self._steps_in_epoch = 0
+        self._loss_sum: Any = 0.0
+        self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self.method.on_epoch_start(0)
+        self.model.register_forward_pre_hook(self._before_forward)
+
+    def _before_forward(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.ledger.begin("train" if model.training else "eval", self._epochs)
+        self.ledger.samples(inputs[0].shape[0])
+        self.method.on_step_start(self._steps)
+
+    def loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the task loss (0-dim) plus the method's own term, and remember both for :meth:`step`."""
+        extra = self.method.extra_loss()
+        self._last = (loss.detach(), None if extra is None else extra.detach())
+        return loss if extra is None else loss + extra
+
+    def step(self) -> None:
+        """To be called after every optimizer step.
+
+        Raises:
+            RuntimeError: :meth:`loss` was not called before.
+        """
+        if self._last is None:
+            raise RuntimeError("session.step() without session.loss(...) before it: the method needs the loss")
+        loss, extra = self._last
+        self.method.on_step_end(self._steps, loss, extra)
+        self._loss_sum = self._loss_sum + loss
+        self._steps += 1
+        self._steps_in_epoch += 1
+        self._last = None
+
+    def epoch(self) -> None:
+        """To be called at the end of every epoch; precision stages move here.
+
+        Raises:
+            RuntimeError: no step was made since the last epoch.
+        """
+        if not self._steps_in_epoch:
+            raise RuntimeError("session.epoch() without a session.step() since the last one")
+        self.method.on_epoch_end(self._epochs, float(self._loss_sum) / self._steps_in_epoch)
+        self._epochs += 1
+        self._steps_in_epoch, self._loss_sum = 0, 0.0
+        self.method.on_epoch_start(self._epochs)
+
+    def costs(self) -> dict[str, float]:
+        """What training has cost so far: ``cp_percent`` (100 = 32-bit), ``effective_macs``, ``raw_macs``."""
+        from fractrain.cost import metrics
+
+        return {
+            "cp_percent": metrics.cp(self.ledger),
+            "effective_macs": metrics.effective_macs(self.ledger),
+            "raw_macs": metrics.raw_macs(self.ledger),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model and the optimizer, for your checkpoint (``weights_only=True`` can load it)."""
+        return {
+            "method": self.method.state_dict(), "ledger": self.ledger.state_dict(), "steps": self._steps,
+            "epochs": self._epochs, "steps_in_epoch": self._steps_in_epoch,
+            "loss_sum": torch.as_tensor(self._loss_sum).cpu(),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, after the model's own ``load_state_dict``."""
+        self.method.load_state_dict(state["method"])
+        self.ledger.load_state_dict(state["ledger"])
+        self._steps, self._epochs = state["steps"], state["epochs"]
+        self._steps_in_epoch = state["steps_in_epoch"]
+        device = next(self.model.parameters()).device
+        self._loss_sum = state["loss_sum"].to(device) if self._steps_in_epoch else 0.0
+
+
+def attach(
+    name: str | Method, model: nn.Module, *, seed: int = 0, blocks: Sequence[str] = (), steps_per_epoch: int = 1,
+    total_steps: int = 1, batch_size: int = 128, **settings: Any,
+) -> Session:  # fmt: skip
+    """Attach a method to a model of your own. Make the optimizer afterwards: gates have parameters, too.
+
+    Args:
+        name: registry name (``fractrain``, ``pfq``, ``sbm``, ...) or a method object.
+        model: any ``nn.Module`` of convolutions and linear layers that takes one tensor; changed in place.
+        seed: of stochastic rounding and gate initialisation.
+        blocks: names of the gateable blocks, in the order data flows; found by themselves in this package's models
+            and torchvision's residual networks.
+        steps_per_epoch, total_steps, batch_size: needed only by methods whose schedule depends on them.
+        settings: of the method, as ``fractrain list methods`` shows them.
+
+    Raises:
+        ConfigError: unknown method or setting, or a model the method does not fit.
+    """
+    method = registry.create(name, settings) if isinstance(name, str) else name
+    ledger = Ledger()
+    context = MethodContext(
+        seed=seed, blocks=blocks, ledger=ledger, steps_per_epoch=steps_per_epoch, total_steps=total_steps,
+        batch_size=batch_size,
+    )  # fmt: skip
+    return Session(method, model, context)
