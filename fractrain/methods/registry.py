@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -213,16 +214,27 @@ def _one_line(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {' '.join(str(problem).split())}"
 
 
+@lru_cache(maxsize=8)
+def _shared(plugins: str) -> MethodRegistry:
+    """One registry per set of plugins: a method's class stays the same object for the life of the process."""
+    return MethodRegistry.discover([p for p in plugins.split(os.pathsep) if p])
+
+
+def shared() -> MethodRegistry:
+    """The registry of everything that can be found now."""
+    return _shared(os.environ.get(PLUGIN_VARIABLE, ""))
+
+
 def names() -> list[str]:
     """Names of all methods that can be found now."""
-    return MethodRegistry.discover().names()
+    return shared().names()
 
 
 def get(name: str) -> type[Method]:
     """Class of a method; see :meth:`MethodRegistry.get`."""
-    return MethodRegistry.discover().get(name)
+    return shared().get(name)
 
 
 def create(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     """A method with validated settings; see :meth:`MethodRegistry.create`."""
-    return MethodRegistry.discover().create(name, settings)
+    return shared().create(name, settings)

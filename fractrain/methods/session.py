@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
+from fractrain.errors import ConfigError
 from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
+from fractrain.methods.blocks import gateable_blocks
 
 
 class Session:
@@ -35,6 +37,12 @@ class Session:
     def __init__(self, method: Method, model: nn.Module, context: MethodContext) -> None:
         self.method = method
         self.ledger = context.ledger
+        try:
+            self.ledger.meta["blocks"] = gateable_blocks(model, context)
+        except ConfigError:
+            if context.blocks:
+                raise
+            self.ledger.meta["blocks"] = []  # a model without known blocks: cp is over all layers
         self.model = method.prepare(model, context)
         self._steps = self._epochs = self._steps_in_epoch = 0
         self._loss_sum: Any = 0.0

@@ -17,7 +17,7 @@ _OPTIONS = {"error_model": "numpy", "cache": True}
 @njit(inline="always", **_OPTIONS)
 def _uniform(number, k0, k1):  # type: ignore[no-untyped-def]
     # numba widens unsigned arithmetic to 64 bits: every product is cut back, which also keeps the vector lanes narrow
-    h = uint32(uint32(number) ^ k0)
+    h = uint32(uint32(uint32(number) * uint32(0x1E3779B1)) ^ k0)
     h = uint32(h ^ uint32(h >> uint32(16)))
     h = uint32(h * uint32(0x21F0AAAD))
     h = uint32(uint32(h ^ uint32(h >> uint32(15))) ^ k1)
@@ -95,6 +95,23 @@ def _extremes(bits, low, high):  # type: ignore[no-untyped-def]
             lo, hi = min(lo, k), max(hi, k)
         low[r] = np.int32(lo ^ np.int32(np.int32(lo >> np.int32(31)) & np.int32(0x7FFFFFFF)))
         high[r] = np.int32(hi ^ np.int32(np.int32(hi >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@njit(**_OPTIONS)
+def fill_grid(low, high, per_row, symmetric, top, smallest, scale, offset, qmin, qmax):  # type: ignore[no-untyped-def]
+    """Derive grids from limits per row (one for all rows unless ``per_row``); return (lowest, highest, all finite)."""
+    lo, hi, finite = low[0], high[0], True
+    for r in range(low.shape[0]):
+        finite = finite and np.isfinite(low[r]) and np.isfinite(high[r])
+        lo, hi = min(lo, low[r]), max(hi, high[r])
+    for r in range(low.shape[0]):
+        a, b = (low[r], high[r]) if per_row else (lo, hi)
+        span = max(abs(a), abs(b)) if symmetric else b - a
+        scale[r] = max(span / top, smallest)
+        offset[r] = np.float32(0.0) if symmetric else a
+        qmin[r] = -top if symmetric else np.float32(0.0)
+        qmax[r] = top
+    return lo, hi, finite
 
 
 # prange is range in the serial builds: small tensors and single-threaded processes pay no thread start.

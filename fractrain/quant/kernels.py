@@ -34,22 +34,27 @@ class Quantized:
         codes: uint8 up to 8 bits, int16 above (code - qmin - 2^15), of the shape and layout of the tensor.
         grid: parameters, broadcastable to the tensor, or what computes them (where they take more room than the codes).
         kernels: which path restores the values.
+        rows: the grid per row where it is at hand in that form.
     """
 
     codes: torch.Tensor
     grid: Grid | Callable[[], Grid]
     kernels: Kernels = "auto"
+    rows: RowGrid | None = None
 
     def values(self) -> torch.Tensor:
         """Return the values as float32, in the layout of the codes."""
         shift = 0.0 if self.codes.dtype == torch.uint8 else SHIFT16
-        g = self.grid if isinstance(self.grid, Grid) else self.grid()
-        rows = _rows(self.codes, g, self.kernels)
+        rows, g = self.rows, None
+        if rows is None:
+            g = self.grid if isinstance(self.grid, Grid) else self.grid()
+            rows = _rows(self.codes, g, self.kernels)
         if rows is not None:
             out = torch.empty_like(self.codes, dtype=torch.float32)
             fused = rows.module.dequantize[rows.parallel]
-            fused(_flat(self.codes), rows.scale, rows.offset, rows.qmin, _flat(out), np.float32(shift))
+            fused(flat(self.codes), rows.scale, rows.offset, rows.qmin, flat(out), np.float32(shift))
             return out
+        assert g is not None
         return (self.codes.to(torch.float32) + (g.qmin + shift)) * g.scale + g.offset
 
     def nbytes(self) -> int:
@@ -77,7 +82,9 @@ def quantize(
     """
     rows = _rows(x, grid, kernels)
     if rows is not None:
-        return _quantize_fused(x, grid, noise, code_bits, rows, kernels)
+        x = x.detach()
+        values, codes = quantize_rows(x, flat(x), rows, noise, code_bits)
+        return values, None if codes is None else Quantized(codes, grid, kernels, rows)
     return quantize_reference(x, grid, noise, code_bits)
 
 
@@ -117,7 +124,7 @@ def row_limits(x: torch.Tensor, kernels: Kernels = "auto") -> tuple[torch.Tensor
     n = x.shape[0]
     low, high = torch.empty(n), torch.empty(n)
     out = (low.numpy().view(np.int32), high.numpy().view(np.int32))
-    module.extremes[_parallel(x)](_flat(x.detach()).view(np.int32), *out)
+    module.extremes[_parallel(x)](flat(x.detach()).view(np.int32), *out)
     return low, high
 
 
@@ -133,7 +140,9 @@ def _parallel(x: torch.Tensor) -> bool:
 
 
 @dataclass
-class _Rows:
+class RowGrid:
+    """The grid with one value per row, each float32 ``[rows]``, and the compiled kernels to use."""
+
     module: ModuleType
     parallel: bool
     scale: np.ndarray
@@ -142,8 +151,8 @@ class _Rows:
     qmax: np.ndarray
 
 
-def _flat(x: torch.Tensor) -> np.ndarray:
-    """``[rows, columns]`` numpy view in memory order (channels last for 4-D)."""
+def flat(x: torch.Tensor) -> np.ndarray:
+    """Return a ``[rows, columns]`` numpy view in memory order (channels last for 4-D)."""
     if x.dim() == 4:
         x = x.permute(0, 2, 3, 1)
     return x.reshape(x.shape[0] if x.dim() else 1, -1).numpy()
@@ -159,35 +168,44 @@ def _per_row(p: torch.Tensor, n: int) -> np.ndarray:
     return np.full(n, p.item(), np.float32) if p.numel() == 1 else p.reshape(-1).numpy()
 
 
-def _rows(x: torch.Tensor, grid: Grid, kernels: Kernels) -> _Rows | None:
-    """Parameters per row where the fused path applies, else None."""
+def fused_for(x: torch.Tensor, kernels: Kernels) -> tuple[ModuleType, bool] | None:
+    """The compiled kernels and whether to run them on several threads, or None where the plain path must do."""
     if kernels == "reference" or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.uint8, torch.int16):
         return None
     module = load_fused() if kernels == "fused" else probed()
     if module is None or not _dense(x) or x.numel() == 0:
         return None
+    return module, _parallel(x)
+
+
+def _rows(x: torch.Tensor, grid: Grid, kernels: Kernels) -> RowGrid | None:
+    """Parameters per row where the fused path applies, else None."""
+    fused = fused_for(x, kernels)
+    if fused is None:
+        return None
     n = x.shape[0]
     params = (grid.scale, grid.offset, grid.qmin, grid.qmax)
     if any(p.numel() != 1 and (p.numel() != n or p.dim() != x.dim() or p.shape[0] != n) for p in params):
         return None
-    return _Rows(module, _parallel(x), *(_per_row(p, n) for p in params))
+    return RowGrid(*fused, *(_per_row(p, n) for p in params))
 
 
-def _quantize_fused(
-    x: torch.Tensor, grid: Grid, noise: NoiseKey | None, code_bits: int, rows: _Rows, kernels: Kernels
-) -> tuple[torch.Tensor, Quantized | None]:
+def quantize_rows(
+    x: torch.Tensor, data: np.ndarray, rows: RowGrid, noise: NoiseKey | None, code_bits: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Values and codes (or None) by the compiled kernels; ``data`` is ``flat(x)``."""
     values = torch.empty_like(x)
-    data = (_flat(x.detach()), rows.scale, rows.offset, rows.qmin, rows.qmax, _flat(values))
+    args = (data, rows.scale, rows.offset, rows.qmin, rows.qmax, flat(values))
     m = rows.module
     key = () if noise is None else (np.uint32(noise.k0), np.uint32(noise.k1), np.uint32(_first(noise, x)))
     if not code_bits:
-        (m.nearest_values if noise is None else m.stochastic_values)[rows.parallel](*data, *key)
+        (m.nearest_values if noise is None else m.stochastic_values)[rows.parallel](*args, *key)
         return values, None
     wide = code_bits > 8
     codes = torch.empty_like(x, dtype=torch.int16 if wide else torch.uint8)
-    more = (_flat(codes), np.float32(SHIFT16 if wide else 0.0))
-    (m.nearest_codes if noise is None else m.stochastic_codes)[rows.parallel](*data, *more, *key)
-    return values, Quantized(codes, grid, kernels)
+    more = (flat(codes), np.float32(SHIFT16 if wide else 0.0))
+    (m.nearest_codes if noise is None else m.stochastic_codes)[rows.parallel](*args, *more, *key)
+    return values, codes
 
 
 def _first(noise: NoiseKey, x: torch.Tensor) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from fractrain.errors import ConfigError, NonFiniteError
 from fractrain.quant.accounting import count_layer, entries_for
 from fractrain.quant.formats import Bits, Limits, PerTile
 from fractrain.quant.kernels import Quantized, quantize
+from fractrain.quant.measured import quantize_uniform
 from fractrain.quant.noise import NoiseKey, noise_key
 from fractrain.quant.precision import Operand, Precision
 from fractrain.quant.state import QuantState
@@ -124,43 +125,65 @@ class QuantLayer(nn.Module):
         x = x.detach()
         if op.is_float:
             return _Activation(x, None)
-        if self.training or op.running is None or not bool(self.running_steps > 0):
-            limits = self._limits(x, op)
-            if self.training and name == "fw_a" and op.running is not None:
-                self._update_range(limits, op.running)
+        noise, code_bits = self._noise(op, "A", x), op.widest if self.training else 0
+        tracked = op.running is not None
+        if not self.training and tracked and bool(self.running_steps > 0):
+            known: Limits | None = (self.running_low, self.running_high)
         else:
-            limits = (self.running_low, self.running_high)
-        grid = op.format.grid(limits, op.bits, x)
-        code_bits = op.widest if self.training else 0
-        values, codes = quantize(x, grid, self._noise(op, "A", x), code_bits, self.state.kernels)
-        if codes is not None and isinstance(op.format.granularity, PerTile):  # do not keep a grid of the tensor's size
-            like = codes.codes.new_empty(()).expand(x.shape)
-            codes = replace(codes, grid=lambda: op.format.grid(limits, op.bits, like))
+            known = self._shared_limits(x, op)
+        values, codes, limits = self._to_grid(x, op, noise, code_bits, "input", known)
+        if self.training and name == "fw_a" and op.running is not None:
+            self._update_range(limits, op.running)
         self._observe(name, op, x, values)
         return _Activation(values, codes)
 
-    def _limits(self, x: torch.Tensor, op: Operand) -> Limits:
+    def _to_grid(
+        self, x: torch.Tensor, op: Operand, noise: NoiseKey | None, code_bits: int, what: str,
+        known: Limits | None = None,
+    ) -> tuple[torch.Tensor, Quantized | None, Limits | tuple[float, float]]:  # fmt: skip
+        """Quantize ``x`` at the range that is ``known``, or else measured; return values, codes and the range."""
+        state = self.state
+        if known is None or (known[0].numel() == 1 and known[0].device.type == "cpu"):
+            given = None if known is None else (known[0].item(), known[1].item())
+            fast = quantize_uniform(x, op.format, op.bits, noise, code_bits, state.kernels, given)
+            if fast is not None:
+                if not fast.finite:
+                    self._refuse(what)
+                return fast.values, fast.codes, (fast.low, fast.high)
+        limits = known if known is not None else op.format.limits(x, state.kernels)
+        self._check(limits, what)
+        grid = op.format.grid(limits, op.bits, x)
+        values, codes = quantize(x, grid, noise, code_bits, state.kernels)
+        if codes is not None and isinstance(op.format.granularity, PerTile):  # do not keep a grid of the tensor's size
+            like = codes.codes.new_empty(()).expand(x.shape)
+            codes = replace(codes, grid=lambda: op.format.grid(limits, op.bits, like), rows=None)
+        return values, codes, limits
+
+    def _shared_limits(self, x: torch.Tensor, op: Operand) -> Limits | None:
+        """Range of the block's input, measured once for all candidates and all layers that read it; else None."""
         scope = self.state.scope
         if scope is None or x.data_ptr() != scope.input.data_ptr():
-            limits = op.format.limits(x, self.state.kernels)
-            self._check(limits, "input")
-            return limits
-        key = ("limits", op.format)  # candidates, and layers that read the block's input, share its range
+            return None
+        key = ("limits", op.format)
         if key not in scope.memo:
             scope.memo[key] = op.format.limits(x, self.state.kernels)
             self._check(scope.memo[key], "input")
         return scope.memo[key]  # type: ignore[no-any-return]
 
-    def _update_range(self, limits: Limits, keep: float) -> None:
-        low, high = limits[0].amin(), limits[1].amax()
-        if low.device.type == "cpu":  # plain numbers: a tenth of the time of ten one-element tensor operations
-            first = int(self.running_steps) == 0
-            for buffer, value in ((self.running_low, float(low)), (self.running_high, float(high))):
-                buffer.fill_(value if first else float(buffer) * keep + value * (1 - keep))
-        else:  # without a synchronisation
-            start = self.running_steps == 0
-            for buffer, limit in ((self.running_low, low), (self.running_high, high)):
+    def _update_range(self, limits: Limits | tuple[float, float], keep: float) -> None:
+        low, high = limits
+        if isinstance(low, torch.Tensor) and isinstance(high, torch.Tensor) and low.device.type != "cpu":
+            start = self.running_steps == 0  # on the device: no synchronisation
+            for buffer, limit in ((self.running_low, low.amin()), (self.running_high, high.amax())):
                 buffer.copy_(torch.where(start, limit, buffer * keep + limit * (1 - keep)))
+        else:  # plain numbers: a tenth of the time of ten one-element tensor operations
+            first = int(self.running_steps) == 0
+            numbers = (
+                float(v.amin() if i == 0 else v.amax()) if isinstance(v, torch.Tensor) else v
+                for i, v in enumerate(limits)
+            )
+            for buffer, value in zip((self.running_low, self.running_high), numbers, strict=True):
+                buffer.fill_(value if first else float(buffer) * keep + value * (1 - keep))
         self.running_steps.add_(1)
 
     def quantized_weight(self, op: Operand, name: str = "fw_w") -> torch.Tensor:
@@ -179,10 +202,7 @@ class QuantLayer(nn.Module):
             self._weights, self._weights_of = {}, version
         if not self.training or key not in self._weights:
             w = op.format.forward_transform(self.weight.detach())
-            limits = op.format.limits(w, self.state.kernels)
-            self._check(limits, "weight")
-            noise = self._noise(op, "W", w)
-            values, _ = quantize(w, op.format.grid(limits, op.bits, w), noise, 0, self.state.kernels)
+            values, _, _ = self._to_grid(w, op, self._noise(op, "W", w), 0, "weight")
             self._observe(name, op, w, values)
             self._weights[key] = (values, op.bits)  # holds the map, so that its id stays taken
         return self._weights[key][0]
@@ -195,10 +215,7 @@ class QuantLayer(nn.Module):
         """Quantized output gradient (values)."""
         if op.is_float:
             return g
-        limits = op.format.limits(g, self.state.kernels)
-        self._check(limits, "output gradient")
-        noise = self._noise(op, name, g)
-        values, _ = quantize(g, op.format.grid(limits, op.bits, g), noise, 0, self.state.kernels)
+        values, _, _ = self._to_grid(g, op, self._noise(op, name, g), 0, "output gradient")
         self._observe(name, op, g, values)
         return values
 
@@ -215,9 +232,11 @@ class QuantLayer(nn.Module):
         if low.device.type != "cpu":
             self.state.watch(self.site, what, low, high)  # read later: no synchronisation in a step
         elif not (_all_finite(low) and _all_finite(high)):
-            raise NonFiniteError(
-                f"{self.site}: inf or nan in its {what} at step {self.state.step}", self.site, self.state.step
-            )
+            self._refuse(what)
+
+    def _refuse(self, what: str) -> NoReturn:
+        message = f"{self.site}: inf or nan in its {what} at step {self.state.step}"
+        raise NonFiniteError(message, self.site, self.state.step)
 
     def _observe(self, name: str, op: Operand, x: torch.Tensor, values: torch.Tensor) -> None:
         if self.observer is not None:
@@ -341,7 +360,8 @@ class QuantConv2d(QuantLayer):
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """EB and GC."""
         if a is None:
-            a = e.new_empty(1).expand(shape)  # only its shape is read
+            # only its shape and layout are read; another layout would choose another (slower) algorithm
+            a = torch.empty(shape, dtype=e.dtype, device=e.device, memory_format=torch.channels_last)
         da, dw, _ = torch.ops.aten.convolution_backward(
             e, a, w, None, self.stride, self.padding, self.dilation, False, [0, 0], self.groups, [want_a, want_w, False]
         )  # fmt: skip
@@ -365,7 +385,9 @@ class QuantLinear(QuantLayer):
         NonFiniteError: inf or nan in an operand.
     """
 
-    def __init__(self, linear: nn.Linear, precision: Precision, state: QuantState | None = None, site: str = "") -> None:
+    def __init__(
+        self, linear: nn.Linear, precision: Precision, state: QuantState | None = None, site: str = ""
+    ) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features

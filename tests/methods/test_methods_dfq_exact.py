@@ -13,7 +13,6 @@ from fractrain.methods.dfq import DFQ
 from fractrain.methods.gated_block import GatedBlock
 from fractrain.models.resnet_cifar import ResNetCifar
 from fractrain.quant.formats import Affine
-from fractrain.quant.kernels import SHIFT16, Quantized
 from fractrain.quant.noise import element_numbers, noise_key, uniform
 from fractrain.quant.precision import Operand, Precision
 
@@ -21,17 +20,7 @@ SAMPLES, SIZE, CLASSES = 8, 8, 4
 STRIDES = (1, 2, 2)
 REL = 1e-11
 
-
-@pytest.fixture(autouse=True)
-def float64_codes(monkeypatch):
-    """Restore codes in the dtype of their grid: the package does so in float32 only (see test_float64_unpatched)."""
-
-    def values(self):
-        shift = 0.0 if self.codes.dtype == torch.uint8 else SHIFT16
-        g = self.grid
-        return (self.codes.to(g.scale.dtype) + (g.qmin + shift)) * g.scale + g.offset
-
-    monkeypatch.setattr(Quantized, "values", values)
+pytestmark = pytest.mark.usefixtures("float64_codes")
 
 
 def build(seed: int, rounding: str = "nearest", **settings) -> tuple[DFQ, nn.Module, list[GatedBlock]]:
@@ -220,12 +209,3 @@ def test_evaluation_does_not_depend_on_who_else_is_in_the_batch():
     together = model(x)
     alone = torch.cat([model(x[i : i + 1]) for i in range(SAMPLES)])
     close(together.detach(), alone.detach(), "batch of one")
-
-
-def test_float64_unpatched(monkeypatch):
-    """The plain path should serve float64 models without help (float32 codes meet a float64 error in backward)."""
-    monkeypatch.undo()
-    method, model, _ = build(0)
-    x, y = data(0)
-    F.cross_entropy(model(x), y).backward()
-    assert model.stem[0].weight.grad.dtype == torch.float64

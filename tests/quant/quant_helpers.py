@@ -107,7 +107,7 @@ def integer_codes(q: Quantized, grid: Grid) -> torch.Tensor:
 def plain_uniform(k0: int, k1: int, number: int) -> float:
     """The noise of one element on Python integers, written from the description in the module's docstring."""
     mask = (1 << 32) - 1
-    h = (number & mask) ^ k0
+    h = number * 0x1E3779B1 & mask ^ k0
     h ^= h >> 16
     h = h * 0x21F0AAAD & mask
     h ^= h >> 15

@@ -13,6 +13,7 @@ from scipy import stats
 from torch import nn
 
 from fractrain.quant.formats import Affine, PerAxis
+from fractrain.quant.kernels import quantize
 from fractrain.quant.layers import QuantConv2d, QuantLinear
 from fractrain.quant.noise import NoiseKey, element_numbers, noise_key, uniform
 from fractrain.quant.precision import FLOAT, Operand, Precision
@@ -44,8 +45,6 @@ def test_fused_noise_equals_plain_integers() -> None:
     for kernels in ("fused", "reference"):
         for delta, up in ((2.0**-24, 1.0), (0.0, 0.0)):  # strict: u < frac
             x = (u + delta).clamp(0, 1 - 2.0**-24).float().view(1, -1)
-            from fractrain.quant.kernels import quantize
-
             got = quantize(x, grid, key, 0, kernels)[0]  # type: ignore[arg-type]
             assert (got == up).all()
 
@@ -56,10 +55,8 @@ def test_key_depends_on_every_argument_and_on_nothing_else() -> None:
     others = [noise_key(2, 2, "a.E"), noise_key(1, 3, "a.E"), noise_key(1, 2, "b.E"), noise_key(2, 1, "a.E"),
               noise_key(1, 2, "a.A"), noise_key(-1, 2, "a.E"), noise_key(1 + 2**63, 2, "a.E")]  # fmt: skip
     assert len({base, *others}) == 1 + len(others)
-    assert noise_key(7, 11, "conv1.E") == NoiseKey(*KNOWN)  # frozen: another value would break resumed runs
-
-
-KNOWN = (noise_key(7, 11, "conv1.E").k0, noise_key(7, 11, "conv1.E").k1)
+    # frozen: other numbers would change every stochastic run
+    assert others[0] != noise_key(7, 11, "conv1.E") == NoiseKey(0xAB1B6676, 0xC903CBBF)
 
 
 def test_no_two_keys_meet_in_a_small_run() -> None:
@@ -156,18 +153,17 @@ def test_draws_are_uniform(key: NoiseKey, stride: int) -> None:
 
 
 @pytest.mark.parametrize("key", STREAMS)
-@pytest.mark.parametrize("lag", [1, 2, 3, 16, 64, 1024])
-def test_neighbouring_draws_are_independent(key: NoiseKey, lag: int) -> None:
+@pytest.mark.parametrize("lag", [1, 2, 3, 16, 64, 576, 1024, 2048, 3072, 4096, 8192, 12288, 16384, 32768, 49152, 802816])
+def test_draws_of_neighbours_and_of_neighbouring_samples_are_independent(key: NoiseKey, lag: int) -> None:
+    # 3072, 4096, ... are the sizes of one sample in CIFAR networks: the same place in two samples
     n, bins = 1 << 17, 16
-    u = draws(key, n + lag)
-    pair = (u[:-lag] * bins).long() * bins + (u[lag:] * bins).long()
-    counts = torch.bincount(pair, minlength=bins * bins).double()
-    e = n / bins**2
-    # overlapping pairs: the statistic of pairs minus that of singles is chi-square with bins * (bins - 1) freedoms
-    single = torch.bincount(pair // bins, minlength=bins).double()
-    chi2 = float(((counts - e) ** 2 / e).sum() - ((single - n / bins) ** 2 / (n / bins)).sum())
-    freedom = bins * bins - bins
+    a, b = uniform(key, torch.arange(n)), uniform(key, torch.arange(n) + lag)
+    table = torch.bincount((a * bins).long() * bins + (b * bins).long(), minlength=bins * bins).double().view(bins, bins)
+    chi2 = float(stats.contingency.chi2_contingency(table.numpy(), correction=False).statistic)
+    freedom = (bins - 1) ** 2
     assert stats.chi2.ppf(FLUKE, freedom) < chi2 < stats.chi2.ppf(1 - FLUKE, freedom)
+    r = float(torch.corrcoef(torch.stack((a, b)))[0, 1])
+    assert abs(r) < stats.norm.ppf(1 - FLUKE) / n**0.5
 
 
 def test_other_names_steps_and_seeds_are_uncorrelated() -> None:
@@ -184,8 +180,8 @@ def test_other_names_steps_and_seeds_are_uncorrelated() -> None:
 def test_steps_of_one_element_are_independent() -> None:
     # what a weight sees over training: the same element, one step after another
     n = 20_000
-    u = torch.tensor([plain_uniform(*noise_key(0, t, "c.E").__dict__.values()) if False else
-                      plain_uniform(noise_key(0, t, "c.E").k0, noise_key(0, t, "c.E").k1, 17) for t in range(n)])  # fmt: skip
+    keys = [noise_key(0, t, "c.E") for t in range(n)]
+    u = torch.tensor([plain_uniform(k.k0, k.k1, 17) for k in keys])
     bound = stats.norm.ppf(1 - FLUKE)
     assert abs(float(u.mean()) - 0.5) < bound * (1 / 12 / n) ** 0.5
     c = float(torch.corrcoef(torch.stack((u[:-1], u[1:])))[0, 1])
@@ -200,10 +196,9 @@ def test_each_bit_of_the_element_number_changes_half_of_the_24_bits(bit: int) ->
     a = (uniform(key, numbers) * 2**24).long()
     b = (uniform(key, numbers ^ (1 << bit)) * 2**24).long()
     flips = torch.tensor([float(((a ^ b) >> i & 1).sum()) for i in range(24)]) / n
-    # a 5-sigma band for a fair coin, widened by the known bias of a two-round mixer
-    band = 5 * (0.25 / n) ** 0.5 + 0.06
-    assert float((flips - 0.5).abs().max()) < band
-    assert abs(float(flips.mean()) - 0.5) < 0.02
+    band = 5 * (0.25 / n) ** 0.5  # of a fair coin
+    assert float((flips - 0.5).abs().max()) < band + 0.01
+    assert abs(float(flips.mean()) - 0.5) < band
 
 
 def test_each_bit_of_seed_and_step_changes_half_of_the_key() -> None:

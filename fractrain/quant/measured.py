@@ -1,0 +1,84 @@
+"""The common case in few calls: measure the range, derive the grid and quantize, for uniform formats on the CPU.
+
+Same bits as the general path (``Format.limits`` + ``Format.grid`` + ``kernels.quantize``), which spends more time on
+one-element tensors than on the data when layers are small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fractrain.quant.formats import MIN_SCALE, Affine, Bits, Format, PerAxis, PerTensor, Symmetric
+from fractrain.quant.grid import Grid
+from fractrain.quant.kernels import Kernels, Quantized, RowGrid, flat, fused_for, quantize_rows
+from fractrain.quant.noise import NoiseKey
+
+
+@dataclass
+class Measured:
+    """Result of :func:`quantize_uniform`.
+
+    Attributes:
+        values: quantized values.
+        codes: integer codes, or None when not wanted.
+        low, high: extremes of the tensor (over all groups).
+        finite: whether the tensor had neither inf nor nan.
+    """
+
+    values: torch.Tensor
+    codes: Quantized | None
+    low: float
+    high: float
+    finite: bool
+
+
+def quantize_uniform(
+    x: torch.Tensor, fmt: Format, bits: Bits, noise: NoiseKey | None, code_bits: int, kernels: Kernels,
+    known: tuple[float, float] | None = None,
+) -> Measured | None:  # fmt: skip
+    """Quantize ``x``, or return None where this path does not apply.
+
+    Applies to :class:`Affine` and :class:`Symmetric` themselves (not subclasses), one width, one grid per tensor or per
+    index of the first axis, statistic ``extreme``, dense float32 on the CPU.
+
+    Args:
+        x: the tensor.
+        fmt, bits: format and width.
+        noise: key for stochastic rounding, or None.
+        code_bits: as in :func:`fractrain.quant.kernels.quantize`.
+        kernels: as there.
+        known: range to use instead of measuring it (per tensor only).
+    """
+    per_row = fmt.granularity == PerAxis(0)
+    if type(fmt) not in (Affine, Symmetric) or fmt.statistic != "extreme" or not isinstance(bits, int):
+        return None
+    if not (per_row and known is None) and not isinstance(fmt.granularity, PerTensor):
+        return None
+    fused = fused_for(x, kernels)
+    if fused is None:
+        return None
+    module, parallel = fused
+    n = x.shape[0]
+    ranges = np.empty((2, n), np.float32)
+    data = flat(x)
+    if known is None:
+        module.extremes[parallel](data.view(np.int32), ranges[0].view(np.int32), ranges[1].view(np.int32))
+    else:
+        ranges[0], ranges[1] = known
+    symmetric = type(fmt) is Symmetric
+    top = np.float32(2 ** (bits - 1) - 1 if symmetric else 2**bits - 1)
+    grid = np.empty((4, n), np.float32)
+    low, high, finite = module.fill_grid(ranges[0], ranges[1], per_row, symmetric, top, np.float32(MIN_SCALE), *grid)
+    rows = RowGrid(module, parallel, *grid)
+    shape = (n, *([1] * (x.dim() - 1))) if per_row else ()
+    values, codes = quantize_rows(x, data, rows, noise, code_bits)
+    kept = None if codes is None else Quantized(codes, lambda: _grid(grid, shape), kernels, rows)
+    return Measured(values, kept, low, high, finite)
+
+
+def _grid(rows: np.ndarray, shape: tuple[int, ...]) -> Grid:
+    """The grid as tensors, for who asks."""
+    return Grid(*(torch.from_numpy(r).view(shape) if shape else torch.tensor(r[0]) for r in rows))

@@ -1,0 +1,134 @@
+"""PFQ's precision and FracTrain's target in each stage, and both through a checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fractrain.methods.base import MethodContext
+from fractrain.methods.fractrain import FracTrain
+from fractrain.methods.pfq import PFQ
+from fractrain.models.resnet_cifar import ResNetCifar
+from fractrain.quant.convert import quant_layers
+
+
+def prepared(method, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return method, method.prepare(ResNetCifar(1, 4), MethodContext(seed=seed))
+
+
+def seen_by_layers(method, model) -> set[tuple[str, int]]:
+    """(layer, operand widths) that the layers report while one step runs."""
+    seen = set()
+
+    def observer(layer, name, op, original, quantized):
+        levels = 2 ** (op.bits if isinstance(op.bits, int) else 0)
+        groups = quantized.reshape(len(quantized), -1) if name == "fw_w" else quantized.reshape(1, -1)
+        assert max(len(row.unique()) for row in groups) <= levels
+        seen.add((layer.site, name, op.bits))
+
+    for layer in quant_layers(model):
+        layer.observer = observer
+        layer.forget_weights()
+    model(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))).square().sum().backward()
+    return seen
+
+
+CONVS = {"stem.0"} | {
+    f"groups.{g}.0.{c}" for g in range(3) for c in ("conv1", "conv2", *(("shortcut.0",) if g else ()))
+}
+
+
+def expected(bits, grad_bits):
+    # A and E are quantized once per pass, W once; the same quantized tensors serve both of their products
+    return {(s, n, b) for s in CONVS for n, b in (("fw_a", bits), ("fw_w", bits), ("E", grad_bits))}
+
+
+def test_pfq_layers_run_at_the_precision_of_the_stage_from_the_next_step_on():
+    method, model = prepared(PFQ())
+    stages = [(3, 6), (4, 6), (6, 8), (8, 8)]
+    for stage, widths in enumerate(stages):
+        assert seen_by_layers(method, model) == expected(*widths)
+        assert method.metrics() == {"stage": stage, "bits": widths[0], "grad_bits": widths[1]}
+        for epoch in range(5):
+            assert method.metrics()["stage"] == stage, epoch
+            method.on_epoch_end(epoch, 1.0)
+    assert seen_by_layers(method, model) == expected(8, 8)
+
+
+def test_pfq_classifier_and_batch_norm_stay_in_floating_point():
+    _, model = prepared(PFQ())
+    assert model.head.precision.is_float
+    assert all(type(m) is nn.BatchNorm2d for n, m in model.named_modules() if "bn" in n.rpartition(".")[2])
+
+
+def test_pfq_state_restores_stage_and_layers():
+    method, model = prepared(PFQ())
+    for epoch in range(12):
+        method.on_epoch_end(epoch, 1.0)
+    other, twin = prepared(PFQ())
+    other.load_state_dict(method.state_dict())
+    assert other.metrics()["stage"] == 2
+    assert seen_by_layers(other, twin) == expected(6, 8)
+    moves = [[], []]
+    for epoch in range(12, 20):
+        for m, told in zip((method, other), moves, strict=True):
+            m.on_epoch_end(epoch, 1.0)
+            told.append(m.metrics()["stage"])
+    assert moves[0] == moves[1] == [2, 2, 3, 3, 3, 3, 3, 3]
+
+
+def test_fractrain_target_rises_by_half_a_percent_per_stage():
+    method, _ = prepared(FracTrain())
+    targets = []
+    for epoch in range(20):
+        targets.append(method.target())
+        method.on_epoch_end(epoch, 2.0)
+    assert targets == [1.5] * 5 + [2.0] * 5 + [2.5] * 5 + [3.0] * 5
+    assert method.metrics()["stage"] == 3
+
+
+def test_fractrain_defaults_are_the_authors():
+    s = FracTrain().settings
+    assert (s.bits, s.grad_bits, s.weight_bits) == ((3, 4, 4, 6, 6), (6, 6, 8, 8, 12), 4)
+    assert (s.epsilon, s.alpha, s.window, s.scale_epochs, s.stages) == (0.05, 0.3, 5, 10, 4)
+    assert (s.beta, s.relax, s.sharp, s.running) == (1e-3, 0.0, True, 0.1)
+
+
+def test_fractrain_state_restores_the_stage():
+    method, _ = prepared(FracTrain())
+    for epoch in range(7):
+        method.on_epoch_end(epoch, 2.0)
+    other, _ = prepared(FracTrain())
+    other.load_state_dict(method.state_dict())
+    assert other.target() == 2.0
+    for epoch in range(3):
+        other.on_epoch_end(epoch, 2.0)
+    assert other.target() == 2.5
+
+
+@pytest.mark.parametrize(("cls", "period"), [(PFQ, 400), (FracTrain, 390)])
+def test_compat_uses_the_authors_clock_and_only_it(cls, period):
+    method, _ = prepared(cls(compat="authors"))
+    loss = torch.tensor(1.0)
+    for epoch in range(30):
+        method.on_epoch_end(epoch, 1.0)
+    assert method.metrics()["stage"] == 0
+    stages = []
+    for step in range(5 * period + 1):
+        stages.append(method.metrics()["stage"])
+        method.on_step_end(step, loss)
+    assert stages == [0] * (5 * period) + [1]
+
+
+def test_indicator_of_fractrain_sees_the_cost_term_in_compat_only():
+    for compat, changes in (("authors", True), ("none", False)):
+        method, _ = prepared(FracTrain(compat=compat))
+        fed = []
+        method._clock.indicator.update = lambda loss, fed=fed: fed.append(loss) or False
+        for step in range(390):
+            method.on_step_end(step, torch.tensor(1.0), torch.tensor(0.5))
+        method.on_epoch_end(0, 1.0)
+        assert fed == [390 * 1.5 / 391 if changes else 1.0]
