@@ -37,6 +37,9 @@ class CommandLine(NearestGroup):
         self, args: Sequence[str] | None = None, prog_name: str | None = "fractrain", **extra: Any
     ) -> NoReturn:
         """Run the verb in ``args`` and exit with its code."""
+        # Before torch is loaded. Threads that spin while they wait make a step tens of times slower as soon as another
+        # program uses a core; sleeping ones cost microseconds.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         given = list(sys.argv[1:] if args is None else args)
         debug = debug_wanted() or "--debug" in given
         extra["standalone_mode"] = False

@@ -32,6 +32,12 @@ class StoreError(FractrainError):
     """The run store cannot be read or written (permissions, disk full, foreign content)."""
 
 
+class DiskError(StoreError):
+    """The disk filled up, or refused, while a run was writing: a failure at run time."""
+
+    exit_code = 1
+
+
 class PluginError(FractrainError):
     """A method plugin cannot be found, imported or accepted."""
 

@@ -81,7 +81,12 @@ def table_command(table: str, form: str, profile: str, seeds: int | None, result
     name_argument,
     profile_option,
     seeds_option,
-    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at the same time."),
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Runs at the same time.  [default: one per core on the CPU, at most 8; one per GPU]",
+    ),
     click.option("--dry-run", is_flag=True, help="Show the plan and stop."),
     device_option,
     data_option,
@@ -95,7 +100,7 @@ def reproduce_command(
     table: str,
     profile: str,
     seeds: int | None,
-    jobs: int,
+    jobs: int | None,
     dry_run: bool,
     device: str,
     data_dir: Path | None,
@@ -155,7 +160,7 @@ def _show_plan(runs: Sequence[PlannedRun], as_json: bool) -> None:
     )
 
 
-def _execute(configs: Sequence[Any], site: Site, jobs: int) -> list[Outcome]:
+def _execute(configs: Sequence[Any], site: Site, jobs: int | None) -> list[Outcome]:
     """Run all configurations; say how those ended that failed."""
     if not configs:
         return []
@@ -164,7 +169,9 @@ def _execute(configs: Sequence[Any], site: Site, jobs: int) -> list[Outcome]:
 
     with stdout_to_stderr():
         _check_site(configs, site)
-        outcomes = LocalExecutor(jobs, _gpus(site.device)).run(configs, site, make_progress())
+        gpus = _gpus(site.device)
+        jobs = jobs or len(gpus) or _jobs_on_cpu(site.device)
+        outcomes = LocalExecutor(jobs, gpus).run(configs, site, make_progress())
     for outcome in outcomes:
         if outcome.status != "done":
             say(f"{outcome.run_id}: {outcome.status}: {outcome.message}")
@@ -187,6 +194,14 @@ def _check_site(configs: Sequence[Any], site: Site) -> None:
         found = (manage.fetch if site.download else manage.status)(name, site.data_dir)
         if not found.ok:
             raise DataError("; ".join(filter(None, (found.message, found.advice))))
+
+
+def _jobs_on_cpu(device: str) -> int:
+    """One single-threaded run per core: small models gain more from that than from several threads each."""
+    from fractrain.engine.device import resolve_device
+    from fractrain.engine.environment import cores
+
+    return min(8, cores()) if resolve_device(device).type == "cpu" else 1
 
 
 def _gpus(device: str) -> list[str]:

@@ -7,6 +7,7 @@ writes a checkpoint; twice: they stop at once. A worker also stops, with a check
 from __future__ import annotations
 
 import functools
+import os
 import queue
 import sys
 import time
@@ -117,6 +118,7 @@ class LocalExecutor:
         from fractrain.engine.environment import cores  # imports torch
 
         variables = dict.fromkeys(THREAD_VARIABLES, str(max(1, cores() // jobs)))
+        variables.setdefault("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "passive"))
         if self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         return variables

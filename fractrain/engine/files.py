@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fractrain.errors import StoreError
+from fractrain.errors import DiskError, StoreError
 
 _HINTS = {
     errno.ENOSPC: "the disk is full: free some space, then give the same command again",
@@ -19,6 +19,7 @@ _HINTS = {
     errno.ENOTDIR: "a file is in the way of a folder: move it, or set FRACTRAIN_RESULTS to another folder",
     errno.EEXIST: "a file is in the way of a folder: move it, or set FRACTRAIN_RESULTS to another folder",
 }
+_RUN_TIME = (errno.ENOSPC, errno.EDQUOT)  # nothing was wrong when the run began
 
 
 @contextlib.contextmanager
@@ -28,7 +29,8 @@ def storing(path: Path, action: str = "write") -> Iterator[None]:
         yield
     except OSError as error:
         reason = _HINTS.get(error.errno or 0, error.strerror or str(error))
-        raise StoreError(f"cannot {action} {path}: {reason}") from error
+        kind = DiskError if error.errno in _RUN_TIME else StoreError
+        raise kind(f"cannot {action} {path}: {reason}") from error
 
 
 def atomic_write(path: Path, content: bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import resource
 import statistics
 import sys
 from typing import Any
@@ -79,6 +78,10 @@ def weights_sha256(model: nn.Module) -> str:
 
 def peak_memory() -> dict[str, int | None]:
     """Peak memory of this process in bytes: resident on the host, allocated on the GPU (None without one)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {"peak_host_bytes": None, "peak_gpu_bytes": None}
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak_gpu_bytes": gpu}

@@ -70,7 +70,6 @@ class DFQ(Method):
         channels = [_input_channels(model.get_submodule(n), n) for n in names]
         gate = _seeded_gate(channels, len(candidates), s, context.seed)
         gate.to(next(model.parameters()).device)
-        model.add_module("precision_gate", gate)
         self._blocks: list[GatedBlock] = []
         for i, name in enumerate(names):
             block = GatedBlock(
@@ -79,6 +78,8 @@ class DFQ(Method):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, block)
             self._blocks.append(block)
+        # A Sequential would run the gate as one more layer: there it lives in the first gated block.
+        (self._blocks[0] if isinstance(model, nn.Sequential) else model).add_module("precision_gate", gate)
         self._costs = torch.tensor([c.cost() for c in candidates])
         self._cp_sum: Any = 0.0
         self._cp_steps = 0

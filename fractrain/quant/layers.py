@@ -277,7 +277,7 @@ class _Products(torch.autograd.Function):
         w = layer.quantized_weight(p.eb_w, "eb_w")
         # Autograd keeps the codes: it frees them after backward even where the loss lives on, and hooks see them.
         a = kept.values if kept.codes is None else kept.codes.codes
-        ctx.grid = None if kept.codes is None else (kept.codes.grid, kept.codes.kernels)
+        ctx.grid = None if kept.codes is None else (kept.codes.grid, kept.codes.kernels, kept.codes.rows)
         ctx.save_for_backward(w, weight, a if ctx.needs_input_grad[1] else None)
         return y
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fractrain.errors import ConfigError, FractrainError, PluginError
-from fractrain.report.sources import Config, Record, Sources, Store, default_sources
+from fractrain.report.sources import Config, NotInRelease, Record, Sources, Store, default_sources
 from fractrain.report.spec import Pair, RowSpec, RunRequest, TableSpec, check_profile
 
-State = Literal["cached", "to run", "no plugin", "incompatible"]
+State = Literal["cached", "to run", "no plugin", "no model", "no data", "incompatible"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class PlannedRun:
         seed: its seed.
         request: what is run.
         config: the run's configuration; None where none can be made.
-        state: ``cached`` (finished before), ``to run``, ``no plugin`` or ``incompatible``.
+        state: ``cached`` (finished before), ``to run``, or why it cannot run: ``no plugin``, ``no model`` or ``no data``
+            (not in this release), ``incompatible``.
         reason: why it cannot run, or how an earlier attempt ended.
         record: what the store has of it, in whatever status.
     """
@@ -82,6 +83,8 @@ def _planned(
         config = sources.make_config(request, seed)
     except PluginError as error:
         return PlannedRun(pair, row, seed, request, None, "no plugin", str(error))
+    except NotInRelease as error:
+        return PlannedRun(pair, row, seed, request, None, error.state, str(error))
     except FractrainError as error:
         return PlannedRun(pair, row, seed, request, None, "incompatible", str(error))
     record = store.get(config.run_id) if store is not None else None

@@ -42,9 +42,11 @@ def improvement_rows(
     if measured and len(over) < len(baselines):
         notes.append(f"{where}, {label}, measured: over {len(over)} of {len(baselines)} baselines ({', '.join(over)}).")
     blank = {column.key: EMPTY for column in columns(spec)}
-    first = blank | labels(pair, dataset, label, "as printed") | printed
-    second = blank | labels(pair, dataset, label, "recomputed") | recomputed | measured
-    return [Row("improvement printed", where, first), Row("improvement recomputed", where, second)], notes
+    first = labels(pair, dataset, label, "as printed") | printed
+    second = labels(pair, dataset, label, "recomputed") | recomputed | measured
+    rows = [Row("improvement printed", where, blank | {k: c for k, c in first.items() if k in blank})]
+    rows.append(Row("improvement recomputed", where, blank | {k: c for k, c in second.items() if k in blank}))
+    return rows, notes
 
 
 def _printed(pair: Pair, method: str, index: PublishedIndex) -> dict[str, Cell]:

@@ -20,6 +20,7 @@ from fractrain.report.values import Column, Part, Row, Table
 PARTS: Final[tuple[tuple[Part, str], ...]] = (
     ("accuracy", "Accuracy"),
     ("cost", "Cost of training, up to the epoch of best test accuracy unless marked @end"),
+    ("all", "Accuracy and cost of training; cost is up to the epoch of best test accuracy unless marked @end"),
 )
 
 
@@ -31,6 +32,8 @@ def markdown(table: Table) -> str:
     lines += [table.caption, ""]
     for part, heading in PARTS:
         columns = [c for c in table.columns if c.short and part in c.parts]
+        if not columns:
+            continue
         lines += [f"## {heading}", ""]
         for name, rows in table.groups().items():
             lines += [f"### {name}", "", _github(columns, rows), ""]
@@ -88,6 +91,7 @@ def html(table: Table) -> str:
         keep_trailing_newline=True,
     )
     parts = [(heading, [c for c in table.columns if c.head and part in c.parts]) for part, heading in PARTS]
+    parts = [(heading, columns) for heading, columns in parts if columns]
     return environment.get_template("table.html.j2").render(table=table, parts=parts, seeds=_seeds(table))
 
 

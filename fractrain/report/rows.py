@@ -49,6 +49,7 @@ def method_row(
         index: the published numbers.
     """
     request = runs[0].request
+    shown = columns(spec)
     printed = _published(pair, row, index)
     numbers = {key: float(value.value) for key, value in printed.items()}
     done = {r.seed: r.record for r in runs if r.state == "cached" and r.record is not None}
@@ -66,12 +67,15 @@ def method_row(
         rule = spec.verdict.rule()
         verdict = judge(accuracy, numbers.get("accuracy_published"), request.profile, real, rule)
     else:
-        cells["accuracy_last"] = Cell(_stand_in_text(runs, len(done)), "not run")
+        first = next((c.key for c in shown if c.origin == "measured"), "seeds")
+        cells[first] = Cell(_stand_in_text(runs, len(done)), "not run")
         verdict = _unfinished(runs, len(done))
     cells["verdict"] = Cell(str(verdict))
-    for column in columns(spec):
+    for column in shown:
         blank = Cell(EMPTY.text, "not run") if column.origin in ("measured", "derived") and not complete else EMPTY
         cells.setdefault(column.key, blank)
+    keys = {column.key for column in shown}
+    cells = {key: cell for key, cell in cells.items() if key in keys}
     notes = _notes(pair, row, runs, printed)
     return MethodRow(Row("method", group(pair, request.dataset), cells), measured, numbers, notes)
 
@@ -102,11 +106,19 @@ def _published(pair: Pair, row: RowSpec, index: PublishedIndex) -> dict[str, Pub
     """Published rows of one table row by column."""
     found: dict[str, PublishedRow] = {}
     for quantity in QUANTITIES:
-        if row.published and quantity.published:
-            key = (pair.model_label, pair.dataset_label, row.published.method, row.published.precision)
-            if (value := index.get(*key, quantity.metric)) is not None:
-                found[quantity.published] = value
+        value = published_value(pair, row, quantity.metric, index) if quantity.published else None
+        if value is not None:
+            found[quantity.published] = value
     return found
+
+
+def published_value(pair: Pair, row: RowSpec, metric: str, index: PublishedIndex) -> PublishedRow | None:
+    """The published row of one metric that belongs to a row of the table, or None."""
+    if row.published is None:
+        return None
+    p = row.published
+    model, dataset = p.model or pair.model_label, p.dataset or pair.dataset_label
+    return index.get(model, dataset, p.method, p.precision, metric, p.table)
 
 
 def _published_cell(key: str, row: PublishedRow) -> Cell:
@@ -125,7 +137,7 @@ def _measured_cells(measured: Mapping[int, Measured], hardware: str) -> dict[str
         text = quantity.text(e.mean)
         if quantity.is_accuracy and e.half_width is not None:
             text += f" ± {quantity.text(e.half_width)}"
-        if quantity.key in ("energy", "latency"):
+        if quantity.modelled:
             caveats = sorted({m.caveat for m in measured.values() if m.caveat})
             source = "; ".join([f"modelled: {hardware}", *caveats])
             cells[quantity.key] = Cell(text, "derived", e.mean, e.low, e.high, e.n, source)
@@ -155,9 +167,8 @@ def _stand_in_text(runs: Sequence[PlannedRun], done: int) -> str:
 
 
 def _unfinished(runs: Sequence[PlannedRun], done: int) -> Verdict:
-    for state in ("no plugin", "incompatible"):
-        if any(r.state == state for r in runs):
-            return Verdict("not run", state)
+    if runs[0].state not in ("cached", "to run"):
+        return Verdict("not run", runs[0].state)
     endings = _endings(runs)
     if not done and not endings:
         return Verdict("not run")
@@ -170,6 +181,8 @@ def _notes(pair: Pair, row: RowSpec, runs: Sequence[PlannedRun], printed: Mappin
     notes = [f"{where}, published: {note}." for note in dict.fromkeys(p.note for p in printed.values() if p.note)]
     if runs[0].state == "no plugin":
         notes.append(f"{row.label} was not run (no plugin): {runs[0].reason}")
+    elif runs[0].state in ("no model", "no data"):
+        notes.append(f"{pair.model_label}, {pair.dataset_label} was not run: {runs[0].reason}.")
     elif runs[0].state == "incompatible":
         notes.append(f"{where} was not run: {runs[0].reason}")
     return notes

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fractrain.cost import published
 from fractrain.cost.published import PublishedRow
-from fractrain.errors import FractrainError, PluginError, StoreError
+from fractrain.errors import ConfigError, FractrainError, PluginError, StoreError
 from fractrain.report.spec import RunRequest
 from fractrain.report.values import Measured
 
@@ -51,6 +51,18 @@ class Store(Protocol):
         """The record of this run, or None."""
 
 
+class NotInRelease(ConfigError):
+    """A table names a model or a data set that this release does not have.
+
+    Attributes:
+        state: ``no model`` or ``no data``.
+    """
+
+    def __init__(self, kind: Literal["model", "data set"], name: str, known: Sequence[str]) -> None:
+        super().__init__(f"the {kind} {name} is not in this release, which has {', '.join(known)}")
+        self.state: Literal["no model", "no data"] = "no model" if kind == "model" else "no data"
+
+
 MakeConfig = Callable[[RunRequest, int], Config]
 Measure = Callable[[Record, str], Measured]
 
@@ -81,11 +93,18 @@ def engine_config(request: RunRequest, seed: int) -> Config:
 
     Raises:
         PluginError: the method is not installed, or cannot be loaded.
+        NotInRelease: there is no such model or data set.
         ConfigError: method, settings, model, data set and profile do not go together.
     """
+    from fractrain.data import registry as datasets
     from fractrain.engine.config import RunConfig  # these load the method's plugin, and torch with it
     from fractrain.engine.registries import Registries
+    from fractrain.models import registry as models
 
+    if request.model not in models.names():
+        raise NotInRelease("model", request.model, models.names())
+    if request.dataset not in datasets.names():
+        raise NotInRelease("data set", request.dataset, datasets.names())
     try:
         Registries().method_class(request.method)
     except FractrainError as error:
@@ -136,15 +155,26 @@ def measure_run(record: Record, hardware: str) -> Measured:
         energy_kj=None if best.energy_j is None else best.energy_j / 1e3,
         latency_min=None if best.latency_s is None else best.latency_s / 60,
         caveat=best.note,
+        bitops_end=float(cost.end.bitops),
+        energy_end_kj=None if cost.end.energy_j is None else cost.end.energy_j / 1e3,
+        latency_end_min=None if cost.end.latency_s is None else cost.end.latency_s / 60,
     )
 
 
 class PublishedIndex:
-    """Published rows of one table by model, data set, method, precision and metric, as the paper writes them."""
+    """Published rows by model, data set, method, precision and metric, as the paper writes them.
+
+    Args:
+        rows: all published rows.
+        table: the table that is meant where a look-up names none.
+    """
 
     def __init__(self, rows: Sequence[PublishedRow], table: str) -> None:
-        self._rows = {(r.model, r.dataset, r.method, r.precision, r.metric): r for r in rows if r.table == table}
+        self._rows = {(r.table, r.model, r.dataset, r.method, r.precision, r.metric): r for r in rows}
+        self._table = table
 
-    def get(self, model: str, dataset: str, method: str, precision: str, metric: str) -> PublishedRow | None:
+    def get(
+        self, model: str, dataset: str, method: str, precision: str, metric: str, table: str = ""
+    ) -> PublishedRow | None:
         """The published row, or None where the source gives none."""
-        return self._rows.get((model, dataset, method, precision, metric))
+        return self._rows.get((table or self._table, model, dataset, method, precision, metric))

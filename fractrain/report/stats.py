@@ -65,3 +65,11 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimat
     """Mean of ``a - b`` over the seeds both have, with its t interval; None without a common seed."""
     common = sorted(set(a) & set(b))
     return estimate([a[s] - b[s] for s in common]) if common else None
+
+
+def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate | None:
+    """Mean of ``a / b`` over the seeds both have, with its t interval; None without a common seed or with a zero."""
+    common = sorted(set(a) & set(b))
+    if not common or any(b[s] == 0 for s in common):
+        return None
+    return estimate([a[s] / b[s] for s in common])

@@ -12,7 +12,21 @@ from typing import Any, Literal
 
 Origin = Literal["", "published", "measured", "derived", "not run"]
 RowKind = Literal["method", "improvement printed", "improvement recomputed"]
-Part = Literal["accuracy", "cost"]
+Part = Literal["accuracy", "cost", "all"]
+QuantityKey = Literal[
+    "accuracy_last",
+    "accuracy_best_val",
+    "accuracy_best_test",
+    "macs_best",
+    "macs_end",
+    "bitops_end",
+    "cp",
+    "energy",
+    "energy_end",
+    "latency",
+    "latency_end",
+]
+PublishedColumn = Literal["accuracy_published", "macs_published", "energy_published", "latency_published"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Column:
         key: name in CSV and JSON.
         head: full heading with unit and the direction that is better; empty: only in the compact layout.
         short: heading of the compact layout (terminal, LaTeX); empty: left out there.
-        parts: which of the two tables show it, where the layout has two.
+        parts: which of the two tables show it, where the layout has two; ``all`` where it has one.
         origin: origin of the numbers in it; empty for a column of labels.
     """
 
@@ -119,8 +133,10 @@ class Measured:
     Attributes:
         accuracy: by protocol (``last``, ``best_val``, ``best_test``), in percent; a protocol may be absent.
         macs_best, macs_end: effective MACs up to the epoch of best test accuracy, and of the whole run.
-        cp_percent: mean cp up to the same epoch, in percent of the FP32 cost.
+        bitops_end: bit operations of the whole run, everything counted.
+        cp_percent: mean cp up to the epoch of best test accuracy, in percent of the FP32 cost.
         energy_kj, latency_min: modelled, up to the same epoch; None where the hardware model does not apply.
+        energy_end_kj, latency_end_min: the same for the whole run.
         caveat: why energy and latency are an extrapolation; empty if they are not.
     """
 
@@ -131,6 +147,9 @@ class Measured:
     energy_kj: float | None = None
     latency_min: float | None = None
     caveat: str = ""
+    bitops_end: float | None = None
+    energy_end_kj: float | None = None
+    latency_end_min: float | None = None
 
 
 def macs_text(value: float) -> str:

@@ -1,7 +1,7 @@
 """A slow, literal re-implementation of the gated network, in float64, that shares no code with the package.
 
-Every candidate's block is run in full, the outputs are mixed by the straight-through mask ``hard - p.detach() + p``, and
-torch's own autograd does the rest. Parameters come as a dict with the names of the prepared model.
+Every candidate's block is run in full, the outputs are mixed by the straight-through mask ``hard - p.detach() + p``,
+and torch's own autograd does the rest. Parameters come as a dict with the names of the prepared model.
 """
 
 from __future__ import annotations
@@ -78,10 +78,12 @@ class Naive:
 
     def gate(self, i, h, state):
         p, (hidden, cell) = self.parameters, state
-        z = h.mean(dim=(2, 3)) @ p[f"precision_gate.features.{i}.0.weight"].t() + p[f"precision_gate.features.{i}.0.bias"]
-        z = F.relu(z) @ p[f"precision_gate.features.{i}.2.weight"].t() + p[f"precision_gate.features.{i}.2.bias"]
+        name = f"precision_gate.features.{i}."
+        z = h.mean(dim=(2, 3)) @ p[name + "0.weight"].t() + p[name + "0.bias"]
+        z = F.relu(z) @ p[name + "2.weight"].t() + p[name + "2.bias"]
         name = "precision_gate.cell."
-        s = z @ p[name + "weight_ih"].t() + p[name + "bias_ih"] + hidden @ p[name + "weight_hh"].t() + p[name + "bias_hh"]
+        s = z @ p[name + "weight_ih"].t() + p[name + "bias_ih"]
+        s = s + hidden @ p[name + "weight_hh"].t() + p[name + "bias_hh"]
         take, forget, new, show = s.chunk(4, dim=1)
         cell = torch.sigmoid(forget) * cell + torch.sigmoid(take) * torch.tanh(new)
         hidden = torch.sigmoid(show) * torch.tanh(cell)
@@ -103,9 +105,8 @@ class Naive:
     def conv(self, block, layer, x, stride, padding, k):
         a, w, e = self.candidates[k]
         weight = self.parameters[f"{block}.block.{layer}.weight"]
-        y = F.conv2d(
-            straight(x, per_tensor(x.detach(), a)), straight(weight, per_filter(weight.detach(), w)), None, stride, padding
-        )
+        qx, qw = straight(x, per_tensor(x.detach(), a)), straight(weight, per_filter(weight.detach(), w))
+        y = F.conv2d(qx, qw, None, stride, padding)
         noise = None if self.noise is None else lambda g: self.noise(f"{block}.{layer}", k, g)
         return ErrorQuantizer.apply(y, e, noise)
 
@@ -116,4 +117,5 @@ class Naive:
         var = (centred**2).mean(dim=(0, 2, 3))
         self.statistics.setdefault(name, []).append((mean.detach(), var.detach() * n / (n - 1)))
         y = centred / torch.sqrt(var + 1e-5).view(1, -1, 1, 1)
-        return y * self.parameters[name + ".weight"].view(1, -1, 1, 1) + self.parameters[name + ".bias"].view(1, -1, 1, 1)
+        gamma, beta = self.parameters[name + ".weight"], self.parameters[name + ".bias"]
+        return y * gamma.view(1, -1, 1, 1) + beta.view(1, -1, 1, 1)

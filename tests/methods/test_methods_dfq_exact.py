@@ -1,4 +1,4 @@
-"""DFQ against a slow float64 network that runs every candidate in full and mixes the outputs, as the authors' code does."""
+"""DFQ against a slow float64 network that runs every candidate in full and mixes outputs, as the authors' code does."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_batch_norm_statistics_move_once_per_distinct_forward_precision_or_once_
 
 @pytest.mark.parametrize("compat", ["none", "authors"])
 def test_candidates_nobody_chose_add_exactly_nothing_to_the_weight_gradients(compat):
-    method, model, blocks = build(2, compat=compat)
+    _method, model, blocks = build(2, compat=compat)
     with torch.no_grad():
         model.precision_gate.head.weight.zero_()
         model.precision_gate.head.bias.copy_(torch.tensor([0.0, 0, 5, 0, 0]))  # everybody takes (4, 8)
@@ -171,7 +171,7 @@ def test_candidates_nobody_chose_add_exactly_nothing_to_the_weight_gradients(com
     assert {bits for bits, q in errors if q.count_nonzero()} == {8}
     assert {bits for bits, _ in errors} == ({8} if compat == "none" else {6, 8, 12})
 
-    alone, static, static_blocks = build(2, compat=compat)
+    _alone, static, static_blocks = build(2, compat=compat)
     with torch.no_grad():
         for b in static_blocks:  # a network that has only this candidate
             b.candidates, b.precisions = [b.candidates[2]], [b.precisions[2]]
@@ -183,7 +183,7 @@ def test_candidates_nobody_chose_add_exactly_nothing_to_the_weight_gradients(com
 
 
 def test_evaluation_gives_each_sample_what_the_whole_batch_gets_at_its_precision():
-    method, model, blocks = build(4)
+    _method, model, blocks = build(4)
     x, _ = data(4)
     model(x)  # sets the ranges used in evaluation
     model.eval()
@@ -202,7 +202,7 @@ def test_evaluation_gives_each_sample_what_the_whole_batch_gets_at_its_precision
 
 
 def test_evaluation_does_not_depend_on_who_else_is_in_the_batch():
-    method, model, _ = build(4)
+    _method, model, _ = build(4)
     x, _ = data(4)
     model(x)
     model.eval()

@@ -60,7 +60,7 @@ def test_the_graph_keeps_no_float_copy_of_a_blocks_input():
 
 
 def test_work_that_did_not_run_is_not_counted():
-    method, model, x, ledger = small()
+    _method, model, x, ledger = small()
     model(x).sum().backward()
     once = {p: macs(ledger, p) for p in ("FW", "EB", "GC")}
     with torch.no_grad():

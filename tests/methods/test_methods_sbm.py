@@ -40,7 +40,8 @@ def images(n=6, c=3, size=8, seed=1, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(
-    ("bits", "grad_bits", "cp"), [(8, 8, 6.25), (8, 12, 8.333), (8, 16, 10.417), (6, 8, 4.297), (6, 12, 5.859), (4, 6, 2.083)]
+    ("bits", "grad_bits", "cp"),
+    [(8, 8, 6.25), (8, 12, 8.333), (8, 16, 10.417), (6, 8, 4.297), (6, 12, 5.859), (4, 6, 2.083)],
 )
 def test_static_cp_of_the_ledger(bits, grad_bits, cp):
     plain = resnet()
@@ -51,7 +52,7 @@ def test_static_cp_of_the_ledger(bits, grad_bits, cp):
 
 
 def test_fractrain_variant_quantizes_every_convolution_and_nothing_else():
-    method, model, _ = prepared(resnet())
+    _method, model, _ = prepared(resnet())
     calls = {}
 
     def observer(layer, name, op, original, quantized):
@@ -135,7 +136,7 @@ def banner_norm(x, gamma, beta, key, eps=1e-5):
         return straight(v, affine(v.detach(), 8, v.detach().min(), v.detach().max(), None))
 
     x = q(x)
-    n, channels, h, w = x.shape
+    channels = x.shape[1]
     means, scales = [], []
     for c in range(channels):
         values = x[:, c].reshape(-1)
@@ -146,8 +147,9 @@ def banner_norm(x, gamma, beta, key, eps=1e-5):
         means.append(values.mean())
         scales.append(1 / ((highs - lows) * const + eps))
     mean, scale = torch.stack(means), torch.stack(scales)
-    y = (x - mean.view(1, -1, 1, 1)) * q(scale).view(1, -1, 1, 1) * q(gamma).view(1, -1, 1, 1) + q(beta).view(1, -1, 1, 1)
-    return SavedError.apply(y, key), mean.detach(), scale.detach()
+    mean, factor, shift = (v.view(1, -1, 1, 1) for v in (mean, q(scale) * q(gamma), q(beta)))
+    y = (x - mean) * factor + shift
+    return SavedError.apply(y, key)
 
 
 class Tiny(nn.Module):
@@ -183,7 +185,7 @@ def test_banner_variant_equals_an_independent_float64_reference(float64_codes):
         return noise_key(method.state.seed, 7, name)
 
     y = banner_product(lambda a, w, b: F.conv2d(a, w, b, padding=1), z, p["conv1.weight"], None, key("conv1.E.eb"))
-    y, _, _ = banner_norm(y, p["bn.weight"], p["bn.bias"], key("bn.E"))
+    y = banner_norm(y, p["bn.weight"], p["bn.bias"], key("bn.E"))
     y = banner_product(
         lambda a, w, b: F.conv2d(a, w, b, stride=2), y.relu(), p["conv2.weight"], p["conv2.bias"], key("conv2.E.eb")
     )
@@ -193,7 +195,7 @@ def test_banner_variant_equals_an_independent_float64_reference(float64_codes):
     torch.testing.assert_close(x.grad, z.grad, rtol=1e-8, atol=1e-10 * float(z.grad.abs().max()))
     for name, v in model.named_parameters():
         scale = float(p[name].grad.abs().max())
-        torch.testing.assert_close(v.grad, p[name].grad, rtol=1e-8, atol=1e-10 * scale, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(v.grad, p[name].grad, rtol=1e-8, atol=1e-10 * scale)
 
 
 def test_banner_quantizes_first_and_last_layer_and_bifurcates():
@@ -216,7 +218,8 @@ def test_banner_activation_range_keeps_a_tenth_of_the_old_one():
     model(first)
     model(second)
     layer = next(iter(quant_layers(model)))
-    for got, old, new in zip((layer.running_low, layer.running_high), mean_extremes(first), mean_extremes(second), strict=True):
+    ranges = zip((layer.running_low, layer.running_high), mean_extremes(first), mean_extremes(second), strict=True)
+    for got, old, new in ranges:
         assert float(got) == pytest.approx(0.1 * float(old) + 0.9 * float(new), rel=1e-6)
 
 

@@ -65,7 +65,7 @@ def test_pfq_classifier_and_batch_norm_stay_in_floating_point():
 
 
 def test_pfq_state_restores_stage_and_layers():
-    method, model = prepared(PFQ())
+    method, _model = prepared(PFQ())
     for epoch in range(12):
         method.on_epoch_end(epoch, 1.0)
     other, twin = prepared(PFQ())

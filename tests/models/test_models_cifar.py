@@ -81,7 +81,9 @@ def test_blocks_come_in_the_order_data_flows(name):
     assert registry.info(name).blocks == 3 * n
     order = []
     for block in expected:
-        model.get_submodule(block).register_forward_hook(lambda m, a, o, block=block: order.append((block, o.shape[1:])))
+        model.get_submodule(block).register_forward_hook(
+            lambda m, a, o, block=block: order.append((block, o.shape[1:]))
+        )
     model(torch.zeros(2, 3, 8, 8))
     assert [b for b, _ in order] == expected
     assert [tuple(s) for _, s in order[n - 1 :: n]] == [(16, 8, 8), (32, 4, 4), (64, 2, 2)]
@@ -98,7 +100,7 @@ def test_convolutions_start_with_the_authors_deviation():
     for m in build("resnet38").modules():
         if isinstance(m, nn.Conv2d) and m.weight.numel() > 4000:
             expected = (2 / (m.kernel_size[0] * m.kernel_size[1] * m.out_channels)) ** 0.5
-            assert float(m.weight.std()) == pytest.approx(expected, rel=5 / (2 * m.weight.numel()) ** 0.5)
+            assert float(m.weight.detach().std()) == pytest.approx(expected, rel=5 / (2 * m.weight.numel()) ** 0.5)
 
 
 def test_weights_are_a_function_of_the_seed_alone():

@@ -1,0 +1,84 @@
+"""The short cut for the common case gives the bits of the general path, or steps aside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from quant_helpers import SHAPES, tensor
+
+from fractrain.quant.formats import Affine, PerAxis, PerTensor, PerTile, Symmetric
+from fractrain.quant.grid import Grid
+from fractrain.quant.kernels import quantize_reference
+from fractrain.quant.measured import quantize_uniform
+from fractrain.quant.noise import NoiseKey
+
+KEY = NoiseKey(0x89ABCDEF, 0xFEDCBA98, 12345)
+FORMATS = [cls(g) for cls in (Affine, Symmetric) for g in (PerTensor(), PerAxis(0))]
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@pytest.mark.parametrize("noise", [None, KEY], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("shape", [*SHAPES, (5,), (3, 2, 65, 51), (2, 40_001)], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_bits_as_the_general_path(fmt, noise, shape, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for bits in (2, 5, 8, 9, 16):
+            x = tensor(shape, bits)
+            got = quantize_uniform(x, fmt, bits, noise, bits, "fused")
+            assert got is not None
+            assert got.codes is not None
+            grid = fmt.grid(fmt.limits(x, "reference"), bits, x)
+            want, codes = quantize_reference(x, grid, noise, bits)
+            assert codes is not None
+            assert torch.equal(got.values, want)
+            assert torch.equal(got.codes.codes, codes.codes)
+            assert torch.equal(got.codes.values(), want)
+            assert (got.low, got.high, got.finite) == (float(x.min()), float(x.max()), True)
+            lazily = got.codes.grid() if callable(got.codes.grid) else got.codes.grid
+            assert isinstance(lazily, Grid)
+            for name in ("scale", "offset", "qmin", "qmax"):
+                assert torch.equal(getattr(lazily, name).expand(shape), getattr(grid, name).expand(shape))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("cls", [Affine, Symmetric])
+def test_a_known_range_is_used(cls) -> None:
+    x = tensor((4, 9), 0)
+    got = quantize_uniform(x, cls(), 4, None, 4, "fused", (-0.5, 0.25))
+    grid = cls().grid((torch.tensor(-0.5), torch.tensor(0.25)), 4, x)
+    assert got is not None
+    assert torch.equal(got.values, quantize_reference(x, grid, None, 0)[0])
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_inf_and_nan_are_told_wherever_they_are(fmt, bad: float) -> None:
+    for place in range(12):
+        x = tensor((3, 4), 0)
+        x.view(-1)[place] = bad
+        got = quantize_uniform(x, fmt, 8, None, 0, "fused")
+        assert got is not None
+        assert not got.finite
+
+
+class OwnGrid(Affine):
+    """A method's own format."""
+
+
+def test_it_steps_aside_where_it_does_not_apply() -> None:
+    x = tensor((4, 6), 0)
+    for y, fmt, bits, known in (
+        (x, OwnGrid(), 8, None),
+        (x, Affine(PerTile(2, 2)), 8, None),
+        (x, Affine(PerAxis(1)), 8, None),
+        (x, Affine(PerAxis(0)), 8, (-1.0, 1.0)),
+        (x, Affine(statistic="mean"), 8, None),
+        (x, Affine(), torch.full((4,), 8), None),
+        (x[:, ::2], Affine(), 8, None),
+        (tensor((2, 3, 4, 5), 0).contiguous(), Affine(), 8, None),
+    ):
+        assert quantize_uniform(y, fmt, bits, None, 0, "auto", known) is None
+    assert quantize_uniform(x, Affine(), 8, None, 0, "reference") is None
