@@ -4,48 +4,61 @@ With q(x, k) = round(x (2^k - 1)) / (2^k - 1) on [0, 1]:
 
 * W (FW, EB): ``2 q(tanh(w) / (2 max|tanh(w)|) + 1/2, k) - 1``, nearest, one range per tensor, values in [-1, 1]. The
   gradient goes straight through q and exactly through tanh and the division by the maximum.
-* A (FW, GC): clipped to [0, 1], then q, nearest. Fixed range: nothing is measured, evaluation needs no running range.
+* A (FW, GC): clipped to [0, clip], divided by clip, q, times clip; nearest. Fixed range: nothing is measured, and
+  evaluation needs no running range.
 * E (EB, GC): per sample, with m = max|e|: ``2 m (q(e / (2 m) + 1/2 + noise, k) - 1/2)``, noise uniform over one step:
   stochastic rounding on 2^k points from -m to m. As in the source zero is no point of the grid.
 * First convolution and last layer: floating point. BatchNorm, stored weights, optimizer: floating point.
 
 A width of 32 leaves an operand in floating point: ``bits=4 weight_bits=4 grad_bits=32`` is FW-4/BW-32.
 
-Departures: (1) The source builds its networks with the clip in place of ReLU; models here keep their ReLU, and the clip
-sits at the input of every quantized layer (also at 32 bits). Identity shortcuts therefore carry unclipped values, as
-in the source's pre-activation ResNet, but block inputs are sums that no BatchNorm brings back into [0, 1], and the
-classifier's input is not clipped. (2) 1-bit weights (their own formula) and 1-bit activations are not offered. (3) A
-sample whose error is all zero stays zero; the source divides by zero. (4) Data, schedule and SGD are the harness's (the
-source: Adam, other networks; in its SVHN example weight decay on the classifier alone).
+Departures. (1) The source builds its networks with the clip in place of ReLU and a BatchNorm before every clip; models
+here keep their ReLU, and the clip sits at the input of every quantized layer (also at 32 bits). Identity shortcuts
+therefore carry unclipped values, as in the source's pre-activation ResNet, but block inputs are sums that no BatchNorm
+brings back to [0, 1]. At the source's ``clip=1`` most of the inputs of a ResNet's blocks are 1 and it hardly learns,
+in 32 bits as little as in 8. On such inputs the source is silent; the default of 8 is ours, found on the embedded
+digits. Where a BatchNorm follows it is the source's formula on an input divided by 8. The classifier's input is not
+clipped. (2) 1-bit weights (their own formula) and 1-bit activations are not offered. (3) Where all weights, or all
+errors of a sample, are zero the source divides by zero; here errors stay zero, and zero weights are not scaled. (4)
+Data, schedule and SGD are the harness's (the source: other networks, Adam).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import nn
 
-from fractrain.methods.base import Method, MethodContext, MethodSettings
+from fractrain.methods.base import Method, MethodContext, MethodSettings, Width
 from fractrain.quant.convert import convert, quant_layers
 from fractrain.quant.formats import Affine, Bits, Format, Limits, PerAxis
 from fractrain.quant.grid import Grid
 from fractrain.quant.kernels import Kernels
-from fractrain.quant.precision import FLOAT_BITS, Operand, Precision
+from fractrain.quant.precision import Operand, Precision
 
 TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
-class UnitInterval(Affine):
-    """Activations: ``2^k`` points from 0 to 1 whatever the data, which is clipped to them."""
+class Clipped(Affine):
+    """Activations: ``2^k`` points from 0 to ``clip`` whatever the data, which is clipped to them."""
+
+    clip: float = 1.0
 
     def limits(self, x: torch.Tensor, kernels: Kernels = "auto") -> Limits:
-        """Return 0 and 1; both are nan if ``x`` has inf or nan."""
+        """Return 0 and ``clip``; both are nan if ``x`` has inf or nan."""
         low, high = super().limits(x, kernels)
         zero = (low + high) * 0.0
-        return zero, zero + 1.0
+        return zero, zero + self.clip
+
+
+def _largest(t: torch.Tensor) -> torch.Tensor:
+    """Largest magnitude of a tensor; 1 if all is zero."""
+    top = t.abs().amax()
+    return torch.where(top > 0, top, 1.0)
 
 
 @dataclass(frozen=True)
@@ -55,16 +68,15 @@ class TanhWeight(Affine):
     def forward_transform(self, x: torch.Tensor) -> torch.Tensor:
         """Squash into [-1, 1]; the largest magnitude becomes 1."""
         t = x.tanh()
-        return t / t.abs().amax().clamp(min=TINY)
+        return t / _largest(t)
 
     def backward_transform(self, x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         """Exact gradient of :meth:`forward_transform`; several equal maxima share the maximum's part."""
         t = x.tanh()
-        size = t.abs()
-        top = size.amax().clamp(min=TINY)
-        at_top = (size == top).to(t.dtype)
+        top = _largest(t)
+        at_top = (t.abs() == top).to(t.dtype)
         share = t.sign() * at_top / at_top.sum().clamp(min=1.0)
-        inner = grad / top - share * ((grad * t).sum() / top.square())
+        inner = (grad - share * ((grad * t).sum() / top)) / top
         return inner * (1.0 - t.square())
 
     def limits(self, x: torch.Tensor, kernels: Kernels = "auto") -> Limits:
@@ -90,24 +102,18 @@ class SampleError(Format):
         return Grid(((hi - lo) / n.clamp(min=1.0)).clamp(min=TINY), lo, torch.zeros_like(n), n)
 
 
-def clip_input(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Clip a layer's input to [0, 1] (a forward pre-hook); the gradient is zero where it was outside."""
-    return (inputs[0].clamp(0.0, 1.0), *inputs[1:])
+def clip_input(clip: float, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Clip a layer's input to [0, clip] (a forward pre-hook); the gradient is zero where it was outside."""
+    return (inputs[0].clamp(0.0, clip), *inputs[1:])
 
 
 class DoReFaSettings(MethodSettings):
-    """Settings of dorefa; each width is 2..16, or 32 for floating point."""
+    """Settings of dorefa."""
 
-    bits: int = Field(8, ge=2, le=FLOAT_BITS, description="activation bits, 2..16 or 32 (float)")
-    weight_bits: int = Field(8, ge=2, le=FLOAT_BITS, description="weight bits, 2..16 or 32 (float)")
-    grad_bits: int = Field(8, ge=2, le=FLOAT_BITS, description="error bits, 2..16 or 32 (float)")
-
-    @field_validator("bits", "weight_bits", "grad_bits")
-    @classmethod
-    def _width(cls, value: int) -> int:
-        if 16 < value < FLOAT_BITS:
-            raise ValueError("widths are 2..16, or 32 for floating point")
-        return value
+    bits: Width = Field(8, description="activation bits, 2..16 or 32 (float)")
+    weight_bits: Width = Field(8, description="weight bits, 2..16 or 32 (float)")
+    grad_bits: Width = Field(8, description="error bits, 2..16 or 32 (float)")
+    clip: float = Field(8.0, gt=0, allow_inf_nan=False, description="activations are clipped to [0, clip] (source: 1)")
 
 
 class DoReFa(Method):
@@ -121,12 +127,12 @@ class DoReFa(Method):
         """Quantize and clip all layers but the first and the last."""
         s: DoReFaSettings = self.settings
         precision = Precision.of(
-            a=Operand(s.bits, UnitInterval()),
+            a=Operand(s.bits, Clipped(clip=s.clip)),
             w=Operand(s.weight_bits, TanhWeight()),
             e=Operand(s.grad_bits, SampleError(PerAxis(0), rounding="stochastic")),
         )
         model = convert(model, precision, self.state, keep_first=True, keep_last=True)
         for layer in quant_layers(model):
             if layer.precision is precision:  # kept layers have a float precision of their own
-                layer.register_forward_pre_hook(clip_input)
+                layer.register_forward_pre_hook(partial(clip_input, s.clip))
         return model

@@ -19,9 +19,12 @@ import click
 
 import fractrain
 from fractrain.commands.catalog import list_command
+from fractrain.commands.check import check_command
 from fractrain.commands.common import NearestGroup, debug_wanted, say
 from fractrain.commands.data import data_group
+from fractrain.commands.diff import diff_command
 from fractrain.commands.doctor import doctor_command
+from fractrain.commands.new_method import new_method_command
 from fractrain.commands.publish import publish_command
 from fractrain.commands.runs import run_command
 from fractrain.commands.tables import plan_command, reproduce_command, table_command
@@ -112,10 +115,13 @@ for _command in (
     run_command,
     reproduce_command,
     table_command,
+    diff_command,
     plan_command,
     publish_command,
     data_group,
     doctor_command,
+    check_command,
+    new_method_command,
 ):
     main.add_command(_command)
 

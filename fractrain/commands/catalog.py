@@ -20,21 +20,22 @@ from fractrain.commands.common import (
 from fractrain.errors import PluginError
 
 if TYPE_CHECKING:
+    from fractrain.methods.base import Method
     from fractrain.methods.registry import MethodRegistry
 
 Entry = dict[str, Any]
 
 
-def _methods() -> list[Entry]:
+def _methods(verbose: bool = False) -> list[Entry]:
     from fractrain.methods.registry import MethodRegistry
 
     registry = MethodRegistry.discover()
     for problem in registry.problems:
         say(f"fractrain: warning: {problem}")
-    return [_method(registry, name) for name in registry.names()]
+    return [_method(registry, name, verbose) for name in registry.names()]
 
 
-def _method(registry: MethodRegistry, name: str) -> Entry:
+def _method(registry: MethodRegistry, name: str, verbose: bool) -> Entry:
     """All that is known of a method. One that cannot be loaded is listed too, with the reason, and hides no other."""
     try:
         kind = registry.get(name)
@@ -47,7 +48,23 @@ def _method(registry: MethodRegistry, name: str) -> Entry:
         "version": kind.version,
         "settings": [_setting(key, field) for key, field in kind.Settings.model_fields.items()],
         "notes": " ".join((kind.__doc__ or "").split("\n", 1)[-1].split()),
+        **(_card(kind) if verbose else {}),
     }
+
+
+def _card(kind: type[Method]) -> Entry:
+    """The precision card as values and as lines for people, or why there is none."""
+    from pydantic import ValidationError
+
+    from fractrain.errors import FractrainError
+    from fractrain.methods.card import precision_card
+
+    try:
+        card = precision_card(kind)
+    except (FractrainError, ValidationError) as error:  # a method with required settings, or for other models only
+        reason = " ".join(str(error).split())
+        return {"card": {"problem": reason}, "card_lines": [f"no precision card: {reason}"]}
+    return {"card": card.as_dict(), "card_lines": card.lines()}
 
 
 def _setting(key: str, field: Any) -> Entry:
@@ -116,7 +133,8 @@ def _details(kind: str, entry: Entry) -> list[str]:
     if kind == "methods":
         settings = [f"{s['name']}={'required' if s['required'] else _short(s['default'])}" for s in entry["settings"]]
         source = entry.get("source")
-        return [*([f"settings: {', '.join(settings)}"] if settings else []), *([f"source: {source}"] if source else [])]
+        told = [*([f"settings: {', '.join(settings)}"] if settings else []), *([f"source: {source}"] if source else [])]
+        return told + [f"  {line}" for line in entry.get("card_lines", [])]
     if kind == "models":
         macs = [f"{count:,} forward MACs on {name}" for name, count in entry["forward_macs"].items()]
         return [*macs, f"{entry['blocks']} gateable blocks"]
@@ -145,14 +163,15 @@ def _print(kind: str, entries: list[Entry]) -> None:
 @click.command("list", short_help="List methods, models, datasets, tables or hardware models.")
 @options(
     click.argument("kind", type=NearestChoice([*KINDS, "all"]), default="all", metavar="[KIND]"),
+    click.option("-v", "--verbose", is_flag=True, help="With every method's precision card: formats of all operands."),
     plugin_option,
     json_option,
 )
-def list_command(kind: str, as_json: bool) -> None:
+def list_command(kind: str, verbose: bool, as_json: bool) -> None:
     """List what there is: methods, models, datasets, tables, hardware (all of them without KIND)."""
     kinds = list(KINDS) if kind == "all" else [kind]
     with stdout_to_stderr():
-        found = {name: KINDS[name]() for name in kinds}
+        found = {name: _methods(verbose) if name == "methods" else KINDS[name]() for name in kinds}
     if as_json:
         emit_json(found if kind == "all" else found[kind])
         return

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from fractrain.report.grid import PlannedRun
     from fractrain.report.spec import TableSpec
 
-FORMATS = ("md", "csv", "tex", "html", "json")
+FORMATS = ("md", "csv", "tex", "html", "json", "svg")
 DEFAULT_OUT = "results/tables"
+DEFAULT_FIGURES = "results/figures"
 
 name_argument = click.argument("table")
 seeds_option = click.option(
@@ -40,17 +41,15 @@ seeds_option = click.option(
 out_option = click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    default=DEFAULT_OUT,
-    show_default=True,
     metavar="DIR",
-    help="Where the table is written in all formats.",
+    help=f"Where it is written in all formats.  [default: {DEFAULT_OUT}, figures: {DEFAULT_FIGURES}]",
 )
 
 
 @click.command("plan", short_help="Show what a table still needs to run.")
 @options(name_argument, profile_option, seeds_option, results_option, plugin_option, json_option)
 def plan_command(table: str, profile: str, seeds: int | None, results: Path, as_json: bool) -> None:
-    """Show the runs of TABLE: what is cached already, what would run."""
+    """Show the runs of TABLE (or figure): what is cached already, what would run."""
     runs = _plan(table, profile, seeds, results)[1]
     _show_plan(runs, as_json)
 
@@ -58,21 +57,27 @@ def plan_command(table: str, profile: str, seeds: int | None, results: Path, as_
 @click.command("table", short_help="Print a table from the runs there are.")
 @options(
     name_argument,
-    click.option("--format", "form", type=NearestChoice(FORMATS), default="md", show_default=True),
+    click.option(
+        "--format",
+        "form",
+        type=NearestChoice(FORMATS),
+        default="md",
+        show_default=True,
+        help="svg: figures only; their csv has one line per point.",
+    ),
     profile_option,
     seeds_option,
     results_option,
     plugin_option,
 )
 def table_command(table: str, form: str, profile: str, seeds: int | None, results: Path) -> None:
-    """Print TABLE from the runs there are; nothing is run."""
+    """Print TABLE (or figure) from the runs there are; nothing is run."""
     from fractrain.engine.store import RunStore
-    from fractrain.report.build import build_table
-    from fractrain.report.render import render
+    from fractrain.report import output
     from fractrain.report.spec import load_spec
 
     with stdout_to_stderr():
-        text = render(build_table(load_spec(table), RunStore(results), profile, seeds), form)
+        text = output.text(load_spec(table), RunStore(results), profile, seeds, form)
     click.echo(text.rstrip("\n"))
 
 
@@ -106,20 +111,22 @@ def reproduce_command(
     data_dir: Path | None,
     download: bool,
     results: Path,
-    out: Path,
+    out: Path | None,
     as_json: bool,
 ) -> int:
-    """Run what is missing of TABLE, then print it and write it to DIR in all formats.
+    """Run what is missing of TABLE (or figure), then print it and write it to DIR in all formats.
 
     Runs that are finished are never repeated; interrupted ones go on where they stopped. Exit code 1 when a run failed.
     """
     say(f"{table}, profile {profile}: planning ...")
     from fractrain.engine.executor import Site
+    from fractrain.report.output import check
 
     spec, runs = _plan(table, profile, seeds, results)
     if dry_run:
         _show_plan(runs, as_json)
         return 0
+    check(spec)
     say(_counts(runs))
     site = Site(store=results, device=device, data_dir=data_dir, download=download)
     outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs)
@@ -215,16 +222,16 @@ def _gpus(device: str) -> list[str]:
 
 
 def _finish(
-    spec: TableSpec, profile: str, seeds: int | None, results: Path, out: Path, outcomes: list[Outcome] | None
+    spec: TableSpec, profile: str, seeds: int | None, results: Path, out: Path | None, outcomes: list[Outcome] | None
 ) -> None:
     """Build the table from the store, write it, print it (as JSON with the outcomes, if these are given)."""
     from fractrain.engine.store import RunStore
-    from fractrain.report.build import build_table
-    from fractrain.report.render import render, write_all
+    from fractrain.report.output import write
+    from fractrain.report.render import render
 
+    folder = out or Path(DEFAULT_OUT if spec.figure is None else DEFAULT_FIGURES)
     with stdout_to_stderr():
-        built = build_table(spec, RunStore(results), profile, seeds)
-        files = write_all(built, out)
+        built, files = write(spec, RunStore(results), profile, folder, seeds)
         text = render(built, "md")
     if outcomes is None:
         click.echo(text.rstrip("\n"))

@@ -6,7 +6,7 @@
     for each evaluation period ("epoch"):
         on_epoch_start
         for each step:
-            on_step_start; forward; extra_loss; backward; optimizer step; on_step_end
+            skip_step (if so, nothing else); on_step_start; forward; extra_loss; backward; optimizer; on_step_end
         evaluate on the validation and the test part; metrics
         on_epoch_end
 
@@ -101,13 +101,9 @@ class TrainingLoop:
                 f"{self.method.version}: results differ, start a new run"
             )
         context = MethodContext(
-            seed=config.seed,
-            steps_per_epoch=self.clock.period,
-            total_steps=self.clock.total,
-            batch_size=recipe.batch_size,
-            blocks=blocks,
-            ledger=self.ledger,
-        )
+            seed=config.seed, steps_per_epoch=self.clock.period, total_steps=self.clock.total,
+            batch_size=recipe.batch_size, blocks=blocks, ledger=self.ledger,
+        )  # fmt: skip
         model = self.method.prepare(plain, context)
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.train()
@@ -138,6 +134,9 @@ class TrainingLoop:
         if self.step == self.clock.start(self.epoch):
             self.ledger.begin("train", self.epoch)
             self.method.on_epoch_start(self.epoch)
+        if self.method.skip_step(self.step):
+            self.step += 1
+            return
         started = time.perf_counter()
         try:
             self._train_step()
@@ -187,7 +186,8 @@ class TrainingLoop:
             self.ledger.load_state_dict(before)
             self.ledger.begin("train", self.epoch)
             return
-        mean_loss = float(self._loss_sum) / (self.step - self.clock.start(self.epoch))
+        steps = sum(not self.method.skip_step(s) for s in range(self.clock.start(self.epoch), self.step))
+        mean_loss = float(self._loss_sum) / steps if steps else float("nan")
         line = self._line(mean_loss, scores)
         self.method.on_epoch_end(self.epoch, mean_loss)
         self.lines.append(line)
@@ -202,8 +202,8 @@ class TrainingLoop:
             "epoch": self.epoch,
             "iteration": self.step,
             "lr": learning_rate(self.config.recipe, self.step - 1),
-            "train_loss": mean_loss,
-            "train_accuracy": 100 * int(self._correct) / self._samples,
+            "train_loss": mean_loss if self._samples else None,  # None: all steps were skipped
+            "train_accuracy": 100 * int(self._correct) / self._samples if self._samples else None,
             "val_accuracy": val.accuracy if val else None,
             "val_loss": val.loss if val else None,
             "test_accuracy": test.accuracy,

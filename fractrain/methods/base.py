@@ -6,6 +6,8 @@ The engine, or any training loop of your own, calls the hooks in this order::
     for epoch in range(epochs):
         method.on_epoch_start(epoch)
         for batch in loader:
+            if method.skip_step(step):                  # the mini-batch is dropped, the step counts
+                continue
             method.on_step_start(step)
             loss = criterion(model(x), y)
             extra = method.extra_loss()                 # None, or a scalar tensor
@@ -18,22 +20,47 @@ The engine, or any training loop of your own, calls the hooks in this order::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pydantic
 import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
+from fractrain.quant.formats import MAX_BITS, MIN_BITS
+from fractrain.quant.precision import FLOAT_BITS
 from fractrain.quant.state import QuantState
+
+
+def _width(value: int) -> int:
+    if value != FLOAT_BITS and not MIN_BITS <= value <= MAX_BITS:
+        raise ValueError(f"must be {MIN_BITS}..{MAX_BITS} bits, or {FLOAT_BITS} for floating point")
+    return value
+
+
+Width = Annotated[int, pydantic.AfterValidator(_width)]
+"""A setting that is an operand width: 2..16 bits, or 32 (not quantized)."""
 
 
 class MethodSettings(pydantic.BaseModel):
     """Base of every method's settings: frozen, typed, unknown keys refused; part of the run id."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How the contract (:mod:`fractrain.testing`) changes a setting to see that it acts.
+
+    Attributes:
+        value: the setting's other value.
+        given: settings that both runs, with and without ``value``, have on top of the usual ones.
+    """
+
+    value: Any
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,14 +93,30 @@ class Method:
     Attributes:
         settings: the validated settings.
         state: step, seed and ledger shared by all quantized layers (set by :meth:`prepare`).
+        master_weights, optimizer_state: number formats for the precision card; give another text where the method
+            keeps them in something else than float32.
+        contract_settings: settings under which all that the method does happens within a few steps; the contract uses
+            them to test resuming, determinism and precision.
+        contract_variations: for settings that the contract cannot vary by their type alone: another value, or a
+            :class:`Variation`.
+        contract_inert: settings that cannot act within a few steps, each with the reason.
+        contract_costless: settings that are widths, but of no operand of a product, each with what they are of.
     """
 
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     version: ClassVar[int] = 1  # raise it when results change: it is part of the run id
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    master_weights: ClassVar[str] = "float32"
+    optimizer_state: ClassVar[str] = "float32"
+    contract_settings: ClassVar[Mapping[str, Any]] = {}
+    contract_variations: ClassVar[Mapping[str, Any]] = {}
+    contract_inert: ClassVar[Mapping[str, str]] = {}
+    contract_costless: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, settings: MethodSettings | None = None, **values: Any) -> None:
+        if settings is not None and values:
+            raise TypeError(f"{type(self).__name__}: give settings, or values for them, not both")
         self.settings: Any = settings if settings is not None else self.Settings(**values)
         self.state = QuantState()
         self.context = MethodContext()
@@ -91,7 +134,19 @@ class Method:
         """After the optimizer step; ``loss`` (task) and ``extra`` are detached 0-dim tensors, possibly on a device."""
 
     def on_epoch_end(self, epoch: int, loss: float) -> None:
-        """After an epoch (one evaluation period); ``loss`` is the mean task loss of its steps."""
+        """After an epoch (one evaluation period); ``loss`` is the mean task loss of its steps.
+
+        It is nan after an epoch whose steps were all skipped.
+        """
+
+    def skip_step(self, step: int) -> bool:
+        """Whether to drop the mini-batch of a step; asked before anything else of the step happens.
+
+        If so the step is counted (learning rate, data and epochs move on) and nothing else is done: no other hook, no
+        forward or backward pass, no update of weights or momentum, no sample in the ledger. Must be a pure function of
+        the seed and the step.
+        """
+        return False
 
     def extra_loss(self) -> torch.Tensor | None:
         """A term to add to the loss of the forward pass just made, or None."""

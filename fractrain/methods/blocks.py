@@ -17,13 +17,15 @@ def gateable_blocks(model: nn.Module, context: MethodContext) -> list[str]:
     torchvision's ResNet and MobileNet families.
 
     Raises:
-        ConfigError: a given name does not exist, or no block is found.
+        ConfigError: a given name does not exist, comes twice or lies inside another one, or no block is found.
     """
     modules = dict(model.named_modules())
     if context.blocks:
         for name in context.blocks:
             if name not in modules:
                 raise ConfigError(f"block {name!r} is not a module of the model{did_you_mean(name, modules)}")
+            if sum(f"{name}.".startswith(f"{other}.") for other in context.blocks) > 1:
+                raise ConfigError(f"block {name!r} is named twice or lies inside another block of the list")
         return list(context.blocks)
     own = getattr(model, "gateable_blocks", None)
     if callable(own):

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from fractrain.methods.base import MethodContext
+from fractrain.methods.base import MethodContext, Variation
 from fractrain.methods.dfq import DFQ, DFQSettings
-from fractrain.methods.pfq import StageSettings, stage_clock
+from fractrain.methods.pfq import STAGE_INERT, STAGE_VARIATIONS, StageSettings, stage_clock
 
 
 class FracTrainSettings(DFQSettings, StageSettings):
@@ -34,6 +34,14 @@ class FracTrain(DFQ):
     source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113), section 3.3; authors' train_frac.py"
     Settings = FracTrainSettings
     authors_period = 390
+    contract_settings = {"window": 2, "epsilon": 1e6, "target_cp": 1.0, "target_step": 0.8}
+    contract_variations = {
+        **STAGE_VARIATIONS,
+        "stages": 1,
+        "relax": Variation(100.0, given={"sharp": False}),
+        "sharp": Variation(False, given={"relax": 100.0}),
+    }
+    contract_inert = STAGE_INERT
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """As DFQ, with the indicator."""

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fractrain.cost.ledger import FLOAT_BITS, Entry
+from fractrain.errors import ConfigError
 
 
 class GateNetwork(nn.Module):
@@ -20,24 +21,41 @@ class GateNetwork(nn.Module):
     Args:
         channels: input channels of each block.
         candidates: number of candidates K.
-        hidden, embed: sizes.
+        hidden, embed: sizes; hidden 0 leaves one projection C x embed, as in SkipNet's gate.
     """
 
     def __init__(self, channels: Sequence[int], candidates: int, hidden: int = 32, embed: int = 16) -> None:
         super().__init__()
         self.channels = list(channels)
         self.features = nn.ModuleList(
-            nn.Sequential(nn.Linear(c, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, embed)) for c in channels
+            nn.Sequential(nn.Linear(c, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, embed))
+            if hidden
+            else nn.Linear(c, embed)
+            for c in channels
         )
         self.cell = nn.LSTMCell(embed, embed)
         self.head = nn.Linear(embed, candidates)
+        self._next = 0
         self._state: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """Probabilities ``[N, K]`` for block ``index`` from its input ``[N, C, H, W]`` (or ``[N, T, C]``).
+        """Probabilities ``[N, K]`` for block ``index`` from its input; see :meth:`logits`."""
+        return F.softmax(self.logits(index, x), dim=1)
+
+    def logits(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """Scores ``[N, K]`` for block ``index`` from its input ``[N, C, H, W]`` (or ``[N, T, C]``).
 
         Blocks must be asked in order; block 0 starts a new pass.
+
+        Raises:
+            ConfigError: a block is asked out of turn.
         """
+        if index not in (0, self._next):
+            raise ConfigError(
+                f"gated block number {index} ran where number {self._next} was due: name the blocks in the order data "
+                "flows through them, each once (MethodContext.blocks)"
+            )
+        self._next = (index + 1) % len(self.channels)
         pooled = x.mean(dim=(2, 3)) if x.dim() == 4 else x.mean(dim=1)
         if index == 0:
             self._state = None
@@ -45,7 +63,8 @@ class GateNetwork(nn.Module):
         self._state = (h, c)
         if index == len(self.channels) - 1:
             self._state = None  # nothing of this pass may outlive it
-        return F.softmax(self.head(h), dim=1)
+        scores: torch.Tensor = self.head(h)
+        return scores
 
     def macs(self, index: int) -> int:
         """Forward MACs per sample of one block's gate."""

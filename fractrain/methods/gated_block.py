@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from fractrain.cost.ledger import Entry
 from fractrain.methods.gate import GateNetwork, straight_through
@@ -16,6 +17,8 @@ from fractrain.quant.convert import quant_layers
 from fractrain.quant.layers import QuantLayer
 from fractrain.quant.precision import Precision
 from fractrain.quant.state import CandidateScope, QuantState
+
+RANDOM_TYPES = ("StochasticDepth", "DropPath")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class GatedBlock(nn.Module):
 
     Training computes the block at every *distinct* forward precision (the gate's gradient needs every candidate's
     output), and goes backward only through candidates that some sample chose; the gradient of the others is exactly
-    zero, because their mask is. Candidates that differ only in the error's width share their forward products.
+    zero, because their mask is. Candidates that differ only in the error's width share their forward products (not in
+    blocks with dropout: there every pass draws its own mask).
     BatchNorm's running statistics are updated once per distinct forward precision, from the whole batch. Evaluation
     computes each sample at its own precision only.
 
@@ -64,6 +68,8 @@ class GatedBlock(nn.Module):
         self.precisions = list(precisions)
         self.state = state
         self.every_pass = every_pass
+        # Each pass through a block that draws random numbers has forward values of its own: nothing can be shared.
+        self._random = any(isinstance(m, _DropoutNd) or type(m).__name__ in RANDOM_TYPES for m in block.modules())
         self._gate = (gate,)  # in a tuple: shared by all blocks, so it must not be registered in each
         self.mask: torch.Tensor | None = None
         self.choice: torch.Tensor | None = None
@@ -89,7 +95,8 @@ class GatedBlock(nn.Module):
         """Candidates by what decides their forward values."""
         groups: dict[Any, list[int]] = {}
         for k, c in enumerate(self.candidates):
-            groups.setdefault(k if self.every_pass and self.training else (c.a, c.w), []).append(k)
+            alone = self.training and (self.every_pass or self._random)
+            groups.setdefault(k if alone else (c.a, c.w), []).append(k)
         return groups
 
     def _train(
@@ -110,7 +117,6 @@ class GatedBlock(nn.Module):
             shared = next(o for k in members if (o := outs[k]) is not None).detach()
             for k in members:
                 outs[k] = shared if outs[k] is None else outs[k]
-        memo.clear()  # the graph holds the scopes, and with them all products in float, until backward
         return _Select.apply(mask, choice, *outs), sites
 
     def _evaluate(self, x: torch.Tensor, choice: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, list[Any]]:
@@ -137,7 +143,6 @@ class GatedBlock(nn.Module):
             return self.block(x), scope.sites
         finally:
             self.state.scope = None
-            scope.input = x.new_empty(0)  # as above: backward only asks a scope for its index
 
     def _count(self, x: torch.Tensor, counts: torch.Tensor, sites: list[Any]) -> None:
         ledger = self.state.ledger

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from fractrain.methods.base import Method, MethodContext, MethodSettings
+from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation
 from fractrain.methods.indicator import LossClock, LossIndicator
 from fractrain.quant.convert import convert, quant_layers
 from fractrain.quant.precision import fractrain_precision
@@ -43,6 +43,11 @@ class PFQSettings(StageSettings):
         return self
 
 
+# For the contract: a stage every second epoch, and what changes that within a few epochs.
+STAGE_VARIATIONS = {"epsilon": Variation(1e6, given={"window": 2}), "alpha": 1e-12, "window": 2}
+STAGE_INERT = {"scale_epochs": "only scales what epsilon is compared with, and ten epochs are more than a few steps"}
+
+
 def stage_clock(settings: StageSettings, stages: int, period: int) -> LossClock:
     """The indicator on the clock that the settings ask for; ``period`` is the authors' iterations per epoch."""
     indicator = LossIndicator(settings.epsilon, settings.alpha, stages, settings.window, settings.scale_epochs)
@@ -60,6 +65,9 @@ class PFQ(Method):
     source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113), section 3.1 and Algorithm 1; authors' train_pfq.py"
     Settings = PFQSettings
     authors_period = 400
+    contract_settings = {"window": 2, "epsilon": 1e6}
+    contract_variations = STAGE_VARIATIONS
+    contract_inert = {**STAGE_INERT, "compat": "the authors' epoch has 400 steps"}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize all convolutions at the first stage."""

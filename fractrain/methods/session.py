@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ class Session:
         session = fractrain.attach("fractrain", model)            # before the optimizer is made
         optimizer = torch.optim.SGD(session.model.parameters(), lr=0.1)
         for x, y in loader:
+            if session.skip():                                        # only methods that drop mini-batches say so
+                continue
             loss = session.loss(criterion(session.model(x), y))   # adds the method's own term
             loss.backward(); optimizer.step(); optimizer.zero_grad()
             session.step()
@@ -44,7 +47,7 @@ class Session:
                 raise
             self.ledger.meta["blocks"] = []  # a model without known blocks: cp is over all layers
         self.model = method.prepare(model, context)
-        self._steps = self._epochs = self._steps_in_epoch = 0
+        self._steps = self._epochs = self._steps_in_epoch = self._skipped = 0
         self._loss_sum: Any = 0.0
         self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.method.on_epoch_start(0)
@@ -60,6 +63,17 @@ class Session:
         extra = self.method.extra_loss()
         self._last = (loss.detach(), None if extra is None else extra.detach())
         return loss if extra is None else loss + extra
+
+    def skip(self) -> bool:
+        """Whether the method drops the next mini-batch; if so the step is counted, and the batch must not be used.
+
+        Needed only for methods that drop mini-batches (``slu`` with ``smd``).
+        """
+        if not self.method.skip_step(self._steps):
+            return False
+        self._steps += 1
+        self._skipped += 1
+        return True
 
     def step(self) -> None:
         """To be called after every optimizer step.
@@ -82,11 +96,12 @@ class Session:
         Raises:
             RuntimeError: no step was made since the last epoch.
         """
-        if not self._steps_in_epoch:
+        if not self._steps_in_epoch and not self._skipped:
             raise RuntimeError("session.epoch() without a session.step() since the last one")
-        self.method.on_epoch_end(self._epochs, float(self._loss_sum) / self._steps_in_epoch)
+        mean = float(self._loss_sum) / self._steps_in_epoch if self._steps_in_epoch else math.nan
+        self.method.on_epoch_end(self._epochs, mean)
         self._epochs += 1
-        self._steps_in_epoch, self._loss_sum = 0, 0.0
+        self._steps_in_epoch, self._skipped, self._loss_sum = 0, 0, 0.0
         self.method.on_epoch_start(self._epochs)
 
     def costs(self) -> dict[str, float]:
@@ -103,7 +118,7 @@ class Session:
         """Everything but the model and the optimizer, for your checkpoint (``weights_only=True`` can load it)."""
         return {
             "method": self.method.state_dict(), "ledger": self.ledger.state_dict(), "steps": self._steps,
-            "epochs": self._epochs, "steps_in_epoch": self._steps_in_epoch,
+            "epochs": self._epochs, "steps_in_epoch": self._steps_in_epoch, "skipped": self._skipped,
             "loss_sum": torch.as_tensor(self._loss_sum).cpu(),
         }  # fmt: skip
 
@@ -112,7 +127,7 @@ class Session:
         self.method.load_state_dict(state["method"])
         self.ledger.load_state_dict(state["ledger"])
         self._steps, self._epochs = state["steps"], state["epochs"]
-        self._steps_in_epoch = state["steps_in_epoch"]
+        self._steps_in_epoch, self._skipped = state["steps_in_epoch"], state["skipped"]
         device = next(self.model.parameters()).device
         self._loss_sum = state["loss_sum"].to(device) if self._steps_in_epoch else 0.0
 

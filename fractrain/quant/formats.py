@@ -12,14 +12,19 @@ A method with another grid (DoReFa's tanh weights, powers of two, ...) subclasse
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from fractrain.errors import ConfigError
 from fractrain.quant.grid import Grid
-from fractrain.quant.kernels import Kernels, row_limits
+from fractrain.quant.kernels import Kernels, row_limits, tile_limits
+from fractrain.quant.tiles import PerTile as PerTile
+from fractrain.quant.tiles import expand_tiles as expand_tiles
+from fractrain.quant.tiles import fit_map
+from fractrain.quant.tiles import matrix_view as matrix_view
+from fractrain.quant.tiles import tile_counts as tile_counts
 
 Role = Literal["A", "W", "E"]
 Rounding = Literal["nearest", "stochastic"]
@@ -42,18 +47,6 @@ class PerAxis:
     axis: int = 0
 
 
-@dataclass(frozen=True)
-class PerTile:
-    """One grid per ``rows x cols`` tile of the matrix view of the tensor (see :func:`matrix_view`)."""
-
-    rows: int = 16
-    cols: int = 16
-
-    def __post_init__(self) -> None:
-        if self.rows < 1 or self.cols < 1:
-            raise ConfigError(f"tiles must be at least 1x1, got {self.rows}x{self.cols}")
-
-
 Granularity = PerTensor | PerAxis | PerTile
 
 
@@ -70,42 +63,6 @@ def check_bits(bits: Bits) -> None:
             raise ConfigError(f"widths must be 0 or {MIN_BITS}..{MAX_BITS} bits, got a tensor of {low}..{high}")
     elif not MIN_BITS <= bits <= MAX_BITS:
         raise ConfigError(f"widths must be {MIN_BITS}..{MAX_BITS} bits (32 = not quantized), got {bits}")
-
-
-def matrix_view(x: torch.Tensor) -> torch.Tensor:
-    """View a tensor as the matrix of its product: 4-D as (first axis, rows, columns | channel), else (.., last axis).
-
-    An activation ``[N, C, H, W]`` becomes ``[N*H*W, C]``, a convolution weight ``[O, I, kh, kw]`` ``[O*kh*kw, I]``.
-    """
-    if x.dim() == 4:
-        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-    return x.reshape(-1, x.shape[-1])
-
-
-def tile_counts(shape: torch.Size, tile: PerTile) -> tuple[int, int]:
-    """Number of tiles along the rows and columns of the matrix view (edge tiles may be smaller)."""
-    cols = shape[1] if len(shape) == 4 else shape[-1]
-    return -(-(shape.numel() // cols) // tile.rows), -(-cols // tile.cols)
-
-
-def expand_tiles(values: torch.Tensor, shape: torch.Size, tile: PerTile) -> torch.Tensor:
-    """Spread one value per tile ``[row tiles, column tiles]`` over the elements of a tensor of this shape.
-
-    Raises:
-        ConfigError: the map does not have one value per tile.
-    """
-    if tuple(values.shape) != tile_counts(shape, tile):
-        raise ConfigError(
-            f"map of shape {tuple(values.shape)}, but a tensor {tuple(shape)} has {tile_counts(shape, tile)} tiles of "
-            f"{tile.rows}x{tile.cols}"
-        )
-    cols = shape[1] if len(shape) == 4 else shape[-1]
-    rows = shape.numel() // cols
-    full = values.repeat_interleave(tile.rows, 0)[:rows].repeat_interleave(tile.cols, 1)[:, :cols]
-    if len(shape) == 4:
-        n, c, h, w = shape
-        return full.reshape(n, h, w, c).permute(0, 3, 1, 2)
-    return full.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -128,6 +85,10 @@ class Format:
         """Short name for precision cards."""
         return type(self).__name__.lower()
 
+    def points(self, bits: int) -> int:
+        """Most different values in a group; more than ``2^bits`` only where a flag is kept besides the code."""
+        return 1 << bits
+
     def limits(self, x: torch.Tensor, kernels: Kernels = "auto") -> Limits:
         """Measure (smallest, largest) per group.
 
@@ -140,7 +101,7 @@ class Format:
         """
         g = self.granularity
         if isinstance(g, PerTile):
-            return _tile_limits(x, g)
+            return tile_limits(x, g, kernels)
         if isinstance(g, PerAxis) and g.axis != 0:
             shape = [1] * x.dim()
             shape[g.axis] = x.shape[g.axis]
@@ -155,17 +116,23 @@ class Format:
 
     def grid(self, limits: Limits, bits: Bits, x: torch.Tensor) -> Grid:
         """Return the grid for the measured limits at the given width(s); shapes broadcast to ``x``."""
-        lo, hi = limits
         if isinstance(self.granularity, PerTile):
-            if lo.dim():  # 0-dim: a running range, of the whole tensor
-                lo, hi = expand_tiles(lo, x.shape, self.granularity), expand_tiles(hi, x.shape, self.granularity)
-            if isinstance(bits, torch.Tensor):
-                bits = expand_tiles(bits.to(x.device), x.shape, self.granularity)
-        elif isinstance(bits, torch.Tensor):
+            return self.compact_grid(limits, bits, x).full(x.shape)
+        lo, hi = limits
+        if isinstance(bits, torch.Tensor):
             if bits.numel() != x.shape[0]:
                 raise ConfigError(f"{bits.numel()} widths for a tensor of shape {tuple(x.shape)}: give one per sample")
             bits = bits.to(x.device).view(-1, *([1] * (x.dim() - 1)))
         return self._grid(lo, hi, bits)
+
+    def compact_grid(self, limits: Limits, bits: Bits, x: torch.Tensor) -> Grid:
+        """As :meth:`grid`, but per tile with one set of parameters per tile instead of per element."""
+        tile = self.granularity
+        if not isinstance(tile, PerTile):
+            return self.grid(limits, bits, x)
+        if isinstance(bits, torch.Tensor):
+            bits = fit_map(bits.to(x.device), x.shape, tile)
+        return replace(self._grid(*limits, bits), tile=tile)
 
     def _grid(self, lo: torch.Tensor, hi: torch.Tensor, bits: Bits) -> Grid:
         raise NotImplementedError
@@ -205,15 +172,3 @@ class Symmetric(Format):
             top = lo.new_tensor(float(2 ** (bits - 1) - 1))
         scale = (bound / top.clamp(min=1.0)).clamp(min=MIN_SCALE)
         return Grid(scale, torch.zeros_like(bound), -top, top)
-
-
-def _tile_limits(x: torch.Tensor, tile: PerTile) -> Limits:
-    m = matrix_view(x)
-    rows, cols = m.shape
-    pad = (0, -cols % tile.cols, 0, -rows % tile.rows)
-
-    def blocks(fill: float) -> torch.Tensor:
-        p = torch.nn.functional.pad(m, pad, value=fill)
-        return p.view(p.shape[0] // tile.rows, tile.rows, p.shape[1] // tile.cols, tile.cols)
-
-    return blocks(float("inf")).amin(dim=(1, 3)), blocks(float("-inf")).amax(dim=(1, 3))

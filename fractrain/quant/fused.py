@@ -8,10 +8,12 @@ Layout: a tensor is passed as ``[rows, columns]`` with one grid per row; element
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange, uint32
 
-_OPTIONS = {"error_model": "numpy", "cache": True}
+_OPTIONS: Any = {"error_model": "numpy", "cache": True}
 
 
 @njit(inline="always", **_OPTIONS)

@@ -18,6 +18,7 @@ import torch
 
 from fractrain.quant.grid import Grid
 from fractrain.quant.noise import NoiseKey, element_numbers, uniform
+from fractrain.quant.tiles import PerTile, matrix_size, tile_blocks, tile_counts
 
 Kernels = Literal["auto", "reference", "fused"]
 SHIFT16 = 32768.0  # 9..16-bit codes are stored in int16, moved down by 2^15
@@ -48,6 +49,8 @@ class Quantized:
         rows, g = self.rows, None
         if rows is None:
             g = self.grid if isinstance(self.grid, Grid) else self.grid()
+            if g.tile is not None:
+                return _restore_tiles(self.codes, g, g.tile, self.kernels, shift)
             rows = _rows(self.codes, g, self.kernels)
         if rows is not None:
             out = torch.empty_like(self.codes, dtype=torch.float32)
@@ -71,7 +74,7 @@ def quantize(
 
     Args:
         x: float tensor.
-        grid: parameters broadcastable to ``x``.
+        grid: parameters broadcastable to ``x``, or per tile.
         noise: key for stochastic rounding; None rounds to nearest, ties to even.
         code_bits: widest width in use when the codes are wanted as well (uint8 up to 8, int16 up to 16), 0 for values
             only.
@@ -80,6 +83,8 @@ def quantize(
     Returns:
         (values in the dtype of ``x``, codes or None).
     """
+    if grid.tile is not None:
+        return _quantize_tiles(x.detach(), grid, grid.tile, noise, code_bits, kernels)
     rows = _rows(x, grid, kernels)
     if rows is not None:
         x = x.detach()
@@ -128,6 +133,71 @@ def row_limits(x: torch.Tensor, kernels: Kernels = "auto") -> tuple[torch.Tensor
     return low, high
 
 
+def tile_limits(x: torch.Tensor, tile: PerTile, kernels: Kernels = "auto") -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest value per tile, ``[row tiles, column tiles]`` each; inf and nan show in them."""
+    fused = _tiles_for(x, kernels)
+    if fused is None:
+        return tile_blocks(x, tile, float("inf")).amin((1, 3)), tile_blocks(x, tile, float("-inf")).amax((1, 3))
+    module, parallel = fused
+    low, high = torch.empty(2, *tile_counts(x.shape, tile))
+    out = (low.numpy().view(np.int32), high.numpy().view(np.int32))
+    module.extremes[parallel](_matrix(x.detach()).view(np.int32), tile.rows, tile.cols, *out)
+    return low, high
+
+
+def _tiles_for(x: torch.Tensor, kernels: Kernels) -> tuple[ModuleType, bool] | None:
+    """As :func:`fused_for`, for the kernels with one grid per tile."""
+    if kernels == "reference" or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.uint8, torch.int16):
+        return None
+    module = load_fused_tiles() if kernels == "fused" else probed_tiles()
+    if module is None or not _dense(x) or x.numel() == 0:
+        return None
+    return module, _parallel(x)
+
+
+def _matrix(x: torch.Tensor) -> np.ndarray:
+    """The matrix view of a dense tensor as a numpy view."""
+    return flat(x).reshape(matrix_size(x.shape))
+
+
+def _tile_params(grid: Grid, counts: tuple[int, int], names: tuple[str, ...]) -> list[np.ndarray]:
+    """Parameters as contiguous float32 ``[row tiles, column tiles]``."""
+    return [np.ascontiguousarray(np.broadcast_to(getattr(grid, n).numpy(), counts), np.float32) for n in names]
+
+
+def _quantize_tiles(
+    x: torch.Tensor, grid: Grid, tile: PerTile, noise: NoiseKey | None, code_bits: int, kernels: Kernels
+) -> tuple[torch.Tensor, Quantized | None]:
+    fused = _tiles_for(x, kernels)
+    if fused is None:
+        values, codes = quantize_reference(x, grid.full(x.shape), noise, code_bits)
+        return values, None if codes is None else Quantized(codes.codes, grid, kernels)  # do not keep the full grid
+    m, parallel = fused
+    values = torch.empty_like(x)
+    params = _tile_params(grid, tile_counts(x.shape, tile), ("scale", "offset", "qmin", "qmax"))
+    args = (_matrix(x), tile.rows, tile.cols, *params, _matrix(values))
+    key = () if noise is None else (np.uint32(noise.k0), np.uint32(noise.k1), np.uint32(_first(noise, x)))
+    if not code_bits:
+        (m.nearest_values if noise is None else m.stochastic_values)[parallel](*args, *key)
+        return values, None
+    wide = code_bits > 8
+    kept = torch.empty_like(x, dtype=torch.int16 if wide else torch.uint8)
+    more = (_matrix(kept), np.float32(SHIFT16 if wide else 0.0))
+    (m.nearest_codes if noise is None else m.stochastic_codes)[parallel](*args, *more, *key)
+    return values, Quantized(kept, grid, kernels)
+
+
+def _restore_tiles(codes: torch.Tensor, grid: Grid, tile: PerTile, kernels: Kernels, shift: float) -> torch.Tensor:
+    fused = _tiles_for(codes, kernels)
+    if fused is None:
+        g = grid.full(codes.shape)
+        return (codes.to(torch.float32) + (g.qmin + shift)) * g.scale + g.offset
+    out = torch.empty_like(codes, dtype=torch.float32)
+    params = _tile_params(grid, tile_counts(codes.shape, tile), ("scale", "offset", "qmin"))
+    fused[0].dequantize[fused[1]](_matrix(codes), tile.rows, tile.cols, *params, _matrix(out), np.float32(shift))
+    return out
+
+
 def _parallel(x: torch.Tensor) -> bool:
     """Whether to use several threads, with numba's number of threads set to torch's."""
     threads = torch.get_num_threads()
@@ -135,7 +205,7 @@ def _parallel(x: torch.Tensor) -> bool:
         return False
     import numba
 
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     return True
 
 
@@ -246,4 +316,41 @@ def probed() -> ModuleType | None:
             if not (same and torch.equal(plain_codes.values(), fast_codes.values())):
                 log.warning("fused quantizers differ from the plain path on this machine; using the plain path")
                 return None
+    return module
+
+
+@lru_cache(maxsize=1)
+def load_fused_tiles() -> ModuleType | None:
+    """As :func:`load_fused`, for the kernels with one grid per tile."""
+    if load_fused() is None:
+        return None
+    from fractrain.quant import fused_tiles
+
+    return fused_tiles
+
+
+@lru_cache(maxsize=1)
+def probed_tiles() -> ModuleType | None:
+    """As :func:`probed`, for the kernels with one grid per tile."""
+    module = load_fused_tiles()
+    if module is None or probed() is None:
+        return None
+    x = torch.randn(3, 5, 4, 3, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last)
+    tile = PerTile(7, 2)
+    limits, plain_limits = tile_limits(x, tile, "fused"), tile_limits(x, tile, "reference")
+    lo, hi = plain_limits
+    same = all(torch.equal(a, b) for a, b in zip(limits, plain_limits, strict=True))
+    top = 2.0 ** torch.arange(2, 2 + lo.numel()).remainder(7).view(lo.shape) - 1.0
+    grid = Grid(((hi - lo) / top.clamp(min=1.0)).clamp(min=1e-8), lo, torch.zeros(()), top, tile)
+    for noise in (None, NoiseKey(123, 456, 7)):
+        plain, plain_codes = quantize(x, grid, noise, 8, "reference")
+        fast, fast_codes = quantize(x, grid, noise, 8, "fused")
+        assert plain_codes is not None
+        assert fast_codes is not None
+        same = same and torch.equal(plain, fast) and torch.equal(plain_codes.codes, fast_codes.codes)
+        same = same and torch.equal(plain_codes.values(), fast_codes.values())
+    if not same:
+        log.warning("fused tile quantizers differ from the plain path on this machine; using the plain path")
+        return None
     return module

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fractrain.cost.ledger import Entry
 from fractrain.errors import ConfigError, NonFiniteError
 from fractrain.quant.accounting import count_layer, entries_for
-from fractrain.quant.formats import Bits, Limits, PerTile
+from fractrain.quant.formats import Bits, Limits
 from fractrain.quant.kernels import Quantized, quantize
 from fractrain.quant.measured import quantize_uniform
 from fractrain.quant.noise import NoiseKey, noise_key
@@ -30,6 +30,22 @@ class _Activation:
     codes: Quantized | None
 
 
+@dataclass(frozen=True)
+class Backward:
+    """What a layer has at hand in its backward pass, for :attr:`QuantLayer.backward_observer`.
+
+    Attributes:
+        error: output gradient before it is quantized.
+        activation: the quantized activation that GC multiplies; None in floating point.
+        da, dw: gradients of input and weight, None where not wanted.
+    """
+
+    error: torch.Tensor
+    activation: Quantized | None
+    da: torch.Tensor | None
+    dw: torch.Tensor | None
+
+
 class QuantLayer(nn.Module):
     """What :class:`QuantConv2d` and :class:`QuantLinear` share: precision, ranges, weight cache, accounting.
 
@@ -40,6 +56,8 @@ class QuantLayer(nn.Module):
         running_low, running_high: range of the input used in evaluation, 0-dim buffers.
         observer: called as ``observer(layer, operand name, Operand, original, quantized values)`` when set; for
             probes and tests.
+        backward_observer: called as ``backward_observer(layer, Backward)`` at the end of each backward pass when set;
+            for methods that steer by gradients. It must not change what it is shown.
     """
 
     groups = 1
@@ -56,8 +74,10 @@ class QuantLayer(nn.Module):
         self.state = state
         self.site = site
         self.observer: Any = None
+        self.backward_observer: Any = None
         self.shapes: dict[str, torch.Size] = {}  # of A, W and E in the last forward pass
         self.work_key: tuple[Any, str] = (None, "")  # ledger work item at the present precision
+        self.tile_work: dict[str, list[Any]] = {}  # the same by product, where widths vary from tile to tile
         self._weights: dict[Any, tuple[torch.Tensor, Bits]] = {}
         self._weights_of: Any = None
         for name in ("running_low", "running_high"):
@@ -110,12 +130,12 @@ class QuantLayer(nn.Module):
         y, kept, version = (None, None, 0) if scope is None else scope.memo.get(key, (None, None, 0))
         if y is not None and y._version == version:  # else the block has changed it in place
             # Another candidate with the same forward precision has computed this product: only backward differs.
-            return _Products.apply(x, self.weight, self.bias, self, None, kept, y)
+            return _apply(x, self, None, kept, y)
         fw = self._activation(x, self.precision.fw_a, "fw_a")
         kept = fw
         if self.training and not self.precision.gc_a.same_as(self.precision.fw_a):
             kept = self._activation(x, self.precision.gc_a, "gc_a")
-        y = _Products.apply(x, self.weight, self.bias, self, fw.values, kept, None)
+        y = _apply(x, self, fw.values, kept)
         if scope is not None and self.training:
             kept = replace(kept, values=None) if kept.codes is not None else kept
             scope.memo[key] = (y.detach(), kept, y._version)
@@ -152,11 +172,8 @@ class QuantLayer(nn.Module):
                 return fast.values, fast.codes, (fast.low, fast.high)
         limits = known if known is not None else op.format.limits(x, state.kernels)
         self._check(limits, what)
-        grid = op.format.grid(limits, op.bits, x)
+        grid = op.format.compact_grid(limits, op.bits, x)  # per tile: a grid of the tensor's size is not kept
         values, codes = quantize(x, grid, noise, code_bits, state.kernels)
-        if codes is not None and isinstance(op.format.granularity, PerTile):  # do not keep a grid of the tensor's size
-            like = codes.codes.new_empty(()).expand(x.shape)
-            codes = replace(codes, grid=lambda: op.format.grid(limits, op.bits, like), rows=None)
         return values, codes, limits
 
     def _shared_limits(self, x: torch.Tensor, op: Operand) -> Limits | None:
@@ -172,18 +189,17 @@ class QuantLayer(nn.Module):
 
     def _update_range(self, limits: Limits | tuple[float, float], keep: float) -> None:
         low, high = limits
-        if isinstance(low, torch.Tensor) and isinstance(high, torch.Tensor) and low.device.type != "cpu":
-            start = self.running_steps == 0  # on the device: no synchronisation
-            for buffer, limit in ((self.running_low, low.amin()), (self.running_high, high.amax())):
-                buffer.copy_(torch.where(start, limit, buffer * keep + limit * (1 - keep)))
-        else:  # plain numbers: a tenth of the time of ten one-element tensor operations
-            first = int(self.running_steps) == 0
-            numbers = (
-                float(v.amin() if i == 0 else v.amax()) if isinstance(v, torch.Tensor) else v
-                for i, v in enumerate(limits)
-            )
-            for buffer, value in zip((self.running_low, self.running_high), numbers, strict=True):
-                buffer.fill_(value if first else float(buffer) * keep + value * (1 - keep))
+        if isinstance(low, torch.Tensor) and isinstance(high, torch.Tensor):
+            low, high = low.amin(), high.amax()
+            if low.device.type != "cpu":
+                start = self.running_steps == 0  # on the device: no synchronisation
+                for buffer, limit in ((self.running_low, low), (self.running_high, high)):
+                    buffer.copy_(torch.where(start, limit, buffer * keep + limit * (1 - keep)))
+                self.running_steps.add_(1)
+                return
+        first = int(self.running_steps) == 0  # plain numbers: a tenth of the time of ten one-element operations
+        for buffer, value in ((self.running_low, float(low)), (self.running_high, float(high))):
+            buffer.fill_(value if first else float(buffer) * keep + value * (1 - keep))
         self.running_steps.add_(1)
 
     def quantized_weight(self, op: Operand, name: str = "fw_w") -> torch.Tensor:
@@ -251,6 +267,13 @@ def _all_finite(x: torch.Tensor) -> bool:
     return math.isfinite(x.item()) if x.numel() == 1 else bool(torch.isfinite(x).all())
 
 
+def _apply(
+    x: torch.Tensor, layer: QuantLayer, values: torch.Tensor | None, kept: _Activation, known: torch.Tensor | None = None
+) -> torch.Tensor:
+    y: torch.Tensor = _Products.apply(x, layer.weight, layer.bias, layer, values, kept, known)
+    return y
+
+
 class _Products(torch.autograd.Function):
     """FW now; EB and GC in backward, from quantized operands.
 
@@ -299,8 +322,9 @@ class _Products(torch.autograd.Function):
             e_eb = e_gc if one else (layer.quantized_error(g, p.eb_e, "E.eb") if want_a else g)
         finally:
             layer.state.scope = outer
-        if want_w and ctx.grid is not None:
-            a = Quantized(a, *ctx.grid).values()
+        kept = None if ctx.grid is None or a is None else Quantized(a, *ctx.grid)
+        if want_w and kept is not None:
+            a = kept.values()
         if one:
             da, dw = layer.backward_products(e_eb, a, w, ctx.shape, want_a, want_w)
         else:
@@ -309,6 +333,8 @@ class _Products(torch.autograd.Function):
         if dw is not None and not p.fw_w.is_float:
             dw = p.fw_w.format.backward_transform(master.detach(), dw)
         db = layer.bias_gradient(e_gc) if want_b and ctx.has_bias else None
+        if layer.backward_observer is not None:
+            layer.backward_observer(layer, Backward(g, kept, da, dw))
         return da, dw, db, None, None, None, None
 
 
@@ -328,7 +354,8 @@ class QuantConv2d(QuantLayer):
         super().__init__()
         if conv.padding_mode != "zeros":
             raise ConfigError(f"{site or 'conv'}: padding mode {conv.padding_mode!r} is not supported (only 'zeros')")
-        self.weight, self.bias = conv.weight, conv.bias
+        self.weight = conv.weight  # type: ignore[assignment]  # torch types a layer's parameters as tensors
+        self.bias = conv.bias  # type: ignore[assignment]
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.dilation, self.groups = (
             conv.kernel_size, conv.stride, conv.dilation, conv.groups,
@@ -389,13 +416,21 @@ class QuantLinear(QuantLayer):
         self, linear: nn.Linear, precision: Precision, state: QuantState | None = None, site: str = ""
     ) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight = linear.weight  # type: ignore[assignment]
+        self.bias = linear.bias  # type: ignore[assignment]
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.init_quant(precision, state or QuantState(), site or "linear")
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
         return f"{self.in_features}, {self.out_features}, site={self.site!r}"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the layer; more than three axes are taken as three, lest four be read as an image."""
+        if x.dim() > 3 and x.numel():
+            y = super().forward(x.flatten(1, -2))
+            return y.reshape(*x.shape[:-1], y.shape[-1])
+        return super().forward(x)
 
     def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """FW."""

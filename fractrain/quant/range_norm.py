@@ -66,7 +66,8 @@ class RangeBatchNorm2d(nn.Module):
         scale = _FakeQuant.apply(scale, self.bits, self.state)
         gamma, beta = (_FakeQuant.apply(p, self.bits, self.state) for p in (self.weight, self.bias))
         y = (x - mean.view(view)) * scale.view(view) * gamma.view(view) + beta.view(view)
-        return _QuantGrad.apply(y, self.grad_bits, self.state, f"{self.site}.E")
+        out: torch.Tensor = _QuantGrad.apply(y, self.grad_bits, self.state, f"{self.site}.E")
+        return out
 
     def _batch_statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         c = x.shape[1]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractrain.report.columns import columns, rules
 from fractrain.report.grid import plan
 from fractrain.report.improvement_rows import improvement_rows
+from fractrain.report.relative import with_relative
 from fractrain.report.rows import MethodRow, method_row
 from fractrain.report.sources import PublishedIndex, Sources, Store, default_sources
 from fractrain.report.spec import TableSpec, check_profile
@@ -46,7 +47,7 @@ def build_table(
             built[row.key] = method_row(spec, pair, row, own, sources, index)
             notes += built[row.key].notes
             caveats += [(built[row.key].row, m.caveat) for m in built[row.key].measured.values() if m.caveat]
-        rows += [b.row for b in built.values()]
+        rows += [with_relative(spec, pair, row, built, index) for row in spec.rows]
         more, remarks = improvement_rows(spec, pair, spec.dataset(pair, known), built, index)
         rows += more
         notes += remarks

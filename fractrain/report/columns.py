@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fractrain.cost.hardware import HARDWARE
-from fractrain.report.spec import TableSpec
+from fractrain.report.spec import Relative, TableSpec
 from fractrain.report.stats import CONFIDENCE
-from fractrain.report.values import Column, Measured, Part, fitted_text, fixed_text, macs_text
+from fractrain.report.values import Column, Measured, Part, QuantityKey, fitted_text, fixed_text, macs_text
 from fractrain.report.verdict import rule_text
 
 
@@ -23,14 +23,16 @@ class Quantity:
         published: key of the published column it is comparable with; empty if there is none.
         metric: name of that column's metric in the published rows.
         saving: metric of the printed improvement.
+        modelled: the number comes from the hardware model.
     """
 
-    key: str
+    key: QuantityKey
     read: Callable[[Measured], float | None]
     text: Callable[[float], str]
     published: str = ""
     metric: str = ""
     saving: str = ""
+    modelled: bool = False
 
     @property
     def is_accuracy(self) -> bool:
@@ -51,9 +53,14 @@ QUANTITIES = (
     ),
     Quantity("macs_best", lambda m: m.macs_best, macs_text, "macs_published", "effective_MACs", "MACs_saving"),
     Quantity("macs_end", lambda m: m.macs_end, macs_text),
+    Quantity("bitops_end", lambda m: m.bitops_end, macs_text),
     Quantity("cp", lambda m: m.cp_percent, fitted_text),
-    Quantity("energy", lambda m: m.energy_kj, fitted_text, "energy_published", "energy_kJ", "energy_saving"),
-    Quantity("latency", lambda m: m.latency_min, fitted_text, "latency_published", "latency_min", "latency_saving"),
+    Quantity("energy", lambda m: m.energy_kj, fitted_text, "energy_published", "energy_kJ", "energy_saving", True),
+    Quantity("energy_end", lambda m: m.energy_end_kj, fitted_text, modelled=True),
+    Quantity(
+        "latency", lambda m: m.latency_min, fitted_text, "latency_published", "latency_min", "latency_saving", True
+    ),
+    Quantity("latency_end", lambda m: m.latency_end_min, fitted_text, modelled=True),
 )
 PUBLISHED_TEXT: dict[str, Callable[[float], str]] = {
     "accuracy_published": fixed_text,
@@ -61,41 +68,85 @@ PUBLISHED_TEXT: dict[str, Callable[[float], str]] = {
     "energy_published": fixed_text,
     "latency_published": fixed_text,
 }
+BOTH: tuple[Part, ...] = ("accuracy", "cost")
+ACC: tuple[Part, ...] = ("accuracy",)
+COST: tuple[Part, ...] = ("cost",)
+
+
+EXTRA = frozenset({"bitops_end", "energy_end", "latency_end"})
+"""Columns that a table has only if it asks for them."""
+ASKED = {"cp": "cp %↓", "accuracy_best_val": "best val %↑"}
+"""Compact headings of columns that the compact layout shows only if the table asks for them."""
+
+
+def _catalogue(hardware: str) -> tuple[Column, ...]:
+    """Every column that a table can have, in order."""
+    model = f"modelled by {hardware}" if hardware else "modelled"
+    return (
+        Column("model", "Model", "", BOTH),
+        Column("data", "Data", "", BOTH),
+        Column("data_short", "", "Data", BOTH),
+        Column("method", "Method", "", BOTH),
+        Column("precision", "Precision", "", BOTH),
+        Column("label", "", "Method", BOTH),
+        Column("accuracy_published", "Accuracy [%] ↑, published", "Acc pub. %↑", ACC, "published"),
+        Column("accuracy_last", "Accuracy [%] ↑, measured, last epoch", "last %↑", ACC, "measured"),
+        Column("accuracy_best_val", "Accuracy [%] ↑, measured, at best validation", "", ACC, "measured"),
+        Column(
+            "accuracy_best_test", "Accuracy [%] ↑, measured, best on test (paper protocol)", "best* %↑", ACC, "measured"
+        ),
+        Column("seeds", "Seeds [done/planned]", "Seeds", ACC),
+        Column("macs_published", "MACs@best [effective MACs] ↓, published", "MACs↓ pub.", COST, "published"),
+        Column("macs_best", "MACs@best [effective MACs] ↓, measured", "MACs↓@best", COST, "measured"),
+        Column("macs_end", "MACs@end [effective MACs] ↓, measured", "MACs↓@end", COST, "measured"),
+        Column("bitops_end", "BitOPs@end [bit operations] ↓, measured", "BitOPs↓@end", COST, "measured"),
+        Column("cp", "cp, mean to best [% of FP32] ↓, measured", "", COST, "measured"),
+        Column("energy_published", "Energy [kJ] ↓, published", "kJ↓ pub.", COST, "published"),
+        Column("energy", f"Energy@best [kJ] ↓, {model}", "kJ↓ model", COST, "derived"),
+        Column("energy_end", f"Energy@end [kJ] ↓, {model}", "kJ↓@end model", COST, "derived"),
+        Column("latency_published", "Latency [min] ↓, published", "min↓ pub.", COST, "published"),
+        Column("latency", f"Latency@best [min] ↓, {model}", "min↓ model", COST, "derived"),
+        Column("latency_end", f"Latency@end [min] ↓, {model}", "min↓@end model", COST, "derived"),
+        Column("verdict", "Verdict", "Verdict", ACC),
+        Column("runs", "Run ids", "", ACC),
+    )
 
 
 def columns(spec: TableSpec) -> tuple[Column, ...]:
     """The columns, in order; the compact layout shows those with a short heading, in one or two parts."""
-    both: tuple[Part, ...] = ("accuracy", "cost")
-    model = f"modelled by {spec.hardware}" if spec.hardware else "modelled"
-    return (
-        Column("model", "Model", "", both),
-        Column("data", "Data", "", both),
-        Column("data_short", "", "Data", both),
-        Column("method", "Method", "", both),
-        Column("precision", "Precision", "", both),
-        Column("label", "", "Method", both),
-        Column("accuracy_published", "Accuracy [%] ↑, published", "Acc pub. %↑", ("accuracy",), "published"),
-        Column("accuracy_last", "Accuracy [%] ↑, measured, last epoch", "last %↑", ("accuracy",), "measured"),
-        Column("accuracy_best_val", "Accuracy [%] ↑, measured, at best validation", "", ("accuracy",), "measured"),
-        Column(
-            "accuracy_best_test",
-            "Accuracy [%] ↑, measured, best on test (paper protocol)",
-            "best* %↑",
-            ("accuracy",),
-            "measured",
-        ),
-        Column("seeds", "Seeds [done/planned]", "Seeds", ("accuracy",)),
-        Column("macs_published", "MACs@best [effective MACs] ↓, published", "MACs↓ pub.", ("cost",), "published"),
-        Column("macs_best", "MACs@best [effective MACs] ↓, measured", "MACs↓@best", ("cost",), "measured"),
-        Column("macs_end", "MACs@end [effective MACs] ↓, measured", "MACs↓@end", ("cost",), "measured"),
-        Column("cp", "cp, mean to best [% of FP32] ↓, measured", "", ("cost",), "measured"),
-        Column("energy_published", "Energy [kJ] ↓, published", "kJ↓ pub.", ("cost",), "published"),
-        Column("energy", f"Energy@best [kJ] ↓, {model}", "kJ↓ model", ("cost",), "derived"),
-        Column("latency_published", "Latency [min] ↓, published", "min↓ pub.", ("cost",), "published"),
-        Column("latency", f"Latency@best [min] ↓, {model}", "min↓ model", ("cost",), "derived"),
-        Column("verdict", "Verdict", "Verdict", ("accuracy",)),
-        Column("runs", "Run ids", "", ("accuracy",)),
-    )
+    shown: list[Column] = []
+    for column in _catalogue(spec.hardware):
+        if column.key == "verdict":
+            shown += [c for relative in spec.relative for c in relative_columns(spec, relative)]
+        if column.origin and column.key in spec.columns:
+            shown.append(replace(column, short=column.short or ASKED.get(column.key, "")))
+        elif not column.origin or not (spec.columns or column.key in EXTRA):
+            shown.append(column)
+    if spec.parts == 1:
+        shown = [replace(column, parts=("all",)) for column in shown]
+    return tuple(shown)
+
+
+def relative_columns(spec: TableSpec, relative: Relative) -> list[Column]:
+    """The columns of one relative quantity: the claim as published, if there is one, and ours, derived."""
+    quantity = next(q for q in QUANTITIES if q.key == relative.quantity)
+    named = next(c for c in _catalogue(spec.hardware) if c.key == quantity.key)
+    parts = ACC if quantity.is_accuracy else COST
+    unit = "points" if quantity.is_accuracy else "x"
+    how = "difference in" if quantity.is_accuracy else "ratio of"
+    ours = f"{relative.label} [{unit}] ↑, derived: {how} {_what(named)}"
+    found = [Column(f"{quantity.key}_relative", ours, relative.short, parts, "derived")]
+    if relative.claim:
+        head = f"{relative.claim.label} [{unit}] ↑, claimed by the source"
+        found.insert(0, Column(f"{quantity.key}_claim", head, relative.claim.short, parts, "published"))
+    return found
+
+
+def _what(column: Column) -> str:
+    """Name of a measured column for use inside another heading: without unit, direction and ``measured``."""
+    name, _, rest = column.head.partition(" [")
+    detail = rest.partition(", ")[2].removeprefix("measured").removeprefix(", ")
+    return f"{name} ({detail})" if detail else name
 
 
 def rules(spec: TableSpec) -> tuple[str, ...]:
@@ -111,6 +162,19 @@ def rules(spec: TableSpec) -> tuple[str, ...]:
     if spec.hardware:
         description = HARDWARE.get(spec.hardware).description
         texts.append(f"Energy and latency of our runs are modelled by {spec.hardware}: {description}.")
+    if any(c.key in ("bitops_end", "bitops_end_relative") for c in columns(spec)):
+        texts.append(
+            "BitOPs@end = sum of MACs x bits of operand 1 x bits of operand 2 over everything counted in the whole run "
+            "(stem, classifier and gates included; floating point counts as 32 bits)."
+        )
+    if spec.relative:
+        pairs = [f"{row.label} {row.precision} against {spec.row(row.against).label} {spec.row(row.against).precision}"
+                 for row in spec.rows if row.against]  # fmt: skip
+        texts.append(
+            f"Relative columns: {'; '.join(pairs)}. Accuracy: difference in points; costs: the other row's cost "
+            "divided by the row's own, so above 1 is a saving. Both are paired over common seeds. No step was timed: a "
+            "speed-up is a ratio of counted operations or of modelled latency, as its heading says."
+        )
     if spec.improvement:
         names = ", ".join(spec.row(key).label for key in spec.improvement.baselines)
         texts.append(

@@ -23,8 +23,8 @@ class PlannedRun:
         seed: its seed.
         request: what is run.
         config: the run's configuration; None where none can be made.
-        state: ``cached`` (finished before), ``to run``, or why it cannot run: ``no plugin``, ``no model`` or ``no data``
-            (not in this release), ``incompatible``.
+        state: ``cached`` (finished before), ``to run``, or why it cannot run: ``no plugin``; ``no model`` or
+            ``no data`` (not in this release); ``incompatible``.
         reason: why it cannot run, or how an earlier attempt ended.
         record: what the store has of it, in whatever status.
     """

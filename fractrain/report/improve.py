@@ -80,8 +80,8 @@ def measured_cells(runs: Mapping[str, Runs], subject: str, baselines: Sequence[s
     source = f"measured, over the baselines {', '.join(measured)}"
     cells: dict[str, Cell] = {}
     for quantity in QUANTITIES:
-        own = _numbers(runs[subject], quantity)
-        others = [n for b in measured if (n := _numbers(runs[b], quantity))]
+        own = numbers(runs[subject], quantity)
+        others = [n for b in measured if (n := numbers(runs[b], quantity))]
         if not own or not others or quantity.key == "cp":
             continue
         if not quantity.is_accuracy:
@@ -91,7 +91,8 @@ def measured_cells(runs: Mapping[str, Runs], subject: str, baselines: Sequence[s
     return cells
 
 
-def _numbers(runs: Runs, quantity: Quantity) -> dict[int, float]:
+def numbers(runs: Runs, quantity: Quantity) -> dict[int, float]:
+    """One quantity of all runs that have it, by seed."""
     return {seed: value for seed, run in runs.items() if (value := quantity.read(run)) is not None}
 
 

@@ -1,7 +1,8 @@
-"""Table specifications: which runs a paper's table consists of, read from ``benchmarks/tables/*.toml``.
+"""Table and figure specifications: which runs they consist of, read from ``benchmarks/{tables,figures}/*.toml``.
 
 A specification lists model/data pairs, rows (one method each) and, for each profile, what differs (stand-in data,
-settings, recipe, number of seeds). It is closed: an unknown key is an error that names the file and the key.
+settings, recipe, number of seeds). A figure is a table that is also drawn: it has a ``[figure]`` section. Both are
+closed: an unknown key is an error that names the file and the key.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import pydantic
 
 from fractrain.errors import ConfigError, did_you_mean
+from fractrain.report.values import PublishedColumn, QuantityKey
 from fractrain.report.verdict import VerdictRule
 
 Profile = Literal["smoke", "short", "paper"]
@@ -52,14 +54,28 @@ class Pair(_Strict):
 
 
 class PublishedKey(_Strict):
-    """Which published rows belong to a row: method and precision as the source spells them."""
+    """Which published rows belong to a row: method and precision as the source spells them.
+
+    Attributes:
+        method, precision: as in the published rows.
+        table, model, dataset: where they are not those of the table and of the pair, for example for a claim in an
+            abstract that names no model.
+    """
 
     method: str
     precision: str
+    table: str = ""
+    model: str = ""
+    dataset: str = ""
 
 
 class RowSpec(_Strict):
-    """One row of every pair: a method with its settings, and the published rows it is compared with."""
+    """One row of every pair: a method with its settings, and the published rows it is compared with.
+
+    Attributes:
+        against: key of the row that the table's relative columns set this one against; empty: none.
+        series, tag: in a figure: key of the series the row's point belongs to, and the short text beside the point.
+    """
 
     key: str
     label: str
@@ -69,6 +85,66 @@ class RowSpec(_Strict):
     recipe: dict[str, Any] = {}
     published: PublishedKey | None = None
     profiles: dict[Profile, Override] = {}
+    against: str = ""
+    series: str = ""
+    tag: str = ""
+
+
+class Claim(_Strict):
+    """What a row's source claims: a metric of the published rows, shown in a column of its own in the source's words.
+
+    Attributes:
+        metric: as in the published rows.
+        label, short: first words of the column's heading, and its heading in the compact layout.
+    """
+
+    metric: str
+    label: str
+    short: str = ""
+
+
+class Relative(_Strict):
+    """A column that sets each row against another one of its pair (``against`` of the row).
+
+    Accuracy is a difference in points; costs are ratios, the other row's cost by the row's own: a factor saved.
+
+    Attributes:
+        quantity: key of the measured column that is compared.
+        label: first words of the heading, for example ``Speed-up``.
+        short: heading of the compact layout; empty: not shown there.
+        claim: what the row's source says of it; None: nothing.
+    """
+
+    quantity: QuantityKey
+    label: str
+    short: str = ""
+    claim: Claim | None = None
+
+
+class Series(_Strict):
+    """One series of a figure: ``published`` is the method as the published rows spell it."""
+
+    key: str
+    label: str
+    published: str = ""
+
+
+class Drawing(_Strict):
+    """How a figure is drawn: accuracy against effective MACs, one panel per pair.
+
+    Attributes:
+        tables: published tables whose points are drawn, every precision of every series.
+        series: what the points belong to.
+        across: panels side by side.
+        x_scale: of the axis of MACs.
+        tags: what the short texts beside the points mean.
+    """
+
+    tables: tuple[str, ...] = pydantic.Field(min_length=1, strict=False)
+    series: tuple[Series, ...] = pydantic.Field(min_length=1, strict=False)
+    across: int = pydantic.Field(default=2, ge=1, le=4)
+    x_scale: Literal["linear", "log"] = "linear"
+    tags: str = ""
 
 
 class Improvement(_Strict):
@@ -103,7 +179,13 @@ class RunRequest(_Strict):
 
 
 class TableSpec(_Strict):
-    """A whole table."""
+    """A whole table, or the table behind a figure.
+
+    Attributes:
+        columns: columns of numbers to show; none: those of the paper's comparison tables.
+        parts: 2: accuracy and cost apart; 1: both in one table.
+        figure: how it is drawn; None for a plain table.
+    """
 
     name: str
     version: int = pydantic.Field(ge=1)
@@ -117,6 +199,10 @@ class TableSpec(_Strict):
     pairs: tuple[Pair, ...] = pydantic.Field(min_length=1, strict=False)
     rows: tuple[RowSpec, ...] = pydantic.Field(min_length=1, strict=False)
     improvement: Improvement | None = None
+    relative: tuple[Relative, ...] = pydantic.Field(default=(), strict=False)
+    columns: tuple[QuantityKey | PublishedColumn, ...] = pydantic.Field(default=(), strict=False)
+    parts: Literal[1, 2] = 2
+    figure: Drawing | None = None
     notes: tuple[str, ...] = pydantic.Field(default=(), strict=False)
 
     @pydantic.model_validator(mode="after")
@@ -125,9 +211,15 @@ class TableSpec(_Strict):
         if len(set(keys)) != len(keys):
             raise ValueError(f"rows: two rows have the same key in {keys}")
         wanted = [self.improvement.subject, *self.improvement.baselines] if self.improvement else []
-        for key in wanted:
+        named = [("improvement", key) for key in wanted]
+        named += [(f"rows: {row.key}: against", row.against) for row in self.rows if row.against]
+        for where, key in named:
             if key not in keys:
-                raise ValueError(f"improvement: no row has the key {key!r}{did_you_mean(key, keys)}")
+                raise ValueError(f"{where}: no row has the key {key!r}{did_you_mean(key, keys)}")
+        series = [s.key for s in self.figure.series] if self.figure else []
+        for row in self.rows:
+            if row.series and row.series not in series:
+                raise ValueError(f"rows: {row.key}: no series {row.series!r}{did_you_mean(row.series, series)}")
         pairs = [(p.model, p.dataset) for p in self.pairs]
         if len(set(pairs)) != len(pairs):
             raise ValueError(f"pairs: a model/data pair is listed twice in {pairs}")
@@ -178,19 +270,20 @@ def check_profile(name: str) -> Profile:
 
 
 def table_folders(package: Path | None = None) -> list[Path]:
-    """Folders that hold table files: inside the installed package, else beside it in a source tree.
+    """Folders that hold tables and figures: inside the installed package, else beside it in a source tree.
 
     Args:
         package: folder of the ``fractrain`` package; None means the one this module was imported from.
     """
     package = package or Path(__file__).resolve().parent.parent
-    both = [package / "benchmarks" / "tables", package.parent / "benchmarks" / "tables"]
-    found = [folder for folder in both if folder.is_dir()]
-    return found[:1]  # in a wheel the outer one would be a stranger's
+    for root in (package / "benchmarks", package.parent / "benchmarks"):
+        if (root / "tables").is_dir():  # in a wheel the outer one would be a stranger's
+            return [folder for folder in (root / "tables", root / "figures") if folder.is_dir()]
+    return []
 
 
 def table_names(folders: list[Path] | None = None) -> list[str]:
-    """Names of the tables that have a specification."""
+    """Names of the tables and figures that have a specification."""
     return sorted({file.stem for folder in _folders(folders) for file in folder.glob("*.toml")})
 
 
@@ -244,6 +337,10 @@ _OWNERS: dict[str, type[_Strict]] = {
     "profiles": ProfileSpec,
     "verdict": RuleSpec,
     "improvement": Improvement,
+    "relative": Relative,
+    "relative.claim": Claim,
+    "figure": Drawing,
+    "figure.series": Series,
 }
 
 

@@ -139,9 +139,9 @@ def test_every_pass_gives_the_same_bits_as_the_short_way(rounding):
 
 @pytest.mark.parametrize(("compat", "passes"), [("none", [0, 1, 3]), ("authors", [0, 1, 2, 3, 4])])
 def test_batch_norm_statistics_move_once_per_distinct_forward_precision_or_once_per_candidate(compat, passes):
-    method, model, blocks = build(7, compat=compat)
+    method, model, blocks = build(4, compat=compat)
     before = {n: b.clone() for n, b in model.named_buffers()}
-    x, _ = data(7)
+    x, _ = data(4)
     model(x)
     naive = naive_of(method, model, blocks)
     naive(x)

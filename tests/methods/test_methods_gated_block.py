@@ -121,7 +121,19 @@ class FlatInput(nn.Module):
         return (self.part(z[..., :12]) + self.whole(z)).view(n, c, h, w) + self.conv(x)
 
 
-@pytest.mark.parametrize("block", [AddInPlace, CalledTwice, SplitInput, FlatInput])
+CALLED_TWICE = pytest.mark.xfail(strict=True, reason="QuantLayer._quantized: memo key lacks the call within a pass")
+SAME_ADDRESS = pytest.mark.xfail(strict=True, reason="QuantLayer._limits: memo key lacks the shape of the view")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        AddInPlace,
+        SplitInput,
+        pytest.param(CalledTwice, marks=CALLED_TWICE),
+        pytest.param(FlatInput, marks=SAME_ADDRESS),
+    ],
+)
 @pytest.mark.parametrize("compat", ["none", "authors"])
 def test_blocks_of_unusual_shape_equal_a_run_of_each_candidate_alone(block, compat):
     with torch.random.fork_rng(devices=[]):
@@ -140,6 +152,48 @@ def test_blocks_of_unusual_shape_equal_a_run_of_each_candidate_alone(block, comp
             layer.precision = gated.precisions[k]
         alone = gated.block(h.clone()).detach()
         assert torch.equal(ours[choice == k].detach(), alone[choice == k]), f"candidate {k}"
+
+
+class WithDropout(Odd):
+    def forward(self, x):
+        return self.conv(nn.functional.relu(self.drop(self.conv0(x))))
+
+    def __init__(self):
+        super().__init__()
+        self.conv0, self.drop = nn.Conv2d(4, 4, 1), nn.Dropout(0.5)
+
+
+def test_candidates_of_a_block_with_dropout_share_no_products():
+    """Each pass draws a mask of its own: values of one pass must not meet the graph of another."""
+    results = []
+    for compat in ("none", "authors"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            method = DFQ(bits=(4, 4), grad_bits=(6, 8), compat=compat)
+            net = method.prepare(Net(WithDropout()), MethodContext(blocks=["b0"]))
+            method.state.ledger.enabled = False
+            net.b0._gate = (lambda index, h: torch.eye(2)[torch.tensor([0, 1, 1, 0])].requires_grad_(),)
+            y = net(torch.randn(4, 3, 5, 5))
+            y.square().sum().backward()
+        results.append((y.detach(), [p.grad for p in net.b0.parameters()]))
+    (y, grads), (other, others) = results
+    assert torch.equal(y, other)
+    assert all(torch.equal(g, o) for g, o in zip(grads, others, strict=True) if g is not None)
+
+
+@pytest.mark.parametrize(
+    "names", [["groups.1.0", "groups.0.0", "groups.2.0"], ["groups.0.0", "groups.2.0", "groups.1.0"]]
+)
+def test_blocks_named_out_of_order_are_refused(names):
+    model = DFQ().prepare(ResNetCifar(1, 4), MethodContext(blocks=names))
+    with pytest.raises(ConfigError, match="in the order data flows"):
+        model(torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("names", [["groups.0", "groups.0.0"], ["groups.0.0", "groups.0.0"]])
+def test_nested_and_repeated_blocks_are_refused(names):
+    with pytest.raises(ConfigError, match="named twice or lies inside another"):
+        DFQ().prepare(ResNetCifar(1, 4), MethodContext(blocks=names))
 
 
 def test_an_empty_batch_is_refused_in_one_line():

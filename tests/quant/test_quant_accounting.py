@@ -51,11 +51,18 @@ class Mixed(nn.Module):
 
 
 def flops(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
+    """FLOPs (two per MAC) of forward and backward by torch's counter."""
     with FlopCounterMode(display=False) as fw:
         y = model(x)
     with FlopCounterMode(display=False) as bw:
         y.sum().backward()
-    return fw.get_total_flops(), bw.get_total_flops()
+    backward = bw.get_total_flops()
+    for name in ("depthwise", "grouped"):  # torch's formula for the weight gradient leaves out the groups
+        layer = getattr(model, name)
+        if layer.weight.requires_grad:
+            (own,) = fw.get_flop_counts()[f"{type(model).__name__}.{name}"].values()
+            backward -= (layer.groups - 1) * own
+    return fw.get_total_flops(), backward
 
 
 @pytest.mark.parametrize("frozen", [(), ("grouped",), ("stem", "down", "depthwise"), ("fc", "stem")], ids=str)
@@ -175,9 +182,9 @@ def tile_operand(shape: tuple[int, ...], tile: PerTile, seed: int) -> Operand:
 @pytest.mark.parametrize("tile", [PerTile(2, 3), PerTile(16, 16), PerTile(1, 1)], ids=str)
 @pytest.mark.parametrize("which", ["all", "A", "W", "E", "A per sample"])
 def test_widths_per_tile_of_a_linear_layer_equal_a_loop_over_element_pairs(shape, tile, which: str) -> None:
-    if len(shape) == 4:  # read as an image
-        return
     rows, outs, ins = int(torch.Size(shape[:-1]).numel()), 5, shape[-1]
+    x = tensor(shape, 0)
+    shape = (shape[0], *((rows // shape[0],) if len(shape) > 2 else ()), ins)  # four axes are tiled as three
     out_shape = (*shape[:-1], outs)
     a = tile_operand(shape, tile, 1) if which in ("all", "A") else Operand(8)
     w = tile_operand((outs, ins), tile, 2) if which in ("all", "W") else Operand(7)
@@ -186,7 +193,7 @@ def test_widths_per_tile_of_a_linear_layer_equal_a_loop_over_element_pairs(shape
         a = Operand(torch.arange(2, 2 + shape[0]))
     ledger = Ledger()
     layer = QuantLinear(nn.Linear(ins, outs), Precision.of(a, w, e), QuantState(0, ledger), "l")
-    layer(tensor(shape, 0).requires_grad_())
+    layer(x.requires_grad_())
 
     def full(op: Operand, s: tuple[int, ...]) -> list[list[int]]:
         if isinstance(op.bits, int):
@@ -202,40 +209,45 @@ def test_widths_per_tile_of_a_linear_layer_equal_a_loop_over_element_pairs(shape
     assert counts(ledger, "GC") == slow_sum([(fa[r][i], fe[r][o]) for r, o, i in triples])
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_widths_per_tile_of_a_1x1_convolution_equal_a_loop_over_element_pairs(groups: int) -> None:
-    n, c, out, h = 2, 4, 8, 3
-    tile = PerTile(2, 1)
-    a, w = tile_operand((n, c, h, h), tile, 1), tile_operand((out, c // groups, 1, 1), tile, 2)
-    e = tile_operand((n, out, h, h), tile, 3)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 1, "groups": 2},
+        {"kernel_size": 1, "groups": 4, "stride": 2},
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "padding": 1, "stride": 2, "groups": 4},
+        {"kernel_size": (3, 1), "padding": (2, 0), "dilation": (2, 1), "groups": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("tile", [PerTile(2, 1), PerTile(7, 3)], ids=str)
+def test_widths_per_tile_of_convolutions_equal_a_loop_over_element_pairs(options: Any, tile: PerTile) -> None:
+    n, c, out, h = 2, 4, 8, 5
+    conv = nn.Conv2d(c, out, **options)
+    shapes = {"A": (n, c, h, h), "W": tuple(conv.weight.shape), "E": tuple(conv(torch.zeros(n, c, h, h)).shape)}
+    ops = {k: tile_operand(s, tile, i) for i, (k, s) in enumerate(shapes.items())}
     ledger = Ledger()
-    layer = QuantConv2d(nn.Conv2d(c, out, 1, groups=groups), Precision.of(a, w, e), QuantState(0, ledger), "l")
-    layer(tensor((n, c, h, h), 0).requires_grad_())
-    assert isinstance(a.bits, torch.Tensor)
-    assert isinstance(w.bits, torch.Tensor)
-    assert isinstance(e.bits, torch.Tensor)
-    fa = expand_tiles(a.bits, torch.Size((n, c, h, h)), tile).tolist()
-    fw = expand_tiles(w.bits, torch.Size((out, c // groups, 1, 1)), tile).tolist()
-    fe = expand_tiles(e.bits, torch.Size((n, out, h, h)), tile).tolist()
-    fw_pairs, eb_pairs = [], []
-    for s, o, i, y, x in itertools.product(range(n), range(out), range(c // groups), range(h), range(h)):
-        channel = o // (out // groups) * (c // groups) + i
-        fw_pairs.append((fa[s][channel][y][x], fw[o][i][0][0]))
-        eb_pairs.append((fe[s][o][y][x], fw[o][i][0][0]))
-    assert counts(ledger, "FW") == slow_sum(fw_pairs)
-    assert counts(ledger, "EB") == slow_sum(eb_pairs)
-    assert sum(counts(ledger, "GC").values()) == len(fw_pairs)  # GC pairs positions by sample: the sum is exact
-
-
-def test_widths_per_tile_of_a_3x3_convolution_sum_to_all_its_macs() -> None:
-    shape = (2, 5, 6, 6)
-    tile = PerTile(7, 3)
-    p = Precision.of(tile_operand(shape, tile, 1), tile_operand((4, 5, 3, 3), tile, 2), tile_operand((2, 4, 6, 6), tile, 3))
-    ledger = Ledger()
-    layer = QuantConv2d(nn.Conv2d(5, 4, 3, padding=1), p, QuantState(0, ledger), "l")
-    layer(tensor(shape, 0).requires_grad_())
-    for product in ("FW", "EB", "GC"):
-        assert sum(counts(ledger, product).values()) == 2 * 4 * 36 * 45
+    layer = QuantConv2d(conv, Precision.of(ops["A"], ops["W"], ops["E"]), QuantState(0, ledger), "l")
+    layer(tensor(shapes["A"], 0).requires_grad_())
+    full = {}
+    for k, op in ops.items():
+        assert isinstance(op.bits, torch.Tensor)
+        full[k] = expand_tiles(op.bits, torch.Size(shapes[k]), tile).tolist()
+    pairs: dict[str, list[tuple[int, int]]] = {"FW": [], "EB": [], "GC": []}
+    per, (_, _, kh, kw) = c // conv.groups, shapes["W"]
+    for s, o, i, a, b in itertools.product(range(n), range(out), range(per), range(kh), range(kw)):
+        for y, x in itertools.product(range(shapes["E"][2]), range(shapes["E"][3])):
+            # a padded position has no width: it counts as the nearest real one
+            row = min(max(y * conv.stride[0] + a * conv.dilation[0] - conv.padding[0], 0), h - 1)  # type: ignore[operator]
+            col = min(max(x * conv.stride[1] + b * conv.dilation[1] - conv.padding[1], 0), h - 1)  # type: ignore[operator]
+            act = full["A"][s][o // (out // conv.groups) * per + i][row][col]
+            weight, error = full["W"][o][i][a][b], full["E"][s][o][y][x]
+            pairs["FW"].append((act, weight))
+            pairs["EB"].append((error, weight))
+            pairs["GC"].append((act, error))
+    for product, expected in pairs.items():
+        assert counts(ledger, product) == slow_sum(expected)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)

@@ -24,7 +24,7 @@ KEY = NoiseKey(0xDEADBEEF, 0x12345678, 5)
 
 
 def check(x: torch.Tensor, fmt: Format, bits: int | torch.Tensor, noise: NoiseKey | None) -> int:
-    """Compare with the reference; returns how many elements were too near a rounding boundary to be compared exactly."""
+    """Compare with the reference; returns how many elements lay too near a rounding boundary for exactness."""
     values, codes, grid = run(x, fmt, bits, noise)
     want, want_codes, step, clear = expected(x, fmt, bits, noise)
     got_codes = integer_codes(codes, grid).numpy()
@@ -50,8 +50,8 @@ def test_every_width_equals_the_float64_loops(cls: type[Format], granularity, no
         total += x.numel() if bits <= 12 else 0
         if bits > 12:
             check(x, cls(granularity), bits, noise)
-    # Up to 12 bits nearly all elements are compared exactly. The two limits of a group lie on an integer, which is where
-    # the floor of stochastic rounding jumps.
+    # Up to 12 bits nearly all elements are compared exactly. The two limits of a group lie on an integer, where the
+    # floor of stochastic rounding jumps.
     limits = 0 if noise is None else 2 * len(groups_of(shape, granularity)) * 11
     assert unsure <= 0.05 * total + limits
 
@@ -263,7 +263,7 @@ def test_negative_nan_shows_too() -> None:
 
 @pytest.mark.parametrize("bits", [1, 0, -3, 17, 31, torch.tensor([1, 8]), torch.tensor([17]), torch.tensor([-1, 4])])
 def test_widths_outside_2_to_16_are_refused(bits) -> None:
-    with pytest.raises(ConfigError, match="2..16"):
+    with pytest.raises(ConfigError, match=r"2\.\.16"):
         Operand(bits)
 
 

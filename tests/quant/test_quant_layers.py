@@ -47,7 +47,7 @@ CONVS: list[tuple[int, int, dict[str, Any]]] = [
 def conv_gradients(x: Array, w: Array, e: Array, layer: QuantConv2d) -> tuple[Array, Array]:
     """EB and GC by their definition: every product of a tap, added where it belongs."""
     (sh, sw), (ph, pw), (dh, dw_) = layer.stride, layer.padding, layer.dilation  # type: ignore[misc]
-    n, c, height, width = x.shape
+    height, width = x.shape[2:]
     out, per, kh, kw = w.shape
     each = out // layer.groups
     padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
@@ -151,11 +151,13 @@ def test_linear_layers(name: str, shape: tuple[int, ...], bias: bool) -> None:
     g = tensor(tuple(y.shape), 1)
     y.backward(g)
     o = operands(seen, p, x, layer.weight, g)
-    close(y, o["fw_a"] @ o["fw_w"].T + (0 if layer.bias is None else f64(layer.bias)))
-    close(x.grad, o["eb_e"] @ o["eb_w"])
-    close(layer.weight.grad, o["gc_e"].reshape(-1, 3).T @ o["gc_a"].reshape(-1, 5))
+    y2, dx = y.reshape(-1, 3), None if x.grad is None else x.grad.reshape(-1, 5)  # one row per vector
+    o = {name: v if name in ("fw_w", "eb_w") else v.reshape(-1, v.shape[-1]) for name, v in o.items()}
+    close(y2, o["fw_a"] @ o["fw_w"].T + (0 if layer.bias is None else f64(layer.bias)))
+    close(dx, o["eb_e"] @ o["eb_w"])
+    close(layer.weight.grad, o["gc_e"].T @ o["gc_a"])
     if bias:
-        close(layer.bias.grad, o["gc_e"].reshape(-1, 3).sum(0))
+        close(layer.bias.grad, o["gc_e"].sum(0))
 
 
 def test_operands_are_quantized_as_declared() -> None:
@@ -170,7 +172,8 @@ def test_operands_are_quantized_as_declared() -> None:
     g = tensor(tuple(y.shape), 1)
     y.backward(g)
     for key, op, source, name in (
-        ("fw_a", MIXED.fw_a, x, None), ("fw_w", MIXED.fw_w, layer.weight, None), ("eb_w", MIXED.eb_w, layer.weight, None),
+        ("fw_a", MIXED.fw_a, x, None),
+        ("fw_w", MIXED.fw_w, layer.weight, None), ("eb_w", MIXED.eb_w, layer.weight, None),
         ("gc_a", MIXED.gc_a, x, "a.b.A"), ("E.eb", MIXED.eb_e, g, "a.b.E.eb"), ("E.gc", MIXED.gc_e, g, "a.b.E.gc"),
     ):  # fmt: skip
         noise = None if name is None else noise_key(state.seed, 3, name)
@@ -186,9 +189,7 @@ def test_every_declared_width_changes_its_own_product_and_no_other(operand: str,
 
     def products(p: Precision) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         torch.manual_seed(0)
-        layer: QuantLayer = (
-            QuantConv2d(nn.Conv2d(3, 4, 3), p) if kind == "conv" else QuantLinear(nn.Linear(6, 4), p)
-        )
+        layer: QuantLayer = QuantConv2d(nn.Conv2d(3, 4, 3), p) if kind == "conv" else QuantLinear(nn.Linear(6, 4), p)
         x = (tensor((2, 3, 6, 6), 0) if kind == "conv" else tensor((5, 6), 0)).requires_grad_()
         y = layer(x)
         y.backward(tensor(tuple(y.shape), 1))
@@ -216,9 +217,7 @@ def test_only_gradients_asked_for_are_computed_and_they_are_the_same(want, kind:
     def products(flags: tuple[bool, bool, bool]) -> list[torch.Tensor | None]:
         torch.manual_seed(0)
         p = PRECISIONS[name]
-        layer: QuantLayer = (
-            QuantConv2d(nn.Conv2d(3, 4, 3), p) if kind == "conv" else QuantLinear(nn.Linear(6, 4), p)
-        )
+        layer: QuantLayer = QuantConv2d(nn.Conv2d(3, 4, 3), p) if kind == "conv" else QuantLinear(nn.Linear(6, 4), p)
         x = tensor((2, 3, 6, 6), 0) if kind == "conv" else tensor((5, 6), 0)
         assert layer.bias is not None
         for t, flag in zip((x, layer.weight, layer.bias), flags, strict=True):

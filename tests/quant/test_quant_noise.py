@@ -131,7 +131,7 @@ def test_workers_with_half_the_batch_compute_the_same_products(kind: str, kernel
 
 
 # -- statistics ------------------------------------------------------------------------------------------------------
-# Bounds are quantiles at 1e-6 each side: a sound generator fails none of these fixed draws except by a fluke of that size.
+# Bounds are quantiles at 1e-6 each side: only by a fluke of that size would a sound generator fail these fixed draws.
 
 FLUKE = 1e-6
 STREAMS = [noise_key(s, t, name) for s, t, name in ((0, 0, "a"), (1, 5, "layer1.0.conv1.E"), (123456789, 64000, "x"))]
@@ -153,12 +153,16 @@ def test_draws_are_uniform(key: NoiseKey, stride: int) -> None:
 
 
 @pytest.mark.parametrize("key", STREAMS)
-@pytest.mark.parametrize("lag", [1, 2, 3, 16, 64, 576, 1024, 2048, 3072, 4096, 8192, 12288, 16384, 32768, 49152, 802816])
+@pytest.mark.parametrize(
+    "lag", [1, 2, 3, 16, 64, 576, 1024, 2048, 3072, 4096, 8192, 12288, 16384, 32768, 49152, 802816]
+)
 def test_draws_of_neighbours_and_of_neighbouring_samples_are_independent(key: NoiseKey, lag: int) -> None:
     # 3072, 4096, ... are the sizes of one sample in CIFAR networks: the same place in two samples
     n, bins = 1 << 17, 16
     a, b = uniform(key, torch.arange(n)), uniform(key, torch.arange(n) + lag)
-    table = torch.bincount((a * bins).long() * bins + (b * bins).long(), minlength=bins * bins).double().view(bins, bins)
+    table = (
+        torch.bincount((a * bins).long() * bins + (b * bins).long(), minlength=bins * bins).double().view(bins, bins)
+    )
     chi2 = float(stats.contingency.chi2_contingency(table.numpy(), correction=False).statistic)
     freedom = (bins - 1) ** 2
     assert stats.chi2.ppf(FLUKE, freedom) < chi2 < stats.chi2.ppf(1 - FLUKE, freedom)

@@ -1,0 +1,78 @@
+"""``fractrain check-method``: the contract tests on a method of one's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from fractrain.commands.common import emit_json, json_option, options, plugin_option, say, stdout_to_stderr
+from fractrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fractrain.contract.report import CheckResult
+
+FAILED = 1
+
+
+def _reasons(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Read ``CHECK=REASON`` arguments."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        check, equals, reason = pair.partition("=")
+        if not equals or not check.strip() or not reason.strip():
+            raise ConfigError(f"--expect-fail {pair!r}: expected CHECK=REASON, for example resume='keeps a clock'")
+        found[check.strip()] = reason.strip()
+    return found
+
+
+def _settings(sets: tuple[str, ...]) -> dict[str, object]:
+    """Read ``KEY=VALUE`` arguments."""
+    from fractrain.engine.config import collect_sets
+
+    settings, recipe = collect_sets(sets)
+    if recipe:
+        raise ConfigError("check-method has a recipe of its own: --set takes settings of the method only")
+    return settings
+
+
+@click.command("check-method", short_help="Check a method against the contract.")
+@options(
+    click.argument("method", metavar="NAME|FILE.py"),
+    click.option("--model", default="resnet38", show_default=True, metavar="NAME", help="What to train."),
+    click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="An embedded data set."),
+    click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of the method; may be repeated."),
+    click.option("--check", "checks", multiple=True, metavar="CHECK", help="Only this check; may be repeated."),
+    click.option(
+        "--expect-fail", "expected", multiple=True, metavar="CHECK=REASON",
+        help="A check that is known to fail; it is an error if it passes. May be repeated.",
+    ),
+    click.option("--quick", is_flag=True, help="Fewer steps."),
+    plugin_option,
+    json_option,
+)  # fmt: skip
+def check_command(
+    method: str, model: str, dataset: str, sets: tuple[str, ...], checks: tuple[str, ...], expected: tuple[str, ...],
+    quick: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Check a method against the contract that all methods here meet; exit with 1 when it does not.
+
+    NAME is a registry name, FILE.py a plugin file. Everything runs on embedded data and takes about a minute.
+    """
+    from fractrain.testing import CHECKS, check_method
+
+    reasons, settings = _reasons(expected), _settings(sets)
+
+    def told(result: CheckResult) -> None:
+        say(f"  {result.status}: {result.name} ({result.seconds:.1f} s)")
+
+    with stdout_to_stderr():
+        report = check_method(
+            method, model=model, dataset=dataset, settings=settings, expected_failures=reasons, quick=quick,
+            checks=checks or CHECKS, progress=told,
+        )  # fmt: skip
+    if as_json:
+        emit_json(report.as_dict())
+    else:
+        click.echo(report.text())
+    return 0 if report.ok else FAILED

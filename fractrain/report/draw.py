@@ -1,0 +1,285 @@
+"""Draw a figure with matplotlib (extra ``plots``). The same points give the same bytes: no date, no random ids."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fractrain.errors import MachineError
+from fractrain.report.labels import Box, place
+from fractrain.report.points import FigureData, Panel, Point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by people with any common colour vision; markers differ as well.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("s", "o", "^", "D", "v", "P")
+DPI = 150
+WIDTH, HEIGHT = 3.2, 2.5  # of one panel's axes, inches
+LEFT, BETWEEN, RIGHT = 0.72, 0.62, 0.2
+ABOVE, UNDER = 0.52, 0.55  # of each panel: titles, and ticks with the axis label
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+STYLE: dict[Any, Any] = {  # matplotlib types each key
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#66707f",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "path",
+}
+
+
+def require_matplotlib() -> None:
+    """Say what to install where matplotlib is missing.
+
+    Raises:
+        MachineError: it cannot be imported.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MachineError(f"figures need matplotlib ({error}); pip install 'fractrain[plots]'") from error
+
+
+def draw(figure: FigureData, form: str) -> bytes:
+    """Return the figure as an ``svg`` or ``png`` file.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
+    with style(figure):
+        made = compose(figure)
+        stream = io.BytesIO()
+        metadata: Any = {"Date": None, "Creator": "fractrain"} if form == "svg" else {"Software": "fractrain"}
+        made.savefig(stream, format=form, dpi=DPI, metadata=metadata, facecolor="white")
+    return stream.getvalue()
+
+
+@contextmanager
+def style(figure: FigureData) -> Iterator[None]:
+    """Matplotlib's settings for the duration of a block: ours, whatever the user's are, and theirs again after it.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's own style must not change the bytes
+        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams["svg.hashsalt"] = figure.table.name
+        yield
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Geometry in inches, from the top left."""
+
+    width: float
+    height: float
+    head: float
+    across: int
+
+    def rectangle(self, column: int, row: int) -> tuple[float, float, float, float]:
+        """Axes rectangle of a panel, in fractions of the page."""
+        x = LEFT + column * (WIDTH + BETWEEN)
+        y = self.head + row * (ABOVE + HEIGHT + UNDER) + ABOVE
+        return x / self.width, 1 - (y + HEIGHT) / self.height, WIDTH / self.width, HEIGHT / self.height
+
+    def down(self, inches: float) -> float:
+        """Height of a line, as a fraction of the page, so far below the top edge."""
+        return 1 - inches / self.height
+
+
+def compose(figure: FigureData) -> Figure:
+    """Lay out and draw all panels; to be called, and saved, inside :func:`style`.
+
+    Args:
+        figure: from :func:`fractrain.report.points.build_figure`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    across = min(figure.drawing.across, len(figure.published))
+    lines = list(_lines(figure, across))
+    notes = {note: LETTERS[i % 26] for i, note in enumerate(_notes(figure))}
+    width = LEFT + across * WIDTH + (across - 1) * BETWEEN + RIGHT
+    below = [*figure.remarks, *(f"{letter}: {note}." for note, letter in notes.items())]
+    below.append(f"Source: {figure.table.source}.")
+    foot = [line for text in below for line in textwrap.wrap(text, int(width * 15))]
+    top, head = _head(figure, width)
+    page = _Page(width, top + len(lines) * (ABOVE + HEIGHT + UNDER) + 0.16 * len(foot) + 0.15, top, across)
+
+    made = Figure(figsize=(page.width, page.height), dpi=DPI)
+    FigureCanvasAgg(made)
+    for inches, text, style in head:
+        made.text(LEFT / width, page.down(inches), text, va="top", **style)
+    _legend(made, figure, page)
+    units = _units(figure)
+    for row, panels in enumerate(lines):
+        for column, panel in enumerate(panels):
+            axes = made.add_axes(page.rectangle(column, row))
+            _panel(axes, panel, figure, notes, units[panel.kind])
+            if column == 0 and panel.points:
+                axes.set_ylabel("accuracy [%], best on test")
+    made.text(LEFT / width, (0.1 + 0.16 * len(foot)) / page.height, "\n".join(foot), va="top", fontsize=7.5,
+              color="#3b4450", linespacing=1.35)  # fmt: skip
+    return made
+
+
+def _head(figure: FigureData, width: float) -> tuple[float, list[tuple[float, str, dict[str, Any]]]]:
+    """Title, warning, caption: for each line its distance from the top in inches, text and style; and their height."""
+    down, lines = 0.12, []
+    parts: list[tuple[str, int, float, dict[str, Any]]] = [
+        (figure.title, 11, 0.2, {"fontsize": 11, "fontweight": "bold"}),
+        (figure.warning, 14, 0.16, {"color": "#8a4b00", "fontweight": "bold", "fontsize": 8}),
+        (figure.table.caption, 15, 0.16, {"color": "#3b4450"}),
+        (_key(figure), 15, 0.16, {"color": "#3b4450"}),
+    ]
+    for text, per_inch, height, style in parts:
+        for line in textwrap.wrap(text, int((width - LEFT) * per_inch)):
+            lines.append((down, line, style))
+            down += height
+        down += 0.05 if text else 0
+    return down + 0.3, lines
+
+
+def _key(figure: FigureData) -> str:
+    tags = f"Texts at the points: {figure.drawing.tags}. " if figure.drawing.tags else ""
+    return f"{tags}Lines join the points of a series from low to high precision."
+
+
+def _units(figure: FigureData) -> dict[str, int]:
+    """Power of ten of the axes of MACs, the same on all panels of a kind."""
+    largest = {panel.kind: 1.0 for panel in (*figure.published, *figure.measured)}
+    for panel in (*figure.published, *figure.measured):
+        largest[panel.kind] = max([largest[panel.kind], *(p.macs for p in panel.points)])
+    return {kind: math.floor(math.log10(macs)) for kind, macs in largest.items()}
+
+
+def _lines(figure: FigureData, across: int) -> Iterator[Sequence[Panel]]:
+    """Rows of panels: published ones, and below each its measured ones, if there are any."""
+    for start in range(0, len(figure.published), across):
+        yield figure.published[start : start + across]
+        if figure.measured:
+            yield figure.measured[start : start + across]
+
+
+def _notes(figure: FigureData) -> list[str]:
+    return list(dict.fromkeys(point.note for point in figure.points if point.note))
+
+
+# -- one panel ---------------------------------------------------------------------------------------------------------
+
+
+def _panel(axes: Axes, panel: Panel, figure: FigureData, notes: dict[str, str], power: int) -> None:
+    axes.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold", pad=17)
+    colour = "#8a4b00" if panel.kind == "measured" else "#66707f"
+    axes.text(0, 1.03, textwrap.shorten(panel.subtitle, 90), transform=axes.transAxes, fontsize=7.2, color=colour)
+    if not panel.points:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.set_facecolor("#f5f6f8")
+        axes.text(0.5, 0.5, panel.message, transform=axes.transAxes, ha="center", va="center", color="#66707f")
+        return
+    if panel.kind == "measured":
+        axes.set_facecolor("#fff8ea")
+    for series, (colour, marker) in zip(figure.drawing.series, _looks(), strict=False):
+        for kind in ("published", "measured"):
+            own = [p for p in panel.points if p.series == series.key and p.kind == kind]
+            if own:
+                _series(axes, own, 10.0**power, colour, marker, kind == "measured")
+    _scale(axes, panel, figure.drawing.x_scale, 10.0**power)
+    axes.set_xlabel(f"effective MACs@best [$10^{{{power}}}$]", labelpad=2)
+    axes.grid(True, color="#e3e6ea", linewidth=0.6)
+    axes.set_axisbelow(True)
+    colours = {s.key: colour for s, (colour, _) in zip(figure.drawing.series, _looks(), strict=False)}
+    _tags(axes, panel.points, 10.0**power, notes, colours)
+
+
+def _looks() -> list[tuple[str, str]]:
+    return list(zip(COLOURS, MARKERS, strict=True))
+
+
+def _series(axes: Axes, points: Sequence[Point], unit: float, colour: str, marker: str, filled: bool) -> None:
+    """One series: a thin line in the order of the precisions, hollow markers for published, filled for measured."""
+    x, y = [p.macs / unit for p in points], [p.accuracy for p in points]
+    axes.plot(x, y, "-" if filled else ":", color=colour, linewidth=0.9, alpha=0.55, zorder=2)
+    for p in points:
+        if p.accuracy_low is not None and p.accuracy_high is not None:
+            ends = [p.accuracy_low, p.accuracy_high]
+            axes.plot([p.macs / unit] * 2, ends, "-", color=colour, linewidth=1.1, zorder=3)
+    face = colour if filled else "white"
+    axes.scatter(x, y, s=34, marker=marker, facecolors=face, edgecolors=colour, linewidths=1.4, zorder=4,
+                 gid=f"{points[0].kind}-{points[0].series}")  # fmt: skip
+
+
+def _scale(axes: Axes, panel: Panel, kind: str, unit: float) -> None:
+    """Limits with room for the texts, and round numbers on the axis of MACs."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+    x = [p.macs / unit for p in panel.points]
+    lows = [p.accuracy if p.accuracy_low is None else p.accuracy_low for p in panel.points]
+    highs = [p.accuracy if p.accuracy_high is None else p.accuracy_high for p in panel.points]
+    space = 0.13 * (max(highs) - min(lows)) or 0.5
+    axes.set_ylim(min(lows) - space, max(highs) + space)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    if kind == "linear":
+        room = 0.12 * (max(x) - min(x)) or 0.1 * max(x)
+        axes.set_xlim(max(0.0, min(x) - room), max(x) + room)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        return
+    room = 0.1 * math.log(max(x) / min(x)) or 0.1
+    low, high = min(x) * math.exp(-room), max(x) * math.exp(room)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    ticks = [m * 10.0**e for e in range(-6, 4) for m in (1, 2, 5)]
+    inside = [t for t in ticks if low <= t <= high]
+    if len(inside) < 3:
+        inside = [t for t in (m * 10.0**e for e in range(-6, 4) for m in (1, 1.5, 2, 3, 4, 5, 7)) if low <= t <= high]
+    axes.xaxis.set_major_locator(FixedLocator(inside))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _tags(axes: Axes, points: Sequence[Point], unit: float, notes: dict[str, str], colours: dict[str, str]) -> None:
+    """Write the texts beside the points; a raised letter leads to the remark on a doubtful one."""
+    texts = [p.tag + (f"$^{{{notes[p.note]}}}$" if p.note else "") for p in points]
+    pixels = axes.transData.transform([(p.macs / unit, p.accuracy) for p in points])
+    boxes = [Box(float(x), float(y), 7.0, 7.0) for x, y in pixels]
+    sizes = [(4.6 * (len(p.tag) + bool(p.note)), 7.5) if t else (0.0, 0.0) for p, t in zip(points, texts, strict=True)]
+    (x0, y0), (x1, y1) = axes.transAxes.transform([(0, 0), (1, 1)])
+    frame = Box((x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2)
+    back = axes.transData.inverted()
+    for p, text, centre in zip(points, texts, place(boxes, sizes, frame), strict=True):
+        x, y = back.transform(centre)
+        axes.text(x, y, text, fontsize=7.2, color=colours[p.series], ha="center", va="center", zorder=3.5,
+                  bbox={"facecolor": axes.get_facecolor(), "edgecolor": "none", "alpha": 0.75, "pad": 0.4})  # fmt: skip
+
+
+def _legend(made: Figure, figure: FigureData, page: _Page) -> None:
+    """Above all panels, so that it covers no point."""
+    from matplotlib.lines import Line2D
+
+    handles = []
+    kinds = [k for k in ("published", "measured") if any(p.kind == k for p in figure.points)]
+    for series, (colour, marker) in zip(figure.drawing.series, _looks(), strict=False):
+        for kind in kinds:
+            filled = kind == "measured"
+            handles.append(Line2D([], [], color=colour, marker=marker, linestyle="-" if filled else ":", markersize=6,
+                                  markerfacecolor=colour if filled else "white", markeredgewidth=1.4, linewidth=0.9,
+                                  label=f"{series.label}, {kind}"))  # fmt: skip
+    made.legend(handles=handles, loc="upper left", bbox_to_anchor=(LEFT / page.width, page.down(page.head - 0.3)),
+                ncols=len(handles), frameon=False, fontsize=8.5, borderpad=0, borderaxespad=0)  # fmt: skip

@@ -1,0 +1,264 @@
+"""The points of a figure: published ones as their source has them, measured ones from the same cells as the table.
+
+What is comparable shares a panel: only a complete row of the profile ``paper`` on the paper's own data set is put on
+the axes of the published points. Anything else has panels of its own, with its own axes and its profile in the title.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
+
+from fractrain.cost.published import PublishedRow
+from fractrain.errors import ConfigError
+from fractrain.report.build import build_table
+from fractrain.report.rows import data_label
+from fractrain.report.sources import Sources, Store, default_sources
+from fractrain.report.spec import Drawing, Pair, Profile, Series, TableSpec, check_profile
+from fractrain.report.values import Row, Table
+
+ACCURACY, MACS = "acc_top1_%", "effective_MACs"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point: accuracy (best on test, percent) against effective MACs up to the epoch of best accuracy.
+
+    Attributes:
+        model, dataset: as the paper names them.
+        data: data set of the run where it is another one, else the same as ``dataset``.
+        series: key of the series.
+        tag: short text beside the point; may be empty.
+        precision: precision as printed.
+        kind: ``published`` or ``measured``.
+        macs, accuracy: the point.
+        accuracy_low, accuracy_high: 95 % interval over seeds, where there is one.
+        n: number of seeds of a measured point.
+        confidence_macs, confidence_accuracy: how the published numbers were read.
+        source: citation, or ids of the runs.
+        note: a known problem with the published point.
+    """
+
+    model: str
+    dataset: str
+    data: str
+    series: str
+    tag: str
+    precision: str
+    kind: Literal["published", "measured"]
+    macs: float
+    accuracy: float
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    n: int | None = None
+    confidence_macs: str = ""
+    confidence_accuracy: str = ""
+    source: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        kind: ``published`` (measured points of the same task may be on it), or ``measured`` (nothing else is).
+        title, subtitle: what is shown, and where the numbers come from.
+        points: what is drawn.
+        message: what is written on axes without points.
+    """
+
+    kind: Literal["published", "measured"]
+    title: str
+    subtitle: str
+    points: tuple[Point, ...]
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """A finished figure, independent of any format: the table behind it, and the panels in pairs of rows.
+
+    Attributes:
+        table: the same numbers as a table.
+        title: names the profile as soon as anything measured is drawn.
+        drawing: how it is drawn.
+        published: one panel per model/data pair.
+        measured: one panel per pair, in the same order; empty where measured points are on the published panels, or
+            where there are none.
+        warning: one sentence where measured panels must not be compared with published ones; else empty.
+        remarks: sentences for below the figure.
+    """
+
+    table: Table
+    title: str
+    drawing: Drawing
+    published: tuple[Panel, ...]
+    measured: tuple[Panel, ...]
+    warning: str
+    remarks: tuple[str, ...]
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """All points that are drawn."""
+        return tuple(point for panel in (*self.published, *self.measured) for point in panel.points)
+
+
+def build_figure(
+    spec: TableSpec,
+    store: Store | None,
+    profile: str,
+    seeds: int | Sequence[int] | None = None,
+    sources: Sources | None = None,
+) -> FigureData:
+    """Build one figure; arguments as of :func:`fractrain.report.build.build_table`.
+
+    Raises:
+        ConfigError: unknown profile, or the specification is that of a plain table.
+    """
+    if spec.figure is None:
+        raise ConfigError(f"{spec.name} is a table, not a figure: it has no [figure] section")
+    known = check_profile(profile)
+    sources = sources or default_sources()
+    table = build_table(spec, store, known, seeds, sources)
+    rows = iter([row for row in table.rows if row.kind == "method"])
+    below, panels = known != "paper", []
+    for pair in spec.pairs:
+        built = [next(rows) for _ in spec.rows]
+        panels.append((pair, built, list(_measured(spec, pair, built, known))))
+    apart = [below or spec.dataset(pair, known) != pair.dataset for pair, _, _ in panels]
+    published, measured = [], []
+    for (pair, built, own), separate in zip(panels, apart, strict=True):
+        theirs = tuple(_published(spec, spec.figure, pair, sources.published))
+        published.append(_published_panel(pair, theirs, () if separate else tuple(own)))
+        measured.append(_measured_panel(spec, pair, built, tuple(own) if separate else (), known))
+    shown = any(panel.points for panel in measured)
+    return FigureData(
+        table=table,
+        title=table.title if any(own for _, _, own in panels) else spec.title,
+        drawing=spec.figure,
+        published=tuple(published),
+        measured=tuple(measured) if shown else (),
+        warning=table.watermark.replace("columns", "panels") if shown else "",
+        remarks=tuple(_remarks(table)),
+    )
+
+
+# -- points ------------------------------------------------------------------------------------------------------------
+
+
+def _published(spec: TableSpec, drawing: Drawing, pair: Pair, rows: Sequence[PublishedRow]) -> Iterator[Point]:
+    """Every published point of a pair, series by series, in the order of the published rows."""
+    for series in drawing.series:
+        own = [r for r in rows if r.table in drawing.tables and _of(r, pair, series)]
+        for key in dict.fromkeys((r.table, r.precision) for r in own):
+            cell = {r.metric: r for r in own if (r.table, r.precision) == key}
+            if ACCURACY in cell and MACS in cell:
+                yield _published_point(spec, pair, series, cell[MACS], cell[ACCURACY])
+
+
+def _of(row: PublishedRow, pair: Pair, series: Series) -> bool:
+    return (row.model, row.dataset, row.method) == (pair.model_label, pair.dataset_label, series.published)
+
+
+def _published_point(spec: TableSpec, pair: Pair, series: Series, x: PublishedRow, y: PublishedRow) -> Point:
+    tags = [row.tag for row in spec.rows if row.series == series.key and row.published
+            and row.published.precision == y.precision]  # fmt: skip
+    return Point(
+        model=pair.model_label,
+        dataset=pair.dataset_label,
+        data=pair.dataset_label,
+        series=series.key,
+        tag=tags[0] if tags else "",
+        precision=y.precision,
+        kind="published",
+        macs=float(x.value),
+        accuracy=float(y.value),
+        confidence_macs=x.confidence,
+        confidence_accuracy=y.confidence,
+        source=f"{y.paper}, {y.table}: {y.source}",
+        note="; ".join(dict.fromkeys(filter(None, (x.note, y.note)))),
+    )
+
+
+def _measured(spec: TableSpec, pair: Pair, built: Sequence[Row], profile: Profile) -> Iterator[Point]:
+    """The points of complete rows, from the cells of the table."""
+    for row, made in zip(spec.rows, built, strict=True):
+        x, y = made.cells["macs_best"], made.cells["accuracy_best_test"]
+        if not row.series or x.value is None or y.value is None:
+            continue
+        yield Point(
+            model=pair.model_label,
+            dataset=pair.dataset_label,
+            data=spec.dataset(pair, profile) if spec.dataset(pair, profile) != pair.dataset else pair.dataset_label,
+            series=row.series,
+            tag=row.tag,
+            precision=row.precision,
+            kind="measured",
+            macs=x.value,
+            accuracy=y.value,
+            accuracy_low=y.low,
+            accuracy_high=y.high,
+            n=y.n,
+            source=made.text("runs"),
+        )
+
+
+# -- panels ------------------------------------------------------------------------------------------------------------
+
+
+def _published_panel(pair: Pair, points: tuple[Point, ...], own: tuple[Point, ...]) -> Panel:
+    """Published points, with measured ones on the same axes where they are of the same task and length."""
+    how = "published: " + (_confidence(points) if points else "no points")
+    subtitle = f"{how}; filled: measured" if own else how
+    message = "" if points or own else "no published points"
+    return Panel("published", f"{pair.model_label}, {pair.dataset_label}", subtitle, (*points, *own), message)
+
+
+def _confidence(points: Sequence[Point]) -> str:
+    accuracy = " / ".join(dict.fromkeys(p.confidence_accuracy for p in points))
+    macs = " / ".join(dict.fromkeys(p.confidence_macs for p in points))
+    return accuracy if accuracy == macs else f"{accuracy}, MACs {macs}"
+
+
+def _measured_panel(
+    spec: TableSpec, pair: Pair, built: Sequence[Row], points: tuple[Point, ...], profile: Profile
+) -> Panel:
+    title = f"{pair.model_label}, {data_label(pair, spec.dataset(pair, profile))}"
+    subtitle = f"measured, profile {profile}; not comparable with published"
+    if points:
+        return Panel("measured", title, subtitle, points)
+    words = dict.fromkeys(row.text("verdict") for row in built)
+    return Panel("measured", title, subtitle, (), "\n".join(words))
+
+
+def _remarks(table: Table) -> Iterator[str]:
+    """How many points were measured, and why others were not."""
+    rows = [row for row in table.rows if row.kind == "method"]
+    done = sum(row.cells["accuracy_best_test"].value is not None for row in rows)
+    if done:
+        seeds = "one seed" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds, bars: 95 % interval over seeds"
+        yield f"Measured: {done} of {len(rows)} points of profile {table.profile}, {seeds}."
+    else:
+        yield f"Published points only: no point of profile {table.profile} has been measured yet."
+    yield from (note for note in table.notes if " was not run" in note)
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def points_csv(figure: FigureData) -> str:
+    """Return the points as drawn, one per line, with source and confidence."""
+    stream = io.StringIO()
+    names = [field.name for field in fields(Point)]
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["figure", "version", "profile", *names])
+    table = figure.table
+    for point in figure.points:
+        values = asdict(point)
+        line = ["" if values[name] is None else values[name] for name in names]
+        writer.writerow([table.name, table.version, table.profile, *line])
+    return stream.getvalue()

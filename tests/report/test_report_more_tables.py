@@ -1,0 +1,404 @@
+"""Tables 5 and 6, the overview, and what they brought: relative columns, claims, chosen columns, missing models."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import figure_fakes
+import pytest
+
+from fractrain.cost.hardware import HARDWARE
+from fractrain.cost.ledger import Entry, Ledger
+from fractrain.cost.published import rows as published_rows
+from fractrain.errors import ConfigError
+from fractrain.report.build import build_table
+from fractrain.report.columns import PUBLISHED_TEXT, QUANTITIES, columns
+from fractrain.report.grid import plan
+from fractrain.report.output import text
+from fractrain.report.render import FORMATS, render
+from fractrain.report.rows import published_value
+from fractrain.report.sources import NotInRelease, PublishedIndex, engine_config, measure_run
+from fractrain.report.spec import RunRequest, load_spec, read_spec, table_folders, table_names
+from fractrain.report.stats import paired_ratio
+from fractrain.report.values import PublishedColumn, QuantityKey
+
+NEW = ("table5", "table6", "overview")
+ALL = (*NEW, "table2", "figure-pfq", "figure-dfq")
+
+
+@pytest.fixture
+def sources():
+    return figure_fakes.sources()
+
+
+def row_of(table, label, group, precision=None):
+    """The method row with this label (and precision) in the group."""
+    found = [r for r in table.rows if r.kind == "method" and r.group == group and r.text("method") == label
+             and precision in (None, r.text("precision"))]  # fmt: skip
+    assert len(found) == 1, [r.text("label") for r in found]
+    return found[0]
+
+
+# -- every specification -----------------------------------------------------------------------------------------------
+
+
+def test_they_ship():
+    assert set(ALL) <= set(table_names())
+    assert [folder.name for folder in table_folders()] == ["tables", "figures"]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("profile", ["smoke", "paper"])
+@pytest.mark.parametrize("filled", [False, True])
+def test_every_table_renders_in_every_format(name, profile, filled, store, sources):
+    spec = load_spec(name)
+    if filled:
+        figure_fakes.fill(store, spec, profile)
+    table = build_table(spec, store, profile, 1, sources)
+    keys = {column.key for column in table.columns}
+    for row in table.rows:
+        assert set(row.cells) == keys
+    for fmt in FORMATS:
+        assert f"profile {profile}" in render(table, fmt) or fmt == "csv"
+    if filled:
+        done = [r for r in table.rows if r.cells["seeds"].text == "1/1"]
+        assert len(done) == sum(p.model in figure_fakes.MODELS for p in spec.pairs) * len(spec.rows)
+        assert all(r.cells["accuracy_best_test"].value is not None for r in done)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_published_keys_are_not_misspelt(name):
+    """A key that matches nothing would only show as a dash."""
+    spec = load_spec(name)
+    index = PublishedIndex(published_rows(), spec.published_table)
+    claims = [r.claim.metric for r in spec.relative if r.claim]
+    metrics = [q.metric for q in QUANTITIES if q.metric]
+    for row in spec.rows:
+        if row.published is not None:
+            found = {m for pair in spec.pairs for m in (*metrics, *claims) if published_value(pair, row, m, index)}
+            assert set(claims) <= found or not row.against
+            assert found, row.key
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_settings_are_those_of_the_methods(name):
+    """Each row's run can be made by the engine, for each profile: no misspelt or impossible setting."""
+    spec = load_spec(name)
+    for profile in ("smoke", "short", "paper"):
+        states = {(r.row.key, r.pair.model): (r.state, r.reason) for r in plan(spec, profile, 1)}
+        wrong = {key: why for key, why in states.items() if why[0] == "incompatible"}
+        assert wrong == {}
+
+
+def test_names_in_specifications_are_the_columns_there_are():
+    assert set(get_args(QuantityKey)) == {q.key for q in QUANTITIES}
+    assert set(get_args(PublishedColumn)) == set(PUBLISHED_TEXT)
+
+
+# -- table 5 -----------------------------------------------------------------------------------------------------------
+
+
+def test_table5_sets_each_dfq_row_against_slu_at_its_cost(store, sources):
+    spec = load_spec("table5")
+    for seed, (dfq, slu) in enumerate([(92.0, 91.0), (92.5, 91.6), (92.2, 91.1)]):
+        figure_fakes.add(store, spec, "dfq-3", "paper", seed, accuracy=dfq, macs_end=4.0e13)
+        figure_fakes.add(store, spec, "slu-3", "paper", seed, accuracy=slu, macs_end=4.2e13)
+    table = build_table(spec, store, "paper", 3, sources)
+    row = row_of(table, "DFQ", "ResNet-38, CIFAR-10", "cp=3")
+    difference = row.cells["accuracy_best_test_relative"]
+    assert difference.value == pytest.approx(1.0)  # of 1.0, 0.9, 1.1
+    assert difference.high - difference.value == pytest.approx(4.30265 * 0.1 / 3**0.5, rel=1e-5)
+    assert difference.text == "+1.00 ± 0.25"
+    assert (row.cells["macs_end_relative"].value, row.text("macs_end_relative")) == (pytest.approx(1.05), "1.05 ± 0.00")
+    other = row_of(table, "DFQ", "ResNet-38, CIFAR-10", "cp=2")
+    assert other.text("accuracy_best_test_relative") == "–"
+    slu = row_of(table, "SLU", "ResNet-38, CIFAR-10", "8/8, cp=3")
+    assert slu.text("accuracy_best_test_relative") == "–"
+    assert slu.text("accuracy_published") == "–"
+    assert any("not available to us" in note for note in table.notes)
+    assert "Published claim: DFQ is the more accurate at equal cost" in table.caption
+
+
+def test_table5_published_rows_come_from_table_and_figure(sources):
+    table = build_table(load_spec("table5"), None, "paper", 1, sources)
+    three = row_of(table, "DFQ", "ResNet-38, CIFAR-10", "cp=3").cells["accuracy_published"]
+    two = row_of(table, "DFQ", "ResNet-38, CIFAR-10", "cp=2").cells["accuracy_published"]
+    assert (three.value, two.value) == (92.49, 91.96)
+    assert "transcribed" in three.source
+    assert "author script" in two.source
+
+
+@pytest.mark.parametrize(("blocks"), [18, 36])
+def test_table5_slu_targets_are_the_costs_they_say(blocks):
+    """One block always runs; the others are open for ``minimum`` percent of the samples, at 8 bits (6.25 %)."""
+    spec = load_spec("table5")
+    for key, target in (("slu-3", 3.0), ("slu-2", 2.0)):
+        row = spec.row(key)
+        cp = 6.25 * (1 + row.settings["minimum"] / 100 * (blocks - 1)) / blocks
+        assert cp == pytest.approx(target, rel=0.035)
+        assert f"cp={target:g}" in row.precision
+        assert spec.row(key.replace("slu", "dfq")).settings["target_cp"] == target
+
+
+# -- table 6 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table6(store, sources):
+    spec = load_spec("table6")
+    for seed, ratio in enumerate((4.0, 5.0, 6.0)):
+        costs = {"bitops_end": 6e15, "energy_end_kj": 3.0, "latency_end_min": 20.0}
+        figure_fakes.add(store, spec, "static8", "paper", seed, accuracy=70.0, **costs)
+        costs = {"bitops_end": 6e15 / ratio, "energy_end_kj": 2.0, "latency_end_min": 16.0}
+        figure_fakes.add(store, spec, "dynasty", "paper", seed, accuracy=69.5, **costs)
+    return build_table(spec, store, "paper", 3, sources)
+
+
+def test_table6_claims_and_ours_by_hand(table6):
+    row = row_of(table6, "DYNASTY (reconstruction)", "ResNet-38, CIFAR-100")
+    expected = {
+        "accuracy_best_test_claim": "accuracy drop: none",
+        "accuracy_best_test_relative": "-0.50 ± 0.00",
+        "bitops_end_claim": "up to 5.1x",
+        "bitops_end_relative": "5.00 ± 2.48",  # t = 4.30265, sd 1, n 3
+        "latency_end_relative": "1.25 ± 0.00",
+        "energy_end_claim": "up to 4.7x",
+        "energy_end_relative": "1.50 ± 0.00",
+    }
+    assert {key: row.text(key) for key in expected} == expected
+    for key in expected:
+        assert row.cells[key].origin == ("published" if key.endswith("claim") else "derived")
+        assert row.cells[key].source
+    assert "DYNASTY (ASP-DAC 2023" in row.cells["bitops_end_claim"].source
+    assert "modelled: fractrain-fitted" in row.cells["latency_end_relative"].source
+    assert "modelled" not in row.cells["bitops_end_relative"].source
+    base = row_of(table6, "static8", "ResNet-38, CIFAR-100")
+    assert {base.text(key) for key in expected} == {"–"}
+
+
+def test_table6_claims_stand_without_any_run(sources):
+    row = row_of(
+        build_table(load_spec("table6"), None, "smoke", 1, sources), "DYNASTY (reconstruction)",
+        "ResNet-38, digits100 (for CIFAR-100)",
+    )  # fmt: skip
+    assert row.text("bitops_end_claim") == "up to 5.1x"
+    assert (row.text("bitops_end_relative"), row.cells["bitops_end_relative"].origin) == ("–", "not run")
+
+
+@pytest.mark.parametrize("fmt", list(FORMATS))
+def test_table6_says_reconstruction_in_every_row_of_every_format(table6, fmt):
+    made = render(table6, fmt)
+    assert made.count("DYNASTY (reconstruction)") >= len(table6.groups())
+    assert "up to 5.1x" in made
+
+
+def test_table6_ratio_columns_say_what_they_are_ratios_of(table6):
+    heads = {column.key: column.head for column in table6.columns}
+    assert heads["bitops_end_relative"] == "Speed-up by operations [x] ↑, derived: ratio of BitOPs@end"
+    assert "modelled by fractrain-fitted" in heads["latency_end_relative"]
+    assert heads["bitops_end_claim"] == "Speed-up over 8-bit [x] ↑, claimed by the source"
+    assert any("No step was timed" in rule for rule in table6.rules)
+
+
+def test_table6_hardware_bounds_are_those_of_the_model():
+    """The note's bounds: an 8-bit cost over the part that does not depend on precision."""
+    model = HARDWARE.get("fractrain-fitted")
+    note = " ".join(load_spec("table6").notes)
+    stated = re.search(r"below ([\d.]+) \(latency\) and ([\d.]+) \(energy\)", note)
+    for forward in (83_286_272, 168_220_928):
+        for function, bound in ((model.latency_s, stated[1]), (model.energy_j, stated[2])):
+            ratio = function(1, 6.25, forward) / function(1, 0, forward)
+            assert float(bound) - 0.03 < ratio < float(bound)
+
+
+def test_table6_imagenet_says_why_it_was_not_run(table6):
+    for row in table6.groups()["ResNet-18, ImageNet"]:
+        assert row.text("verdict") == "not run (no model)"
+    why = [note for note in table6.notes if "ResNet-18, ImageNet was not run" in note]
+    assert why == [
+        "ResNet-18, ImageNet was not run: the model resnet18 is not in this release, which has resnet38, resnet74."
+    ]
+
+
+def test_table6_quantizes_the_same_layers_in_both_rows():
+    """static8 leaves the first and the last layer in floating point; the other row must, or BitOPs flatter it."""
+    assert load_spec("table6").row("dynasty").settings == {"keep_first": True, "keep_last": True}
+
+
+def test_an_incomplete_row_has_no_ratio(store, sources):
+    spec = load_spec("table6")
+    figure_fakes.fill(store, spec, "paper", seeds=3)
+    for run_id in [key for key in store.records if key.startswith("static8") and key.endswith("s1")]:
+        del store.records[run_id]
+    table = build_table(spec, store, "paper", 3, sources)
+    row = row_of(table, "DYNASTY (reconstruction)", "ResNet-38, CIFAR-100")
+    assert row.cells["bitops_end"].value is not None
+    assert row.text("bitops_end_relative") == "–"
+
+
+# -- overview ----------------------------------------------------------------------------------------------------------
+
+
+def test_overview_has_every_method_and_every_model():
+    from fractrain.methods.registry import MethodRegistry
+    from fractrain.models import registry
+
+    spec = load_spec("overview")
+    shipped = {n for n in MethodRegistry.discover().names() if n in {r.method for r in spec.rows} or _ours(n)}
+    assert {row.method for row in spec.rows} == shipped, "add the method to benchmarks/tables/overview.toml"
+    assert {pair.model for pair in spec.pairs} == set(registry.names()), "add the model to the overview"
+
+
+def _ours(name: str) -> bool:
+    """Whether the method is part of this project, and not of another package that is installed too."""
+    from fractrain.methods.registry import MethodRegistry
+
+    return MethodRegistry.discover().get(name).__module__.split(".")[0] in ("fractrain", "baselines")
+
+
+def test_overview_is_one_table_with_one_row_per_method(store, sources):
+    spec = load_spec("overview")
+    figure_fakes.fill(store, spec, "smoke")
+    table = build_table(spec, store, "smoke", 1, sources)
+    assert len(table.rows) == len(spec.pairs) * len(spec.rows)
+    md = render(table, "md")
+    assert [line for line in md.splitlines() if line.startswith("## ")] == [
+        "## Accuracy and cost of training; cost is up to the epoch of best test accuracy unless marked @end",
+        "## Notes",
+    ]
+    head = next(line for line in md.splitlines() if line.startswith("|"))
+    for short in ("Acc pub.", "best*", "cp %", "MACs↓@end", "BitOPs↓@end", "kJ↓@end", "Verdict"):
+        assert short in head
+    assert render(table, "html").count("<table>") == 1
+
+
+# -- chosen columns ----------------------------------------------------------------------------------------------------
+
+
+def test_table2_has_the_columns_it_always_had():
+    keys = [c.key for c in columns(load_spec("table2"))]
+    assert not {"bitops_end", "energy_end", "latency_end"} & set(keys)
+    assert not [k for k in keys if k.endswith(("_relative", "_claim"))]
+    assert len(keys) == 21
+
+
+def test_numbers_that_are_not_shown_are_nowhere(store, sources):
+    spec = load_spec("overview")
+    figure_fakes.fill(store, spec, "paper")
+    table = build_table(spec, store, "paper", 1, sources)
+    document = json.loads(render(table, "json"))
+    assert "latency_end" not in document["rows"][0]["cells"]
+    line = next(csv.DictReader(io.StringIO(render(table, "csv"))))
+    assert "bitops_end" in line
+    assert "latency_end" not in line
+
+
+MINIMAL = """
+name = "mine"
+version = 1
+title = "t"
+caption = "c"
+source = "s"
+published_table = "p"
+[[pairs]]
+model = "m"
+dataset = "d"
+model_label = "M"
+dataset_label = "D"
+[[rows]]
+key = "base"
+label = "A"
+method = "ma"
+precision = "8/8"
+"""
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ('[[relative]]\nquantity = "bitops"\nlabel = "x"', r"relative\.0\.quantity: Input should be"),
+        ('[[relative]]\nquantity = "cp"\nlable = "x"', r"relative\.0\.lable .did you mean 'label'"),
+        ('[[relative]]\nquantity = "cp"\nlabel = "x"\nclaim = {metrc = "a", label = "b"}',
+         r"metrc .did you mean 'metric'"),
+        ('[[rows]]\nkey = "b"\nlabel = "B"\nmethod = "m"\nprecision = "p"\nagainst = "bass"',
+         r"rows: b: against: no row has the key 'bass' .did you mean 'base'"),
+        ('[figure]\ntables = ["t"]\nserie = []', r"unknown key figure\.serie .did you mean 'series'"),
+        ('[figure]\ntables = ["t"]\n[[figure.series]]\nkey = "a"\nlabel = "A"\ncolor = 1', r"figure\.series\.0\.color"),
+        ('[figure]\ntables = ["t"]\n[[figure.series]]\nkey = "aa"\nlabel = "A"\n[[rows]]\nkey = "b"\nlabel = "B"\n'
+         'method = "m"\nprecision = "p"\nseries = "ab"', r"rows: b: no series 'ab' .did you mean 'aa'"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_new_keys_name_file_and_key(tmp_path, added, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(MINIMAL + added, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_spec(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_column_is_an_error(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(MINIMAL.replace("[[pairs]]", 'columns = ["bitops_ned"]\n[[pairs]]'), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"columns\.0"):
+        read_spec(path)
+
+
+# -- what rows are made of ---------------------------------------------------------------------------------------------
+
+
+def test_paired_ratio():
+    found = paired_ratio({0: 8.0, 1: 12.0, 2: 9.0}, {0: 2.0, 1: 2.0, 3: 5.0})
+    assert (found.mean, found.n) == (5.0, 2)  # of 4 and 6; seeds 2 and 3 have no partner
+    assert found.half_width == pytest.approx(12.7062047 * 2**0.5 / 2**0.5)
+    assert paired_ratio({0: 1.0}, {1: 1.0}) is None
+    assert paired_ratio({0: 1.0}, {0: 0.0}) is None
+
+
+@dataclass
+class Record:
+    """A finished run of two epochs at 8/4 bits, best after the first."""
+
+    run_id: str = "r"
+    status: str = "done"
+    summary: dict[str, Any] = field(
+        default_factory=lambda: {"test_accuracy_last": 90.0, "test_accuracy_best": 92.5, "best_test_epoch": 0}
+    )
+
+    def ledger(self) -> Ledger:
+        ledger = Ledger({"forward_macs": 1000, "blocks": ["block"]})
+        work = [Entry("block.conv", product, 8, 4, 1000) for product in ("FW", "EB", "GC")]
+        for epoch, images in enumerate((10, 5)):
+            ledger.begin("train", epoch)
+            ledger.samples(images)
+            ledger.count("block", images, lambda: work)
+        return ledger
+
+
+def test_costs_of_the_whole_run_by_hand():
+    m = measure_run(Record(), "fractrain-fitted")
+    assert m.bitops_end == 3 * 1000 * 8 * 4 * 15
+    assert m.energy_end_kj == pytest.approx(1.5 * m.energy_kj)
+    assert m.latency_end_min == pytest.approx(1.5 * m.latency_min)
+
+
+def test_a_model_or_data_set_that_is_not_there_is_named():
+    request = RunRequest(method="fp32", model="resnet9000", dataset="digits", profile="smoke", settings={}, recipe={})
+    with pytest.raises(NotInRelease, match="the model resnet9000 is not in this release, which has resnet38") as caught:
+        engine_config(request, 0)
+    assert caught.value.state == "no model"
+    request = request.model_copy(update={"model": "resnet38", "dataset": "mnist9000"})
+    with pytest.raises(NotInRelease, match="the data set mnist9000 is not in this release") as caught:
+        engine_config(request, 0)
+    assert caught.value.state == "no data"
+
+
+def test_text_of_a_table_is_what_render_gives(store, sources):
+    spec = load_spec("overview")
+    for fmt in FORMATS:
+        assert text(spec, store, "smoke", 1, fmt, sources) == render(build_table(spec, store, "smoke", 1, sources), fmt)
