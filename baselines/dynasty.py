@@ -8,7 +8,9 @@ statement about what the authors did.
 
 Formats (reconstruction, ours). Every operand of every product is cut into 16x16 tiles of its matrix view (activations
 and errors: positions x channels; weights: output channels and kernel positions x input channels). Each tile has its own
-affine range, measured when it is quantized, in evaluation too, and its own width from 2, 4, 8 bits. FW: A and W
+affine range, measured when it is quantized, in evaluation too, and its own width from 2, 4, 8 bits (settable; 0 skips a
+tile of E. Not of A or W: a channel without input or weights is constant, BatchNorm divides by its standard deviation,
+and training dies of the gradients; tried, at a budget of 2.5). FW: A and W
 nearest; EB: E stochastic, W nearest; GC: A nearest, E stochastic. Each tensor is quantized once and used in both of its
 products, first and last layer included. BatchNorm, master weights and optimizer stay in floating point.
 
@@ -57,7 +59,7 @@ Maps = dict[str, dict[str, torch.Tensor]]
 class DynastySettings(MethodSettings):
     """Settings of dynasty; all values are ours."""
 
-    widths: tuple[int, ...] = Field((2, 4, 8), description="widths a tile may have, ascending; 0 = skipped")
+    widths: tuple[int, ...] = Field((2, 4, 8), description="widths a tile may have, ascending; 0 = skipped (E only)")
     tile: tuple[int, int] = Field((16, 16), description="rows and columns of a tile in the matrix view")
     map: Literal["adaptive", "uniform"] = Field("adaptive", description="uniform: every tile at `budget` bits")
     budget: float = Field(4.0, ge=0, le=16, description="at the start: width of the uniform map that costs as much")
@@ -224,10 +226,14 @@ class Dynasty(Method):
             old = [self._maps[t].get(r, torch.full(v.shape, self._start)).cpu().reshape(-1) for t, r, v in pool]
             costs = torch.cat([self._cost(t, r, v.shape).reshape(-1) for t, r, v in pool])
             values = torch.cat([v.reshape(-1) for _, _, v in pool])
-            widths = allocate(values, costs, mean, s.widths, torch.cat(old), s.hysteresis)
+            widths = allocate(values, costs, mean, self._allowed(pool[0][1]), torch.cat(old), s.hysteresis)
             for (site, role, v), part in zip(pool, widths.split([v.numel() for _, _, v in pool]), strict=True):
                 out[site][role] = part.view(v.shape)
         return out
+
+    def _allowed(self, role: str) -> tuple[int, ...]:
+        widths: tuple[int, ...] = self.settings.widths
+        return widths if role == "E" else tuple(w for w in widths if w)
 
     def projected_cost(self, maps: Maps) -> float:
         """Mean product of the widths of two operands over the MACs of all layers, by each layer's mean widths."""

@@ -18,10 +18,12 @@ and the ledger counts its products at width 0 for the others (no cost, but part 
 Departures from E2-Train's code (ours):
 
 * it computes every block for all samples and multiplies by m, so that BatchNorm sees all samples and the gate learns
-  from closed blocks, too. Here BatchNorm sees the open samples (its running statistics where there is only one), and a
-  closed gate learns from the cost term alone. ``compat=authors`` trains as the authors do; the ledger then counts open
-  blocks only, as they do.
-* ``minimum`` is 100 there (the cost term always opens gates); 50 here.
+  from closed blocks, too. Here BatchNorm sees the open samples (its running statistics where there is only one), and
+  the task loss reaches the gates of open samples only, divided by p (where drawn), so that its mean is that of a gate
+  that learns from all samples. ``compat=authors`` trains as the authors do; the ledger then counts open blocks only, as
+  they do.
+* ``minimum`` is 100 and ``beta`` 1e-5 there: a weak pull that always opens gates. With 50 and 1e-3 (beta as in DFQ) the
+  share of open gates keeps to the minimum, which a comparison at equal cost needs.
 * a dropped mini-batch leaves the weights alone; there, momentum and weight decay still move them.
 """
 
@@ -38,7 +40,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.errors import ConfigError
-from fractrain.methods.base import Method, MethodContext, MethodSettings, Width
+from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation, Width
 from fractrain.methods.blocks import gateable_blocks
 from fractrain.methods.gate import GateNetwork
 from fractrain.quant.convert import convert, quant_layers
@@ -52,10 +54,10 @@ EMBED = 10  # SkipNet's gate: size of projection and LSTM
 
 
 class SLUSettings(MethodSettings):
-    """Settings of slu; beta as in E2-Train's script."""
+    """Settings of slu; as E2-Train ran it: compat=authors, minimum=100, beta=1e-5."""
 
     minimum: float = Field(50.0, ge=0, le=100, description="percent of open gates up to which the cost term opens them")
-    beta: float = Field(1e-5, ge=0, description="weight of the cost term")
+    beta: float = Field(1e-3, ge=0, description="weight of the cost term")
     threshold: Literal["bernoulli", "skipnet"] = Field("bernoulli", description="open where p > U, or where p > 0.5")
     smd: float = Field(0.0, ge=0, lt=1, description="probability to drop a mini-batch (E2-Train: 0.5)")
     bits: Width = Field(32, description="activation bits, and weight bits unless weight_bits is given")
@@ -76,7 +78,10 @@ class SLU(Method):
     name = "slu"
     source = "Wang et al., E2-Train, NeurIPS 2019 (arXiv 1910.13349), authors' code; gate: SkipNet (arXiv 1711.09485)"
     Settings = SLUSettings
-    contract_variations = {"minimum": 1.0, "beta": 1e-2, "bits": 4, "grad_bits": 4, "weight_bits": 4, "smd": 0.5}
+    contract_variations = {
+        "minimum": 1.0, "beta": 1e-2, "bits": 4, "grad_bits": 4, "weight_bits": 4, "smd": 0.5,
+        "running": Variation(0.1, given={"bits": 4}),
+    }  # fmt: skip
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize all convolutions and put a gate before every block but the first.
@@ -197,14 +202,21 @@ class SkipBlock(nn.Module):
             raise ConfigError(f"{self.name}: empty batch (input shape {tuple(x.shape)}); drop empty batches")
         p = torch.sigmoid(self._gate[0].logits(self.index, x)[:, 0])
         hard = (p.detach() > self._thresholds(p)).to(p.dtype)
-        self.mask = hard + (p - p.detach())  # exactly 0 or 1
+        straight = p - p.detach()  # 0, with the gradient of p
+        self.mask = hard + straight
         shortcut = getattr(self.block, self.place) if self.place else None
         base = x if shortcut is None else shortcut.inner(x)
         rows = hard.nonzero().squeeze(1)
         self._count(x, base, len(rows))
-        if self.settings.compat == "authors" and self.training:
+        authors = self.settings.compat == "authors" and self.training
+        if authors:
             rows = torch.arange(len(hard), device=x.device)
-        return self._mixed(x, base, rows, self.mask) if len(rows) else base
+        if not len(rows):
+            return base
+        straight = straight[rows]
+        if self.settings.threshold == "bernoulli" and not authors:
+            straight = straight / p.detach()[rows]  # each open sample speaks for 1 / p of them
+        return self._mixed(x, base, rows, hard[rows] + straight)
 
     def _thresholds(self, p: torch.Tensor) -> torch.Tensor:
         """What the probabilities must exceed: a pure function of (seed, step, block, sample)."""
@@ -216,6 +228,7 @@ class SkipBlock(nn.Module):
         return uniform(key, torch.arange(len(p), device=p.device)).to(p.dtype)
 
     def _mixed(self, x: torch.Tensor, base: torch.Tensor, rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Run the block on ``rows`` and mix by their ``mask``; the other samples take the shortcut ``base``."""
         every = len(rows) == len(x)
         part_x, part_base = (x, base) if every else (x[rows], base[rows])
         with ExitStack() as stack:
@@ -228,7 +241,7 @@ class SkipBlock(nn.Module):
                 f"block {self.name!r} turns {tuple(x.shape[1:])} into {tuple(part.shape[1:])}, its shortcut into "
                 f"{tuple(base.shape[1:])}: slu cannot skip it; leave it out of the blocks"
             )
-        m = mask[rows].view(-1, *([1] * (x.dim() - 1)))
+        m = mask.view(-1, *([1] * (x.dim() - 1)))
         mixed = m * part + (1 - m) * part_base
         return mixed if every else base.index_put((rows,), mixed)
 

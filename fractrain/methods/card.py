@@ -22,7 +22,7 @@ from fractrain.quant.formats import Granularity, PerAxis, PerTile
 from fractrain.quant.layers import QuantLayer
 from fractrain.quant.precision import Operand, Precision
 
-STEPS, PERIOD = 1024, 8  # of the driven training; enough for the stages of a schedule
+STEPS, PERIOD = 256, 4  # of the driven training; enough for the stages of a schedule
 REAL_STEPS = 3  # forward and backward are done in these only
 OPERANDS = {
     "A": (("FW", "fw_a"), ("GC", "gc_a")), "W": (("FW", "fw_w"), ("EB", "eb_w")), "E": (("EB", "eb_e"), ("GC", "gc_e")),

@@ -126,7 +126,8 @@ class QuantLayer(nn.Module):
 
     def _quantized(self, x: torch.Tensor) -> torch.Tensor:
         scope = self.state.scope
-        key = None if scope is None else ("product", self.site, scope.forward_key)
+        # The number of the call tells apart the uses of a layer that runs more than once in a pass.
+        key = None if scope is None else ("product", self.site, scope.forward_key, len(scope.sites))
         y, kept, version = (None, None, 0) if scope is None else scope.memo.get(key, (None, None, 0))
         if y is not None and y._version == version:  # else the block has changed it in place
             # Another candidate with the same forward precision has computed this product: only backward differs.
@@ -181,7 +182,7 @@ class QuantLayer(nn.Module):
         scope = self.state.scope
         if scope is None or x.data_ptr() != scope.input.data_ptr():
             return None
-        key = ("limits", op.format)
+        key = ("limits", op.format, x.shape, x.stride(), x._version)
         if key not in scope.memo:
             scope.memo[key] = op.format.limits(x, self.state.kernels)
             self._check(scope.memo[key], "input")

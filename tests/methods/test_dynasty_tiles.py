@@ -38,7 +38,8 @@ def rows_of(x):
 
 def run(x, fmt, bits, noise, kernels):
     grid = fmt.compact_grid(fmt.limits(x, kernels), bits, x)
-    values, codes = quantize(x, grid, noise, 8, kernels)
+    widest = max(int(torch.as_tensor(bits).max()), 2)
+    values, codes = quantize(x, grid, noise, widest, kernels)
     assert torch.equal(quantize(x, grid, noise, 0, kernels)[0], values)
     assert torch.equal(codes.values(), values)
     return values, codes

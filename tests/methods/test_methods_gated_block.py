@@ -121,18 +121,9 @@ class FlatInput(nn.Module):
         return (self.part(z[..., :12]) + self.whole(z)).view(n, c, h, w) + self.conv(x)
 
 
-CALLED_TWICE = pytest.mark.xfail(strict=True, reason="QuantLayer._quantized: memo key lacks the call within a pass")
-SAME_ADDRESS = pytest.mark.xfail(strict=True, reason="QuantLayer._limits: memo key lacks the shape of the view")
-
-
 @pytest.mark.parametrize(
     "block",
-    [
-        AddInPlace,
-        SplitInput,
-        pytest.param(CalledTwice, marks=CALLED_TWICE),
-        pytest.param(FlatInput, marks=SAME_ADDRESS),
-    ],
+    [AddInPlace, SplitInput, CalledTwice, FlatInput],
 )
 @pytest.mark.parametrize("compat", ["none", "authors"])
 def test_blocks_of_unusual_shape_equal_a_run_of_each_candidate_alone(block, compat):

@@ -61,8 +61,8 @@ def blocks_of(model):
 class Naive:
     """Plain autograd; ``authors``: every block for all samples; else on open samples, as batches of their own."""
 
-    def __init__(self, parameters, draws, authors):
-        self.p, self.draws, self.authors = parameters, draws, authors
+    def __init__(self, parameters, draws, authors, reweighted):
+        self.p, self.draws, self.authors, self.reweighted = parameters, draws, authors, reweighted
         self.masks = []
 
     def __call__(self, x):
@@ -70,8 +70,9 @@ class Naive:
         h = self.block("groups.0.0", h, None)  # always runs
         state = (h.new_zeros(len(x), 10), h.new_zeros(len(x), 10))
         for i, name in enumerate(GATED):
-            m, state = self.gate(i, name, h, state)
-            self.masks.append(m)
+            hard, prob, state = self.gate(i, name, h, state)
+            self.masks.append(hard - prob.detach() + prob)
+            m = hard + (prob - prob.detach()) / (prob.detach() if self.reweighted else 1.0)
             s = h
             if f"{name}.block.shortcut.inner.0.weight" in self.p:
                 s = F.conv2d(h, self.p[f"{name}.block.shortcut.inner.0.weight"], stride=2)
@@ -98,7 +99,7 @@ class Naive:
         hidden = torch.sigmoid(show) * torch.tanh(cell)
         prob = torch.sigmoid(hidden @ p["skip_gate.head.weight"].t() + p["skip_gate.head.bias"])[:, 0]
         hard = (prob > self.draws(name)).to(prob.dtype)
-        return hard.detach() - prob.detach() + prob, (hidden, cell)
+        return hard, prob, (hidden, cell)
 
     def block(self, name, x, s, stride=1):
         y = F.relu(self.norm(f"{name}.bn1", F.conv2d(x, self.p[f"{name}.conv1.weight"], stride=stride, padding=1)))
@@ -128,7 +129,7 @@ def test_outputs_and_all_gradients_equal_the_network_written_out(compat, thresho
 
     draws = documented_draws(seed, 7) if threshold == "bernoulli" else (lambda name: 0.5)
     leaves = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
-    naive = Naive(leaves, draws, compat == "authors")
+    naive = Naive(leaves, draws, compat == "authors", compat == "none" and threshold == "bernoulli")
     theirs_x = x.clone().requires_grad_()
     expected = naive(theirs_x)
     share = 100 * sum(float(m.detach().sum()) for m in naive.masks) / (N * len(GATED))
