@@ -227,7 +227,7 @@ class Dynasty(Method):
             costs = torch.cat([self._cost(t, r, v.shape).reshape(-1) for t, r, v in pool])
             values = torch.cat([v.reshape(-1) for _, _, v in pool])
             widths = allocate(values, costs, mean, self._allowed(pool[0][1]), torch.cat(old), s.hysteresis)
-            for (site, role, v), part in zip(pool, widths.split([v.numel() for _, _, v in pool]), strict=True):
+            for (site, role, v), part in zip(pool, torch.split(widths, [v.numel() for _, _, v in pool]), strict=True):
                 out[site][role] = part.view(v.shape)
         return out
 

@@ -51,7 +51,7 @@ from fractrain.quant.noise import noise_key
 from fractrain.quant.precision import Operand, Precision
 from fractrain.quant.state import QuantState
 
-NORM_BITS, STATISTICS_BITS, NORM_GRADIENT_BITS, MASTER_BITS = 8, 16, 15, 24
+STATISTICS_BITS, NORM_GRADIENT_BITS, MASTER_BITS = 16, 15, 24
 NORM_EPS = 2.0**-15
 UPDATE_UNIT = 2.0**-14  # 1 / (128 * 2^(8-1)): the source's constant in G
 SMALLEST = 2.0**-100  # least maximum of a tensor to be scaled: keeps every step a normal float32
@@ -145,6 +145,8 @@ class DirectBatchNorm2d(nn.Module):
         ConfigError: the layer has no parameters.
     """
 
+    bits = 8  # of the normalised input, gamma and beta; the precision card shows it
+
     def __init__(self, norm: nn.BatchNorm2d, site: str) -> None:
         super().__init__()
         if not norm.affine:
@@ -169,9 +171,9 @@ class DirectBatchNorm2d(nn.Module):
         # A filter whose weights all round to zero has no variance, where the root has no derivative.
         std = _Direct.apply(var.clamp(min=1e-12).sqrt(), STATISTICS_BITS) + NORM_EPS
         mean = _Direct.apply(mean, STATISTICS_BITS)
-        gamma, beta = (_Direct.apply(p, NORM_BITS) for p in (self.weight, self.bias))
+        gamma, beta = (_Direct.apply(p, self.bits) for p in (self.weight, self.bias))
         view = (1, -1, 1, 1)
-        normal = _Direct.apply((x - mean.view(view)) / std.view(view), NORM_BITS)
+        normal = _Direct.apply((x - mean.view(view)) / std.view(view), self.bits)
         out: torch.Tensor = normal * gamma.view(view) + beta.view(view)
         return out
 

@@ -5,8 +5,8 @@
 ``convolutions`` is what convolutions and linear layers ask to be kept of their *input*: float32 in FP32, integer codes
 when quantized. ``weights`` is kept besides the parameters themselves (the quantized copy of each weight).
 ``everything`` is all that the whole model keeps, batch norm and ReLU included, each storage once. It says what training
-really saves: ReLU keeps its output for its own backward, which in FP32 is the very tensor the next convolution reads,
-so there the codes come on top of it.
+really saves: a plain ReLU keeps its float32 output, which in FP32 is the very tensor the next convolution keeps anyway;
+quantized models get one that keeps a byte per element.
 """
 
 from __future__ import annotations

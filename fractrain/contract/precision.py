@@ -75,6 +75,8 @@ def _ledger_agrees(probe: Probe, loop: TrainingLoop) -> None:
 
 
 def _strange(probe: Probe, row: LedgerRow) -> str:
+    if not row.bits1 and not row.bits2:  # a product that was skipped, not one at a width
+        return ""
     for name, bits in zip(PAIRS[row.product], (row.bits1, row.bits2), strict=True):
         known = probe.widths.get((row.layer, name))
         # 0 stands for work that was skipped, which a layer does not declare.

@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 WIDTHS = (16, 32, 64)
 
@@ -25,17 +24,20 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = _conv(inputs, outputs, 3, stride)
         self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = _conv(outputs, outputs, 3, 1)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu2 = nn.ReLU(inplace=True)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return relu(f(x) + shortcut(x))."""
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return F.relu(y + self.shortcut(x), inplace=True)
+        out: torch.Tensor = self.relu2(y + self.shortcut(x))
+        return out
 
 
 class ResNetCifar(nn.Module):

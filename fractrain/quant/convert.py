@@ -10,6 +10,7 @@ from torch import nn
 from fractrain.errors import ConfigError, did_you_mean
 from fractrain.quant.layers import QuantConv2d, QuantLayer, QuantLinear
 from fractrain.quant.precision import Precision
+from fractrain.quant.relu import compact_relus
 from fractrain.quant.state import QuantState
 
 Rule = Callable[[str, nn.Module], Precision | None]
@@ -25,6 +26,7 @@ def convert(
     keep: Sequence[str] = (),
     types: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear),
     strict: bool = True,
+    compact: bool = True,
 ) -> nn.Module:
     """Replace layers of ``model`` in place by quantized ones that share the same parameters.
 
@@ -36,6 +38,7 @@ def convert(
         keep: names or patterns (``layer4.*``) of layers to leave; each must match something.
         types: which layers are replaced.
         strict: refuse a model in which nothing is replaced.
+        compact: let ReLUs keep a mask instead of their output when anything is quantized (same values and gradients).
 
     Kept layers are wrapped as well, at 32 bits, so that the ledger sees their products.
 
@@ -69,7 +72,8 @@ def convert(
             setattr(model.get_submodule(parent), child, new)
     if strict and not replaced:
         raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {[t.__name__ for t in types]})")
-    return model
+    quantized = any(not layer.precision.is_float for layer in quant_layers(model))
+    return compact_relus(model) if compact and quantized else model
 
 
 def quantized_layer(layer: nn.Module, precision: Precision, state: QuantState, name: str) -> QuantLayer:

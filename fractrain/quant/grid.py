@@ -31,4 +31,5 @@ class Grid:
         if tile is None:
             return self
         params = (self.scale, self.offset, self.qmin, self.qmax)
-        return Grid(*(expand_tiles(p, shape, tile) if p.dim() else p for p in params))
+        scale, offset, qmin, qmax = (expand_tiles(p, shape, tile) if p.dim() else p for p in params)
+        return Grid(scale, offset, qmin, qmax)

@@ -81,4 +81,5 @@ def quantize_uniform(
 
 def _grid(rows: np.ndarray, shape: tuple[int, ...]) -> Grid:
     """The grid as tensors, for who asks."""
-    return Grid(*(torch.from_numpy(r).view(shape) if shape else torch.tensor(r[0]) for r in rows))
+    scale, offset, qmin, qmax = (torch.from_numpy(r).view(shape) if shape else torch.tensor(r[0]) for r in rows)
+    return Grid(scale, offset, qmin, qmax)

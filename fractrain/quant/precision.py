@@ -13,6 +13,7 @@ import torch
 from fractrain.quant.formats import Affine, Bits, Format, PerAxis, check_bits
 
 FLOAT_BITS = 32
+DEFAULT_FORMAT = Affine()
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Operand:
     """
 
     bits: Bits = FLOAT_BITS
-    format: Format = Affine()
+    format: Format = DEFAULT_FORMAT
     running: float | None = None
 
     def __post_init__(self) -> None:

@@ -57,8 +57,8 @@ def pair_counts(product: str, first: torch.Tensor, second: torch.Tensor, window:
         MACs by (width of first, width of second); no pair with zero.
     """
     count = {"FW": _forward, "EB": _error, "GC": _gradient}[product]
-    left = {w: (first == w).to(torch.float64) for w in first.unique().tolist()}
-    right = {w: (second == w).to(torch.float64) for w in second.unique().tolist()}
+    left = {w: (first == w).to(torch.float64) for w in torch.unique(first).tolist()}
+    right = {w: (second == w).to(torch.float64) for w in torch.unique(second).tolist()}
     sums_left, sums_right = count(left, right, window)
     pairs = {(i, j): (a * b).sum() for i, a in sums_left.items() for j, b in sums_right.items()}
     totals = torch.stack(list(pairs.values())).tolist()  # exact: integers far below 2^53

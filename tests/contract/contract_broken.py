@@ -55,16 +55,6 @@ class Stuck(Sound):
             self.model.head.weight.zero_()
 
 
-class Explodes(Sound):
-    """Makes the loss rise."""
-
-    name = "explodes"
-
-    def on_step_end(self, step: int, loss: torch.Tensor, extra: torch.Tensor | None = None) -> None:
-        with torch.no_grad():
-            self.model.head.weight.mul_(1.2)
-
-
 class Dice(Sound):
     """Draws from Python's unseeded generator."""
 

@@ -84,7 +84,11 @@ def test_list_verbose_prints_the_cards(cli):
     text = cli("list", "methods", "--verbose")
     assert text.exit_code == 0, text.stderr
     assert "A (FW, GC): affine 3/4/6/8 b while training" in text.stdout
+
+
+def test_list_verbose_json_has_the_cards(cli, monkeypatch):
+    monkeypatch.setattr("fractrain.methods.registry.MethodRegistry.names", lambda self: ["fp32", "static8"])
     methods = {m["name"]: m for m in json.loads(cli("list", "methods", "--verbose", "--json").stdout)}
     assert methods["static8"]["card"]["layers"][0]["place"] == "first layer"
-    assert all("card" in m for m in methods.values())
+    assert methods["fp32"]["card_lines"][-1].startswith("master weights: float32")
     assert "card" not in json.loads(cli("list", "methods", "--json").stdout)[0]

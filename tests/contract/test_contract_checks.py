@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import contract_broken as broken
 import pytest
 import torch
@@ -12,14 +14,13 @@ from fractrain.testing import CHECKS, check_method, describe
 # check, method, part of the reason
 CAUGHT = [
     ("learns", broken.Stuck, "loss does not fall|does not learn"),
-    ("learns", broken.Explodes, "loss does not fall|NonFinite|Diverged|does not learn"),
     ("deterministic", broken.Dice, "two runs with one seed: weights"),
     ("deterministic", broken.SharedState, "runs beside it"),
     ("resume", broken.Forgets, "ends differently from an uninterrupted one"),
     ("resume", broken.Unrestored, "ends differently from an uninterrupted one"),
     ("resume", broken.Pickled, "cannot be saved and loaded with weights_only"),
     ("state_dict", broken.Pickled, "cannot be saved and loaded with weights_only"),
-    ("state_dict", broken.Unrestored, "does not restore the precision of groups"),
+    ("state_dict", broken.Unrestored, "does not restore the precision of stem"),
     ("settings_validated", broken.Unbounded, "bits=-1 is accepted"),
     ("settings_validated", broken.LateError, "bits=-1 raises ValueError instead of ConfigError"),
     ("settings_act", broken.Dead, "nothing changes with momentum"),
@@ -50,8 +51,6 @@ def test_caught(check, method, reason):
     (result,) = report.checks
     assert result.status == "fail", report.text()
     assert not report.ok
-    import re
-
     assert re.search(reason, result.reason), result.reason
     assert "\n" not in result.reason
 

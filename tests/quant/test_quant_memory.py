@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib.util
 import json
@@ -20,6 +21,7 @@ from fractrain.quant.convert import convert
 from fractrain.quant.formats import Affine, PerTile
 from fractrain.quant.layers import QuantConv2d, QuantLinear
 from fractrain.quant.precision import Operand, Precision, fractrain_precision
+from fractrain.quant.relu import CompactReLU
 from fractrain.quant.state import CandidateScope
 
 P = fractrain_precision(8, 8, 8)
@@ -173,14 +175,32 @@ def test_the_benchmark_counts_resnet38_as_by_hand(resnet: dict[int, dict[str, An
     assert result["ratio"]["convolutions"] == pytest.approx(3.74, abs=0.01)
 
 
-def test_in_fp32_relu_and_the_next_convolution_keep_one_tensor_between_them(memory: ModuleType) -> None:
-    # why the memory of a whole ResNet does not fall with that of its convolutions
+def test_memory_falls_only_with_a_relu_that_keeps_no_float_output(memory: ModuleType) -> None:
     net = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
     x = tensor((2, 3, 8, 8), 0)
     plain = memory.kept_bytes(net, x.requires_grad_())
     # ReLU's output is the convolution's input: one storage
     assert plain["everything"] == plain["convolutions"]
-    assert memory.kept_bytes(convert(net, P, keep_last=False), x)["everything"] > plain["convolutions"]
+    loose = memory.kept_bytes(convert(copy.deepcopy(net), P, keep_last=False, compact=False), x)
+    assert loose["everything"] > plain["everything"]
+    assert memory.kept_bytes(convert(net, P, keep_last=False), x)["everything"] < plain["everything"]
+
+
+def test_compact_relu_equals_relu_in_value_and_gradient() -> None:
+    x = tensor((4, 3, 5, 5), 3)
+    x.view(-1)[:3] = torch.tensor([0.0, -0.0, float("-inf")])
+    g = tensor(tuple(x.shape), 4)
+    g.view(-1)[:3] = torch.tensor([float("inf"), float("nan"), float("inf")])
+    results = []
+    for relu in (nn.ReLU(), CompactReLU()):
+        leaf = x.clone().requires_grad_()
+        y = relu(leaf)
+        y.backward(g)
+        results.append((y.detach(), leaf.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] is not None
+    assert results[1][1] is not None
+    assert torch.equal(results[0][1], results[1][1])
 
 
 def test_the_figures_in_the_documentation_are_the_benchmarks(resnet: dict[int, dict[str, Any]]) -> None:

@@ -1,0 +1,244 @@
+"""What the two quantized layers share: precision, ranges, weight cache, rounding noise, accounting."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from fractrain.cost.ledger import Entry
+from fractrain.errors import ConfigError, NonFiniteError
+from fractrain.quant.accounting import count_layer, entries_for
+from fractrain.quant.formats import Bits, Limits
+from fractrain.quant.kernels import Quantized, quantize
+from fractrain.quant.measured import quantize_uniform
+from fractrain.quant.noise import NoiseKey, noise_key
+from fractrain.quant.precision import Operand, Precision
+from fractrain.quant.products import Activation, run_products
+from fractrain.quant.state import QuantState
+
+
+class QuantLayer(nn.Module):
+    """What :class:`QuantConv2d` and :class:`QuantLinear` share: precision, ranges, weight cache, accounting.
+
+    Attributes:
+        precision: formats and widths of all operands; assign a new one to change it, also while training.
+        site: name of the layer in its model (set by :func:`fractrain.quant.convert.convert`).
+        state: shared :class:`QuantState`.
+        running_low, running_high: range of the input used in evaluation, 0-dim buffers.
+        observer: called as ``observer(layer, operand name, Operand, original, quantized values)`` when set; for
+            probes and tests.
+        backward_observer: called as ``backward_observer(layer, Backward)`` at the end of each backward pass when set;
+            for methods that steer by gradients. It must not change what it is shown.
+    """
+
+    groups = 1
+    axes = 2  # least axes of the input
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    running_low: torch.Tensor
+    running_high: torch.Tensor
+    running_steps: torch.Tensor
+
+    def init_quant(self, precision: Precision, state: QuantState, site: str) -> None:
+        """Attach precision and shared state (called once, by the constructors)."""
+        self.precision = precision
+        self.state = state
+        self.site = site
+        self.observer: Any = None
+        self.backward_observer: Any = None
+        self.shapes: dict[str, torch.Size] = {}  # of A, W and E in the last forward pass
+        self.work_key: tuple[Any, str] = (None, "")  # ledger work item at the present precision
+        self.tile_work: dict[str, list[Any]] = {}  # the same by product, where widths vary from tile to tile
+        self._weights: dict[Any, tuple[torch.Tensor, Bits]] = {}
+        self._weights_of: Any = None
+        for name in ("running_low", "running_high"):
+            self.register_buffer(name, torch.zeros((), device=self.weight.device))
+        self.register_buffer("running_steps", torch.zeros((), dtype=torch.int64, device=self.weight.device))
+
+    # -- to be given by the two layers -------------------------------------------------------------------------------
+
+    def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """FW."""
+        raise NotImplementedError
+
+    def backward_products(
+        self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """EB and GC from the same error: (dA or None, dW or None)."""
+        raise NotImplementedError
+
+    def sample_macs(self, output: torch.Tensor) -> int:
+        """Forward MACs per sample (first axis)."""
+        raise NotImplementedError
+
+    def bias_gradient(self, e: torch.Tensor) -> torch.Tensor:
+        """Gradient of the bias from the error."""
+        raise NotImplementedError
+
+    # -- the layer ---------------------------------------------------------------------------------------------------
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the layer at its present precision; counts its products in the ledger."""
+        if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)
+        if x.numel() == 0:
+            raise ConfigError(f"{self.site}: empty batch (input shape {tuple(x.shape)}); drop empty batches")
+        if x.dim() < self.axes:
+            raise ConfigError(f"{self.site}: input of shape {tuple(x.shape)} has no sample axis; unsqueeze(0) adds one")
+        y = self.product(x, self.weight, self.bias) if self.precision.is_float else self._quantized(x)
+        self.shapes = {"A": x.shape, "W": self.weight.shape, "E": y.shape}
+        scope = self.state.scope
+        train = self.training and torch.is_grad_enabled()
+        want = (train and x.requires_grad, train and self.weight.requires_grad)
+        if scope is not None:
+            scope.sites.append((self, self.sample_macs(y), *want))
+        elif self.state.ledger.enabled:
+            count_layer(self, x, self.sample_macs(y), *want)
+        return y
+
+    def _quantized(self, x: torch.Tensor) -> torch.Tensor:
+        scope = self.state.scope
+        # The number of the call tells apart the uses of a layer that runs more than once in a pass.
+        key = None if scope is None else ("product", self.site, scope.forward_key, len(scope.sites))
+        known = None if scope is None else scope.memo.get(key)
+        if known is not None and known[0]._version == known[2]:  # else the block has changed it in place
+            # Another candidate with the same forward precision has computed this product: only backward differs.
+            return run_products(x, self, None, known[1], known[0])
+        fw = self._activation(x, self.precision.fw_a, "fw_a")
+        kept = fw
+        if self.training and not self.precision.gc_a.same_as(self.precision.fw_a):
+            kept = self._activation(x, self.precision.gc_a, "gc_a")
+        y = run_products(x, self, fw.values, kept)
+        if scope is not None and self.training:
+            kept = replace(kept, values=None) if kept.codes is not None else kept
+            scope.memo[key] = (y.detach(), kept, y._version)
+        return y
+
+    def _activation(self, x: torch.Tensor, op: Operand, name: str) -> Activation:
+        x = x.detach()
+        if op.is_float:
+            return Activation(x, None)
+        noise, code_bits = self._noise(op, "A", x), op.widest if self.training else 0
+        tracked = op.running is not None
+        if not self.training and tracked and bool(self.running_steps > 0):
+            known: Limits | None = (self.running_low, self.running_high)
+        else:
+            known = self._shared_limits(x, op)
+        values, codes, limits = self._to_grid(x, op, noise, code_bits, "input", known)
+        if self.training and name == "fw_a" and op.running is not None:
+            self._update_range(limits, op.running)
+        self._observe(name, op, x, values)
+        return Activation(values, codes)
+
+    def _to_grid(
+        self, x: torch.Tensor, op: Operand, noise: NoiseKey | None, code_bits: int, what: str,
+        known: Limits | None = None,
+    ) -> tuple[torch.Tensor, Quantized | None, Limits | tuple[float, float]]:  # fmt: skip
+        """Quantize ``x`` at the range that is ``known``, or else measured; return values, codes and the range."""
+        state = self.state
+        if known is None or (known[0].numel() == 1 and known[0].device.type == "cpu"):
+            given = None if known is None else (known[0].item(), known[1].item())
+            fast = quantize_uniform(x, op.format, op.bits, noise, code_bits, state.kernels, given)
+            if fast is not None:
+                if not fast.finite:
+                    self._refuse(what)
+                return fast.values, fast.codes, (fast.low, fast.high)
+        limits = known if known is not None else op.format.limits(x, state.kernels)
+        self._check(limits, what)
+        grid = op.format.compact_grid(limits, op.bits, x)  # per tile: a grid of the tensor's size is not kept
+        values, codes = quantize(x, grid, noise, code_bits, state.kernels)
+        return values, codes, limits
+
+    def _shared_limits(self, x: torch.Tensor, op: Operand) -> Limits | None:
+        """Range of the block's input, measured once for all candidates and all layers that read it; else None."""
+        scope = self.state.scope
+        if scope is None or x.data_ptr() != scope.input.data_ptr():
+            return None
+        key = ("limits", op.format, x.shape, x.stride(), x._version)
+        if key not in scope.memo:
+            scope.memo[key] = op.format.limits(x, self.state.kernels)
+            self._check(scope.memo[key], "input")
+        return scope.memo[key]  # type: ignore[no-any-return]
+
+    def _update_range(self, limits: Limits | tuple[float, float], keep: float) -> None:
+        low, high = limits
+        if isinstance(low, torch.Tensor) and isinstance(high, torch.Tensor):
+            low, high = low.amin(), high.amax()
+            if low.device.type != "cpu":
+                start = self.running_steps == 0  # on the device: no synchronisation
+                for buffer, limit in ((self.running_low, low), (self.running_high, high)):
+                    buffer.copy_(torch.where(start, limit, buffer * keep + limit * (1 - keep)))
+                self.running_steps.add_(1)
+                return
+        first = int(self.running_steps) == 0  # plain numbers: a tenth of the time of ten one-element operations
+        for buffer, value in ((self.running_low, float(low)), (self.running_high, float(high))):
+            buffer.fill_(value if first else float(buffer) * keep + value * (1 - keep))
+        self.running_steps.add_(1)
+
+    def quantized_weight(self, op: Operand, name: str = "fw_w") -> torch.Tensor:
+        """Quantized weight (values); while training, computed once per version of the weight, step and operand.
+
+        Backward drops what is kept: writes through ``weight.data`` leave no trace in the weight's version. Evaluation
+        keeps nothing for the same reason.
+        """
+        if op.is_float:
+            return self.weight.detach()
+        bits = op.bits if isinstance(op.bits, int) else (id(op.bits), op.bits._version)
+        key = (op.format, bits)
+        step = self.state.step if op.format.rounding == "stochastic" else None
+        version = (self.weight._version, self.weight.data_ptr(), step)
+        if self._weights_of != version:
+            self._weights, self._weights_of = {}, version
+        if not self.training or key not in self._weights:
+            w = op.format.forward_transform(self.weight.detach())
+            values, _, _ = self._to_grid(w, op, self._noise(op, "W", w), 0, "weight")
+            self._observe(name, op, w, values)
+            self._weights[key] = (values, op.bits)  # holds the map, so that its id stays taken
+        return self._weights[key][0]
+
+    def forget_weights(self) -> None:
+        """Drop the quantized weights kept for reuse."""
+        self._weights, self._weights_of = {}, None
+
+    def quantized_error(self, g: torch.Tensor, op: Operand, name: str) -> torch.Tensor:
+        """Quantized output gradient (values)."""
+        if op.is_float:
+            return g
+        values, _, _ = self._to_grid(g, op, self._noise(op, name, g), 0, "output gradient")
+        self._observe(name, op, g, values)
+        return values
+
+    def _noise(self, op: Operand, tensor: str, x: torch.Tensor) -> NoiseKey | None:
+        if op.format.rounding == "nearest":
+            return None
+        s = self.state
+        suffix = "" if s.scope is None else f"#{s.scope.index}"
+        base = 0 if tensor == "W" else s.sample_offset * (x.numel() // x.shape[0])
+        return noise_key(s.seed, s.step, f"{self.site}.{tensor}{suffix}", base)
+
+    def _check(self, limits: Limits, what: str) -> None:
+        low, high = limits
+        if low.device.type != "cpu":
+            self.state.watch(self.site, what, low, high)  # read later: no synchronisation in a step
+        elif not (_all_finite(low) and _all_finite(high)):
+            self._refuse(what)
+
+    def _refuse(self, what: str) -> NoReturn:
+        message = f"{self.site}: inf or nan in its {what} at step {self.state.step}"
+        raise NonFiniteError(message, self.site, self.state.step)
+
+    def _observe(self, name: str, op: Operand, x: torch.Tensor, values: torch.Tensor) -> None:
+        if self.observer is not None:
+            self.observer(self, name, op, x, values)
+
+    def entries(self, precision: Precision, macs: int, eb: bool, gc: bool) -> list[Entry]:
+        """Ledger entries per sample at constant widths."""
+        return entries_for(self.site, precision, macs, eb, gc)
+
+
+def _all_finite(x: torch.Tensor) -> bool:
+    return math.isfinite(x.item()) if x.numel() == 1 else bool(torch.isfinite(x).all())
