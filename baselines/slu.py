@@ -78,10 +78,7 @@ class SLU(Method):
     name = "slu"
     source = "Wang et al., E2-Train, NeurIPS 2019 (arXiv 1910.13349), authors' code; gate: SkipNet (arXiv 1711.09485)"
     Settings = SLUSettings
-    contract_variations = {
-        "minimum": 1.0, "beta": 1e-2, "bits": 4, "grad_bits": 4, "weight_bits": 4, "smd": 0.5,
-        "running": Variation(0.1, given={"bits": 4}),
-    }  # fmt: skip
+    contract_variations = {"minimum": 1.0, "weight_bits": 4, "running": Variation(0.1, given={"bits": 4})}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize all convolutions and put a gate before every block but the first.

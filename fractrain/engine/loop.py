@@ -108,12 +108,9 @@ class TrainingLoop:
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.train()
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
+            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
             foreach=True,
-        )
+        )  # fmt: skip
 
     # -- going on ----------------------------------------------------------------------------------------------------
 
@@ -242,7 +239,8 @@ class TrainingLoop:
         """Find the layer by one more forward pass on the batch in question."""
         x, y = self._batch(bad.step)
         self.ledger.enabled = False
-        layer = first_nonfinite(self.model, lambda: F.cross_entropy(self.model(x), y))
+        noted = self.method.state.bad_site()  # on a GPU, the layers took notes
+        layer = noted[0] if noted else first_nonfinite(self.model, lambda: F.cross_entropy(self.model(x), y))
         message = (
             f"run {self.config.run_id} diverged: loss is {bad.value} at step {bad.step}, first non-finite values in "
             f"layer {layer!r}; a smaller --set recipe.lr may help"

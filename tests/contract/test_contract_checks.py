@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fractrain.contract import training
 from fractrain.testing import CHECKS, check_method, describe
 
 # check, method, part of the reason
@@ -43,6 +44,7 @@ CAUGHT = [
 def put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRACTRAIN_TEST_LEFTOVER", "before")
     monkeypatch.setattr(F, "relu", F.relu)
+    monkeypatch.setattr(training, "QUICK_STEPS", 60)
 
 
 @pytest.mark.parametrize(("check", "method", "reason"), CAUGHT, ids=[f"{c}-{m.name}" for c, m, _ in CAUGHT])
