@@ -57,7 +57,7 @@ def cycle_length(total_steps: int, cycles: int, widths: int = 1) -> int:
 
 
 def cyclic_bits(step: int, period: int, low: int, high: int) -> int:
-    """Width at a step (0-based) of a schedule with cycles of ``period`` steps. Source: CPT, section 3.2."""
+    """Width at a step (0-based) of a schedule with cycles of ``period`` steps. Source: CPT (arXiv 2101.09868)."""
     return round(low + 0.5 * (high - low) * (1 - math.cos(math.pi * (step % period) / period)))
 
 

@@ -24,10 +24,10 @@ A and W: N * (gradient of the batch's mean loss)^2 * range^2 / 12 per tile (Fish
 for A, whose gradient is one sample's part of the mean); E: range^2 / 12 over the mean square of the layer's error
 (inverse signal-to-noise). Exponential averages. Where no input gradient is computed (first layer), A is kept widest.
 
-Map generator (reconstruction, ours): reverse water-filling over the tiles of all layers, weighted with the MACs they take
-part in, W and A together and E apart (their sensitivities have different units), both at the same mean width, which is
-the largest at which the products cost no more than those of a uniform map of `budget` bits (by mean widths per layer);
-rounded to the allowed widths, with hysteresis; every `refresh` steps.
+Map generator (reconstruction, ours): reverse water-filling over the tiles of all layers, weighted with the MACs they
+take part in, W and A together and E apart (their sensitivities have different units), both at the same mean width: the
+largest at which the products cost no more than those of a uniform map of `budget` bits (by mean widths per layer).
+Rounded to the allowed widths, with hysteresis; every `refresh` steps. Until the first: the allowed width next to it.
 
 Feedback (reconstruction, ours): the mean loss of the last `refresh` steps against that of the ones before. It fell by
 the fraction `fall`: budget - `tighten` bits; else budget + `relax` bits; kept in `budget_low`..`budget_high`.
@@ -105,7 +105,7 @@ def steer(budget: float, before: float | None, now: float, s: DynastySettings) -
 
 
 class Dynasty(Method):
-    """Width per 16x16 tile of A, W, E from {2, 4, 8}, by sensitivity under a budget steered by the loss (reconstruction).
+    """Width per 16x16 tile of A, W, E from 2, 4, 8 by sensitivity, budget steered by the loss (reconstruction, ours).
 
     A, W: affine per tile, nearest; E: affine per tile, stochastic; all three products of all layers. BatchNorm in
     floating point. Only the idea is the paper's; every formula and constant is a reconstruction (ours).

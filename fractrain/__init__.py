@@ -3,9 +3,9 @@
 As a library::
 
     import fractrain
-    session = fractrain.attach("fractrain", model)      # any method, any model of convolutions and linear layers
+    session = fractrain.attach("fractrain", model)   # any method, any model of convolutions and linear layers
 
-See ``docs/library.md``. Importing this package imports neither torch nor anything heavy; the names below load when used.
+See ``docs/library.md``. Importing this package imports neither torch nor anything heavy; the names load when used.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python benchmarks/speed/overhead.py [--size 32] [--batch 128] [--rounds 10]
 
-Two figures for each: the *direct* share (time spent inside the calls, by wrapping them with a clock) and, for the ledger,
-the *paired* ratio of a step with it to a step without (interleaved, order reversed every other round, medians). The direct
-share is the sharper one: a per mille is far below the step-to-step noise of a shared machine. Writes JSON to stdout.
+Two figures for each: the *direct* share (time spent inside the calls, by wrapping them with a clock) and, for the
+ledger, the *paired* ratio of a step with it to a step without (interleaved, order reversed every other round, medians).
+The direct share is the sharper one: a per mille is far below the step-to-step noise of a shared machine. Writes JSON to
+stdout.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Maps of widths per tile from the sensitivity of each tile: reverse water-filling under a budget, with hysteresis.
 
 A tile of sensitivity ``s`` (expected loss per unit of noise, times the noise variance at 0 bits) that takes part in
-``c`` MACs loses ``s * noise(b)`` at ``b`` bits. Minimising the sum of losses while the mean of ``b`` over all MACs stays
-within a budget gives, for noise ``4^-b``, the classical solution::
+``c`` MACs loses ``s * noise(b)`` at ``b`` bits. Minimising the sum of losses while the mean of ``b`` over all MACs
+stays within a budget gives, for noise ``4^-b``, the classical solution::
 
     b = mean + 1/2 log2((s / c) / geometric mean of s / c)
 
 clipped at the ends, which is what shifting a common *level* does (:func:`allocate` finds it). It is then rounded to the
-allowed widths, at the points where the next width pays for itself (:func:`rounding_points`): the rounded map is then the
-best of all maps that cost no more than it.
+allowed widths, at the points where the next width pays for itself (:func:`rounding_points`): the rounded map is then
+the best of all maps that cost no more than it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def noise(bits: int) -> float:
 def rounding_points(widths: Sequence[int]) -> list[float]:
     """Continuous widths at which the next allowed width begins to pay, one between each two neighbours.
 
-    Going from width ``v`` to ``w`` gains ``s * (noise(v) - noise(w))`` for ``c * (w - v)`` bits; the continuous solution
-    has ``ln 4 * (s / c) * 4^-b = price of a bit``. The next width pays when its gain per bit exceeds the price.
+    Going from width ``v`` to ``w`` gains ``s * (noise(v) - noise(w))`` for ``c * (w - v)`` bits; the continuous
+    solution has ``ln 4 * (s / c) * 4^-b`` = price of a bit. The next width pays when its gain per bit exceeds the price.
 
     Args:
         widths: ascending.

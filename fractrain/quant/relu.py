@@ -1,7 +1,7 @@
 """A ReLU that keeps one byte per element for backward instead of its float32 output.
 
 In plain FP32 training the ReLU's output is the very tensor the next convolution keeps, so it costs nothing. Once that
-convolution keeps integer codes, the float32 copy would be kept for the ReLU alone, and memory would rise instead of fall.
+convolution keeps integer codes, the float32 copy would be kept for the ReLU alone: memory would rise instead of fall.
 """
 
 from __future__ import annotations

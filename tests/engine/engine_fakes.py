@@ -183,7 +183,15 @@ class FakeRegistries(Registries):
 
 def fake_config(settings: dict[str, Any] | None = None, seed: int = 0, **recipe: Any) -> RunConfig:
     """Four epochs of four batches (the last one smaller), with a validation part."""
-    values = {"iterations": 16, "lr": 0.1, "eval_every": 0, "batch_size": 10, "milestones": [8], "val_fraction": 0.1, **recipe}
+    values = {
+        "iterations": 16,
+        "lr": 0.1,
+        "eval_every": 0,
+        "batch_size": 10,
+        "milestones": [8],
+        "val_fraction": 0.1,
+        **recipe,
+    }
     return RunConfig.create(
         method="fake",
         model="tiny",

@@ -72,7 +72,9 @@ def test_convolutions_equal_a_loop_over_every_mac(options, tile):
     ledger = Ledger()
     layer = QuantConv2d(conv, Precision.of(*(Operand(m, Affine(tile)) for m in maps)), QuantState(0, ledger), "l")
     layer(torch.randn(shape).requires_grad_())
-    fa, fw, fe = (expand_tiles(m, torch.Size(s), tile) for m, s in zip(maps, (shape, conv.weight.shape, out), strict=True))
+    fa, fw, fe = (
+        expand_tiles(m, torch.Size(s), tile) for m, s in zip(maps, (shape, conv.weight.shape, out), strict=True)
+    )
     want = slow(fa, fw, fe, conv)
     assert counted(ledger) == want
     nominal = shape[0] * out[1:].numel() * conv.weight[0].numel()
@@ -105,7 +107,9 @@ def test_a_uniform_map_counts_like_the_constant_and_a_changed_map_counts_anew():
         ledger = Ledger()
         layer = QuantConv2d(conv, Precision(), QuantState(0, ledger), "l")
         for bits in (4, 8):
-            maps = [torch.full(tile_counts(torch.Size(s), tile), bits) for s in (shape, conv.weight.shape, (2, 6, 3, 3))]
+            maps = [
+                torch.full(tile_counts(torch.Size(s), tile), bits) for s in (shape, conv.weight.shape, (2, 6, 3, 3))
+            ]
             layer.precision = Precision.of(*(Operand(m if mapped else bits, Affine(tile)) for m in maps))
             layer(torch.ones(shape).requires_grad_())
         ledgers.append(counted(ledger))
@@ -125,8 +129,8 @@ def test_an_edited_map_is_seen():
 
 
 def test_three_pairs_by_hand():
-    # one channel, 2 pixels in a row, kernel 1x2 with one padded pixel on each side: reads (p0,a) (a,b) (b,p1), where the
-    # padding counts like its neighbour: a twice by the left tap, once by the right one; b the other way round
+    # one channel, 2 pixels in a row, kernel 1x2 with one padded pixel on each side: reads (p0,a) (a,b) (b,p1), where
+    # the padding counts like its neighbour: a twice by the left tap, once by the right one; b the other way round
     a = torch.tensor([[[[2, 8]]]])
     w = torch.tensor([[[[4, 2]]]])
     window = Window(kernel=(1, 2), padding=(0, 1))
