@@ -42,8 +42,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from fractrain.methods.base import Method, MethodContext, MethodSettings
-from fractrain.quant.bitmaps import allocate, average, fold_rows, tile_mean_squares
+from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation
+from fractrain.quant.bitmaps import Pool, average, fold_rows, tile_mean_squares
 from fractrain.quant.convert import convert, quant_layers
 from fractrain.quant.formats import Affine
 from fractrain.quant.kernels import tile_limits
@@ -51,7 +51,7 @@ from fractrain.quant.layers import Backward, QuantLayer
 from fractrain.quant.precision import Operand, Precision
 from fractrain.quant.tiles import PerTile, tile_counts, tile_period, tile_sizes
 
-BISECTIONS = 10
+BISECTIONS = 9
 POOLS = (("A", "W"), ("E",))  # roles whose sensitivities have the same unit share a budget
 Maps = dict[str, dict[str, torch.Tensor]]
 
@@ -66,8 +66,8 @@ class DynastySettings(MethodSettings):
     budget_low: float = Field(3.0, ge=0, description="least budget, bits")
     budget_high: float = Field(8.0, le=16, description="largest budget, bits")
     refresh: int = Field(16, ge=1, description="steps between two maps, and between two looks at the loss")
-    observe: int = Field(4, ge=1, description="steps between two measurements of sensitivity")
-    decay: float = Field(0.8, ge=0, lt=1, description="fraction of the old average kept at a measurement")
+    observe: int = Field(8, ge=1, description="steps between two measurements of sensitivity")
+    decay: float = Field(0.7, ge=0, lt=1, description="fraction of the old average kept at a measurement")
     hysteresis: float = Field(0.25, ge=0, description="bits beyond a rounding point before a width changes")
     fall: float = Field(0.02, description="fraction by which the loss should fall from refresh to refresh")
     tighten: float = Field(0.1, ge=0, description="bits off the budget when it does")
@@ -118,6 +118,7 @@ class Dynasty(Method):
     )
     Settings = DynastySettings
     contract_settings = {"refresh": 1, "observe": 1}
+    contract_variations = {"refresh": 2, "budget_low": Variation(4.0, given={"fall": -9.0, "tighten": 0.5})}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize all layers at the allowed width nearest to the budget; maps come with the first refresh."""
@@ -199,53 +200,50 @@ class Dynasty(Method):
 
     def _refresh(self) -> None:
         """Make the maps whose products cost as near below those of a uniform map at the budget as possible."""
-        pools = [[(t, r, v[r].cpu()) for t, v in self._sensitivity.items() for r in roles if r in v] for roles in POOLS]
-        if not all(pools):
+        s: DynastySettings = self.settings
+        pools = [self._pool(roles) for roles in POOLS]
+        if not all(pool.relative for pool in pools):
             return
-        low, high = float(self.settings.widths[0]), float(self.settings.widths[-1])
-        best = self._generate(pools, low)
+
+        low, high = float(s.widths[0]), float(s.widths[-1])
+        best = [p.allocate(low, s.hysteresis) for p in pools]
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
-            maps = self._generate(pools, middle)
-            if self.projected_cost(maps) <= self._budget**2:
-                low, best = middle, maps
-            else:
-                high = middle
-        for site, layer in self._layers.items():
-            old = self._maps[site]
-            for role, m in best[site].items():
-                if role not in old or not torch.equal(old[role].cpu(), m):  # else it stays the same tensor
-                    old[role] = m.to(layer.weight.device)
-                    layer.precision = self._precision(old)
+            found = [p.allocate(middle, s.hysteresis) for p in pools]
+            means = {k: v for p, w in zip(pools, found, strict=True) for k, v in p.means(w).items()}
+            low, high, best = (middle, high, found) if self._cost_of(means) <= self._budget**2 else (low, middle, best)
+        for pool, widths in zip(pools, best, strict=True):
+            for (site, role), part in pool.maps(widths).items():
+                self._set(site, role, part)
 
-    def _generate(self, pools: list[list[tuple[str, str, torch.Tensor]]], mean: float) -> Maps:
-        """Maps of mean width ``mean`` in each pool."""
-        s: DynastySettings = self.settings
-        out: Maps = {site: {} for site in self._layers}
-        for pool in pools:
-            old = [self._maps[t].get(r, torch.full(v.shape, self._start)).cpu().reshape(-1) for t, r, v in pool]
-            costs = torch.cat([self._cost(t, r, v.shape).reshape(-1) for t, r, v in pool])
-            values = torch.cat([v.reshape(-1) for _, _, v in pool])
-            widths = allocate(values, costs, mean, self._allowed(pool[0][1]), torch.cat(old), s.hysteresis)
-            for (site, role, v), part in zip(pool, torch.split(widths, [v.numel() for _, _, v in pool]), strict=True):
-                out[site][role] = part.view(v.shape)
-        return out
+    def _pool(self, roles: tuple[str, ...]) -> Pool:
+        """Everything known of the operands that share a unit of sensitivity; 0 bits for errors only."""
+        known = {(t, r): v[r].cpu() for t, v in self._sensitivity.items() for r in roles if r in v}
+        cost = {(t, r): self._cost(t, r, v.shape) for (t, r), v in known.items()}
+        old = {(t, r): self._maps[t].get(r, torch.full(v.shape, self._start)).cpu() for (t, r), v in known.items()}
+        return Pool(tuple(w for w in self.settings.widths if w or roles == ("E",)), known, cost, old)
 
-    def _allowed(self, role: str) -> tuple[int, ...]:
-        widths: tuple[int, ...] = self.settings.widths
-        return widths if role == "E" else tuple(w for w in widths if w)
+    def _set(self, site: str, role: str, new: torch.Tensor) -> None:
+        """Give an operand its map; one that did not change stays the same tensor, so that what it keeps stays valid."""
+        maps, layer = self._maps[site], self._layers[site]
+        if role not in maps or not torch.equal(maps[role].cpu(), new):
+            maps[role] = new.to(layer.weight.device)
+            layer.precision = self._precision(maps)
 
-    def projected_cost(self, maps: Maps) -> float:
-        """Mean product of the widths of two operands over the MACs of all layers, by each layer's mean widths."""
-        total = cost = 0.0
+    def _cost_of(self, means: dict[tuple[str, str], float]) -> float:
+        """Mean product of the widths of two operands over the MACs of all layers, by mean widths per operand."""
+        cost = 0.0
         for site, macs in self._macs.items():
-            a, w, e = (self._mean_width(site, role, maps) for role in "AWE")
+            a, w, e = (means.get((site, role), float(self._start)) for role in "AWE")
             cost += macs * (a * w + e * w + a * e) / 3
-            total += macs
-        return cost / total if total else float(self._start**2)
+        return cost / max(1, sum(self._macs.values()))
 
-    def _mean_width(self, site: str, role: str, maps: Maps) -> float:
-        m = maps[site].get(role)
+    def projected_cost(self) -> float:
+        """What a MAC costs by the present maps, in bit operations: by mean widths per operand, not tile by tile."""
+        return self._cost_of({(t, r): self._mean_width(t, r) for t in self._macs for r in "AWE"})
+
+    def _mean_width(self, site: str, role: str) -> float:
+        m = self._maps[site].get(role)
         if m is None:
             return float(self._start)
         cost = self._cost(site, role, m.shape)
@@ -268,7 +266,7 @@ class Dynasty(Method):
         total = sum(self._macs.values())
         if not total:
             return dict.fromkeys("AWE", float(self._start))
-        return {r: sum(n * self._mean_width(t, r, self._maps) for t, n in self._macs.items()) / total for r in "AWE"}
+        return {r: sum(n * self._mean_width(t, r) for t, n in self._macs.items()) / total for r in "AWE"}
 
     def metrics(self) -> dict[str, float]:
         """Budget, and mean widths by MACs."""

@@ -54,15 +54,12 @@ def _method(registry: MethodRegistry, name: str, verbose: bool) -> Entry:
 
 def _card(kind: type[Method]) -> Entry:
     """The precision card as values and as lines for people, or why there is none."""
-    from pydantic import ValidationError
-
-    from fractrain.errors import FractrainError
     from fractrain.methods.card import precision_card
 
     try:
         card = precision_card(kind)
-    except (FractrainError, ValidationError) as error:  # a method with required settings, or for other models only
-        reason = " ".join(str(error).split())
+    except Exception as error:  # a plugin may raise anything, and must not hide the others
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         return {"card": {"problem": reason}, "card_lines": [f"no precision card: {reason}"]}
     return {"card": card.as_dict(), "card_lines": card.lines()}
 

@@ -291,12 +291,12 @@ def _normalization(model: nn.Module) -> tuple[str, ...]:
 
 
 def _added(model: nn.Module, before: list[nn.Module]) -> tuple[str, ...]:
-    """Kinds of modules, other than torch's own and the quantized layers, that were not in the plain model."""
+    """Kinds of modules, other than torch's own and those of ``fractrain.quant``, that were not in the plain model."""
     old = {id(m) for m in before}
     new = Counter(
         type(m).__name__
         for m in model.modules()
-        if id(m) not in old and not isinstance(m, QuantLayer) and not type(m).__module__.startswith("torch.")
+        if id(m) not in old and not type(m).__module__.startswith(("torch.", "fractrain.quant."))
         and "Norm" not in type(m).__name__
     )  # fmt: skip
     return tuple(f"{name} x {count}" for name, count in sorted(new.items()))

@@ -16,12 +16,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from fractrain.quant.tiles import PerTile, tile_blocks, tile_sizes
 
-BISECTIONS = 40
+BISECTIONS = 22
 
 
 def noise(bits: int) -> float:
@@ -33,7 +35,7 @@ def rounding_points(widths: Sequence[int]) -> list[float]:
     """Continuous widths at which the next allowed width begins to pay, one between each two neighbours.
 
     Going from width ``v`` to ``w`` gains ``s * (noise(v) - noise(w))`` for ``c * (w - v)`` bits; the continuous
-    solution has ``ln 4 * (s / c) * 4^-b`` = price of a bit. The next width pays when its gain per bit exceeds the price.
+    solution has ``ln 4 * (s / c) * 4^-b`` = price of a bit. The next width pays when its gain per bit is above it.
 
     Args:
         widths: ascending.
@@ -105,6 +107,49 @@ def allocate(
         middle = 0.5 * (low + high)
         low, high = (middle, high) if fits_budget(at(middle)) else (low, middle)
     return at(low)
+
+
+Named = dict[tuple[str, str], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Maps of several operands, named (layer, role), that get their widths from one budget.
+
+    Attributes:
+        widths: allowed widths, ascending.
+        relative, cost: as in :func:`allocate`, in the shape of each operand's map.
+        old: present maps.
+    """
+
+    widths: tuple[int, ...]
+    relative: Named
+    cost: Named
+    old: Named
+
+    @cached_property
+    def _flat(self) -> tuple[torch.Tensor, ...]:
+        parts = ([v.reshape(-1) for v in named.values()] for named in (self.relative, self.cost, self.old))
+        return tuple(torch.cat(p) for p in parts)
+
+    def allocate(self, budget: float, margin: float) -> torch.Tensor:
+        """Widths of all tiles in a row; see :func:`allocate`."""
+        relative, cost, old = self._flat
+        return allocate(relative, cost, budget, self.widths, old, margin)
+
+    def maps(self, widths: torch.Tensor) -> Named:
+        """Cut the row into maps."""
+        parts = torch.split(widths, [v.numel() for v in self.relative.values()])
+        return {k: p.view(v.shape) for (k, v), p in zip(self.relative.items(), parts, strict=True)}
+
+    def means(self, widths: torch.Tensor) -> dict[tuple[str, str], float]:
+        """Mean width of each operand over the MACs it takes part in."""
+        sizes = torch.tensor([v.numel() for v in self.relative.values()])
+        owner, cost = torch.repeat_interleave(torch.arange(len(sizes)), sizes), self._flat[1]
+        sums = torch.zeros(2, len(sizes), dtype=torch.float64)
+        sums[0].index_add_(0, owner, widths * cost)
+        sums[1].index_add_(0, owner, cost)
+        return dict(zip(self.relative, (sums[0] / sums[1]).tolist(), strict=True))
 
 
 def tile_mean_squares(x: torch.Tensor, tile: PerTile) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -101,8 +102,9 @@ def tile_blocks(x: torch.Tensor, tile: PerTile, fill: float) -> torch.Tensor:
     return m.view(m.shape[0] // tile.rows, tile.rows, m.shape[1] // tile.cols, tile.cols)
 
 
+@lru_cache(maxsize=4096)
 def tile_sizes(shape: torch.Size, tile: PerTile, device: torch.device | None = None) -> torch.Tensor:
-    """Elements in each tile, float64 ``[row tiles, column tiles]``."""
+    """Elements in each tile, float64 ``[row tiles, column tiles]``; kept and shared, so not to be written to."""
     parts = []
     for length, step in zip(matrix_size(shape), (tile.rows, tile.cols), strict=True):
         sizes = torch.full((-(-length // step),), float(step), dtype=torch.float64, device=device)

@@ -86,6 +86,19 @@ def test_list_verbose_prints_the_cards(cli):
     assert "A (FW, GC): affine 3/4/6/8 b while training" in text.stdout
 
 
+def test_a_method_that_crashes_has_no_card_and_hides_no_other(cli, tmp_path, monkeypatch):
+    text = (
+        "from fractrain import Method\n\n\nclass A(Method):\n    name = 'crash'\n"
+        "    def convert(self, m, c): raise KeyError('x')\n"
+    )
+    (tmp_path / "crash.py").write_text(text, encoding="utf-8")
+    monkeypatch.setattr("fractrain.methods.registry.MethodRegistry.names", lambda self: ["crash", "static8"])
+    listed = cli("list", "methods", "--verbose", "--plugin", "crash.py")
+    assert listed.exit_code == 0, listed.stderr
+    assert "no precision card: KeyError: 'x'" in listed.stdout
+    assert "symmetric 8 b" in listed.stdout
+
+
 def test_list_verbose_json_has_the_cards(cli, monkeypatch):
     monkeypatch.setattr("fractrain.methods.registry.MethodRegistry.names", lambda self: ["fp32", "static8"])
     methods = {m["name"]: m for m in json.loads(cli("list", "methods", "--verbose", "--json").stdout)}

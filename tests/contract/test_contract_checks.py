@@ -63,9 +63,10 @@ def test_every_check_has_a_method_that_it_catches():
 
 def test_the_sound_one_passes_everything_and_leaves_the_generator_alone():
     before = torch.get_rng_state()
-    report = check_method(broken.Sound, quick=True)
+    checks = [c for c in CHECKS if c != "learns"]  # the methods of the package do so in another test
+    report = check_method(broken.Sound, checks=checks, quick=True)
     assert report.ok, report.text()
-    assert report.counts == {"total": len(CHECKS), "pass": len(CHECKS), "fail": 0, "skip": 0, "expected failure": 0}
+    assert report.counts == {"total": len(checks), "pass": len(checks), "fail": 0, "skip": 0, "expected failure": 0}
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -186,7 +186,7 @@ def test_the_ledger_sees_the_declared_widths_and_every_mac():
 @pytest.mark.parametrize("budget", [3.0, 4.0, 6.0])
 def test_the_products_cost_no_more_than_those_of_a_uniform_map(budget):
     run = Run(budget=budget, widths=[2, 3, 4, 6, 8], **FIXED).go(4)
-    projected = run.method.projected_cost(run.method._maps)
+    projected = run.method.projected_cost()
     assert 0.7 * budget**2 < projected <= budget**2
     run.ledger.begin("train", 7)
     run.go(1)

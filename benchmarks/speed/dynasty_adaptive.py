@@ -1,0 +1,228 @@
+"""Does DYNASTY's adaptive map (a reconstruction, ours) beat a uniform width of the same cost? And what does it take?
+
+    python benchmarks/speed/dynasty_adaptive.py [--seeds 10] [--steps 100] [--out FILE]
+
+Trains the CIFAR ResNet-8 on the embedded 8x8 digits, once with a uniform width and once with the adaptive map at a
+fixed budget of that width (no feedback, so that the cost stays put), for every seed the same initial weights and
+batches. Prints the paired differences (adaptive - uniform) of test accuracy and test loss with their Student t
+interval, and the cost of both: bit operations per MAC over *all* layers, first and last included. Then the share of a
+training step of ResNet-38 (batch 64) that measuring sensitivities and making maps takes, and the step's ratio to the
+static 8-bit baseline ``sbm``.
+
+What is compared:
+
+* ``3 bits``: widths 2, 3, 4, 6, 8 against uniform 3, all layers quantized.
+* ``3 bits, ends in float``: the same with first and last layer in floating point, so that what the map does for these
+  two cannot decide.
+* ``4 bits``: the default widths 2, 4, 8 against uniform 4, all layers quantized.
+
+A small net on small images: it shows whether the mechanism works, and says nothing about CIFAR-100 or ImageNet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from fractrain.data import registry as data_registry
+from fractrain.engine.files import atomic_write
+from fractrain.methods.session import Session, attach
+from fractrain.models.resnet_cifar import ResNetCifar
+from fractrain.report.stats import Estimate, estimate
+
+FIXED = {"tighten": 0.0, "relax": 0.0}
+FINE = [2, 3, 4, 6, 8]
+ENDS = {"keep_first": True, "keep_last": True}
+PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "3 bits": ({"budget": 3.0}, {"widths": FINE}),
+    "3 bits, ends in float": ({"budget": 3.0, **ENDS}, {"widths": FINE}),
+    "4 bits": ({"budget": 4.0}, {}),
+}
+CONFIDENCE = 0.95
+LR, BATCH = 0.05, 64
+CONSTANT = 1e-3  # relative difference of cost that counts as equal
+
+Images = tuple[torch.Tensor, torch.Tensor]
+
+
+def digits() -> tuple[Images, Images]:
+    """Training and test part, images float ``[N, 3, 8, 8]`` around 0."""
+    data = data_registry.load("digits")
+    train, test = (((s.images.float() / 255 - 0.5) / 0.35, torch.as_tensor(s.labels)) for s in (data.train, data.test))
+    return train, test
+
+
+def picture(x: torch.Tensor) -> torch.Tensor:
+    """The batch in channels-last memory."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def session_of(method: str, seed: int, depth: int, **settings: Any) -> tuple[Session, torch.optim.Optimizer]:
+    """A seeded model of ``6 depth + 2`` layers with the method attached, and its optimizer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ResNetCifar(depth, 10).to(memory_format=torch.channels_last)
+    session = attach(method, model, seed=seed, **settings)
+    optimizer = torch.optim.SGD(session.model.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4, foreach=True)
+    return session, optimizer
+
+
+def step(session: Session, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> None:
+    """One training step."""
+    loss = session.loss(F.cross_entropy(session.model(x), y))
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    session.step()
+
+
+def trained(train: Images, test: Images, seed: int, steps: int, **settings: Any) -> dict[str, float]:
+    """Train one ResNet-8; return test accuracy (percent), test loss, and bit operations per MAC."""
+    session, optimizer = session_of("dynasty", seed, 1, **settings)
+    generator = torch.Generator().manual_seed(seed)
+    order, position = torch.empty(0, dtype=torch.int64), 0
+    for i in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LR if i < 0.75 * steps else LR / 10
+        if position + BATCH > len(order):
+            order, position = torch.randperm(len(train[0]), generator=generator), 0
+        chosen = order[position : position + BATCH]
+        position += BATCH
+        step(session, optimizer, picture(train[0][chosen]), train[1][chosen])
+    rows = list(session.ledger.rows())
+    cost = sum(r.macs * r.bits1 * r.bits2 for r in rows) / sum(r.macs for r in rows)
+    session.model.eval()
+    with torch.no_grad():
+        output = torch.cat([session.model(picture(x)) for x in torch.split(test[0], BATCH)])
+    right = (output.argmax(1) == test[1]).double().mean()
+    return {"accuracy": 100 * float(right), "loss": float(F.cross_entropy(output, test[1])), "bitops_per_mac": cost}
+
+
+def compare(train: Images, test: Images, seeds: int, steps: int, name: str) -> dict[str, Any]:
+    """Run one pair over all seeds."""
+    common, more = PAIRS[name]
+    runs: dict[str, list[dict[str, float]]] = {"uniform": [], "adaptive": []}
+    for seed in range(seeds):
+        runs["uniform"].append(trained(train, test, seed, steps, map="uniform", **common))
+        runs["adaptive"].append(trained(train, test, seed, steps, **FIXED, **common, **more))
+        print(f"  {name}: seed {seed + 1} of {seeds}", file=sys.stderr)
+    out: dict[str, Any] = {"settings": {"common": common, "adaptive": {**more, **FIXED}}, "runs": runs}
+    for key in ("accuracy", "loss"):
+        pairs = zip(runs["adaptive"], runs["uniform"], strict=True)
+        out[key] = interval(estimate([a[key] - u[key] for a, u in pairs], CONFIDENCE))
+    means = {k: statistics.mean(r["bitops_per_mac"] for r in v) for k, v in runs.items()}
+    out["cost"] = {**means, "adaptive_over_uniform": means["adaptive"] / means["uniform"]}
+    out["verdict"] = verdict(out)
+    return out
+
+
+def interval(e: Estimate) -> dict[str, float | None]:
+    """As plain values."""
+    return {"mean": e.mean, "low": e.low, "high": e.high, "sd": e.sd, "n": e.n}
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """What the intervals say, and nothing more."""
+    ratio = result["cost"]["adaptive_over_uniform"]
+    if ratio > 1 + CONSTANT:
+        return f"adaptive costs {100 * (ratio - 1):.1f} % more: no comparison at equal cost"
+    words = []
+    for key, better in (("accuracy", 1), ("loss", -1)):
+        low, high = result[key]["low"], result[key]["high"]
+        if low is None or low <= 0 <= high:
+            words.append(f"{key}: no difference shown")
+        else:
+            words.append(f"{key}: adaptive {'better' if low * better > 0 else 'worse'}")
+    return "; ".join(words) + f" (at {100 * ratio:.1f} % of the uniform cost)"
+
+
+def median_step(name: str, train: Images, steps: int, **settings: Any) -> tuple[float, float]:
+    """Median seconds of a ResNet-38 step, and mean seconds per step inside analytics and map generation."""
+    session, optimizer = session_of(name, 0, 6, **settings)
+    spent = [0.0]
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*args)
+            finally:
+                spent[0] += time.perf_counter() - start
+
+        return wrapped
+
+    method: Any = session.method
+    for inner in ("_observe", "_refresh"):
+        if hasattr(method, inner):
+            setattr(method, inner, timed(getattr(method, inner)))
+    x, y = picture(train[0][:BATCH]), train[1][:BATCH]
+    times = []
+    for i in range(steps + 8):
+        if i == 8:  # compiled kernels are loaded
+            spent[0] = 0.0
+        start = time.perf_counter()
+        step(session, optimizer, x, y)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[8:]), spent[0] / steps
+
+
+def overhead(train: Images, steps: int) -> dict[str, float]:
+    """Share of the analytics, and the ratio to static 8-bit training."""
+    baseline, _ = median_step("sbm", train, steps)
+    uniform, _ = median_step("dynasty", train, steps, map="uniform")
+    adaptive, inside = median_step("dynasty", train, steps)
+    return {
+        "sbm_step_seconds": baseline, "uniform_step_seconds": uniform, "step_seconds": adaptive,
+        "analytics_share": inside / adaptive, "step_over_sbm": adaptive / baseline,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run all comparisons, print a summary, write JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10, help="seeds per comparison, at least 2")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--overhead-steps", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; one is fastest for tensors as small as these")
+    parser.add_argument("--out", type=Path, help="JSON file; default: standard output after the summary")
+    args = parser.parse_args()
+    if args.seeds < 2:
+        parser.error("--seeds must be at least 2: one seed has no interval")
+    torch.set_num_threads(args.threads)
+    train, test = digits()
+    results = {name: compare(train, test, args.seeds, args.steps, name) for name in PAIRS}
+    cost = overhead(train, args.overhead_steps)
+    print(f"DYNASTY (reconstruction): adaptive - uniform, {args.seeds} seeds, ResNet-8 on digits, {args.steps} steps")
+    for name, r in results.items():
+        for key, unit in (("accuracy", "points"), ("loss", "")):
+            e = r[key]
+            print(f"  {name:22} {key:8} {e['mean']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}] {unit}")
+        print(f"  {name:22} cost     {r['cost']['adaptive']:.3f} / {r['cost']['uniform']:.3f} bit operations per MAC")
+        print(f"  {name:22} -> {r['verdict']}")
+    print(
+        f"analytics and maps: {100 * cost['analytics_share']:.1f} % of a step ({1000 * cost['step_seconds']:.0f} ms); "
+        f"step = {cost['step_over_sbm']:.2f} x sbm"
+    )
+    document = {
+        "benchmark": "dynasty_adaptive", "model": "resnet8", "dataset": "digits", "steps": args.steps,
+        "seeds": args.seeds, "confidence": CONFIDENCE, "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "comparisons": results, "overhead": cost,
+    }  # fmt: skip
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    if args.out is None:
+        print(text)
+    else:
+        atomic_write(args.out, text.encode())
+
+
+if __name__ == "__main__":
+    main()
