@@ -73,11 +73,11 @@ _PAPER: Final[dict[str, dict[str, Any]]] = {"cifar10": _CIFAR, "cifar100": _CIFA
 _SMOKE: Final[dict[str, Any]] = {**_CIFAR, "lr": 0.03}
 _EMBEDDED: Final[dict[str, dict[str, Any]]] = {
     "digits": {
-        **_SMOKE, "iterations": 240, "batch_size": 64, "milestones": [180, 220], "eval_every": 24, "val_fraction": 0.1,
+        **_SMOKE, "iterations": 160, "batch_size": 64, "milestones": [120, 145], "eval_every": 20, "val_fraction": 0.1,
     },
     "digits100": {
-        **_SMOKE, "iterations": 480, "batch_size": 32, "lr": 0.015, "milestones": [400, 450], "eval_every": 48,
-        "val_fraction": 0.05,
+        **_SMOKE, "iterations": 280, "batch_size": 32, "lr": 0.02, "milestones": [230, 260], "eval_every": 40,
+        "val_fraction": 0.02,
     },
 }  # fmt: skip
 
