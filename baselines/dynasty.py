@@ -17,7 +17,8 @@ products, first and last layer included. BatchNorm, master weights and optimizer
 Maps (reconstruction, ours). The width of an A or E tile is kept by its place in the sample (rows of tiles come back
 after a few samples, see `tile_period`) and its channels, not by the sample: a map fits any batch, the last partial one
 and evaluation included, and lives long enough for averages and hysteresis to mean something. Another image size in
-evaluation reuses the map row by row.
+evaluation reuses the map row by row. Where a tile spans samples (fewer than 16 positions each), their common range
+makes an output depend, within a rounding step, on the other samples of its batch.
 
 Sensitivity (reconstruction, ours). From tensors the backward pass has at hand, every `observe`-th step:
 A and W: N * (gradient of the batch's mean loss)^2 * range^2 / 12 per tile (Fisher times noise variance at 0 bits; N^2
