@@ -117,7 +117,7 @@ class DoReFaSettings(MethodSettings):
 
 
 class DoReFa(Method):
-    """DoReFa-Net: tanh weights, activations clipped to [0, 1], errors scaled per sample with stochastic rounding."""
+    """DoReFa-Net: tanh weights, activations clipped (source at 1, default here 8), errors per sample, stochastic."""
 
     name = "dorefa"
     source = "Zhou et al., DoReFa-Net (arXiv 1606.06160); tensorpack examples/DoReFa-Net"
