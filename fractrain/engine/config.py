@@ -17,6 +17,7 @@ from fractrain.engine.registries import Registries
 from fractrain.errors import ConfigError, did_you_mean
 
 FORMAT_VERSION: Final = 1
+ADDED_LATER: Final = {"zero_init_residual": False}  # recipe keys that came after runs had been recorded
 
 
 class RunConfig(pydantic.BaseModel):
@@ -131,7 +132,11 @@ class RunConfig(pydantic.BaseModel):
     @cached_property
     def run_id(self) -> str:
         """Readable prefix plus 12 hex digits of the SHA-256 over the canonical JSON form."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        values = self.model_dump(mode="json")
+        for key, default in ADDED_LATER.items():  # at their default they say nothing new: older runs keep their ids
+            if values["recipe"][key] == default:
+                del values["recipe"][key]
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         names = (re.sub(r"[^A-Za-z0-9_.]+", "_", name) for name in (self.method, self.model, self.dataset))
         return f"{'-'.join(names)}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

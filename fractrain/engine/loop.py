@@ -89,7 +89,9 @@ class TrainingLoop:
     def _build(self) -> None:
         """Build model, method and optimizer."""
         config, recipe = self.config, self.config.recipe
-        plain = self.known.model(config.model, config.dataset, config.seed)
+        plain: Any = self.known.model(config.model, config.dataset, config.seed)
+        if recipe.zero_init_residual and hasattr(plain, "zero_init_residual"):
+            plain.zero_init_residual()
         find_blocks: Any = getattr(plain, "gateable_blocks", list)  # a model without blocks has an empty list
         blocks = list(find_blocks())
         macs = self.known.forward_macs(plain, config.dataset)

@@ -77,6 +77,12 @@ class ResNetCifar(nn.Module):
         logits: torch.Tensor = self.head(y.mean(dim=(2, 3)))
         return logits
 
+    def zero_init_residual(self) -> None:
+        """Set the scale of each block's last BatchNorm to zero: every block starts as its shortcut."""
+        for m in self.modules():
+            if isinstance(m, BasicBlock):
+                nn.init.zeros_(m.bn2.weight)
+
     def gateable_blocks(self) -> list[str]:
         """Names of the residual blocks in the order data flows through them."""
         return [name for name, m in self.named_modules() if isinstance(m, BasicBlock)]
