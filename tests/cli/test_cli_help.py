@@ -76,7 +76,7 @@ def test_list_json_is_one_document_that_names_what_the_text_names(cli: Any, kind
 
 
 def test_list_models_json_has_exact_macs(cli: Any) -> None:
-    """Hand count of the paper's networks, see the issue's facts: 83,280,512 and 168,215,168 on CIFAR-10."""
+    """Hand count of the paper's networks, counted from their definition: 83,280,512 and 168,215,168 on CIFAR-10."""
     models = {m["name"]: m for m in json.loads(cli("list", "models", "--json").stdout)}
     assert models["resnet38"]["forward_macs"]["cifar10"] == 83_280_512
     assert models["resnet74"]["forward_macs"]["cifar10"] == 168_215_168

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from engine_fakes import FakeRegistries, fake_config
@@ -50,6 +51,7 @@ def test_every_field_changes_the_id():
     changes = {
         "iterations": 241, "batch_size": 65, "lr": 0.2, "momentum": 0.8, "weight_decay": 0.0, "milestones": (1,),
         "lr_decay": 0.5, "warmup": 1, "eval_every": 3, "val_fraction": 0.2, "augment": False, "deterministic": True,
+        "zero_init_residual": False,
     }  # fmt: skip
     assert set(changes) == set(Recipe.model_fields)
     ids = [config.run_id]
@@ -60,6 +62,14 @@ def test_every_field_changes_the_id():
     for key, value in {"noise": 0.02, "bad_step": 3, "bad_kind": "x", "stages": [1, 3]}.items():
         ids.append(create(settings={key: value}).run_id)
     assert len(set(ids)) == len(ids)
+
+
+def test_a_recipe_key_that_came_later_leaves_recorded_ids_alone():
+    folder = Path(__file__).parents[2] / "results" / "evidence" / "cifar10-one-epoch"
+    for record in folder.iterdir():
+        text = (record / "config.json").read_text()
+        assert "zero_init_residual" not in text
+        assert RunConfig.from_json(text, "evidence").run_id == record.name
 
 
 def test_planning_imports_no_torch():

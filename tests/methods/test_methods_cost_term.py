@@ -55,7 +55,7 @@ def test_size_of_the_term_is_not_divided_by_the_batch():
     fixed(method, [[2] * 128] * 18)  # (4, 8): 80 / 1024 each
     term = value(method)
     assert term == pytest.approx(18 * 128 * 80 / 1024 * 1e-3, rel=1e-12)
-    assert 0.15 < term < 0.21  # the facts' example: about 0.09 per block and sample gives 0.21
+    assert 0.15 < term < 0.21  # the authors' setting: about 0.09 per block and sample gives 0.21
     assert pytest.approx(0.21, abs=0.003) == 18 * 128 * 0.09 * 1e-3
 
 
