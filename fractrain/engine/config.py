@@ -231,8 +231,7 @@ def collect_sets(texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _parse_value(raw: str) -> Any:
     try:
         return json.loads(raw)
-    except ValueError:
-        pass  # not JSON: a list with commas, or text
-    if "," in raw and not raw.startswith(("[", "{", '"')):
-        return [_parse_value(part.strip()) for part in raw.split(",")]
-    return raw
+    except ValueError:  # not JSON: a list with commas, or text
+        if "," in raw and not raw.startswith(("[", "{", '"')):
+            return [_parse_value(part.strip()) for part in raw.split(",")]
+        return raw
