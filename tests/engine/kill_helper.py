@@ -65,17 +65,20 @@ def killed_and_straight(
 
 
 class PipeProgress:
-    """Writes one byte per step to a pipe, and gives the reader time to kill us."""
+    """Writes one byte per step to a pipe and waits for the reader's answer, so that no run outruns its killer."""
 
-    def __init__(self, pipe: int) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: int, answers: int) -> None:
+        self.pipe, self.answers = pipe, answers
+
+    def _tell(self) -> None:
+        os.write(self.pipe, b".")
+        os.read(self.answers, 1)
 
     def start(self, label: str, total: int, done: int = 0) -> None:
-        os.write(self.pipe, b".")
+        self._tell()
 
     def update(self, done: int, loss: float | None = None, label: str | None = None) -> None:
-        os.write(self.pipe, b".")
-        time.sleep(0.003)
+        self._tell()
 
     def note(self, text: str) -> None:
         pass
@@ -85,12 +88,16 @@ class PipeProgress:
 
 
 def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: float, number: int = 0) -> bool:
-    """Train in a fork; kill it ``delay`` seconds after its ``kill_after``-th sign of life; return whether it was."""
+    """Train in a fork; kill it ``delay`` seconds after its ``kill_after``-th sign of life; return whether it was.
+
+    The run waits for an answer to each sign, so it is at most one step further when it is killed, however slow we are.
+    """
     from fractrain.engine.config import RunConfig
     from fractrain.engine.store import RunStore
     from fractrain.engine.trainer import Trainer
 
     reader, writer = os.pipe()
+    answers, answer = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
@@ -98,6 +105,7 @@ def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: fl
             import torch
 
             os.close(reader)
+            os.close(answer)
             module, _, name = job["registries"].partition(":")
             registries = getattr(importlib.import_module(module), name)()
             config = RunConfig.from_json(job["config"], "test")
@@ -105,7 +113,7 @@ def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: fl
                 config,
                 RunStore(store),
                 torch.device("cpu"),
-                progress=PipeProgress(writer),
+                progress=PipeProgress(writer, answers),
                 checkpoint_seconds=job["checkpoint_seconds"][number % len(job["checkpoint_seconds"])],
                 registries=registries,
             ).run()
@@ -116,14 +124,17 @@ def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: fl
             traceback.print_exc()
         os._exit(code)
     os.close(writer)
+    os.close(answers)
     seen = 0
     while os.read(reader, 1):
         seen += 1
+        os.write(answer, b".")
         if kill_after is not None and seen >= kill_after:
             time.sleep(delay)
             os.kill(child, signal.SIGKILL)
             break
     os.close(reader)
+    os.close(answer)
     _, status = os.waitpid(child, 0)
     killed = os.WIFSIGNALED(status)
     assert killed or os.WEXITSTATUS(status) == 0, "the run failed"

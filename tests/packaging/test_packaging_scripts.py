@@ -177,7 +177,8 @@ def test_make_alone_and_reproduce_alone_show_help() -> None:
 def test_continuous_integration_runs_the_three_targets_in_order() -> None:
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "set -euo pipefail" in text
-    assert text.index("setup") < text.index("lint test")
+    places = [text.index(f"\n{command}\n") for command in ("make setup", "make lint", "make test")]
+    assert places == sorted(places)
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert os.access(ROOT / "reproduce.sh", os.X_OK)
 
