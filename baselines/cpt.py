@@ -27,7 +27,7 @@ from torch import nn
 
 from fractrain.errors import ConfigError
 from fractrain.methods.base import Method, MethodContext, MethodSettings
-from fractrain.quant.convert import convert, quant_layers
+from fractrain.quant.convert import convert_body, quant_layers
 from fractrain.quant.precision import Precision, fractrain_precision
 
 Bits = Annotated[int, Field(ge=2, le=16)]
@@ -77,7 +77,7 @@ class CPT(Method):
         self.period = cycle_length(context.total_steps, s.cycles, widths)
         self._held: int | None = None
         self._precisions: dict[tuple[int, int], Precision] = {}
-        model = convert(model, self._precision(*self.widths(0)), self.state, types=(nn.Conv2d,), keep_last=False)
+        model = convert_body(model, self._precision(*self.widths(0)), self.state)
         model.register_forward_pre_hook(self._set_widths)  # evaluation has no step that starts
         self._model = model
         return model

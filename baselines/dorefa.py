@@ -37,6 +37,7 @@ from fractrain.quant.convert import convert, quant_layers
 from fractrain.quant.formats import Affine, Bits, Format, Limits, PerAxis
 from fractrain.quant.grid import Grid
 from fractrain.quant.kernels import Kernels
+from fractrain.quant.matmul import Matmul
 from fractrain.quant.precision import Operand, Precision
 
 TINY = torch.finfo(torch.float32).tiny
@@ -122,6 +123,13 @@ class DoReFa(Method):
     name = "dorefa"
     source = "Zhou et al., DoReFa-Net (arXiv 1606.06160); tensorpack examples/DoReFa-Net"
     Settings = DoReFaSettings
+
+    @classmethod
+    def unsuitable(cls, model: nn.Module) -> str | None:
+        """Activations are clipped to [0, clip]: no model whose layers read signed values."""
+        if any(isinstance(m, Matmul | nn.MultiheadAttention) for m in model.modules()):
+            return "activations are clipped to [0, clip], but those of attention and LayerNorm have both signs"
+        return None
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize and clip all layers but the first and the last."""

@@ -12,7 +12,9 @@ affine range, measured when it is quantized, in evaluation too, and its own widt
 tile of E. Not of A or W: a channel without input or weights is constant, BatchNorm divides by its standard deviation,
 and training dies of the gradients; tried, at a budget of 2.5). FW: A and W
 nearest; EB: E stochastic, W nearest; GC: A nearest, E stochastic. Each tensor is quantized once and used in both of its
-products, first and last layer included. BatchNorm, master weights and optimizer stay in floating point.
+products, first and last layer included. Products of two activations (attention) have tiles, too, but no maps: their
+size changes with the length of the text, so all their tiles keep the width of the start and are no part of the budget.
+BatchNorm, master weights and optimizer stay in floating point.
 
 Maps (reconstruction, ours). The width of an A or E tile is kept by its place in the sample (rows of tiles come back
 after a few samples, see `tile_period`) and its channels, not by the sample: a map fits any batch, the last partial one
@@ -49,6 +51,7 @@ from fractrain.quant.convert import convert, quant_layers
 from fractrain.quant.formats import Affine
 from fractrain.quant.kernels import tile_limits
 from fractrain.quant.layers import Backward, QuantLayer
+from fractrain.quant.matmul import QuantMatmul
 from fractrain.quant.precision import Operand, Precision
 from fractrain.quant.tiles import PerTile, tile_counts, tile_period, tile_sizes
 
@@ -129,7 +132,8 @@ class Dynasty(Method):
         self._start = int(s.budget) if s.map == "uniform" else fits
         self._tile = PerTile(*s.tile, repeat=True)
         convert(model, self._precision({}), self.state, keep_first=s.keep_first, keep_last=s.keep_last)
-        self._layers = {m.site: m for m in quant_layers(model) if not m.precision.is_float}
+        quantized = (m for m in quant_layers(model) if not m.precision.is_float)
+        self._layers = {m.site: m for m in quantized if not isinstance(m, QuantMatmul)}
         self._maps: Maps = {site: {} for site in self._layers}
         self._sensitivity: Maps = {site: {} for site in self._layers}  # per MAC, averaged; shape of the map
         self._macs: dict[str, int] = {}

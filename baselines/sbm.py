@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import nn
 
 from fractrain.methods.base import Method, MethodContext, MethodSettings
-from fractrain.quant.convert import convert
+from fractrain.quant.convert import convert, convert_body
 from fractrain.quant.formats import Affine
 from fractrain.quant.precision import FLOAT, Operand, Precision, fractrain_precision
 from fractrain.quant.range_norm import replace_batch_norm
@@ -46,7 +46,7 @@ class SBM(Method):
         s: SBMSettings = self.settings
         if s.variant == "fractrain":
             precision = fractrain_precision(s.bits, s.bits, s.grad_bits, s.running)
-            return convert(model, precision, self.state, types=(nn.Conv2d,), keep_last=False)
+            return convert_body(model, precision, self.state)
         # Banner's running range keeps a tenth of the old value.
         a = Operand(s.bits, Affine(statistic="mean"), running=0.1)
         w = Operand(s.bits, Affine())

@@ -43,7 +43,7 @@ from fractrain.errors import ConfigError
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation, Width
 from fractrain.methods.blocks import gateable_blocks
 from fractrain.methods.gate import GateNetwork
-from fractrain.quant.convert import convert, quant_layers
+from fractrain.quant.convert import convert_body, quant_layers
 from fractrain.quant.layers import QuantLayer
 from fractrain.quant.noise import noise_key, uniform
 from fractrain.quant.precision import fractrain_precision
@@ -93,7 +93,7 @@ class SLU(Method):
         if not gated:
             raise ConfigError(f"slu has nothing to gate in {len(names)} blocks: the first one always runs")
         precision = fractrain_precision(s.bits, s.weight_bits or s.bits, s.grad_bits, s.running)
-        convert(model, precision, self.state, types=(nn.Conv2d,), keep_last=False)
+        convert_body(model, precision, self.state)
         gate = _seeded_gate([_input_channels(model.get_submodule(n), n) for n in gated], context.seed)
         gate.to(next(model.parameters()).device)
         self._blocks: list[SkipBlock] = []
@@ -260,7 +260,7 @@ class SkipBlock(nn.Module):
         if not ledger.enabled:
             return
         train = self.training and torch.is_grad_enabled()
-        learns = "".join("G" if m.weight.requires_grad else "-" for m in quant_layers(self.block))
+        learns = "".join("G" if m.learns else "-" for m in quant_layers(self.block))
         shape = "x".join(str(s) for s in x.shape[1:])
         work = f"{self.name}|{shape}|{f'{learns}{x.requires_grad}' if train else 'FW'}"
         ledger.count(work, run, lambda: self._entries(x, base, train))
@@ -279,7 +279,7 @@ class SkipBlock(nn.Module):
 
         def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             assert isinstance(layer, QuantLayer)
-            eb, gc = train and inputs[0].requires_grad, train and layer.weight.requires_grad
+            eb, gc = (train and wanted for wanted in layer.wants(*inputs))
             found.extend(layer.entries(layer.precision, layer.sample_macs(output), eb, gc))
 
         modes = {m: m.training for m in self.block.modules()}
@@ -345,9 +345,10 @@ def shortcut_place(block: nn.Module, name: str) -> str | None:
 
 def _input_channels(block: nn.Module, name: str) -> int:
     for m in block.modules():
-        if isinstance(getattr(m, "in_channels", None), int):
-            return int(m.in_channels)  # type: ignore[arg-type]
-    raise ConfigError(f"block {name!r} has no convolution to gate")
+        for size in ("in_channels", "in_features"):
+            if isinstance(getattr(m, size, None), int):
+                return int(getattr(m, size))
+    raise ConfigError(f"block {name!r} has no convolution or linear layer to gate")
 
 
 def _seeded_gate(channels: list[int], seed: int) -> GateNetwork:

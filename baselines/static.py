@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Width
-from fractrain.quant.convert import convert
+from fractrain.quant.convert import convert_body
 from fractrain.quant.precision import fractrain_precision
 
 
@@ -37,4 +37,4 @@ class Static(Method):
         """Quantize all convolutions."""
         s: StaticSettings = self.settings
         precision = fractrain_precision(s.bits, s.weight_bits or s.bits, s.grad_bits, s.running)
-        return convert(model, precision, self.state, types=(nn.Conv2d,), keep_last=False)
+        return convert_body(model, precision, self.state)

@@ -179,15 +179,17 @@ class DirectBatchNorm2d(nn.Module):
 
 
 def input_hook(precision: Precision, e1: Operand, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
-    """E1 and the gradient of saturation, as a forward pre-hook.
+    """E1 and the gradient of saturation, as a forward pre-hook, for every input of a layer.
 
     The gradient that a layer sends back to its input is moved to ``e1``'s grid, and is zero where A saturates; forward
     values are left to the layer.
     """
-    x = inputs[0]
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if not torch.is_grad_enabled():
         return None
+    return tuple(_saturating(precision, e1, x) if x.requires_grad else x for x in inputs)
 
+
+def _saturating(precision: Precision, e1: Operand, x: torch.Tensor) -> torch.Tensor:
     def backward(g: torch.Tensor) -> torch.Tensor:
         return quantize(g, e1.format.grid(e1.format.limits(g), e1.bits, g))[0]
 
@@ -195,7 +197,7 @@ def input_hook(precision: Precision, e1: Operand, layer: nn.Module, inputs: tupl
     grid = a.format.grid(a.format.limits(x.detach()), a.bits, x)
     y = x.clamp(grid.qmin * grid.scale, grid.qmax * grid.scale)
     _on_gradient(y, backward)
-    return (y, *inputs[1:])
+    return y
 
 
 def _on_gradient(x: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -147,7 +147,7 @@ def widths_of(op: Operand) -> set[int]:
 
 def _limits(layer: QuantLayer, name: str, op: Operand, x: torch.Tensor) -> Limits:
     """The limits that the layer has used: its running range in evaluation, else measured on the tensor."""
-    running = name in ("fw_a", "gc_a") and not layer.training and op.running is not None
-    if running and bool(layer.running_steps > 0):
-        return layer.running_low, layer.running_high
+    running = None if layer.training or op.running is None else layer.running_range(name)
+    if running is not None and bool(running[2] > 0):
+        return running[:2]
     return op.format.limits(x.detach(), "reference")

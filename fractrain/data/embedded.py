@@ -1,7 +1,8 @@
-"""``digits`` and ``digits100``: small real data sets that need no download.
+"""``digits``, ``digits100`` and ``digits32``: small real data sets that need no download.
 
-They keep the shape of CIFAR-10 and CIFAR-100 as tasks (10 and 100 classes, three channels, a fixed test part) at a
-size that a laptop trains in a minute. They are data sets of their own; a result on them says nothing about CIFAR.
+The first two keep the shape of CIFAR-10 and CIFAR-100 as tasks (10 and 100 classes, three channels, a fixed test part)
+at a size that a laptop trains in a minute; ``digits32`` has images large enough for the ImageNet ResNets, which divide
+height and width by 32. They are data sets of their own; a result on them says nothing about CIFAR or ImageNet.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def load(entry: DatasetInfo, data_dir: str | Path | None, download: bool, val_fraction: float, seed: int) -> ImageData:
-    """Build ``digits`` or ``digits100``; ``data_dir`` and ``download`` are not used. See :func:`registry.load`."""
+    """Build one of the three; ``data_dir`` and ``download`` are not used. See :func:`registry.load`."""
     pixels, labels = _read_digits()
     rest, held = stratified(labels, _TEST_DIGITS, derive_seed(_SEED, "digits", "test"))
-    if entry.name == "digits":
+    if entry.name == "digits32":
+        pixels = enlarged(pixels, 4)
+    if entry.name in ("digits", "digits32"):
         train, val = hold_out(entry, _split(pixels[rest], labels[rest]), val_fraction, seed)
         return ImageData(entry, train, _split(pixels[held], labels[held]), val)
     test = _pairs(pixels[held], labels[held], _PAIRS_PER_CLASS["test"], derive_seed(_SEED, "digits100", "test"))
@@ -69,7 +72,7 @@ def _read_digits() -> tuple[Pixels, IntArray]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MachineError(
-            f"the data sets digits and digits100 need scikit-learn ({error}); mend with `pip install scikit-learn`"
+            f"the embedded digits need scikit-learn ({error}); mend with `pip install scikit-learn`"
         ) from error
     raw, labels = load_digits(return_X_y=True)
     levels = raw.reshape(-1, 8, 8).astype(np.uint8)
@@ -81,6 +84,33 @@ def _read_digits() -> tuple[Pixels, IntArray]:
         )
     pixels = (levels.astype(np.uint16) * 255 + 8) // 16  # 0..16 to 0..255, nearest
     return pixels.astype(np.uint8), labels.astype(np.int64)
+
+
+def enlarged(pixels: Pixels, times: int) -> Pixels:
+    """Enlarge grey images bilinearly, in integers: the same bytes on every machine.
+
+    Pixels are squares with their value in the middle, as in ``torch.nn.functional.interpolate``; the edge is repeated.
+
+    Args:
+        pixels: uint8, shape ``[N, H, W]``.
+        times: even factor.
+
+    Returns:
+        uint8, shape ``[N, H * times, W * times]``, rounded to nearest.
+    """
+    unit = 2 * times  # positions and weights in parts of this
+
+    def along(values: IntArray, axis: int) -> IntArray:
+        size = values.shape[axis]
+        twice = 2 * np.arange(size * times) + 1 - times  # position in the small image, in parts of ``unit``
+        below, weight = np.divmod(twice, unit)
+        first, second = (np.take(values, np.clip(below + i, 0, size - 1), axis) for i in (0, 1))
+        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+        mixed: IntArray = first * (unit - weight).reshape(shape) + second * weight.reshape(shape)
+        return mixed
+
+    total = along(along(pixels.astype(np.int64), 1), 2)
+    return ((total + unit * unit // 2) // (unit * unit)).astype(np.uint8)
 
 
 def _split(pixels: Pixels, labels: IntArray) -> Split:

@@ -62,6 +62,10 @@ def status(name: str, data_dir: str | Path | None = None) -> DataStatus:
         ConfigError: unknown name.
     """
     entry = registry.info(name)
+    if entry.module == "imagenet":
+        from fractrain.data import folder_status
+
+        return folder_status.status(entry, data_dir)
     return _embedded_status(entry) if entry.embedded else _files_status(entry, data_dir)
 
 
@@ -73,6 +77,10 @@ def verify(name: str, data_dir: str | Path | None = None) -> DataStatus:
         DataError: missing, truncated or corrupt, or other sizes than known.
         MachineError: the package of an embedded set is missing.
     """
+    if registry.info(name).module == "imagenet":
+        from fractrain.data import folder_status
+
+        return folder_status.verify(registry.info(name), data_dir)
     data = registry.load(name, data_dir)
     known = (data.info.train_size, data.info.test_size)
     found = (len(data.train), len(data.test))
@@ -99,6 +107,10 @@ def fetch(name: str, data_dir: str | Path | None = None) -> DataStatus:
         MachineError: no network.
     """
     entry = registry.info(name)
+    if entry.module == "imagenet":
+        from fractrain.data import folder_status
+
+        return folder_status.fetch(entry, data_dir)
     if entry.embedded:
         return _embedded_status(entry)
     from fractrain.data.cifar import find_root

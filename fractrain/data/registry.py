@@ -22,8 +22,8 @@ class DatasetInfo:
         title: one line for people.
         classes: number of classes.
         shape: (channels, height, width) of an image.
-        train_size: images in the training part.
-        test_size: images in the test part.
+        train_size: images in the training part; 0 when a folder of the user's decides.
+        test_size: images in the test part, likewise.
         mean: per channel, of pixels scaled to [0, 1], used for normalization.
         std: likewise, standard deviation.
         augment: training images are augmented (random crop after padding with black, random flip).
@@ -34,6 +34,7 @@ class DatasetInfo:
         source: where it comes from.
         licence: under what terms.
         bytes: size of the download (0 when embedded).
+        module: module below ``fractrain.data`` that loads it; empty means ``embedded`` or ``cifar``.
     """
 
     name: str
@@ -52,6 +53,7 @@ class DatasetInfo:
     source: str
     licence: str
     bytes: int
+    module: str = ""
 
 
 _CIFAR_SOURCE = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
@@ -64,7 +66,10 @@ _CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
 # Of the training part, rounded to four places; a test recomputes them.
 _DIGITS_MEAN, _DIGITS_STD = (0.3062,) * 3, (0.3761,) * 3
+_DIGITS32_MEAN, _DIGITS32_STD = (0.3063,) * 3, (0.3236,) * 3
 _DIGITS100_MEAN, _DIGITS100_STD = (0.3069,) * 3, (0.3763,) * 3
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _INFOS = (
     DatasetInfo(
@@ -139,6 +144,62 @@ _INFOS = (
         licence=_DIGITS_LICENCE,
         bytes=0,
     ),
+    DatasetInfo(
+        name="digits32",
+        title="the 1,797 digits enlarged to 32x32 pixels, in 10 classes, from scikit-learn",
+        classes=10,
+        shape=(3, 32, 32),
+        train_size=1_437,
+        test_size=360,
+        mean=_DIGITS32_MEAN,
+        std=_DIGITS32_STD,
+        augment=True,
+        pad=4,
+        flip=False,
+        embedded=True,
+        stands_for="imagenet",
+        source=_DIGITS_SOURCE + ", enlarged four times (bilinear)",
+        licence=_DIGITS_LICENCE,
+        bytes=0,
+    ),
+    DatasetInfo(
+        name="imagenet",
+        title="ImageNet (ILSVRC 2012): 1.28 million photos in 1,000 classes",
+        classes=1_000,
+        shape=(3, 224, 224),
+        train_size=1_281_167,
+        test_size=50_000,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        augment=True,
+        pad=0,
+        flip=True,
+        embedded=False,
+        stands_for=None,
+        source="Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015",
+        licence="non-commercial research and education only (image-net.org)",
+        bytes=154_642_401_280,
+        module="imagenet",
+    ),
+    DatasetInfo(
+        name="imagenette",
+        title="a small real set: a sample of ten ImageNet classes, at 128x128 pixels",
+        classes=10,
+        shape=(3, 128, 128),
+        train_size=0,  # as many as the folder has
+        test_size=0,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        augment=True,
+        pad=0,
+        flip=True,
+        embedded=False,
+        stands_for=None,
+        source="fast.ai, imagenette: a subset of ImageNet's photos (any folder in its layout will do)",
+        licence="non-commercial research and education only (image-net.org)",
+        bytes=99_003_388,
+        module="imagenet",
+    ),
 )
 
 
@@ -182,5 +243,5 @@ def load(
         MachineError: a download was asked for and there is no network, or a package is missing.
     """
     entry = info(name)
-    module = importlib.import_module("fractrain.data.embedded" if entry.embedded else "fractrain.data.cifar")
+    module = importlib.import_module(f"fractrain.data.{entry.module or ('embedded' if entry.embedded else 'cifar')}")
     return cast("ImageData", module.load(entry, data_dir, download, val_fraction, seed))

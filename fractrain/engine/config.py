@@ -17,7 +17,13 @@ from fractrain.engine.registries import Registries
 from fractrain.errors import ConfigError, did_you_mean
 
 FORMAT_VERSION: Final = 1
-ADDED_LATER: Final = {"zero_init_residual": False}  # recipe keys that came after runs had been recorded
+# Keys of recipe and method settings that came after runs had been recorded, with the value that says nothing new.
+ADDED_LATER: Final[Mapping[str, Mapping[str, Any]]] = {
+    "recipe": {
+        "zero_init_residual": False, "optimizer": "sgd", "betas": [0.9, 0.98], "clip_norm": 0.0, "schedule": "steps",
+    },
+    "settings": {"gate_state": None, "depthwise_bits": [8, 16]},
+}
 
 
 class RunConfig(pydantic.BaseModel):
@@ -133,9 +139,10 @@ class RunConfig(pydantic.BaseModel):
     def run_id(self) -> str:
         """Readable prefix plus 12 hex digits of the SHA-256 over the canonical JSON form."""
         values = self.model_dump(mode="json")
-        for key, default in ADDED_LATER.items():  # at their default they say nothing new: older runs keep their ids
-            if values["recipe"][key] == default:
-                del values["recipe"][key]
+        for part, keys in ADDED_LATER.items():  # at their default they say nothing new: older runs keep their ids
+            for key, default in keys.items():
+                if key in values[part] and values[part][key] == default:
+                    del values[part][key]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         names = (re.sub(r"[^A-Za-z0-9_.]+", "_", name) for name in (self.method, self.model, self.dataset))
         return f"{'-'.join(names)}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

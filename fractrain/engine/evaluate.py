@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
+from fractrain.engine.task import Classification, Task
 
 
 class EvaluationStopped(Exception):
@@ -21,12 +21,12 @@ class Scores:
     """Result on all samples of one part.
 
     Attributes:
-        accuracy: top-1, in percent.
-        loss: mean cross-entropy.
+        accuracy: top-1, in percent; None where the task counts no right answers.
+        loss: mean loss in nats, per image or per word.
         samples: how many there were.
     """
 
-    accuracy: float
+    accuracy: float | None
     loss: float
     samples: int
 
@@ -36,14 +36,23 @@ def evaluate(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     ledger: Ledger,
     should_stop: Callable[[], bool] = lambda: False,
+    task: Task | None = None,
 ) -> Scores:
     """Evaluate ``model`` in evaluation mode and put it back into the mode it was in.
 
     Sums are over samples, so a smaller last batch weighs what it should; they stay on the device until the end.
 
+    Args:
+        model: what is judged.
+        batches: inputs and targets.
+        ledger: counts what is executed.
+        should_stop: asked between two batches.
+        task: what the model is to do; classification by default.
+
     Raises:
         EvaluationStopped: ``should_stop`` said so between two batches.
     """
+    task = task or Classification()
     training = model.training
     model.eval()
     loss = correct = None
@@ -54,17 +63,17 @@ def evaluate(
                 if should_stop():
                     raise EvaluationStopped
                 ledger.samples(len(y))
-                output = model(channels_last(x))
-                batch_loss = F.cross_entropy(output, y, reduction="sum").double()
-                batch_correct = (output.argmax(dim=1) == y).sum()
+                batch_loss, batch_correct, count = task.sums(model, channels_last(x), y)
                 loss = batch_loss if loss is None else loss + batch_loss
-                correct = batch_correct if correct is None else correct + batch_correct
-                samples += len(y)
+                if batch_correct is not None:
+                    correct = batch_correct if correct is None else correct + batch_correct
+                samples += count
     finally:
         model.train(training)
-    if loss is None or correct is None:
+    if loss is None or not samples:
         raise ValueError("nothing to evaluate: the part is empty")
-    return Scores(100 * int(correct) / samples, float(loss) / samples, samples)
+    accuracy = None if correct is None else 100 * int(correct) / samples
+    return Scores(accuracy, float(loss) / samples, samples)
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:

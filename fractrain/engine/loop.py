@@ -17,21 +17,22 @@ can be saved, and a loop that loads it goes on bit for bit.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from fractrain.cost.ledger import Ledger
 from fractrain.engine.config import RunConfig
 from fractrain.engine.diagnose import first_nonfinite
-from fractrain.engine.evaluate import EvaluationStopped, Scores, channels_last, evaluate
+from fractrain.engine.evaluate import EvaluationStopped, channels_last, evaluate
+from fractrain.engine.metrics import metrics_line
+from fractrain.engine.optimizer import clip_gradients, make_optimizer
 from fractrain.engine.registries import Registries
 from fractrain.engine.schedule import Clock, learning_rate
+from fractrain.engine.task import task_of
 from fractrain.engine.watch import BadLoss, Diverged, LossWatch
 from fractrain.errors import CheckpointError, ConfigError, NonFiniteError
 from fractrain.methods.base import MethodContext
@@ -73,6 +74,7 @@ class TrainingLoop:
         self.config, self.device, self.known = config, device, registries
         self._on_epoch, self._should_stop = on_epoch, should_stop
         torch.manual_seed(derive_seed(config.seed, "torch"))
+        self.task = task_of(registries.dataset_info(config.dataset))
         data = registries.data(config.dataset, data_dir, download, recipe.val_fraction, config.seed)
         self.data_digest = str(data.digest)
         self.stream = registries.train_stream(data, recipe.batch_size, config.seed, device, recipe.augment)
@@ -92,10 +94,10 @@ class TrainingLoop:
         plain: Any = self.known.model(config.model, config.dataset, config.seed)
         if recipe.zero_init_residual and hasattr(plain, "zero_init_residual"):
             plain.zero_init_residual()
-        find_blocks: Any = getattr(plain, "gateable_blocks", list)  # a model without blocks has an empty list
-        blocks = list(find_blocks())
+        blocks = list(getattr(plain, "gateable_blocks", list)())  # a model without blocks has an empty list
+        weights: Any = self.known.block_weights(plain, config.dataset, blocks)
         macs = self.known.forward_macs(plain, config.dataset)
-        self.ledger = Ledger({"forward_macs": macs, "blocks": blocks, "batch_size": recipe.batch_size})
+        self.ledger = Ledger({"forward_macs": macs, "blocks": blocks, "batch_size": recipe.batch_size, **weights})
         self.method = self.known.method(config.method, config.settings)
         if self.method.version != config.method_version:
             raise ConfigError(
@@ -104,15 +106,12 @@ class TrainingLoop:
             )
         context = MethodContext(
             seed=config.seed, steps_per_epoch=self.clock.period, total_steps=self.clock.total,
-            batch_size=recipe.batch_size, blocks=blocks, ledger=self.ledger,
+            batch_size=recipe.batch_size, blocks=blocks, ledger=self.ledger, **weights,
         )  # fmt: skip
         model = self.method.prepare(plain, context)
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.train()
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
-            foreach=True,
-        )  # fmt: skip
+        self.optimizer = make_optimizer(self.model.parameters(), recipe)
 
     # -- going on ----------------------------------------------------------------------------------------------------
 
@@ -145,7 +144,7 @@ class TrainingLoop:
             message = f"run {self.config.run_id} diverged at step {self.step} in layer {error.layer!r}: {error}"
             raise Diverged(message, error.layer, self.step) from error
         self.step += 1
-        self._step_seconds.append(time.perf_counter() - started)
+        self.step_seconds.append(time.perf_counter() - started)
 
     def _train_step(self) -> None:
         self.method.on_step_start(self.step)
@@ -154,18 +153,19 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.recipe, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        output = self.model(x)
-        loss = F.cross_entropy(output, y)
+        outcome = self.task.step(self.model, x, y)
         extra = self.method.extra_loss()
-        total = loss if extra is None else loss + extra
+        total = outcome.loss if extra is None else outcome.loss + extra
         self.watch.see(self.step, total)
         total.backward()  # type: ignore[no-untyped-call]
+        clip_gradients(self.model.parameters(), self.config.recipe)
         self.optimizer.step()
-        loss = loss.detach()
+        loss = outcome.loss.detach()
         self.method.on_step_end(self.step, loss, None if extra is None else extra.detach())
-        self._loss_sum += loss.double()
-        self._correct += (output.detach().argmax(dim=1) == y).sum()
-        self._samples += len(y)
+        self.loss_sum += loss.double()
+        if outcome.correct is not None:
+            self.correct += outcome.correct
+        self.samples += outcome.count
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = self.stream.batch(*self.clock.data(step))
@@ -178,7 +178,7 @@ class TrainingLoop:
         self.ledger.begin("eval", self.epoch)
         try:
             scores = {
-                name: evaluate(self.model, batches, self.ledger, self._should_stop)
+                name: evaluate(self.model, batches, self.ledger, self._should_stop, self.task)
                 for name, batches in self.eval_streams.items()
             }
         except EvaluationStopped:
@@ -186,38 +186,19 @@ class TrainingLoop:
             self.ledger.begin("train", self.epoch)
             return
         steps = sum(not self.method.skip_step(s) for s in range(self.clock.start(self.epoch), self.step))
-        mean_loss = float(self._loss_sum) / steps if steps else float("nan")
-        line = self._line(mean_loss, scores)
+        mean_loss = float(self.loss_sum) / steps if steps else float("nan")
+        line = metrics_line(self, mean_loss, scores)
         self.method.on_epoch_end(self.epoch, mean_loss)
         self.lines.append(line)
         self._on_epoch(line)
         self.epoch += 1
         self._reset_sums()
 
-    def _line(self, mean_loss: float, scores: dict[str, Scores]) -> dict[str, Any]:
-        """Metrics line of the epoch just trained; accuracies and cp in percent."""
-        val, test = scores.get("val"), scores["test"]
-        return {
-            "epoch": self.epoch,
-            "iteration": self.step,
-            "lr": learning_rate(self.config.recipe, self.step - 1),
-            "train_loss": mean_loss if self._samples else None,  # None: all steps were skipped
-            "train_accuracy": 100 * int(self._correct) / self._samples if self._samples else None,
-            "val_accuracy": val.accuracy if val else None,
-            "val_loss": val.loss if val else None,
-            "test_accuracy": test.accuracy,
-            "test_loss": test.loss,
-            "cp_percent": self.known.cp(self.ledger),
-            "method": {name: float(value) for name, value in self.method.metrics().items()},
-            "seconds": self.seconds,
-            "step_seconds": statistics.median(self._step_seconds) if self._step_seconds else None,
-        }
-
     def _reset_sums(self) -> None:
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._samples: int = 0
-        self._step_seconds: list[float] = []
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.samples: int = 0
+        self.step_seconds: list[float] = []
 
     @property
     def seconds(self) -> float:
@@ -242,7 +223,7 @@ class TrainingLoop:
         x, y = self._batch(bad.step)
         self.ledger.enabled = False
         noted = self.method.state.bad_site()  # on a GPU, the layers took notes
-        layer = noted[0] if noted else first_nonfinite(self.model, lambda: F.cross_entropy(self.model(x), y))
+        layer = noted[0] if noted else first_nonfinite(self.model, lambda: self.task.step(self.model, x, y).loss)
         message = (
             f"run {self.config.run_id} diverged: loss is {bad.value} at step {bad.step}, first non-finite values in "
             f"layer {layer!r}; a smaller --set recipe.lr may help"
@@ -261,7 +242,7 @@ class TrainingLoop:
             "ledger": self.ledger.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
             "cursor": {"epoch": self.epoch, "step": self.step},
-            "sums": {"loss": self._loss_sum, "correct": self._correct, "samples": self._samples},
+            "sums": {"loss": self.loss_sum, "correct": self.correct, "samples": self.samples},
             "lines": self.lines,
             "seconds": self.seconds,
             "data_digest": self.data_digest,
@@ -291,9 +272,9 @@ class TrainingLoop:
         self.ledger.begin("train", self.epoch)
         self.lines = list(state["lines"])
         self._reset_sums()
-        self._loss_sum.copy_(state["sums"]["loss"])
-        self._correct.copy_(state["sums"]["correct"])
-        self._samples = state["sums"]["samples"]
+        self.loss_sum.copy_(state["sums"]["loss"])
+        self.correct.copy_(state["sums"]["correct"])
+        self.samples = state["sums"]["samples"]
         self._seconds, self._since = state["seconds"], time.perf_counter()
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and state["rng"]["cuda"] is not None:

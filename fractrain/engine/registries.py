@@ -5,7 +5,7 @@ The engine knows none of them by name; a test, or a harness with parts of its ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -70,6 +70,17 @@ class Registries:
 
         return int(forward_macs(model, self.dataset_info(dataset).shape))
 
+    def block_weights(self, model: nn.Module, dataset: str, blocks: Sequence[str]) -> dict[str, list[int]]:
+        """Weights of the blocks in cp as ``{"block_weights": [...]}``; empty where all count the same.
+
+        A model whose attribute ``block_weighting`` is ``macs`` has its blocks weighted by their forward MACs.
+        """
+        if getattr(model, "block_weighting", "equal") != "macs":
+            return {}
+        from fractrain.models.macs import block_macs
+
+        return {"block_weights": block_macs(model, self.dataset_info(dataset).shape, blocks)}
+
     def data(self, name: str, data_dir: Path | None, download: bool, val_fraction: float, seed: int) -> Any:
         """Load a data set: an object with ``train``, ``val`` (or None), ``test``, ``info`` and ``digest``."""
         from fractrain.data import registry
@@ -78,6 +89,9 @@ class Registries:
 
     def train_stream(self, data: Any, batch_size: int, seed: int, device: torch.device, augment: bool) -> Stream:
         """Return the training batches."""
+        if hasattr(data, "train_stream"):  # data that is read while training brings streams of its own
+            own: Stream = data.train_stream(batch_size, seed, device, augment)
+            return own
         from fractrain.data.stream import TrainStream
 
         return TrainStream(data.train, data.info, batch_size, seed, device, augment)
@@ -86,6 +100,9 @@ class Registries:
         self, data: Any, split: str, batch_size: int, device: torch.device
     ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
         """Return the batches of ``val`` or ``test``, in a fixed order, every sample once."""
+        if hasattr(data, "eval_stream"):
+            own: Iterable[tuple[torch.Tensor, torch.Tensor]] = data.eval_stream(split, batch_size, device)
+            return own
         from fractrain.data.stream import EvalStream
 
         return EvalStream(getattr(data, split), data.info, batch_size, device)

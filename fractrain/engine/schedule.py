@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -9,9 +10,19 @@ from fractrain.engine.recipes import Recipe
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Learning rate of a step (0-based): linear warm-up, then one factor ``lr_decay`` per milestone reached."""
+    """Learning rate of a step (0-based): linear warm-up, then as the schedule says.
+
+    ``steps``: one factor ``lr_decay`` per milestone reached. ``cosine``: half a wave from ``lr`` down to zero, which
+    would be reached one step after the last. ``inverse_sqrt``: ``lr * sqrt(w / (step + 1))``, with ``w`` the steps of
+    warm-up, at least 1 (Vaswani et al. 2017, section 5.3, scaled so that ``lr`` is the peak).
+    """
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
+    if recipe.schedule == "cosine":
+        share = (step - recipe.warmup) / max(1, recipe.iterations - recipe.warmup)
+        return recipe.lr * (1 + math.cos(math.pi * min(1.0, share))) / 2
+    if recipe.schedule == "inverse_sqrt":
+        return recipe.lr * math.sqrt(max(1, recipe.warmup) / (step + 1))
     return recipe.lr * recipe.lr_decay ** bisect_right(recipe.milestones, step)
 
 

@@ -15,18 +15,23 @@ from fractrain.engine.config import RunConfig
 
 
 def summarize_run(
-    config: RunConfig, metrics: list[dict[str, Any]], model: nn.Module, ledger: Ledger, costs: dict[str, Any]
+    config: RunConfig,
+    metrics: list[dict[str, Any]],
+    model: nn.Module,
+    ledger: Ledger,
+    costs: dict[str, Any],
+    metric: str = "accuracy",
 ) -> dict[str, Any]:
-    """Return the run's summary. Accuracies are in percent.
+    """Return the run's summary. Accuracies are in percent, perplexities per word (language models only).
 
     ``test_accuracy_best`` is the best over all evaluations on the test set, the papers' protocol: it is a selection
     on the test set, and is there to be compared with published numbers only. ``test_accuracy_at_best_val`` is the test
-    accuracy at the epoch of best validation accuracy, None without a validation part.
+    accuracy at the epoch of best validation accuracy, None without a validation part. A language model has
+    ``test_perplexity_*`` in the same three forms, and accuracies that are None.
     """
     last = metrics[-1]
-    best = best_line(metrics, "test_accuracy")
-    has_val = last.get("val_accuracy") is not None
-    best_val = best_line(metrics, "val_accuracy") if has_val else None
+    best = best_line(metrics, "test", metric)
+    best_val = best_line(metrics, "val", metric) if last.get("val_loss") is not None else None
     steps = [line["step_seconds"] for line in metrics if line.get("step_seconds") is not None]
     return {
         "run_id": config.run_id,
@@ -48,6 +53,8 @@ def summarize_run(
         "best_val_epoch": best_val["epoch"] if best_val else None,
         "best_test_epoch": best["epoch"],
         "best_test_iteration": best["iteration"],
+        "metric": metric,
+        **(_perplexities(last, best, best_val) if metric == "perplexity" else {}),
         "cost": costs,
         "weights_sha256": weights_sha256(model),
         "ledger_sha256": ledger.digest(),
@@ -57,9 +64,19 @@ def summarize_run(
     }
 
 
-def best_line(metrics: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    """Return the first line with the greatest value of ``key``."""
-    return max(metrics, key=lambda line: line[key])  # max() keeps the first of equals
+def best_line(metrics: list[dict[str, Any]], part: str, metric: str = "accuracy") -> dict[str, Any]:
+    """Return the first line with the best result on ``part`` (``val`` or ``test``)."""
+    pick = min if metric == "perplexity" else max  # both keep the first of equals
+    return pick(metrics, key=lambda line: line[f"{part}_{metric}"])
+
+
+def _perplexities(last: dict[str, Any], best: dict[str, Any], best_val: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "test_perplexity_last": last["test_perplexity"],
+        "test_perplexity_best": best["test_perplexity"],
+        "test_perplexity_at_best_val": best_val["test_perplexity"] if best_val else None,
+        "val_perplexity_best": best_val["val_perplexity"] if best_val else None,
+    }
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -17,7 +17,7 @@ from fractrain.engine.progress import Progress, SilentProgress
 from fractrain.engine.registries import Registries
 from fractrain.engine.signals import GracefulStop, RunInterrupted
 from fractrain.engine.store import LOCK_PATIENCE_S, RunRecord, RunStore, RunWriter
-from fractrain.engine.summary import summarize_run
+from fractrain.engine.summary import best_line, summarize_run
 from fractrain.errors import NonFiniteError, RunError, StoreError
 
 CHECKPOINT_NAME: Final = "checkpoint.pt"
@@ -120,7 +120,7 @@ class Trainer:
             self.progress.start(self.config.run_id, loop.clock.total, loop.step)
             self._loop(loop, path, stop)
             costs = self.registries.costs(loop.ledger, _best_epoch(loop))
-            summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs)
+            summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs, loop.task.metric)
             summary["data_digest"] = loop.data_digest
             writer.finish(summary, loop.ledger.state_dict())
 
@@ -162,6 +162,5 @@ def train_at(
 
 
 def _best_epoch(loop: TrainingLoop) -> int:
-    """Epoch of best test accuracy, to which the papers count their MACs."""
-    best = max(loop.lines, key=lambda line: line["test_accuracy"])
-    return int(best["epoch"])
+    """Epoch of the best test result, to which the papers count their MACs."""
+    return int(best_line(loop.lines, "test", loop.task.metric)["epoch"])

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
+from fractrain.errors import ConfigError
 from fractrain.quant.formats import MAX_BITS, MIN_BITS
 from fractrain.quant.precision import FLOAT_BITS
 from fractrain.quant.state import QuantState
@@ -121,6 +122,14 @@ class Method:
         self.state = QuantState()
         self.context = MethodContext()
 
+    @classmethod
+    def unsuitable(cls, model: nn.Module) -> str | None:
+        """Why the method makes no sense on a (plain) model, in a clause fit for a table; None where it does.
+
+        :meth:`prepare` refuses such a model; tables skip the pair and print the reason.
+        """
+        return None
+
     # -- to override -------------------------------------------------------------------------------------------------
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
@@ -175,6 +184,9 @@ class Method:
         Raises:
             ConfigError: the method does not fit the model.
         """
+        reason = self.unsuitable(model)
+        if reason is not None:
+            raise ConfigError(f"{self.name} does not fit {type(model).__name__}: {reason}")
         self.context = context or MethodContext()
         self.state = QuantState(seed=self.context.seed, ledger=self.context.ledger)
         return self.convert(model, self.context)

@@ -143,7 +143,7 @@ def declared_precisions(model: nn.Module) -> dict[QuantLayer, Callable[[], list[
                 candidates[layer] = list(own)
 
     def reader(layer: QuantLayer) -> Callable[[], list[Precision]]:
-        return lambda: candidates.get(layer) or [layer.precision]
+        return lambda: [layer.effective(p) for p in candidates.get(layer) or [layer.precision]]
 
     return {layer: reader(layer) for layer in quant_layers(model)}
 

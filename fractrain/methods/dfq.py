@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -11,6 +12,13 @@ from torch import nn
 from fractrain.errors import ConfigError
 from fractrain.methods.base import Method, MethodContext, MethodSettings
 from fractrain.methods.blocks import block_weights, gateable_blocks
+from fractrain.methods.depthwise import (
+    DEPTHWISE_BITS,
+    DEPTHWISE_INERT,
+    DepthwiseBits,
+    depthwise_precision,
+    is_depthwise,
+)
 from fractrain.methods.gate import GateNetwork
 from fractrain.methods.gated_block import Candidate, GatedBlock
 from fractrain.quant.convert import convert
@@ -27,8 +35,10 @@ class DFQSettings(MethodSettings):
     weight_bits: int = Field(4, ge=2, le=16, description="weight bits inside gated blocks")
     beta: float = Field(1e-3, ge=0, description="weight of the cost term")
     relax: float = Field(0.0, ge=0, description="half width of the band around the target with a tenth of the force")
-    gate_hidden: int = Field(32, ge=1, description="gate: size of the first projection")
-    gate_embed: int = Field(16, ge=1, description="gate: size of the LSTM")
+    gate_hidden: int = Field(32, ge=0, description="gate: size of the first projection; 0: a single one, to gate_embed")
+    gate_embed: int = Field(16, ge=1, description="gate: size of the LSTM's input, and of its state by default")
+    gate_state: Annotated[int, Field(ge=1)] | None = Field(None, description="gate: size of the LSTM's state")
+    depthwise_bits: DepthwiseBits = DEPTHWISE_BITS
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
     compat: Literal["none", "authors"] = Field(
         "none", description="authors: cp divided by the nominal batch, every candidate updates BatchNorm's statistics"
@@ -54,6 +64,8 @@ class DFQ(Method):
     name = "dfq"
     source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113), section 3.2; constants from the authors' code"
     Settings: ClassVar[type[MethodSettings]] = DFQSettings
+    contract_variations: ClassVar[Mapping[str, Any]] = {"gate_state": 8}
+    contract_inert: ClassVar[Mapping[str, str]] = DEPTHWISE_INERT
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize the layers inside the gateable blocks and put a gate before each."""
@@ -63,8 +75,11 @@ class DFQ(Method):
         candidates = [Candidate(a, s.weight_bits, e) for a, e in zip(s.bits, s.grad_bits, strict=True)]
         precisions = [fractrain_precision(c.a, c.w, c.e, s.running) for c in candidates]
 
-        def rule(name: str, _layer: nn.Module) -> Precision | None:
-            return precisions[0] if any(name.startswith(f"{b}.") for b in names) else None
+        constant = depthwise_precision(s.depthwise_bits, s.running)
+
+        def rule(name: str, layer: nn.Module) -> Precision | None:
+            inside = any(name.startswith(f"{b}.") for b in names)
+            return (constant if is_depthwise(layer) else precisions[0]) if inside else None
 
         convert(model, rule, self.state, keep_last=False)
         channels = [_input_channels(model.get_submodule(n), n) for n in names]
@@ -73,14 +88,16 @@ class DFQ(Method):
         self._blocks: list[GatedBlock] = []
         for i, name in enumerate(names):
             block = GatedBlock(
-                model.get_submodule(name), name, i, gate, candidates, precisions, self.state, s.compat == "authors"
-            )
+                model.get_submodule(name), name, i, gate, candidates, precisions, self.state, s.compat == "authors",
+                constant,
+            )  # fmt: skip
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, block)
             self._blocks.append(block)
         # A Sequential would run the gate as one more layer: there it lives in the first gated block.
         (self._blocks[0] if isinstance(model, nn.Sequential) else model).add_module("precision_gate", gate)
         self._costs = torch.tensor([c.cost() for c in candidates])
+        self._constant_cost = Candidate(s.depthwise_bits[0], s.depthwise_bits[0], s.depthwise_bits[1]).cost()
         self._cp_sum: Any = 0.0
         self._cp_steps = 0
         return model
@@ -102,7 +119,8 @@ class DFQ(Method):
             return None
         costs = self._costs.to(masks[0])
         weights = costs.new_tensor(self._weights)
-        per_block = torch.stack([(m @ costs).sum() for m in masks])  # type: ignore[operator]
+        each = [self._block_costs(b, costs) for b in self._blocks]
+        per_block = torch.stack([(m @ c).sum() for m, c in zip(masks, each, strict=True)])  # type: ignore[operator]
         total: torch.Tensor = (per_block * weights).sum() / weights.mean()
         batch = self.context.batch_size if self.settings.compat == "authors" else masks[0].shape[0]  # type: ignore[union-attr]
         cp = 100 * total.detach() / (3 * batch * len(masks))
@@ -110,6 +128,11 @@ class DFQ(Method):
         self._cp_steps += 1
         beta: float = self.settings.beta
         return beta * total * self.force(cp)
+
+    def _block_costs(self, block: GatedBlock, costs: torch.Tensor) -> torch.Tensor:
+        """Cost ``[K]`` of the candidates in one block: depthwise convolutions are a constant part of it."""
+        share = block.constant_share
+        return costs * (1 - share) + share * self._constant_cost if share else costs
 
     def on_epoch_start(self, epoch: int) -> None:
         """Start a new mean of cp."""
@@ -147,7 +170,7 @@ def _seeded_gate(channels: list[int], candidates: int, settings: DFQSettings, se
     """A gate initialised from the run's seed, whatever was drawn before; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "gate"))
-        return GateNetwork(channels, candidates, settings.gate_hidden, settings.gate_embed)
+        return GateNetwork(channels, candidates, settings.gate_hidden, settings.gate_embed, settings.gate_state)
 
 
 __all__ = ["DFQ", "DFQSettings"]

@@ -37,11 +37,12 @@ class FracTrain(DFQ):
     contract_settings = {"window": 2, "epsilon": 1e6, "target_cp": 1.0, "target_step": 0.8}
     contract_variations = {
         **STAGE_VARIATIONS,
+        **DFQ.contract_variations,
         "stages": 1,
         "relax": Variation(100.0, given={"sharp": False}),
         "sharp": Variation(False, given={"relax": 100.0}),
     }
-    contract_inert = STAGE_INERT
+    contract_inert = {**STAGE_INERT, **DFQ.contract_inert}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """As DFQ, with the indicator."""

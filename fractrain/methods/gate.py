@@ -22,10 +22,14 @@ class GateNetwork(nn.Module):
         channels: input channels of each block.
         candidates: number of candidates K.
         hidden, embed: sizes; hidden 0 leaves one projection C x embed, as in SkipNet's gate.
+        state: size of the LSTM's state; None: as embed. (FracTrain's ImageNet gate: hidden 0, embed 40, state 20.)
     """
 
-    def __init__(self, channels: Sequence[int], candidates: int, hidden: int = 32, embed: int = 16) -> None:
+    def __init__(
+        self, channels: Sequence[int], candidates: int, hidden: int = 32, embed: int = 16, state: int | None = None
+    ) -> None:
         super().__init__()
+        state = embed if state is None else state
         self.channels = list(channels)
         self.features = nn.ModuleList(
             nn.Sequential(nn.Linear(c, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, embed))
@@ -33,8 +37,8 @@ class GateNetwork(nn.Module):
             else nn.Linear(c, embed)
             for c in channels
         )
-        self.cell = nn.LSTMCell(embed, embed)
-        self.head = nn.Linear(embed, candidates)
+        self.cell = nn.LSTMCell(embed, state)
+        self.head = nn.Linear(state, candidates)
         self._next = 0
         self._state: tuple[torch.Tensor, torch.Tensor] | None = None
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from fractrain.cost.ledger import Entry
+from fractrain.methods.depthwise import is_depthwise
 from fractrain.methods.gate import GateNetwork, straight_through
 from fractrain.quant.convert import quant_layers
 from fractrain.quant.layers import QuantLayer
@@ -54,11 +55,17 @@ class GatedBlock(nn.Module):
         state: shared state.
         every_pass: run every candidate in full, as the authors' code does (BatchNorm's running statistics then change
             once per candidate); slower, same outputs and gradients.
+        constant: precision of the block's depthwise convolutions whatever the gate says; None: they are gated, too.
+
+    Attributes:
+        mask, choice: of the last forward pass, ``[N, K]`` with the gate's gradient and ``[N]``.
+        constant_share: share (0..1) of the block's MACs, as last run, that ``constant`` holds for.
     """
 
     def __init__(
         self, block: nn.Module, name: str, index: int, gate: GateNetwork, candidates: Sequence[Candidate],
         precisions: Sequence[Precision], state: QuantState, every_pass: bool = False,
+        constant: Precision | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.block = block
@@ -68,6 +75,8 @@ class GatedBlock(nn.Module):
         self.precisions = list(precisions)
         self.state = state
         self.every_pass = every_pass
+        self.constant = constant
+        self.constant_share = 0.0
         # Each pass through a block that draws random numbers has forward values of its own: nothing can be shared.
         self._random = any(isinstance(m, _DropoutNd) or type(m).__name__ in RANDOM_TYPES for m in block.modules())
         self._gate = (gate,)  # in a tuple: shared by all blocks, so it must not be registered in each
@@ -88,8 +97,17 @@ class GatedBlock(nn.Module):
             out, sites = self._train(x, self.mask, self.choice, counts.tolist())
         else:
             out, sites = self._evaluate(x, self.choice, counts.tolist())
+        held = sum(macs for layer, macs, *_ in sites if self._is_constant(layer))
+        self.constant_share = held / sum(macs for _, macs, *_ in sites) if held else 0.0
         self._count(x, counts, sites)
         return out
+
+    def _is_constant(self, layer: nn.Module) -> bool:
+        return self.constant is not None and is_depthwise(layer)
+
+    def _precision(self, layer: nn.Module, k: int) -> Precision:
+        """Precision of one layer for candidate ``k``."""
+        return self.constant if self.constant is not None and is_depthwise(layer) else self.precisions[k]
 
     def _groups(self) -> dict[Any, list[int]]:
         """Candidates by what decides their forward values."""
@@ -136,7 +154,7 @@ class GatedBlock(nn.Module):
 
     def _run(self, x: torch.Tensor, k: int, key: Any, memo: dict[Any, Any]) -> tuple[torch.Tensor, list[Any]]:
         for layer in quant_layers(self.block):
-            layer.precision = self.precisions[k]
+            layer.precision = self._precision(layer, k)
         scope = CandidateScope(index=k, input=x, forward_key=key, memo=memo)
         self.state.scope = scope
         try:
@@ -156,7 +174,7 @@ class GatedBlock(nn.Module):
             own: list[Entry] = []
             for layer, macs, eb, gc in sites:
                 assert isinstance(layer, QuantLayer)
-                own += layer.entries(self.precisions[k], macs, eb, gc)
+                own += layer.entries(self._precision(layer, k), macs, eb, gc)
             return own
 
         ledger.count_selected(works, counts, define)

@@ -9,9 +9,16 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation
+from fractrain.methods.depthwise import (
+    DEPTHWISE_BITS,
+    DEPTHWISE_INERT,
+    DepthwiseBits,
+    depthwise_precision,
+    is_depthwise,
+)
 from fractrain.methods.indicator import LossClock, LossIndicator
-from fractrain.quant.convert import convert, quant_layers
-from fractrain.quant.precision import fractrain_precision
+from fractrain.quant.convert import convert_body, quant_layers
+from fractrain.quant.precision import Precision, fractrain_precision
 
 
 class StageSettings(MethodSettings):
@@ -32,6 +39,7 @@ class PFQSettings(StageSettings):
     bits: tuple[int, ...] = Field((3, 4, 6, 8), description="forward bits (A and W) of the stages")
     grad_bits: tuple[int, ...] = Field((6, 6, 8, 8), description="error bits of the stages")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
+    depthwise_bits: DepthwiseBits = DEPTHWISE_BITS
 
     @model_validator(mode="after")
     def _same_length(self) -> PFQSettings:
@@ -67,13 +75,18 @@ class PFQ(Method):
     authors_period = 400
     contract_settings = {"window": 2, "epsilon": 1e6}
     contract_variations = STAGE_VARIATIONS
-    contract_inert = {**STAGE_INERT, "compat": "the authors' epoch has 400 steps"}
+    contract_inert = {**STAGE_INERT, **DEPTHWISE_INERT, "compat": "the authors' epoch has 400 steps"}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
-        """Quantize all convolutions at the first stage."""
+        """Quantize all convolutions at the first stage; depthwise ones stay at their own widths."""
         self._clock = stage_clock(self.settings, len(self.settings.bits), self.authors_period)
-        convert(model, self._precision(), self.state, types=(nn.Conv2d,), keep_last=False)
-        self._layers = [m for m in quant_layers(model) if not m.precision.is_float]
+        staged, constant = self._precision(), depthwise_precision(self.settings.depthwise_bits, self.settings.running)
+
+        def rule(_name: str, layer: nn.Module) -> Precision:
+            return constant if is_depthwise(layer) else staged
+
+        convert_body(model, rule, self.state)
+        self._layers = [m for m in quant_layers(model) if not (m.precision.is_float or is_depthwise(m))]
         return model
 
     def _precision(self) -> Any:

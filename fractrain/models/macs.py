@@ -1,4 +1,10 @@
-"""Exact forward multiply-accumulates of a model, from the shapes its convolutions and linear layers really see."""
+"""Exact forward multiply-accumulates of a model, from the shapes its convolutions and linear layers really see.
+
+A sample is what the first axis counts: an image, or for a language model one sequence of the given length. Divided by
+the length that is the MACs per token, exactly. Attention's products count in full, causal or not. The two ends of a
+language model are not in it: the lookup of words multiplies nothing, and what an adaptive end multiplies depends on the
+words (the ledger counts what really ran).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+
+from fractrain.quant.matmul import Matmul
 
 
 def conv_macs(layer: nn.Conv2d, output: Sequence[int] | torch.Size) -> int:
@@ -25,18 +33,20 @@ def linear_macs(layer: nn.Linear, rows: int = 1) -> int:
 
 
 def layer_macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
-    """Forward MACs per sample of every convolution and linear layer, by module name.
+    """Forward MACs per sample of every convolution, linear layer and product of activations, by module name.
 
     Args:
-        model: any model that takes one image tensor.
-        shape: input shape ``(C, H, W)``.
+        model: any model that takes one tensor: images, or word numbers if its attribute ``input`` is ``tokens``.
+        shape: input shape ``(C, H, W)``, or ``(T,)`` for word numbers.
     """
     macs: dict[str, int] = {}
     hooks = []
 
     def hook(name: str):  # type: ignore[no-untyped-def]
-        def count(layer: nn.Module, _args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            if isinstance(layer, nn.Conv2d):
+        def count(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if isinstance(layer, Matmul):
+                macs[name] = macs.get(name, 0) + output[0].numel() * args[0].shape[-1]
+            elif isinstance(layer, nn.Conv2d):
                 macs[name] = macs.get(name, 0) + conv_macs(layer, output.shape)
             elif isinstance(layer, nn.Linear):
                 rows = output.numel() // (output.shape[0] * layer.out_features)
@@ -45,14 +55,15 @@ def layer_macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
         return count
 
     for name, m in model.named_modules():
-        if isinstance(m, nn.Conv2d | nn.Linear):
+        if isinstance(m, nn.Conv2d | nn.Linear | Matmul):
             hooks.append(m.register_forward_hook(hook(name)))
     training = model.training
     device = next(model.parameters()).device
+    dtype = torch.int64 if getattr(model, "input", "") == "tokens" else None
     try:
         model.eval()
         with torch.no_grad():
-            model(torch.zeros(1, *shape, device=device))
+            model(torch.zeros(1, *shape, device=device, dtype=dtype))
     finally:
         model.train(training)
         for h in hooks:
@@ -60,6 +71,12 @@ def layer_macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
     return macs
 
 
+def block_macs(model: nn.Module, shape: Sequence[int], blocks: Sequence[str]) -> list[int]:
+    """Forward MACs per sample of each of the named blocks, shortcut included."""
+    macs = layer_macs(model, shape)
+    return [sum(n for layer, n in macs.items() if layer.startswith(f"{block}.")) for block in blocks]
+
+
 def forward_macs(model: nn.Module, shape: Sequence[int]) -> int:
-    """Forward MACs per sample of the whole model (convolutions and linear layers)."""
+    """Forward MACs per sample of the whole model, as :func:`layer_macs` counts them."""
     return sum(layer_macs(model, shape).values())

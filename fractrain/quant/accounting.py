@@ -48,7 +48,7 @@ def entries_for(site: str, p: Precision, macs: int, eb: bool, gc: bool) -> list[
 
 def count_layer(layer: QuantLayer, x: torch.Tensor, macs: int, eb: bool, gc: bool) -> None:
     """Count one forward pass of a layer (and the backward products that will follow) on ``x`` ``[N, ...]``."""
-    p, ledger = layer.precision, layer.state.ledger
+    p, ledger = layer.effective(layer.precision), layer.state.ledger
     if not any(isinstance(o.bits, torch.Tensor) for o in p.operands().values()):
         key = (p, macs, eb, gc)
         if layer.work_key[0] != key:
@@ -79,14 +79,18 @@ def _count_samples(layer: QuantLayer, product: Product, a: Operand, b: Operand, 
 
 
 def _share(layer: QuantLayer, product: Product, op: Operand) -> torch.Tensor:
-    """Share of each width per bin, float64 ``[bins or 1, 33]``: samples are the bins of GC, else all are one bin."""
+    """Share of each width per bin, float64 ``[bins or 1, 33]``.
+
+    Samples are the bins where a sample of one operand meets the same sample of the other: in GC, and in all products of
+    two activations; else all are one bin.
+    """
     if not isinstance(op.bits, torch.Tensor):
-        row = torch.zeros(1, WIDTHS, dtype=torch.float64, device=layer.weight.device)
+        row = torch.zeros(1, WIDTHS, dtype=torch.float64, device=layer.device)
         row[0, min(op.bits, FLOAT_BITS)] = 1.0
         return row
-    bits = op.bits.to(layer.weight.device).long()
+    bits = op.bits.to(layer.device).long()
     one_hot = torch.nn.functional.one_hot(bits, WIDTHS).to(torch.float64)
-    return one_hot if product == "GC" else one_hot.mean(0, keepdim=True)
+    return one_hot if product == "GC" or layer.paired else one_hot.mean(0, keepdim=True)
 
 
 def _count_tiles(layer: QuantLayer, product: Product, a: Operand, b: Operand, samples: int) -> None:
@@ -123,7 +127,7 @@ def _tile_pairs(layer: QuantLayer, product: Product, a: Operand, b: Operand, sam
 
     def count(first: int, last: int) -> Pairs:
         widths = [_widths(o, layer.shapes[n], n, (first, last)) for n, o in zip(names, (a, b), strict=True)]
-        return pair_counts(product, widths[0].to(layer.weight.device), widths[1].to(layer.weight.device), window)
+        return pair_counts(product, widths[0].to(layer.device), widths[1].to(layer.device), window)
 
     times, rest = divmod(samples, period)
     return add(count(0, period), count(0, rest) if rest else {}, times)

@@ -37,14 +37,17 @@ class QuantLayer(nn.Module):
 
     groups = 1
     axes = 2  # least axes of the input
+    paired = False  # whether the operand in the weight's place has a sample axis, too
     weight: nn.Parameter
     bias: nn.Parameter | None
     running_low: torch.Tensor
     running_high: torch.Tensor
     running_steps: torch.Tensor
 
-    def init_quant(self, precision: Precision, state: QuantState, site: str) -> None:
-        """Attach precision and shared state (called once, by the constructors)."""
+    def init_quant(
+        self, precision: Precision, state: QuantState, site: str, device: torch.device | None = None
+    ) -> None:
+        """Attach precision and shared state (called once, by the constructors); ``device``: None: the weight's."""
         self.precision = precision
         self.state = state
         self.site = site
@@ -55,11 +58,34 @@ class QuantLayer(nn.Module):
         self.tile_work: dict[str, list[Any]] = {}  # the same by product, where widths vary from tile to tile
         self._weights: dict[Any, tuple[torch.Tensor, Bits]] = {}
         self._weights_of: Any = None
+        device = next((p.device for p in self.parameters()), device)
         for name in ("running_low", "running_high"):
-            self.register_buffer(name, torch.zeros((), device=self.weight.device))
-        self.register_buffer("running_steps", torch.zeros((), dtype=torch.int64, device=self.weight.device))
+            self.register_buffer(name, torch.zeros((), device=device))
+        self.register_buffer("running_steps", torch.zeros((), dtype=torch.int64, device=device))
 
-    # -- to be given by the two layers -------------------------------------------------------------------------------
+    @property
+    def device(self) -> torch.device:
+        """Where the layer is."""
+        return self.running_low.device
+
+    @property
+    def learns(self) -> bool:
+        """Whether the weight is trained."""
+        return self.weight.requires_grad
+
+    def effective(self, precision: Precision) -> Precision:
+        """What a precision means for this layer (as it stands; another kind of layer may read it otherwise)."""
+        return precision
+
+    def wants(self, *inputs: torch.Tensor) -> tuple[bool, bool]:
+        """Whether a training step with these inputs runs EB and GC."""
+        return inputs[0].requires_grad, self.weight.requires_grad
+
+    def running_range(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Low, high and number of updates of an operand's running range; None for operands that have none."""
+        return (self.running_low, self.running_high, self.running_steps) if name in ("fw_a", "gc_a") else None
+
+    # -- to be given by the layers ----------------------------------------------------------------------------------
 
     def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """FW."""
@@ -85,20 +111,32 @@ class QuantLayer(nn.Module):
         """Apply the layer at its present precision; counts its products in the ledger."""
         if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
+        self.check_input(x)
+        y = self.product(x, self.weight, self.bias) if self.precision.is_float else self._quantized(x)
+        self.shapes = {"A": x.shape, "W": self.weight.shape, "E": y.shape}
+        self.report(x, y, self.wants(x))
+        return y
+
+    def check_input(self, x: torch.Tensor) -> None:
+        """Refuse an empty batch and an input without a sample axis.
+
+        Raises:
+            ConfigError: so it is.
+        """
         if x.numel() == 0:
             raise ConfigError(f"{self.site}: empty batch (input shape {tuple(x.shape)}); drop empty batches")
         if x.dim() < self.axes:
             raise ConfigError(f"{self.site}: input of shape {tuple(x.shape)} has no sample axis; unsqueeze(0) adds one")
-        y = self.product(x, self.weight, self.bias) if self.precision.is_float else self._quantized(x)
-        self.shapes = {"A": x.shape, "W": self.weight.shape, "E": y.shape}
+
+    def report(self, x: torch.Tensor, y: torch.Tensor, wants: tuple[bool, bool]) -> None:
+        """Count one forward pass, and the backward products that will follow, from input ``x`` to output ``y``."""
         scope = self.state.scope
         train = self.training and torch.is_grad_enabled()
-        want = (train and x.requires_grad, train and self.weight.requires_grad)
+        want = (train and wants[0], train and wants[1])
         if scope is not None:
             scope.sites.append((self, self.sample_macs(y), *want))
         elif self.state.ledger.enabled:
             count_layer(self, x, self.sample_macs(y), *want)
-        return y
 
     def _quantized(self, x: torch.Tensor) -> torch.Tensor:
         scope = self.state.scope
@@ -122,15 +160,16 @@ class QuantLayer(nn.Module):
         x = x.detach()
         if op.is_float:
             return Activation(x, None)
-        noise, code_bits = self._noise(op, "A", x), op.widest if self.training else 0
-        tracked = op.running is not None
-        if not self.training and tracked and bool(self.running_steps > 0):
-            known: Limits | None = (self.running_low, self.running_high)
+        tensor = "A" if name in ("fw_a", "gc_a") else "B"
+        noise, code_bits = self._noise(op, tensor, x), op.widest if self.training else 0
+        running = None if op.running is None else self.running_range(name)
+        if not self.training and running is not None and bool(running[2] > 0):
+            known: Limits | None = running[:2]
         else:
             known = self._shared_limits(x, op)
         values, codes, limits = self._to_grid(x, op, noise, code_bits, "input", known)
-        if self.training and name == "fw_a" and op.running is not None:
-            self._update_range(limits, op.running)
+        if self.training and name in ("fw_a", "fw_w") and running is not None and op.running is not None:
+            update_range(running, limits, op.running)
         self._observe(name, op, x, values)
         return Activation(values, codes)
 
@@ -163,21 +202,6 @@ class QuantLayer(nn.Module):
             scope.memo[key] = op.format.limits(x, self.state.kernels)
             self._check(scope.memo[key], "input")
         return scope.memo[key]  # type: ignore[no-any-return]
-
-    def _update_range(self, limits: Limits | tuple[float, float], keep: float) -> None:
-        low, high = limits
-        if isinstance(low, torch.Tensor) and isinstance(high, torch.Tensor):
-            low, high = low.amin(), high.amax()
-            if low.device.type != "cpu":
-                start = self.running_steps == 0  # on the device: no synchronisation
-                for buffer, limit in ((self.running_low, low), (self.running_high, high)):
-                    buffer.copy_(torch.where(start, limit, buffer * keep + limit * (1 - keep)))
-                self.running_steps.add_(1)
-                return
-        first = int(self.running_steps) == 0  # plain numbers: a tenth of the time of ten one-element operations
-        for buffer, value in ((self.running_low, float(low)), (self.running_high, float(high))):
-            buffer.fill_(value if first else float(buffer) * keep + value * (1 - keep))
-        self.running_steps.add_(1)
 
     def quantized_weight(self, op: Operand, name: str = "fw_w") -> torch.Tensor:
         """Quantized weight (values); while training, computed once per version of the weight, step and operand.
@@ -238,6 +262,26 @@ class QuantLayer(nn.Module):
     def entries(self, precision: Precision, macs: int, eb: bool, gc: bool) -> list[Entry]:
         """Ledger entries per sample at constant widths."""
         return entries_for(self.site, precision, macs, eb, gc)
+
+
+def update_range(
+    running: tuple[torch.Tensor, torch.Tensor, torch.Tensor], limits: Limits | tuple[float, float], keep: float
+) -> None:
+    """Move a running range (low, high, number of updates) towards measured limits, in place."""
+    low, high = limits
+    lowest, highest, steps = running
+    if isinstance(low, torch.Tensor) and isinstance(high, torch.Tensor):
+        low, high = low.amin(), high.amax()
+        if low.device.type != "cpu":
+            start = steps == 0  # on the device: no synchronisation
+            for buffer, limit in ((lowest, low), (highest, high)):
+                buffer.copy_(torch.where(start, limit, buffer * keep + limit * (1 - keep)))
+            steps.add_(1)
+            return
+    first = int(steps) == 0  # plain numbers: a tenth of the time of ten one-element operations
+    for buffer, value in ((lowest, float(low)), (highest, float(high))):
+        buffer.fill_(value if first else float(buffer) * keep + value * (1 - keep))
+    steps.add_(1)
 
 
 def _all_finite(x: torch.Tensor) -> bool:

@@ -73,9 +73,14 @@ class RangeBatchNorm2d(nn.Module):
         c = x.shape[1]
         flat = x.transpose(0, 1).reshape(c, -1)
         chunks = math.gcd(CHUNKS, flat.shape[1])
+        while chunks > 1 and flat.shape[1] // chunks < 2:  # one value has no range (few samples of 1x1 pixels)
+            chunks //= 2
         y = flat.view(c, chunks, -1)
         spread = y.amax(dim=2).mean(dim=1) - y.amin(dim=2).mean(dim=1)
-        return flat.mean(dim=1), 1.0 / (spread * range_constant(max(2, y.shape[2])) + self.eps)
+        scale = 1.0 / (spread * range_constant(max(2, y.shape[2])) + self.eps)
+        # A constant channel has nothing to scale. Its 1 / eps would take the whole range of the quantized scales, which
+        # are rounded on one grid, and leave those of all other channels at its lowest points.
+        return flat.mean(dim=1), torch.where(spread > 0, scale, 0.0)
 
 
 class _FakeQuant(torch.autograd.Function):

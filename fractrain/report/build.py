@@ -42,12 +42,12 @@ def build_table(
     caveats: list[tuple[Row, str]] = []
     for pair in spec.pairs:
         built: dict[str, MethodRow] = {}
-        for row in spec.rows:
+        for row in spec.rows_of(pair):
             own = [r for r in runs if r.pair == pair and r.row == row]
             built[row.key] = method_row(spec, pair, row, own, sources, index)
             notes += built[row.key].notes
             caveats += [(built[row.key].row, m.caveat) for m in built[row.key].measured.values() if m.caveat]
-        rows += [with_relative(spec, pair, row, built, index) for row in spec.rows]
+        rows += [with_relative(spec, pair, row, built, index) for row in spec.rows_of(pair)]
         more, remarks = improvement_rows(spec, pair, spec.dataset(pair, known), built, index)
         rows += more
         notes += remarks

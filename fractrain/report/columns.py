@@ -22,6 +22,7 @@ class Quantity:
         text: how a mean is written.
         published: key of the published column it is comparable with; empty if there is none.
         metric: name of that column's metric in the published rows.
+        scale: what a published number is multiplied by to be in the unit of the column.
         saving: metric of the printed improvement.
         modelled: the number comes from the hardware model.
     """
@@ -31,6 +32,7 @@ class Quantity:
     text: Callable[[float], str]
     published: str = ""
     metric: str = ""
+    scale: float = 1.0
     saving: str = ""
     modelled: bool = False
 
@@ -49,22 +51,27 @@ QUANTITIES = (
         fixed_text,
         "accuracy_published",
         "acc_top1_%",
-        "acc_diff",
+        saving="acc_diff",
     ),
-    Quantity("macs_best", lambda m: m.macs_best, macs_text, "macs_published", "effective_MACs", "MACs_saving"),
+    Quantity("macs_best", lambda m: m.macs_best, macs_text, "macs_published", "effective_MACs", saving="MACs_saving"),
     Quantity("macs_end", lambda m: m.macs_end, macs_text),
-    Quantity("bitops_end", lambda m: m.bitops_end, macs_text),
+    Quantity("bitops_end", lambda m: m.bitops_end, macs_text, "bitops_published", "GBitOPs", 1e9),
     Quantity("cp", lambda m: m.cp_percent, fitted_text),
-    Quantity("energy", lambda m: m.energy_kj, fitted_text, "energy_published", "energy_kJ", "energy_saving", True),
+    Quantity(
+        "energy", lambda m: m.energy_kj, fitted_text, "energy_published", "energy_kJ", saving="energy_saving",
+        modelled=True,
+    ),
     Quantity("energy_end", lambda m: m.energy_end_kj, fitted_text, modelled=True),
     Quantity(
-        "latency", lambda m: m.latency_min, fitted_text, "latency_published", "latency_min", "latency_saving", True
+        "latency", lambda m: m.latency_min, fitted_text, "latency_published", "latency_min", saving="latency_saving",
+        modelled=True,
     ),
     Quantity("latency_end", lambda m: m.latency_end_min, fitted_text, modelled=True),
-)
+)  # fmt: skip
 PUBLISHED_TEXT: dict[str, Callable[[float], str]] = {
     "accuracy_published": fixed_text,
     "macs_published": macs_text,
+    "bitops_published": macs_text,
     "energy_published": fixed_text,
     "latency_published": fixed_text,
 }
@@ -73,7 +80,7 @@ ACC: tuple[Part, ...] = ("accuracy",)
 COST: tuple[Part, ...] = ("cost",)
 
 
-EXTRA = frozenset({"bitops_end", "energy_end", "latency_end"})
+EXTRA = frozenset({"bitops_published", "bitops_end", "energy_end", "latency_end"})
 """Columns that a table has only if it asks for them."""
 ASKED = {"cp": "cp %↓", "accuracy_best_val": "best val %↑"}
 """Compact headings of columns that the compact layout shows only if the table asks for them."""
@@ -99,6 +106,7 @@ def _catalogue(hardware: str) -> tuple[Column, ...]:
         Column("macs_published", "MACs@best [effective MACs] ↓, published", "MACs↓ pub.", COST, "published"),
         Column("macs_best", "MACs@best [effective MACs] ↓, measured", "MACs↓@best", COST, "measured"),
         Column("macs_end", "MACs@end [effective MACs] ↓, measured", "MACs↓@end", COST, "measured"),
+        Column("bitops_published", "BitOPs [bit operations] ↓, published", "BitOPs↓ pub.", COST, "published"),
         Column("bitops_end", "BitOPs@end [bit operations] ↓, measured", "BitOPs↓@end", COST, "measured"),
         Column("cp", "cp, mean to best [% of FP32] ↓, measured", "", COST, "measured"),
         Column("energy_published", "Energy [kJ] ↓, published", "kJ↓ pub.", COST, "published"),

@@ -11,7 +11,7 @@ from fractrain.errors import ConfigError, FractrainError, PluginError
 from fractrain.report.sources import Config, NotInRelease, Record, Sources, Store, default_sources
 from fractrain.report.spec import Pair, RowSpec, RunRequest, TableSpec, check_profile
 
-State = Literal["cached", "to run", "no plugin", "no model", "no data", "incompatible"]
+State = Literal["cached", "to run", "no plugin", "no model", "no data", "incompatible", "left out"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PlannedRun:
         request: what is run.
         config: the run's configuration; None where none can be made.
         state: ``cached`` (finished before), ``to run``, or why it cannot run: ``no plugin``; ``no model`` or
-            ``no data`` (not in this release); ``incompatible``.
+            ``no data`` (not in this release); ``incompatible``; ``left out`` of this profile.
         reason: why it cannot run, or how an earlier attempt ended.
         record: what the store has of it, in whatever status.
     """
@@ -70,9 +70,14 @@ def plan(
         raise ConfigError(f"seeds must be one or more different numbers, got {list(numbers)}")
     runs: list[PlannedRun] = []
     for pair in spec.pairs:
-        for row in spec.rows:
+        out = spec.left_out(pair, known)
+        for row in spec.rows_of(pair):
             request = spec.request(pair, row, known)
-            runs += [_planned(pair, row, seed, request, store, sources) for seed in numbers]
+            if out:
+                why = f"the profile {known} of this table leaves this pair out"
+                runs += [PlannedRun(pair, row, seed, request, None, "left out", why) for seed in numbers]
+            else:
+                runs += [_planned(pair, row, seed, request, store, sources) for seed in numbers]
     return runs
 
 

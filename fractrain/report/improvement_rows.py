@@ -30,7 +30,10 @@ def improvement_rows(
     """
     if spec.improvement is None:
         return [], []
-    subject, baselines = spec.improvement.subject, spec.improvement.baselines
+    subject = spec.improvement.subject
+    baselines = [key for key in spec.improvement.baselines if key in built]
+    if subject not in built or not baselines:
+        return [], []
     label = f"{spec.row(subject).label} gain"
     where = group(pair, dataset)
     names = {row.key: row.label for row in spec.rows}

@@ -127,7 +127,7 @@ def build_figure(
     rows = iter([row for row in table.rows if row.kind == "method"])
     below, panels = known != "paper", []
     for pair in spec.pairs:
-        built = [next(rows) for _ in spec.rows]
+        built = [next(rows) for _ in spec.rows_of(pair)]
         panels.append((pair, built, list(_measured(spec, pair, built, known))))
     apart = [below or spec.dataset(pair, known) != pair.dataset for pair, _, _ in panels]
     published, measured = [], []
@@ -186,7 +186,7 @@ def _published_point(spec: TableSpec, pair: Pair, series: Series, x: PublishedRo
 
 def _measured(spec: TableSpec, pair: Pair, built: Sequence[Row], profile: Profile) -> Iterator[Point]:
     """The points of complete rows, from the cells of the table."""
-    for row, made in zip(spec.rows, built, strict=True):
+    for row, made in zip(spec.rows_of(pair), built, strict=True):
         x, y = made.cells["macs_best"], made.cells["accuracy_best_test"]
         if not row.series or x.value is None or y.value is None:
             continue

@@ -28,7 +28,7 @@ def with_relative(
         index: the published numbers.
     """
     cells: dict[str, Cell] = {}
-    for relative in spec.relative if row.against else ():
+    for relative in spec.relative if row.against in built else ():
         quantity = next(q for q in QUANTITIES if q.key == relative.quantity)
         claimed = published_value(pair, row, relative.claim.metric, index) if relative.claim else None
         if claimed is not None:

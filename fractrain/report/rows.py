@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fractrain.cost.published import PublishedRow
 from fractrain.report.columns import PUBLISHED_TEXT, QUANTITIES, columns
@@ -108,7 +108,8 @@ def _published(pair: Pair, row: RowSpec, index: PublishedIndex) -> dict[str, Pub
     for quantity in QUANTITIES:
         value = published_value(pair, row, quantity.metric, index) if quantity.published else None
         if value is not None:
-            found[quantity.published] = value
+            scaled = value if quantity.scale == 1 else replace(value, value=float(value.value) * quantity.scale)
+            found[quantity.published] = scaled
     return found
 
 
@@ -181,7 +182,7 @@ def _notes(pair: Pair, row: RowSpec, runs: Sequence[PlannedRun], printed: Mappin
     notes = [f"{where}, published: {note}." for note in dict.fromkeys(p.note for p in printed.values() if p.note)]
     if runs[0].state == "no plugin":
         notes.append(f"{row.label} was not run (no plugin): {runs[0].reason}")
-    elif runs[0].state in ("no model", "no data"):
+    elif runs[0].state in ("no model", "no data", "left out"):
         notes.append(f"{pair.model_label}, {pair.dataset_label} was not run: {runs[0].reason}.")
     elif runs[0].state == "incompatible":
         notes.append(f"{where} was not run: {runs[0].reason}")

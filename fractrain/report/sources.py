@@ -7,7 +7,7 @@ Everything a table needs from elsewhere comes through :class:`Sources`, so that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from fractrain.cost import published
@@ -170,7 +170,8 @@ class PublishedIndex:
     """
 
     def __init__(self, rows: Sequence[PublishedRow], table: str) -> None:
-        self._rows = {(r.table, r.model, r.dataset, r.method, r.precision, r.metric): r for r in rows}
+        apart = [part for row in rows for part in _parts(row)]
+        self._rows = {(r.table, r.model, r.dataset, r.method, r.precision, r.metric): r for r in apart}
         self._table = table
 
     def get(
@@ -178,3 +179,11 @@ class PublishedIndex:
     ) -> PublishedRow | None:
         """The published row, or None where the source gives none."""
         return self._rows.get((table or self._table, model, dataset, method, precision, metric))
+
+
+def _parts(row: PublishedRow) -> list[PublishedRow]:
+    """A row that holds several numbers (``acc_diff / MACs_saving``: ``-0.07 / 52.85%``) as one row each."""
+    metrics, values = row.metric.split(" / "), str(row.value).split(" / ")
+    if len(metrics) == 1 or len(metrics) != len(values):
+        return [row]
+    return [replace(row, metric=metric, value=value) for metric, value in zip(metrics, values, strict=True)]

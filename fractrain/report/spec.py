@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pydantic
 
 from fractrain.errors import ConfigError, did_you_mean
+from fractrain.methods.presets import paper_settings
 from fractrain.report.values import PublishedColumn, QuantityKey
 from fractrain.report.verdict import VerdictRule
 
@@ -38,10 +39,12 @@ class ProfileSpec(Override):
     Attributes:
         seeds: default number of seeds.
         datasets: stand-ins, from the paper's data set to the one that is used instead.
+        leave_out: pairs (``model/dataset``) that are not trained in this profile; their published values are shown.
     """
 
     seeds: int = pydantic.Field(default=1, ge=1)
     datasets: dict[str, str] = {}
+    leave_out: tuple[str, ...] = pydantic.Field(default=(), strict=False)
 
 
 class Pair(_Strict):
@@ -51,6 +54,11 @@ class Pair(_Strict):
     dataset: str
     model_label: str
     dataset_label: str
+
+    @property
+    def key(self) -> str:
+        """``model/dataset``."""
+        return f"{self.model}/{self.dataset}"
 
 
 class PublishedKey(_Strict):
@@ -73,6 +81,9 @@ class RowSpec(_Strict):
     """One row of every pair: a method with its settings, and the published rows it is compared with.
 
     Attributes:
+        preset: ``paper``: start from the settings its paper gives for the pair
+            (:mod:`fractrain.methods.presets`); ``settings`` come on top.
+        models: registry names of the models it is shown for; empty: all.
         against: key of the row that the table's relative columns set this one against; empty: none.
         series, tag: in a figure: key of the series the row's point belongs to, and the short text beside the point.
     """
@@ -85,6 +96,8 @@ class RowSpec(_Strict):
     recipe: dict[str, Any] = {}
     published: PublishedKey | None = None
     profiles: dict[Profile, Override] = {}
+    preset: Literal["", "paper"] = ""
+    models: tuple[str, ...] = pydantic.Field(default=(), strict=False)
     against: str = ""
     series: str = ""
     tag: str = ""
@@ -227,19 +240,36 @@ class TableSpec(_Strict):
             for name in change.datasets:
                 if name not in {p.dataset for p in self.pairs}:
                     raise ValueError(f"profiles.{profile}.datasets: no pair uses {name!r}")
+            for name in change.leave_out:
+                if name not in {p.key for p in self.pairs}:
+                    raise ValueError(f"profiles.{profile}.leave_out: no pair is {name!r}")
+        for row in self.rows:
+            for name in row.models:
+                if name not in {p.model for p in self.pairs}:
+                    raise ValueError(f"rows: {row.key}: models: no pair uses {name!r}")
         return self
 
     def row(self, key: str) -> RowSpec:
         """The row with this key."""
         return next(row for row in self.rows if row.key == key)
 
+    def rows_of(self, pair: Pair) -> list[RowSpec]:
+        """The rows that are shown for a pair."""
+        return [row for row in self.rows if not row.models or pair.model in row.models]
+
+    def left_out(self, pair: Pair, profile: Profile) -> bool:
+        """Whether a profile does not train a pair."""
+        return pair.key in self._profile(profile).leave_out
+
     def dataset(self, pair: Pair, profile: Profile) -> str:
         """Registry name of the data set a profile trains this pair on."""
         return self._profile(profile).datasets.get(pair.dataset, pair.dataset)
 
     def request(self, pair: Pair, row: RowSpec, profile: Profile) -> RunRequest:
-        """The run of one row and pair; later ones win: row, profile, row's own profile."""
-        changes = (row, self._profile(profile), row.profiles.get(profile, Override()))
+        """The run of one row and pair; later ones win: preset, row, profile, row's own profile."""
+        preset = paper_settings(row.method, pair.model, pair.dataset) if row.preset else {}
+        own = row.profiles.get(profile, Override())
+        changes = (Override(settings=preset), row, self._profile(profile), own)
         return RunRequest(
             method=row.method,
             model=pair.model,

@@ -26,7 +26,9 @@ QuantityKey = Literal[
     "latency",
     "latency_end",
 ]
-PublishedColumn = Literal["accuracy_published", "macs_published", "energy_published", "latency_published"]
+PublishedColumn = Literal[
+    "accuracy_published", "macs_published", "bitops_published", "energy_published", "latency_published"
+]
 
 
 @dataclass(frozen=True)

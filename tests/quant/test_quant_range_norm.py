@@ -98,3 +98,22 @@ def test_gradients_are_straight_through_and_stochastic_by_step() -> None:
 def test_a_norm_without_parameters_is_refused() -> None:
     with pytest.raises(ConfigError, match="0: batch normalisation without parameters"):
         replace_batch_norm(nn.Sequential(nn.BatchNorm2d(3, affine=False)), QuantState(), 8, 8)
+
+
+def test_a_constant_channel_does_not_take_the_range_of_the_scales() -> None:
+    m = norm(bits=8)
+    x = tensor((8, 3, 6, 6), 0, scale=2.0, shift=1.0)
+    alone = m(x).detach()
+    x[:, 1] = 0.25  # without a range: 1 / eps would be its scale, and one step of the others 1e5 / 255
+    y = m(x).detach()
+    assert float((y[:, 1] - m.bias.detach()[1]).abs().max()) < 0.02
+    for c in (0, 2):  # within the steps of 8 bits
+        assert float((y[:, c] - alone[:, c]).abs().max()) < 0.1
+
+
+def test_chunks_hold_two_values_at_least() -> None:
+    m = norm(channels=1)
+    y = m(torch.tensor([-1.0, 1.0, -1.0, 1.0]).view(4, 1, 1, 1)).detach()  # four chunks of one value have no range
+    scale = 1 / (2 * range_constant(2) + 1e-5)
+    want = torch.tensor([-1.0, 1.0, -1.0, 1.0]) * scale * 0.5 - 1.0  # gamma 0.5, beta -1
+    torch.testing.assert_close(y.flatten(), want, rtol=0, atol=2e-3)

@@ -1,0 +1,105 @@
+"""How each path is measured: one function per name of the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fractrain.bench.memory import memory_fractrain
+from fractrain.bench.overhead import harness_overhead
+from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
+from fractrain.bench.timing import Measurement, Tick, median, paired, ratios, seconds_of
+from fractrain.errors import ConfigError
+from fractrain.methods import registry
+from fractrain.quant.layers import QuantConv2d
+from fractrain.quant.precision import fractrain_precision
+from fractrain.quant.state import QuantState
+
+WARMUP = 2
+ERROR_CHANNELS = 16
+QUANTIZE_INNER = 10  # calls per timing: one takes less than a millisecond
+
+
+def rounds(name: str, repeats: int) -> int:
+    """How often a path calls its ``tick``, for the time left."""
+    return repeats + (0 if name == "memory_fractrain" else WARMUP)
+
+
+def _against_fp32(setup: Setup, step: PlainStep | MethodStep, tick: Tick) -> Measurement:
+    path, base = paired(step, PlainStep(setup), setup.device, setup.repeats, tick, WARMUP)
+    if isinstance(step, MethodStep):
+        step.check()
+    return Measurement(ratios(path, base), path, base)
+
+
+def _fp32_contiguous(setup: Setup, tick: Tick) -> Measurement:
+    return _against_fp32(setup, PlainStep(setup, torch.contiguous_format), tick)
+
+
+def _static8_exact(setup: Setup, tick: Tick) -> Measurement:
+    return _against_fp32(setup, MethodStep(setup, "sbm"), tick)
+
+
+def _dfq_all_live(setup: Setup, tick: Tick) -> Measurement:
+    every = tuple(range(len(registry.create("dfq").settings.bits)))
+    return _against_fp32(setup, MethodStep(setup, "dfq", candidates=every), tick)
+
+
+def _dfq_typical(setup: Setup, tick: Tick) -> Measurement:
+    return _against_fp32(setup, MethodStep(setup, "dfq", candidates=TYPICAL), tick)
+
+
+def _dfq_selected_only(setup: Setup, tick: Tick) -> Measurement:
+    settings = {"forward": "selected"}
+    reason = lacking("dfq", settings)
+    if reason:
+        return Measurement(missing=reason)
+    return _against_fp32(setup, MethodStep(setup, "dfq", settings, TYPICAL), tick)
+
+
+def lacking(method: str, settings: Mapping[str, Any]) -> str:
+    """Why a method cannot be had with these settings in this release; empty where it can."""
+    try:
+        registry.create(method, settings)
+    except ConfigError as error:
+        return f"not available: {error}"
+    return ""
+
+
+def _quantize_stochastic(setup: Setup, tick: Tick) -> Measurement:
+    """The layers' own call on an error tensor, against a read and a copy at memory speed."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(setup.batch, ERROR_CHANNELS, setup.size, setup.size, generator=generator)
+    x = x.to(setup.device, memory_format=torch.channels_last)
+    target = torch.empty_like(x)
+    conv = nn.Conv2d(ERROR_CHANNELS, ERROR_CHANNELS, 3, padding=1)
+    layer = QuantConv2d(conv, fractrain_precision(8, 8, 8), QuantState(kernels=setup.kernels)).to(setup.device)
+    operand = layer.precision.eb_e
+    # Which reduction torch has fastest differs by version and machine (aminmax is far from memory speed on CPUs).
+    reads: dict[str, Callable[[], torch.Tensor]] = {"amax": x.amax, "amin": x.amin, "sum": x.sum}
+    times = {name: [seconds_of(read, setup.device) for _ in range(QUANTIZE_INNER)] for name, read in reads.items()}
+    fastest = min(times, key=lambda name: median(times[name]) or 0.0)
+
+    def floor() -> None:
+        reads[fastest]()
+        target.copy_(x)
+
+    path, base = paired(
+        lambda: layer.quantized_error(x, operand, "E"), floor, setup.device, setup.repeats, tick, WARMUP, QUANTIZE_INNER
+    )
+    return Measurement(ratios(path, base), path, base, note=f"read: {fastest}; {x.nbytes / 2**20:.1f} MiB")
+
+
+MEASURES: Mapping[str, Callable[[Setup, Tick], Measurement]] = {
+    "fp32_contiguous": _fp32_contiguous,
+    "static8_exact": _static8_exact,
+    "dfq_all_live": _dfq_all_live,
+    "dfq_typical": _dfq_typical,
+    "dfq_selected_only": _dfq_selected_only,
+    "quantize_stochastic": _quantize_stochastic,
+    "memory_fractrain": memory_fractrain,
+    "harness_overhead": harness_overhead,
+}

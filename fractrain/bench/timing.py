@@ -1,0 +1,96 @@
+"""Paired, interleaved timing, and how the numbers are put together."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one path.
+
+    Attributes:
+        ratios: one per round (to the baseline, or a share).
+        path, base: amounts of the path and of the baseline, one per round: seconds or bytes.
+        unit: of these amounts.
+        note: how, where it is not the same every time.
+        missing: why there is nothing; empty where there is.
+    """
+
+    ratios: Sequence[float] = ()
+    path: Sequence[float] = ()
+    base: Sequence[float] = ()
+    unit: str = "s"
+    note: str = ""
+    missing: str = ""
+
+
+def ratios(path: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Ratio of each round."""
+    return [p / b for p, b in zip(path, base, strict=True)]
+
+
+def median(values: Sequence[float]) -> float | None:
+    """Median, or None of nothing."""
+    return statistics.median(values) if values else None
+
+
+def quartiles(values: Sequence[float]) -> list[float] | None:
+    """First and third quartile, linear between the values (one value is both); None of nothing."""
+    if not values:
+        return None
+    if len(values) == 1:
+        return [values[0], values[0]]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return [low, high]
+
+
+def seconds_of(call: Call, device: torch.device) -> float:
+    """Wall-clock seconds of one call; on a GPU from an idle device until its last kernel has ended."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    torch.cuda.synchronize(device)
+    with torch.cuda.device(device):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000
+
+
+def paired(
+    path: Call, base: Call, device: torch.device, repeats: int, tick: Tick, warmup: int = 2, inner: int = 1
+) -> tuple[list[float], list[float]]:
+    """Time two calls in turn, their order reversed every other round.
+
+    Args:
+        path, base: what is compared.
+        device: where they run.
+        repeats: rounds that count.
+        tick: called after every round.
+        warmup: rounds before them that do not.
+        inner: calls per timing, for calls that are short; each time returned is that of one call.
+
+    Returns:
+        Seconds of ``path`` and of ``base``, one per round.
+    """
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for i in range(-warmup, repeats):
+        for first in (True, False) if i % 2 else (False, True):
+            call = path if first else base
+            spent = seconds_of(lambda call=call: [call() for _ in range(inner)], device)  # type: ignore[misc]
+            if i >= 0:
+                times[first].append(spent / inner)
+        tick()
+    return times[True], times[False]

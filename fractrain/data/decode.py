@@ -1,0 +1,110 @@
+"""One encoded image to pixels: decoded, cropped, resized; the standard ImageNet preprocessing.
+
+Training: a random part of 8 to 100 % of the area, with an aspect ratio of 3/4 to 4/3, resized to the wanted size, and
+a mirror image half of the time (Szegedy et al. 2015). Evaluation: the shorter side to 256/224 of the wanted size, then
+the middle. Both as torchvision's ``RandomResizedCrop`` and ``Resize`` + ``CenterCrop`` do it; a test compares them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+
+SCALE: Final = (0.08, 1.0)
+RATIO: Final = (3 / 4, 4 / 3)
+_TRIES: Final = 10
+
+Pixels = npt.NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+
+
+class BadImage(Exception):
+    """The bytes are not a whole image; the text says why, in a few words."""
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode a whole image to RGB.
+
+    Damage that the decoder does not notice (a changed byte inside the coded pixels) cannot be found without a checksum.
+
+    Raises:
+        BadImage: not an image, truncated, or damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about EXIF tags and palettes: nothing that changes the pixels
+            return Image.open(io.BytesIO(data)).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise BadImage("not an image") from error
+    # Pillow's decoders raise all of these on damaged input.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def crop_box(width: int, height: int, generator: torch.Generator) -> Box:
+    """Draw the part of an image that ``RandomResizedCrop`` would take.
+
+    torchvision draws from the global generator only; these are the same draws in the same order from one of our own.
+
+    Returns:
+        (top, left, height, width) in pixels.
+    """
+    area = width * height
+    low, high = (math.log(r) for r in RATIO)
+    for _ in range(_TRIES):
+        target = area * torch.empty(1).uniform_(*SCALE, generator=generator).item()
+        aspect = torch.exp(torch.empty(1).uniform_(low, high, generator=generator)).item()
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(torch.randint(0, height - h + 1, (1,), generator=generator).item())
+            left = int(torch.randint(0, width - w + 1, (1,), generator=generator).item())
+            return top, left, h, w
+    w, h = width, height  # an image much longer than wide: its middle, at the extreme ratio allowed
+    if width / height < RATIO[0]:
+        h = round(width / RATIO[0])
+    elif width / height > RATIO[1]:
+        w = round(height * RATIO[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def train_pixels(image: Image.Image, size: tuple[int, int], mirror: bool, seed: int) -> Pixels:
+    """Return a random part of the image at ``size``, mirrored or not at random.
+
+    Args:
+        image: RGB.
+        size: (height, width) wanted.
+        mirror: whether images may be mirrored.
+        seed: all random choices derive from it.
+
+    Returns:
+        uint8, shape ``[height, width, 3]``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    top, left, h, w = crop_box(image.width, image.height, generator)
+    part = image.crop((left, top, left + w, top + h)).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    if mirror and torch.rand(1, generator=generator).item() < 0.5:
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(part)
+
+
+def eval_pixels(image: Image.Image, size: tuple[int, int]) -> Pixels:
+    """Return the middle of the image after its shorter side was resized to 256/224 of the shorter side of ``size``.
+
+    Args:
+        image: RGB.
+        size: (height, width) wanted.
+
+    Returns:
+        uint8, shape ``[height, width, 3]``.
+    """
+    from torchvision.transforms import functional as transform
+
+    resized = transform.resize(image, [round(min(size) * 256 / 224)])
+    return np.asarray(transform.center_crop(resized, list(size)))

@@ -1,0 +1,123 @@
+"""``docs_text``: a small real English text that needs no download, the documentation strings inside scikit-learn.
+
+An article is a module; its text are the docstrings of the module, its classes and functions, in the order of the file,
+up to the first section of examples or references, by paragraph. Lines of code, underlines and ``name : type`` lines are
+left out, as are paragraphs of less than 40 characters and those that occurred before: libraries repeat themselves, and
+a repeated paragraph in the test part would be known by heart.
+
+It is the same for all Python versions and changes with scikit-learn: results are comparable for one release of it (the
+lock file's), and a run records the digest of what it really used.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from fractrain.data.registry import DatasetInfo
+from fractrain.data.text import TextData, refuse_fraction
+from fractrain.data.tokens import MemoryTokens
+from fractrain.data.vocabulary import EOS, UNK, Vocabulary, by_frequency
+from fractrain.errors import MachineError
+
+# SHA-256 of vocabulary and tokens with scikit-learn 1.9.1, the release of the lock file.
+CONTENT: Final = ""
+CYCLE: Final = 24  # of so many articles one is for validation and one for the test
+_VAL, _TEST = 11, 23
+_SHORTEST = 40
+
+WORD: Final = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|[0-9]+|[^\sA-Za-z0-9`*]")
+_LATER = re.compile(r"\n(?:Examples|References|See Also|Attributes|Methods)\n-+")
+_SKIPPED_DIRS = frozenset({"tests", "externals", "_build_utils"})
+_CODE = (">>>", "...", "---", "===", "..", ":")
+_TYPE_LINE = re.compile(r"\*{0,2}\w[\w, *]* :(?: .*)?")
+
+_log = logging.getLogger("fractrain.data")
+
+
+def load(entry: DatasetInfo, data_dir: str | Path | None, download: bool, val_fraction: float, seed: int) -> TextData:
+    """Build the text; ``data_dir`` and ``download`` are not used. See :func:`fractrain.data.registry.load`.
+
+    Raises:
+        MachineError: scikit-learn is not installed.
+        ConfigError: a validation fraction is asked for.
+    """
+    refuse_fraction(entry, val_fraction)
+    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for number, words in enumerate(articles(package_folder())):
+        parts[{_VAL: "val", _TEST: "test"}.get(number % CYCLE, "train")] += words
+    vocabulary = _vocabulary(Counter(parts["train"]), entry.classes)
+    tokens = {part: vocabulary.encode(words) for part, words in parts.items()}
+    total = hashlib.sha256("\n".join(vocabulary.words).encode())
+    for part, array in tokens.items():
+        total.update(f"\n{part} {len(array)}\n".encode() + array.astype("<u2").tobytes())
+    digest = total.hexdigest()
+    if digest != CONTENT:
+        _log.warning("docs_text: this scikit-learn has another text than the one results were measured on")
+        sizes = {f"{part}_size": len(array) for part, array in tokens.items()}
+        entry = replace(entry, **sizes)
+    train, val, test = (MemoryTokens(tokens[part]) for part in ("train", "val", "test"))
+    return TextData(entry, train, val, test, digest, words=vocabulary.words)
+
+
+def _vocabulary(counts: Counter[str], size: int) -> Vocabulary:
+    """Return the most frequent words and ``<unk>``, which stands where the words it replaces put it together."""
+    kept = by_frequency(counts, size - 1)
+    total = {word: counts[word] for word in kept}
+    total[UNK] = counts.total() - sum(total.values())
+    words = by_frequency(total)
+    return Vocabulary(words, unknown=words.index(UNK))
+
+
+def package_folder() -> Path:
+    """Return the folder of scikit-learn, which is not imported.
+
+    Raises:
+        MachineError: it is not installed.
+    """
+    from importlib.util import find_spec
+
+    found = find_spec("sklearn")
+    if found is None or not found.origin:
+        raise MachineError("the embedded text needs scikit-learn; mend with `pip install scikit-learn`")
+    return Path(found.origin).parent
+
+
+def articles(folder: Path) -> Iterator[list[str]]:
+    """Yield the words of each module with text, in the order of their paths; ``<eos>`` ends a paragraph."""
+    seen: set[str] = set()
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
+    for name in sorted(paths):
+        if _SKIPPED_DIRS.isdisjoint(name.split("/")):
+            words = [w for text in _paragraphs(paths[name]) for w in _new_words(text, seen)]
+            if words:
+                yield words
+
+
+def _new_words(text: str, seen: set[str]) -> list[str]:
+    if len(text) < _SHORTEST or text in seen:
+        return []
+    seen.add(text)
+    return [*WORD.findall(text.lower()), EOS]
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    """Yield the paragraphs of a module's docstrings, each as one line."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    found = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, kinds)]
+    for node in sorted(found, key=lambda node: getattr(node, "lineno", 0)):
+        prose = _LATER.split(ast.get_docstring(node) or "")[0]
+        for paragraph in re.split(r"\n\s*\n", prose):
+            lines = (line.strip() for line in paragraph.split("\n"))
+            yield " ".join(line for line in lines if line and not line.startswith(_CODE) and not _is_type(line))
+
+
+def _is_type(line: str) -> bool:
+    return _TYPE_LINE.fullmatch(line) is not None

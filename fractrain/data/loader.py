@@ -1,0 +1,165 @@
+"""Training and evaluation batches of images that are read while training, on the training device.
+
+They behave like :class:`fractrain.data.stream.TrainStream` and ``EvalStream``, which hold all images in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from typing import Literal, cast
+
+import torch
+
+from fractrain.data.augment import Normalizer
+from fractrain.data.batches import BAD_VARIABLE, Fetched, FolderBatches
+from fractrain.data.folder import FolderPart
+from fractrain.data.prefetch import Fetcher, WorkerFetcher, worker_count
+from fractrain.data.registry import DatasetInfo
+from fractrain.data.stream import Batch
+from fractrain.errors import ConfigError, DataError
+
+BadPolicy = Literal["stop", "skip"]
+
+_log = logging.getLogger("fractrain.data")
+
+
+class _Loader:
+    """Takes batches from a fetcher, watches them and brings them to the device."""
+
+    def __init__(self, fetcher: Fetcher, info: DatasetInfo, device: torch.device | str) -> None:
+        self._fetcher, self._device = fetcher, torch.device(device)
+        self._normalize = Normalizer(info.mean, info.std, info.shape[2], self._device)
+        self.waited_s = 0.0
+        self.bad_images: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self._fetcher)
+
+    def close(self) -> None:
+        """End the worker processes; the next batch starts them again."""
+        self._fetcher.close()
+
+    def _batch(self, epoch: int, index: int) -> Batch:
+        started = time.perf_counter()
+        try:
+            found = self._fetcher.fetch(epoch, index)
+        finally:
+            self.waited_s += time.perf_counter() - started
+        self._look_at(found)
+        images, labels = (part.to(self._device, non_blocking=True) for part in (found.images, found.labels))
+        return self._normalize(images), labels
+
+    def _look_at(self, found: Fetched) -> None:
+        if found.error:
+            self.close()
+            raise DataError(found.error)
+        for path, reason in found.bad:
+            if path not in self.bad_images:
+                self.bad_images[path] = reason
+                _log.warning("%s cannot be decoded (%s): replaced", path, reason)
+
+
+class TrainLoader(_Loader):
+    """Shuffled, augmented training batches; batch (epoch, index) is a pure function of the seed and these two numbers.
+
+    Args:
+        fetcher: gives the batches.
+        info: gives the normalization.
+        device: where batches are wanted.
+
+    Attributes:
+        waited_s: seconds in which training stood still because a batch was not ready, so far.
+        bad_images: file and reason of each image that could not be decoded and was replaced, so far.
+    """
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Return batch ``index`` of ``epoch``.
+
+        Returns:
+            images, float32 ``[B, 3, H, W]`` in channels_last format, and labels, int64 ``[B]``; both on the device.
+
+        Raises:
+            IndexError: ``index`` is outside ``range(len(self))``.
+            DataError: an image cannot be read, or cannot be decoded and is not to be replaced.
+            MachineError: a worker process died.
+        """
+        return self._batch(epoch, index)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of ``epoch`` from batch ``start`` on."""
+        return (self.batch(epoch, index) for index in range(start, len(self)))
+
+
+class EvalLoader(_Loader):
+    """The images of a part in the order of listing, their middles; can be iterated again and again.
+
+    Arguments and attributes are those of :class:`TrainLoader`.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            for index in range(len(self)):
+                yield self._batch(0, index)
+        finally:
+            self.close()
+
+
+def bad_image_policy() -> BadPolicy:
+    """Return what is to be done about an image that cannot be decoded, from ``FRACTRAIN_BAD_IMAGES``: stop by default.
+
+    Raises:
+        ConfigError: the variable has another value.
+    """
+    text = os.environ.get(BAD_VARIABLE) or "stop"
+    if text not in ("stop", "skip"):
+        raise ConfigError(f"{BAD_VARIABLE}={text!r}: expected stop or skip")
+    return cast("BadPolicy", text)
+
+
+def train_loader(
+    part: FolderPart,
+    info: DatasetInfo,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    augment: bool = True,
+    workers: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> TrainLoader:
+    """Make the training batches of a folder.
+
+    Args:
+        part: the files.
+        info: gives size, normalization and whether images are mirrored.
+        batch_size: images per batch, over all ranks.
+        seed: the run's seed.
+        device: where batches are wanted.
+        augment: random crops and mirror images; False gives the middles in the same order.
+        workers: processes that decode; None means :func:`fractrain.data.prefetch.worker_count`.
+        rank, world: this process gets its part of every batch.
+
+    Raises:
+        ConfigError: a batch size, variable or part that makes no sense.
+    """
+    device = torch.device(device)
+    batches = FolderBatches(
+        part, info.shape[1:], batch_size, seed, augment and info.augment, info.flip, bad_image_policy() == "skip",
+        rank, world,
+    )  # fmt: skip
+    count = worker_count(device) if workers is None else workers
+    return TrainLoader(WorkerFetcher(batches, count, pin=device.type == "cuda"), info, device)
+
+
+def eval_loader(
+    part: FolderPart, info: DatasetInfo, batch_size: int, device: torch.device | str, workers: int | None = None
+) -> EvalLoader:
+    """Make the evaluation batches of a folder; arguments as of :func:`train_loader`."""
+    device = torch.device(device)
+    batches = FolderBatches(part, info.shape[1:], batch_size, replace_bad=bad_image_policy() == "skip")
+    count = worker_count(device) if workers is None else workers
+    return EvalLoader(WorkerFetcher(batches, count, wrap=False, pin=device.type == "cuda"), info, device)

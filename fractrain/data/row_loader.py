@@ -1,0 +1,160 @@
+"""Batches of images from a stream of rows: one thread reads, several decode (Pillow lets them run side by side)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import torch
+
+from fractrain.data.batches import HOW_TO_SKIP, Fetched, prepare
+from fractrain.data.decode import BadImage, Pixels
+from fractrain.data.loader import EvalLoader, TrainLoader, bad_image_policy
+from fractrain.data.prefetch import worker_count
+from fractrain.data.registry import DatasetInfo
+from fractrain.data.rows import Row, RowPart
+from fractrain.errors import ConfigError
+from fractrain.seeds import derive_seed
+
+_AHEAD = 2  # batches
+
+
+class RowFetcher:
+    """Batches of one part; going on is quick, a jump reads from the beginning of the pass.
+
+    Args:
+        part: the rows.
+        size: (height, width) wanted.
+        batch_size: images per batch, over all ranks.
+        seed: where order and crops derive from; None means the table's order, evaluation preprocessing.
+        augment: random crops and mirror images.
+        mirror: mirror images half of the time.
+        replace_bad: an image that cannot be decoded becomes a black one (the next of its class may be far away);
+            otherwise it makes the batch unusable.
+        threads: how many decode.
+        rank, world: this process gets the ``rank``-th of ``world`` parts of every batch.
+
+    Raises:
+        ConfigError: batch size below the number of ranks.
+    """
+
+    def __init__(
+        self,
+        part: RowPart,
+        size: tuple[int, int],
+        batch_size: int,
+        seed: int | None = None,
+        augment: bool = False,
+        mirror: bool = False,
+        replace_bad: bool = False,
+        threads: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < world:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least {world}, one image per process")
+        self.part, self.size, self.batch_size, self.seed = part, size, batch_size, seed
+        self.augment, self.mirror, self.replace_bad = augment and seed is not None, mirror, replace_bad
+        self.threads, self.rank, self.world = max(1, threads), rank, world
+        self._next: tuple[int, int] | None = None
+        self._queue: Iterator[Fetched] = iter(())
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return -(-len(self.part) // self.batch_size)
+
+    def fetch(self, epoch: int, index: int) -> Fetched:
+        """Return batch ``index`` of ``epoch``.
+
+        Raises:
+            IndexError: ``index`` is outside ``range(len(self))``.
+            DataError: a row cannot be read.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        if self._next != (epoch, index):
+            self.close()
+            self._queue = self._run(epoch, index)
+        found = next(self._queue)
+        self._next = (epoch, index + 1)
+        return found
+
+    def close(self) -> None:
+        """End the threads."""
+        self._next, self._queue = None, iter(())
+
+    def _run(self, epoch: int, index: int) -> Iterator[Fetched]:
+        """Yield the batches of ``epoch`` from ``index`` on, the next ones in preparation."""
+        rows = islice(self.part.read(self.seed, epoch), index * self.batch_size, None)
+        waiting: deque[Future[Fetched]] = deque()
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self.threads) as decoders:
+            try:
+                for following in range(index, len(self)):
+                    waiting.append(reader.submit(self._make, rows, decoders, epoch, following))
+                    if len(waiting) > _AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _make(self, rows: Iterator[Row], decoders: ThreadPoolExecutor, epoch: int, index: int) -> Fetched:
+        """Read one batch and decode this rank's part of it."""
+        count = min(self.batch_size, len(self.part) - index * self.batch_size)
+        mine = range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+        names, labels, futures = [], [], []
+        for row, (name, data, label) in enumerate(islice(rows, count)):
+            if row in mine:
+                position = index * self.batch_size + row
+                seed = (
+                    derive_seed(self.seed, "crop", epoch, position) if self.augment and self.seed is not None else None
+                )
+                futures.append(decoders.submit(prepare, data, self.size, seed, self.mirror))
+                names.append(name)
+                labels.append(label)
+        if index == len(self) - 1:
+            next(rows, None)  # lets the part count its rows to the end
+        return self._collect(names, labels, futures)
+
+    def _collect(self, names: list[str], labels: list[int], futures: list[Future[Pixels]]) -> Fetched:
+        images = np.zeros((len(names), *self.size, 3), dtype=np.uint8)
+        bad, error = [], ""
+        for row, future in enumerate(futures):
+            try:
+                images[row] = future.result()
+            except BadImage as problem:
+                bad.append((names[row], str(problem)))
+                if not self.replace_bad:
+                    error = f"{names[row]} cannot be decoded: {problem}; {HOW_TO_SKIP}"
+        return Fetched(torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64), bad, error)
+
+
+def train_loader(
+    part: RowPart,
+    info: DatasetInfo,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    augment: bool = True,
+    rank: int = 0,
+    world: int = 1,
+) -> TrainLoader:
+    """Make the training batches of a table; arguments as of :func:`fractrain.data.loader.train_loader`."""
+    fetcher = RowFetcher(
+        part, info.shape[1:], batch_size, seed, augment and info.augment, info.flip, bad_image_policy() == "skip",
+        worker_count(torch.device(device)), rank, world,
+    )  # fmt: skip
+    return TrainLoader(fetcher, info, device)
+
+
+def eval_loader(part: RowPart, info: DatasetInfo, batch_size: int, device: torch.device | str) -> EvalLoader:
+    """Make the evaluation batches of a table."""
+    replace_bad = bad_image_policy() == "skip"
+    threads = worker_count(torch.device(device))
+    return EvalLoader(
+        RowFetcher(part, info.shape[1:], batch_size, replace_bad=replace_bad, threads=threads), info, device
+    )

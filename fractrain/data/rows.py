@@ -1,0 +1,214 @@
+"""ImageNet as rows of a table (encoded image, label), streamed by ``datasets`` from parquet files or from the hub.
+
+Rows can only be read one after the other, so a pass is shuffled as streams are: the files in random order, and rows
+within a window. The order is a function of (seed, epoch); a jump reads its way to the place. Every rank reads all rows
+and decodes its own: the order does not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from fractrain.data.registry import DatasetInfo
+from fractrain.errors import ConfigError, DataError, MachineError
+from fractrain.seeds import derive_seed
+
+WINDOW: Final = 2048  # rows: 0.2 GB of ImageNet's files
+OFFLINE_VARIABLES: Final = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+_SPLITS: Final = {"train": ("train",), "test": ("validation", "val")}
+
+Row = tuple[str, bytes, int]
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """One part of a table of images.
+
+    Attributes:
+        split: ``train`` or ``validation``.
+        rows: how many there are.
+        classes: labels are below this.
+        files: parquet files; empty for a data set on the hub.
+        hub: ``owner/name@revision``, or empty.
+    """
+
+    split: str
+    rows: int
+    classes: int
+    files: tuple[Path, ...] = ()
+    hub: str = ""
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def read(self, seed: int | None = None, epoch: int = 0) -> Iterator[Row]:
+        """Yield (name, encoded image, label) of every row; shuffled by (seed, epoch) unless ``seed`` is None.
+
+        Raises:
+            DataError: another number of rows, other columns, or files that cannot be read.
+            MachineError: the hub cannot be reached, or ``datasets`` is not installed.
+        """
+        stream = self._open()
+        if seed is not None:
+            stream = stream.shuffle(seed=derive_seed(seed, "rows", epoch) % 2**32, buffer_size=WINDOW)
+        number = -1
+        try:
+            for number, row in enumerate(stream):
+                yield self._checked(number, row)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"{self.origin}: row {number + 1:,} cannot be read: {_line(error)}") from error
+        if number + 1 != self.rows:
+            raise DataError(f"{self.origin} gave {number + 1:,} rows, expected {self.rows:,}")
+
+    @property
+    def origin(self) -> str:
+        """Where the rows come from, for messages."""
+        return f"{self.hub or self.files[0].parent} ({self.split})"
+
+    def _open(self) -> Any:
+        try:
+            import datasets
+        except ImportError as error:
+            raise MachineError(
+                f"reading {self.origin} needs the package datasets ({error}); mend with `pip install datasets`"
+            ) from error
+        try:
+            if self.hub:
+                name, _, revision = self.hub.partition("@")
+                stream = datasets.load_dataset(name, revision=revision, split=self.split, streaming=True)
+            else:
+                files = {self.split: [str(path) for path in self.files]}
+                stream = datasets.load_dataset("parquet", data_files=files, split=self.split, streaming=True)
+            return stream.cast_column("image", datasets.Image(decode=False))
+        except Exception as error:  # datasets lets through what pyarrow, fsspec and the hub's client raise
+            kind = MachineError if self.hub else DataError
+            raise kind(f"cannot open {self.origin}: {type(error).__name__}: {_line(error)}") from error
+
+    def _checked(self, number: int, row: dict[str, Any]) -> Row:
+        image, label = row.get("image"), row.get("label")
+        if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes) or not isinstance(label, int):
+            raise DataError(f"{self.origin} has the columns {', '.join(row)}; expected image (encoded) and label")
+        if not 0 <= label < self.classes:
+            raise DataError(f"{self.origin}: row {number:,} has label {label}, expected 0 to {self.classes - 1}")
+        return f"{image.get('path') or f'row {number}'} in {self.origin}", image["bytes"], label
+
+
+@dataclass(frozen=True, eq=False)
+class RowData:
+    """A data set of rows.
+
+    Attributes:
+        info: what is known of the data set.
+        train: training part.
+        test: the table's validation part, on which results are reported, as is the custom for ImageNet.
+        val: always None: a stream cannot be divided by class.
+    """
+
+    info: DatasetInfo
+    train: RowPart
+    test: RowPart
+    val: None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over name and size of every file, or over the name and revision on the hub."""
+        total = hashlib.sha256()
+        for name, part in (("train", self.train), ("test", self.test)):
+            total.update(f"{name}:{part.rows}:{part.hub}\n".encode())
+            for path in part.files:
+                total.update(f"{path.name} {path.stat().st_size}\n".encode())
+        return total.hexdigest()
+
+    def train_stream(self, batch_size: int, seed: int, device: torch.device | str, augment: bool) -> object:
+        """Return the training batches."""
+        from fractrain.data.row_loader import train_loader
+
+        return train_loader(self.train, self.info, batch_size, seed, device, augment)
+
+    def eval_stream(self, split: str, batch_size: int, device: torch.device | str) -> object:
+        """Return the batches of ``test``."""
+        from fractrain.data.row_loader import eval_loader
+
+        return eval_loader(getattr(self, split), self.info, batch_size, device)
+
+
+def parquet_files(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Return the parquet files of each part in a folder (or its folder ``data``), sorted; empty if there are none."""
+    found = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+    if not found:
+        return {}
+    return {part: tuple(f for f in found if f.name.startswith(names)) for part, names in _SPLITS.items()}
+
+
+def parquet_data(entry: DatasetInfo, folder: Path, val_fraction: float = 0.0) -> RowData:
+    """Describe the parquet files of a folder.
+
+    Raises:
+        DataError: a part is missing, a file is damaged, or there are not as many rows as known.
+        ConfigError: a validation part is asked for.
+    """
+    files = parquet_files(folder)
+    parts = {}
+    for part, known in (("train", entry.train_size), ("test", entry.test_size)):
+        split = _SPLITS[part][0]
+        if not files.get(part):
+            raise DataError(f"{entry.name}: {folder} has no files {split}-*.parquet")
+        rows = sum(_rows(path) for path in files[part])
+        if known not in (0, rows):
+            raise DataError(f"{entry.name}: {folder}/{split}-*.parquet have {rows:,} rows, the data set has {known:,}")
+        parts[part] = RowPart(split, rows, entry.classes, files=files[part])
+    _no_validation(entry, val_fraction)
+    info = replace(entry, train_size=len(parts["train"]), test_size=len(parts["test"]))
+    return RowData(info, parts["train"], parts["test"])
+
+
+def hub_data(entry: DatasetInfo, hub: str, val_fraction: float = 0.0) -> RowData:
+    """Describe a data set on the hub; nothing is asked of the network here.
+
+    Raises:
+        ConfigError: no revision is pinned, or a validation part is asked for.
+        MachineError: a variable says that this machine is offline.
+    """
+    name, _, revision = hub.partition("@")
+    if name.count("/") != 1 or not revision:
+        raise ConfigError(
+            f"FRACTRAIN_IMAGENET={hub!r}: expected owner/name@revision; without a fixed revision (a commit's hash) a "
+            "result could not be repeated"
+        )
+    if offline := next((v for v in OFFLINE_VARIABLES if os.environ.get(v, "0").lower() not in ("", "0", "false")), ""):
+        raise MachineError(f"{hub} is streamed from the hub, but {offline} is set: unset it, or use files on disk")
+    _no_validation(entry, val_fraction)
+    sizes = {"train": entry.train_size, "test": entry.test_size}
+    parts = {part: RowPart(_SPLITS[part][0], rows, entry.classes, hub=hub) for part, rows in sizes.items()}
+    return RowData(entry, parts["train"], parts["test"])
+
+
+def _no_validation(entry: DatasetInfo, fraction: float) -> None:
+    if fraction:
+        raise ConfigError(
+            f"val_fraction is {fraction}, but {entry.name} is read as a stream of rows, which cannot be divided by "
+            "class: set it to 0, or use the folder layout"
+        )
+
+
+def _rows(path: Path) -> int:
+    try:
+        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MachineError(f"reading {path} needs pyarrow ({error}); mend with `pip install datasets`") from error
+    try:
+        return int(parquet.read_metadata(path).num_rows)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path} is no whole parquet file: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

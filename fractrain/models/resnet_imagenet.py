@@ -1,0 +1,46 @@
+"""ResNet-18 and ResNet-34 for ImageNet (He et al. 2016): torchvision's own definitions, with their gateable blocks.
+
+Names of parameters are torchvision's, so its checkpoints load. Only the model registry imports this module, when such a
+model is built: listing and the other models do without torchvision.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class ResNetImageNet(ResNet):  # type: ignore[misc, unused-ignore]  # torchvision may come without types
+    """torchvision's ResNet of basic blocks: 7x7 stem and pooling (stride 4), four groups of 64 to 512 channels.
+
+    Input ``[N, C, H, W]`` of any size from 32, output ``[N, classes]``.
+
+    Args:
+        depth: 18 or 34.
+        classes: number of outputs.
+        channels: input channels; other than 3 change the first convolution.
+    """
+
+    def __init__(self, depth: int, classes: int, channels: int = 3) -> None:
+        super().__init__(BasicBlock, list(LAYERS[depth]), num_classes=classes)
+        if channels != 3:
+            self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images to logits."""
+        logits: torch.Tensor = super().forward(x)
+        return logits
+
+    def zero_init_residual(self) -> None:
+        """Set the scale of each block's last BatchNorm to zero: every block starts as its shortcut."""
+        for m in self.modules():
+            if isinstance(m, BasicBlock):
+                nn.init.zeros_(m.bn2.weight)
+
+    def gateable_blocks(self) -> list[str]:
+        """Names of the residual blocks in the order data flows through them."""
+        return [name for name, m in self.named_modules() if isinstance(m, BasicBlock)]

@@ -1,0 +1,48 @@
+"""Small folders of JPEG files in torchvision's layout, and registry entries for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fractrain.data import registry
+
+CLASSES = ("n01", "n02", "n03")
+
+
+def jpeg(seed: int, width: int = 40, height: int = 30) -> bytes:
+    """A smooth random photo: JPEG of plain noise would be large."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    out = io.BytesIO()
+    small.resize((width, height), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def make_folder(folder: Path, train: int = 5, val: int = 2, classes: tuple[str, ...] = CLASSES) -> Path:
+    """Write ``train`` and ``val`` images per class, of several sizes."""
+    for part, count in (("train", train), ("val", val)):
+        for c, name in enumerate(classes):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                seed = 1000 * (part == "val") + 100 * c + i
+                data = jpeg(seed, 36 + 3 * (seed % 5), 44 - 4 * (seed % 4))
+                (folder / part / name / f"img_{i:03}.JPEG").write_bytes(data)
+    return folder
+
+
+def entry(name: str = "imagenette", size: int = 32, classes: int = len(CLASSES), train: int = 0, test: int = 0):
+    """The registry's entry for a small folder."""
+    return dataclasses.replace(
+        registry.info(name), classes=classes, shape=(3, size, size), train_size=train, test_size=test
+    )
+
+
+def install(monkeypatch, info) -> None:
+    """Put ``info`` in the registry in place of the entry of the same name."""
+    infos = tuple(info if one.name == info.name else one for one in registry._INFOS)
+    monkeypatch.setattr(registry, "_INFOS", infos)

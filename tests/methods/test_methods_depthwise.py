@@ -1,0 +1,151 @@
+"""Depthwise convolutions keep their widths in PFQ, DFQ and FracTrain; gates of the papers' shapes; presets; run ids."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fractrain.cost import metrics
+from fractrain.engine.config import RunConfig
+from fractrain.methods import registry
+from fractrain.methods.base import Method, MethodContext
+from fractrain.methods.depthwise import is_depthwise
+from fractrain.methods.gate import GateNetwork
+from fractrain.methods.presets import PRESETS, paper_settings
+from fractrain.models import registry as models
+from fractrain.models.macs import block_macs, layer_macs
+from fractrain.quant.convert import quant_layers
+
+SHAPE = (3, 16, 16)
+
+
+def step(name: str, settings: dict[str, object]) -> tuple[Method, nn.Module, MethodContext, dict[str, int]]:
+    """One training step on MobileNetV2, weighted by its blocks' MACs."""
+    plain: nn.Module = models.build("mobilenet_v2", 10, SHAPE)
+    blocks = plain.gateable_blocks()  # type: ignore[operator]
+    macs = layer_macs(plain, SHAPE)
+    context = MethodContext(batch_size=4, blocks=blocks, block_weights=block_macs(plain, SHAPE, blocks))
+    context.ledger.meta.update(blocks=blocks, block_weights=list(context.block_weights))
+    method = registry.create(name, settings)
+    model = method.prepare(plain, context).train()
+    method.on_epoch_start(0)
+    method.on_step_start(0)
+    g = torch.Generator().manual_seed(0)
+    context.ledger.samples(4)
+    loss = F.cross_entropy(model(torch.randn(4, *SHAPE, generator=g)), torch.randint(0, 10, (4,), generator=g))
+    extra = method.extra_loss()
+    (loss if extra is None else loss + extra).backward()
+    return method, model, context, macs
+
+
+def cost(a: int, w: int, e: int) -> int:
+    return a * w + e * w + a * e
+
+
+def split(macs: dict[str, int]) -> tuple[int, int]:
+    """MACs in blocks: (all others, depthwise)."""
+    inside = {k: v for k, v in macs.items() if k.startswith("blocks.")}
+    depthwise = sum(v for k, v in inside.items() if k.endswith(".conv2"))
+    return sum(inside.values()) - depthwise, depthwise
+
+
+@pytest.mark.parametrize("name", ["dfq", "fractrain"])
+def test_gated_blocks_hold_depthwise_convolutions_at_8_and_16_bits(name: str) -> None:
+    # one candidate: cp is known in closed form, and so is what the cost term must tell the gates
+    method, _, context, macs = step(name, {"bits": (3,), "grad_bits": (6,)})
+    others, depthwise = split(macs)
+    expected = 100 * (others * cost(3, 4, 6) + depthwise * cost(8, 8, 16)) / (3 * 1024 * (others + depthwise))
+    assert metrics.cp(context.ledger) == pytest.approx(expected, rel=1e-12)
+    assert method.metrics()["gate_cp"] == pytest.approx(expected, rel=1e-6)
+    seen = {(r.product, r.bits1, r.bits2) for r in context.ledger.rows() if r.layer.endswith(".conv2")}
+    assert seen == {("FW", 8, 8), ("EB", 16, 8), ("GC", 8, 16)}
+    rest = {(r.product, r.bits1, r.bits2) for r in context.ledger.rows()
+            if r.layer.startswith("blocks.") and r.layer.split(".")[-1] in ("conv1", "conv3")}  # fmt: skip
+    assert rest == {("FW", 3, 4), ("EB", 6, 4), ("GC", 3, 6)}
+
+
+def test_the_constant_is_a_setting() -> None:
+    _, _, context, macs = step("dfq", {"bits": (3,), "grad_bits": (6,), "depthwise_bits": (6, 12)})
+    others, depthwise = split(macs)
+    expected = 100 * (others * cost(3, 4, 6) + depthwise * cost(6, 6, 12)) / (3 * 1024 * (others + depthwise))
+    assert metrics.cp(context.ledger) == pytest.approx(expected, rel=1e-12)
+
+
+def test_what_every_sample_chose_is_what_the_gates_are_told() -> None:
+    method, _, context, _ = step("dfq", {})
+    assert metrics.cp(context.ledger) == pytest.approx(method.metrics()["gate_cp"], rel=1e-6)
+    # equal weights are another figure: the weights are in use
+    assert metrics.cp(context.ledger, block_weights=[1.0] * 17) != pytest.approx(metrics.cp(context.ledger), rel=1e-3)
+
+
+def test_pfq_stages_leave_depthwise_convolutions_alone() -> None:
+    method, model, context, macs = step("pfq", {"window": 2, "epsilon": 1e6})
+    others, depthwise = split(macs)
+    expected = 100 * (others * cost(3, 3, 6) + depthwise * cost(8, 8, 16)) / (3 * 1024 * (others + depthwise))
+    assert metrics.cp(context.ledger) == pytest.approx(expected, rel=1e-12)
+    for epoch in range(3):
+        method.on_epoch_end(epoch, 1.0)
+    assert method.metrics()["stage"] > 0
+    for layer in quant_layers(model):
+        p = layer.precision
+        if is_depthwise(layer):
+            assert (p.fw_a.bits, p.fw_w.bits, p.gc_e.bits) == (8, 8, 16)
+        elif not p.is_float:
+            assert p.fw_a.bits == method.metrics()["bits"] > 3
+
+
+@pytest.mark.parametrize(
+    ("conv", "depthwise"),
+    [(nn.Conv2d(8, 8, 3, groups=8), True), (nn.Conv2d(8, 16, 3, groups=8), True), (nn.Conv2d(8, 8, 3), False),
+     (nn.Conv2d(8, 8, 3, groups=4), False), (nn.Conv2d(1, 4, 3), False), (nn.Linear(4, 4), False)],
+)  # fmt: skip
+def test_what_depthwise_means(conv: nn.Module, depthwise: bool) -> None:
+    assert is_depthwise(conv) == depthwise
+
+
+@pytest.mark.parametrize(
+    ("sizes", "macs", "parameters"),
+    [
+        # MobileNetV2: C -> 64 -> 32, LSTM(32, 32), 32 -> K
+        ((64, 32, None), 24 * 64 + 64 * 32 + 4 * 32 * 64 + 32 * 5,
+         24 * 64 + 64 + 64 * 32 + 32 + 4 * 32 * 64 + 8 * 32 + 32 * 5 + 5),
+        # ImageNet: C -> 40, LSTM(40, 20), 20 -> K
+        ((0, 40, 20), 24 * 40 + 4 * 20 * 60 + 20 * 5, 24 * 40 + 40 + 4 * 20 * 60 + 8 * 20 + 20 * 5 + 5),
+    ],
+)  # fmt: skip
+def test_gates_of_both_shapes(sizes: tuple[int, int, int | None], macs: int, parameters: int) -> None:
+    gate = GateNetwork([24], 5, *sizes)
+    assert gate.macs(0) == macs
+    assert sum(p.numel() for p in gate.parameters()) == parameters
+    assert gate(0, torch.randn(3, 24, 4, 4, generator=torch.Generator().manual_seed(0))).sum(1).tolist() == (
+        pytest.approx([1.0] * 3)
+    )
+
+
+def test_presets_are_settings_their_methods_have() -> None:
+    for preset in PRESETS:
+        for method in preset.methods:
+            registry.create(method, preset.settings)
+    for method in ("fractrain", "dfq", "pfq", "sbm", "static"):
+        imagenet = paper_settings(method, "resnet18", "digits32")  # an embedded set has those of what it stands for
+        assert imagenet["grad_bits"] in ([6, 8, 12, 16], 16)
+        registry.create(method, imagenet)
+        assert paper_settings(method, "resnet38", "cifar100") == {}
+    assert paper_settings("dynasty", "resnet18", "digits32") == {}
+    assert paper_settings("fractrain", "mobilenet_v2", "digits") == {"gate_hidden": 64, "gate_embed": 32}
+
+
+@pytest.mark.parametrize(
+    ("method", "run_id"),
+    [("dfq", "dfq-resnet38-cifar10-s0-41bd0f06304e"), ("fractrain", "fractrain-resnet38-cifar10-s0-7f97d2f93747"),
+     ("pfq", "pfq-resnet38-cifar10-s0-31979865acf8"), ("sbm", "sbm-resnet38-cifar10-s0-63ba3a61d087")],
+)  # fmt: skip
+def test_settings_that_came_later_leave_run_ids_alone(method: str, run_id: str) -> None:
+    assert RunConfig.create(method=method, model="resnet38", dataset="cifar10").run_id == run_id
+    if method in ("dfq", "pfq"):
+        new = RunConfig.create(
+            method=method, model="resnet38", dataset="cifar10", settings={"depthwise_bits": (8, 8)}
+        ).run_id
+        assert new != run_id
