@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 import fractrain
+from fractrain.commands.bench import bench_command
 from fractrain.commands.catalog import list_command
 from fractrain.commands.check import check_command
 from fractrain.commands.common import NearestGroup, debug_wanted, say
@@ -27,7 +28,8 @@ from fractrain.commands.doctor import doctor_command
 from fractrain.commands.new_method import new_method_command
 from fractrain.commands.publish import publish_command
 from fractrain.commands.runs import run_command
-from fractrain.commands.tables import plan_command, reproduce_command, table_command
+from fractrain.commands.planning import plan_command
+from fractrain.commands.tables import reproduce_command, table_command
 from fractrain.errors import FractrainError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -118,6 +120,7 @@ for _command in (
     diff_command,
     plan_command,
     publish_command,
+    bench_command,
     data_group,
     doctor_command,
     check_command,

@@ -8,6 +8,7 @@ MODEL, BATCH, SIZE, REPEATS = "resnet38", 128, 32, 10
 QUICK_BATCH, QUICK_SIZE, QUICK_REPEATS = 8, 8, 2
 FP32_STEP = "eager FP32 training step of the same model, channels_last"
 VIEWS = ("fp32", "sbm", "dfq", "fractrain")  # whose step a full run takes apart
+QUICK_VIEWS = ("dfq",)
 
 
 @dataclass(frozen=True)

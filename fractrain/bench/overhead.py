@@ -126,9 +126,10 @@ def _loop(setup: Setup) -> TrainingLoop:
     config = RunConfig.create(
         method="fractrain", model=setup.model, dataset=DATASET, profile="smoke", recipe=recipe, registries=known
     )
-    loop = TrainingLoop(config, setup.device, None, False, known, on_epoch=lambda _: None, should_stop=lambda: False)
-    loop.method.state.kernels = setup.kernels
-    return loop
+    return TrainingLoop(
+        config, setup.device, None, False, known, on_epoch=lambda _: None, should_stop=lambda: False,
+        kernels=setup.kernels,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

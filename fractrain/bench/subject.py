@@ -47,7 +47,7 @@ class Setup:
     threads: int = 1
 
     def data(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images ``[batch, 3, size, size]`` (standard normal, channels last) and labels ``[batch]``, always the same."""
+        """Images ``[batch, 3, size, size]`` (standard normal, channels last), labels ``[batch]``; always the same."""
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(self.batch, 3, self.size, self.size, generator=generator)
         y = torch.randint(0, CLASSES, (self.batch,), generator=generator)

@@ -61,7 +61,7 @@ def seconds_of(call: Call, device: torch.device) -> float:
         return time.perf_counter() - start
     torch.cuda.synchronize(device)
     with torch.cuda.device(device):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         call()
         end.record()

@@ -84,7 +84,7 @@ def _models() -> list[Entry]:
 def _datasets() -> list[Entry]:
     from fractrain.data import registry
 
-    return [_without_callables(registry.info(name)) for name in registry.names()]
+    return [{**_without_callables(info), "protocol": info.protocol} for info in map(registry.info, registry.names())]
 
 
 def _without_callables(info: Any) -> Entry:
@@ -136,10 +136,13 @@ def _details(kind: str, entry: Entry) -> list[str]:
         macs = [f"{count:,} forward MACs on {name}" for name, count in entry["forward_macs"].items()]
         return [*macs, f"{entry['blocks']} gateable blocks"]
     if kind == "datasets":
-        shape = "x".join(str(n) for n in entry["shape"])
+        if entry["kind"] == "text":
+            samples = f"words of {entry['classes']:,}, {entry['protocol']}"
+        else:
+            samples = f"samples of {'x'.join(str(n) for n in entry['shape'])}"
         where = "embedded" if entry["embedded"] else f"download of {entry['bytes'] / 1e6:.0f} MB"
         stands = f", stands for {entry['stands_for']} in the smoke profile" if entry["stands_for"] else ""
-        return [f"{entry['train_size']:,} + {entry['test_size']:,} samples of {shape}, {where}{stands}"]
+        return [f"{entry['train_size']:,} + {entry['test_size']:,} {samples}, {where}{stands}"]
     return [f"source: {entry['source']}"]
 
 

@@ -18,6 +18,7 @@ from fractrain.errors import did_you_mean
 F = TypeVar("F", bound=Callable[..., Any])
 
 PROFILES = ("smoke", "short", "paper")
+KERNELS = ("auto", "reference", "fused")
 RESULTS_ENV = "FRACTRAIN_RESULTS"
 PLUGINS_ENV = "FRACTRAIN_PLUGINS"
 DEFAULT_RESULTS = "results/runs"
@@ -76,6 +77,13 @@ profile_option = click.option(
 )
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."
+)
+kernels_option = click.option(
+    "--kernels",
+    type=NearestChoice(KERNELS),
+    default="auto",
+    show_default=True,
+    help="Of the quantizers: plain torch, compiled, or compiled where a check passes. Same bits, so same run ids.",
 )
 data_option = click.option(
     "--data-dir",

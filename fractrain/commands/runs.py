@@ -15,6 +15,7 @@ from fractrain.commands.common import (
     download_option,
     emit_json,
     json_option,
+    kernels_option,
     options,
     plugin_option,
     results_option,
@@ -22,10 +23,15 @@ from fractrain.commands.common import (
     stdout_to_stderr,
 )
 
+SETTINGS = ("standard", "adaptation", "fine-tuning")
+SOURCE_KEYS = "source."
 SHOWN = (
     ("last test accuracy", "test_accuracy_last", "{:.2f} %"),
     ("best test accuracy (paper protocol)", "test_accuracy_best", "{:.2f} %"),
     ("test accuracy at best validation", "test_accuracy_at_best_val", "{:.2f} %"),
+    ("last test perplexity per word", "test_perplexity_last", "{:.2f}"),
+    ("best test perplexity (paper protocol)", "test_perplexity_best", "{:.2f}"),
+    ("test perplexity at best validation", "test_perplexity_at_best_val", "{:.2f}"),
     ("iterations", "iterations", "{:,}"),
     ("seconds", "seconds", "{:.1f}"),
 )
@@ -41,14 +47,22 @@ SHOWN = (
         type=NearestChoice(PROFILES),
         help="Length of training.  [default: smoke for an embedded data set, else paper]",
     ),
+    click.option(
+        "--setting",
+        type=NearestChoice(SETTINGS),
+        default="standard",
+        show_default=True,
+        help="adaptation, fine-tuning: go on from a run on the other half of classes or images (made first if missing).",
+    ),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
     click.option(
         "--set",
         "sets",
         multiple=True,
         metavar="KEY=VALUE",
-        help="A setting of the method, or recipe.KEY=VALUE; may be repeated.",
+        help="A setting of the method, or recipe.KEY=VALUE (source.KEY=VALUE: of the source run); may be repeated.",
     ),
+    kernels_option,
     device_option,
     data_option,
     download_option,
@@ -61,8 +75,10 @@ def run_command(
     model: str,
     dataset: str,
     profile: str | None,
+    setting: str,
     seed: int,
     sets: tuple[str, ...],
+    kernels: Any,
     device: str,
     data_dir: Path | None,
     download: bool,
@@ -76,15 +92,17 @@ def run_command(
     from fractrain.engine.store import RunStore
     from fractrain.engine.trainer import Trainer
 
-    settings, recipe = collect_sets(sets)
+    settings, recipe = collect_sets(text for text in sets if not text.startswith(SOURCE_KEYS))
+    _, source = collect_sets("recipe." + text.removeprefix(SOURCE_KEYS) for text in sets if text.startswith(SOURCE_KEYS))
     config = RunConfig.create(
         method=method, model=model, dataset=dataset, profile=profile, seed=seed, settings=settings, recipe=recipe,
-        origin="--set",
+        setting=setting, source_recipe=source, origin="--set",
     )  # fmt: skip
     say(f"run {config.run_id}")
     with stdout_to_stderr():
         where = resolve_device(device)
-        record = Trainer(config, RunStore(results), where, data_dir, make_progress(), download=download).run()
+        store, progress = RunStore(results), make_progress()
+        record = Trainer(config, store, where, data_dir, progress, download=download, kernels=kernels).run()
     _show(record, as_json)
 
 

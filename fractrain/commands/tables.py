@@ -1,9 +1,8 @@
-"""``fractrain plan``, ``reproduce`` and ``table``: the runs of a table, running what is missing, printing it."""
+"""``fractrain reproduce`` and ``table``: running what is missing of a table, printing it."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from fractrain.commands.common import (
     download_option,
     emit_json,
     json_option,
+    kernels_option,
     options,
     plugin_option,
     profile_option,
@@ -24,34 +24,22 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
+from fractrain.commands.planning import counts_text, name_argument, plan_runs, seeds_option, show_plan
 
 if TYPE_CHECKING:
     from fractrain.engine.executor import Outcome, Site
-    from fractrain.report.grid import PlannedRun
     from fractrain.report.spec import TableSpec
 
 FORMATS = ("md", "csv", "tex", "html", "json", "svg")
 DEFAULT_OUT = "results/tables"
 DEFAULT_FIGURES = "results/figures"
 
-name_argument = click.argument("table")
-seeds_option = click.option(
-    "--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds 0 to N-1.  [default: the table's for the profile]"
-)
 out_option = click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help=f"Where it is written in all formats.  [default: {DEFAULT_OUT}, figures: {DEFAULT_FIGURES}]",
 )
-
-
-@click.command("plan", short_help="Show what a table still needs to run.")
-@options(name_argument, profile_option, seeds_option, results_option, plugin_option, json_option)
-def plan_command(table: str, profile: str, seeds: int | None, results: Path, as_json: bool) -> None:
-    """Show the runs of TABLE (or figure): what is cached already, what would run."""
-    runs = _plan(table, profile, seeds, results)[1]
-    _show_plan(runs, as_json)
 
 
 @click.command("table", short_help="Print a table from the runs there are.")
@@ -93,6 +81,7 @@ def table_command(table: str, form: str, profile: str, seeds: int | None, result
         help="Runs at the same time.  [default: one per core on the CPU, at most 8; one per GPU]",
     ),
     click.option("--dry-run", is_flag=True, help="Show the plan and stop."),
+    kernels_option,
     device_option,
     data_option,
     download_option,
@@ -107,6 +96,7 @@ def reproduce_command(
     seeds: int | None,
     jobs: int | None,
     dry_run: bool,
+    kernels: Any,
     device: str,
     data_dir: Path | None,
     download: bool,
@@ -122,49 +112,16 @@ def reproduce_command(
     from fractrain.engine.executor import Site
     from fractrain.report.output import check
 
-    spec, runs = _plan(table, profile, seeds, results)
+    spec, runs = plan_runs(table, profile, seeds, results)
     if dry_run:
-        _show_plan(runs, as_json)
+        show_plan(runs, as_json)
         return 0
     check(spec)
-    say(_counts(runs))
-    site = Site(store=results, device=device, data_dir=data_dir, download=download)
+    say(counts_text(runs))
+    site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels)
     outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs)
     _finish(spec, profile, seeds, results, out, outcomes if as_json else None)
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
-
-
-def _plan(table: str, profile: str, seeds: int | None, results: Path) -> tuple[TableSpec, list[PlannedRun]]:
-    from fractrain.engine.store import RunStore
-    from fractrain.report.grid import plan
-    from fractrain.report.spec import load_spec
-
-    with stdout_to_stderr():
-        spec = load_spec(table)
-        return spec, plan(spec, profile, seeds, RunStore(results))
-
-
-def _counts(runs: Sequence[PlannedRun]) -> str:
-    counts = Counter(run.state for run in runs)
-    return f"{len(runs)} runs: " + ", ".join(f"{number} {state}" for state, number in counts.items())
-
-
-def _show_plan(runs: Sequence[PlannedRun], as_json: bool) -> None:
-    from fractrain.report.grid import plan_text
-
-    if not as_json:
-        click.echo(plan_text(runs))
-        return
-    emit_json(
-        {
-            "counts": dict(Counter(run.state for run in runs)),
-            "runs": [
-                {"run_id": run.run_id or None, "state": run.state, "reason": run.reason, "seed": run.seed}
-                | run.request.model_dump(mode="json")
-                for run in runs
-            ],
-        }
-    )
 
 
 def _execute(configs: Sequence[Any], site: Site, jobs: int | None) -> list[Outcome]:

@@ -22,7 +22,8 @@ from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.registry import MethodRegistry, Origin
 
 CPU: Final = torch.device("cpu")
-TIMES: Final = ("seconds", "step_seconds")  # of a metrics line: differ from run to run
+# Keys of a metrics line that differ from run to run.
+TIMES: Final = ("seconds", "step_seconds", "images_per_second", "words_per_second", "wait_share")
 
 
 class ContractRegistries(Registries):

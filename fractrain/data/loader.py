@@ -148,8 +148,8 @@ def train_loader(
     """
     device = torch.device(device)
     batches = FolderBatches(
-        part, info.shape[1:], batch_size, seed, augment and info.augment, info.flip, bad_image_policy() == "skip",
-        rank, world,
+        part, (info.shape[1], info.shape[2]), batch_size, seed, augment and info.augment, info.flip,
+        bad_image_policy() == "skip", rank, world,
     )  # fmt: skip
     count = worker_count(device) if workers is None else workers
     return TrainLoader(WorkerFetcher(batches, count, pin=device.type == "cuda"), info, device)
@@ -160,6 +160,6 @@ def eval_loader(
 ) -> EvalLoader:
     """Make the evaluation batches of a folder; arguments as of :func:`train_loader`."""
     device = torch.device(device)
-    batches = FolderBatches(part, info.shape[1:], batch_size, replace_bad=bad_image_policy() == "skip")
+    batches = FolderBatches(part, (info.shape[1], info.shape[2]), batch_size, replace_bad=bad_image_policy() == "skip")
     count = worker_count(device) if workers is None else workers
     return EvalLoader(WorkerFetcher(batches, count, wrap=False, pin=device.type == "cuda"), info, device)

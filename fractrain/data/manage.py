@@ -66,6 +66,10 @@ def status(name: str, data_dir: str | Path | None = None) -> DataStatus:
         from fractrain.data import folder_status
 
         return folder_status.status(entry, data_dir)
+    if entry.kind == "text":
+        from fractrain.data import text_status
+
+        return text_status.status(entry, data_dir)
     return _embedded_status(entry) if entry.embedded else _files_status(entry, data_dir)
 
 
@@ -81,6 +85,10 @@ def verify(name: str, data_dir: str | Path | None = None) -> DataStatus:
         from fractrain.data import folder_status
 
         return folder_status.verify(registry.info(name), data_dir)
+    if registry.info(name).kind == "text":
+        from fractrain.data import text_status
+
+        return text_status.verify(registry.info(name), data_dir)
     data = registry.load(name, data_dir)
     known = (data.info.train_size, data.info.test_size)
     found = (len(data.train), len(data.test))
@@ -111,6 +119,10 @@ def fetch(name: str, data_dir: str | Path | None = None) -> DataStatus:
         from fractrain.data import folder_status
 
         return folder_status.fetch(entry, data_dir)
+    if entry.kind == "text":
+        from fractrain.data import text_status
+
+        return text_status.fetch(entry, data_dir)
     if entry.embedded:
         return _embedded_status(entry)
     from fractrain.data.cifar import find_root

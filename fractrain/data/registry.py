@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fractrain.errors import ConfigError, did_you_mean
 
@@ -20,10 +20,10 @@ class DatasetInfo:
     Attributes:
         name: registry name.
         title: one line for people.
-        classes: number of classes.
-        shape: (channels, height, width) of an image.
-        train_size: images in the training part; 0 when a folder of the user's decides.
-        test_size: images in the test part, likewise.
+        classes: number of classes; of a text: words of the vocabulary, ``<eos>`` and ``<unk>`` included.
+        shape: (channels, height, width) of an image; of a text: (context,), the words of a sequence.
+        train_size: images (of a text: words) in the training part; 0 when a folder of the user's decides.
+        test_size: images (words) in the test part, likewise.
         mean: per channel, of pixels scaled to [0, 1], used for normalization.
         std: likewise, standard deviation.
         augment: training images are augmented (random crop after padding with black, random flip).
@@ -35,12 +35,15 @@ class DatasetInfo:
         licence: under what terms.
         bytes: size of the download (0 when embedded).
         module: module below ``fractrain.data`` that loads it; empty means ``embedded`` or ``cifar``.
+        kind: ``image`` or ``text``.
+        val_size: words in the validation part that a text has of its own.
+        stride: words from one window of a text's evaluation to the next.
     """
 
     name: str
     title: str
     classes: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     train_size: int
     test_size: int
     mean: tuple[float, ...]
@@ -54,6 +57,16 @@ class DatasetInfo:
     licence: str
     bytes: int
     module: str = ""
+    kind: Literal["image", "text"] = "image"
+    val_size: int = 0
+    stride: int = 0
+
+    @property
+    def protocol(self) -> str:
+        """How results on it are measured, in one clause that belongs to every table row."""
+        if self.kind == "text":
+            return f"perplexity per word token, context {self.shape[0]}, stride {self.stride}"
+        return "top-1 accuracy in percent"
 
 
 _CIFAR_SOURCE = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
@@ -70,6 +83,13 @@ _DIGITS32_MEAN, _DIGITS32_STD = (0.3063,) * 3, (0.3236,) * 3
 _DIGITS100_MEAN, _DIGITS100_STD = (0.3069,) * 3, (0.3763,) * 3
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_TEXT: dict[str, Any] = {"mean": (), "std": (), "augment": False, "pad": 0, "flip": False, "kind": "text"}
+_WIKITEXT: dict[str, Any] = {
+    **_TEXT, "shape": (512,), "stride": 512, "val_size": 217_646, "test_size": 245_569, "embedded": False,
+    "stands_for": None, "source": "Merity et al., Pointer Sentinel Mixture Models, ICLR 2017",
+    "licence": "CC BY-SA 3.0 (Wikipedia)", "module": "text",
+}  # fmt: skip
 
 _INFOS = (
     DatasetInfo(
@@ -199,6 +219,39 @@ _INFOS = (
         licence="non-commercial research and education only (image-net.org)",
         bytes=99_003_388,
         module="imagenet",
+    ),
+    DatasetInfo(
+        name="wikitext103",
+        title="WikiText-103: 28,475 articles of the English Wikipedia, 103 million words",
+        classes=267_735,
+        train_size=103_227_021,
+        bytes=313_093_838,
+        **_WIKITEXT,
+    ),
+    DatasetInfo(
+        name="wikitext2",
+        title="WikiText-2: 600 articles of the English Wikipedia, 2 million words",
+        classes=33_278,
+        train_size=2_088_628,
+        bytes=7_371_282,
+        **_WIKITEXT,
+    ),
+    DatasetInfo(
+        name="docs_text",
+        title="English prose: the documentation strings inside scikit-learn, lower case, 4,000 words",
+        classes=4_000,
+        shape=(64,),
+        train_size=248_784,
+        val_size=9_822,
+        test_size=12_199,
+        stride=64,
+        embedded=True,
+        stands_for="wikitext103",
+        source="documentation strings of scikit-learn 1.9.1",
+        licence="BSD 3-Clause",
+        bytes=0,
+        module="embedded_text",
+        **_TEXT,
     ),
 )
 

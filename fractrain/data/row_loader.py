@@ -145,8 +145,8 @@ def train_loader(
 ) -> TrainLoader:
     """Make the training batches of a table; arguments as of :func:`fractrain.data.loader.train_loader`."""
     fetcher = RowFetcher(
-        part, info.shape[1:], batch_size, seed, augment and info.augment, info.flip, bad_image_policy() == "skip",
-        worker_count(torch.device(device)), rank, world,
+        part, (info.shape[1], info.shape[2]), batch_size, seed, augment and info.augment, info.flip,
+        bad_image_policy() == "skip", worker_count(torch.device(device)), rank, world,
     )  # fmt: skip
     return TrainLoader(fetcher, info, device)
 
@@ -155,6 +155,5 @@ def eval_loader(part: RowPart, info: DatasetInfo, batch_size: int, device: torch
     """Make the evaluation batches of a table."""
     replace_bad = bad_image_policy() == "skip"
     threads = worker_count(torch.device(device))
-    return EvalLoader(
-        RowFetcher(part, info.shape[1:], batch_size, replace_bad=replace_bad, threads=threads), info, device
-    )
+    size = (info.shape[1], info.shape[2])
+    return EvalLoader(RowFetcher(part, size, batch_size, replace_bad=replace_bad, threads=threads), info, device)

@@ -1,8 +1,9 @@
 """ImageNet as rows of a table (encoded image, label), streamed by ``datasets`` from parquet files or from the hub.
 
 Rows can only be read one after the other, so a pass is shuffled as streams are: the files in random order, and rows
-within a window. The order is a function of (seed, epoch); a jump reads its way to the place. Every rank reads all rows
-and decodes its own: the order does not depend on the number of ranks.
+within a window that moves over them. The shuffle is ours: that of ``datasets`` differs between its releases. The order
+is a function of (seed, epoch); a jump reads its way to the place. Every rank reads all rows and decodes its own: the
+order does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
+from fractrain.data.images import permutation
 from fractrain.data.registry import DatasetInfo
 from fractrain.errors import ConfigError, DataError, MachineError
 from fractrain.seeds import derive_seed
@@ -56,17 +59,24 @@ class RowPart:
             DataError: another number of rows, other columns, or files that cannot be read.
             MachineError: the hub cannot be reached, or ``datasets`` is not installed.
         """
+        if seed is None:
+            return self._in_order(None)
+        return window_shuffle(self._in_order(derive_seed(seed, "files", epoch)), derive_seed(seed, "rows", epoch))
+
+    def _in_order(self, files_seed: int | None) -> Iterator[Row]:
+        """Yield the rows file by file, the files shuffled unless ``files_seed`` is None."""
         stream = self._open()
-        if seed is not None:
-            stream = stream.shuffle(seed=derive_seed(seed, "rows", epoch) % 2**32, buffer_size=WINDOW)
-        number = -1
+        count = int(stream.num_shards)
+        number = 0
         try:
-            for number, row in enumerate(stream):
-                yield self._checked(number, row)
+            for file in range(count) if files_seed is None else permutation(count, files_seed).tolist():
+                for row in stream.shard(count, file):
+                    yield self._checked(number, row)
+                    number += 1
         except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.origin}: row {number + 1:,} cannot be read: {_line(error)}") from error
-        if number + 1 != self.rows:
-            raise DataError(f"{self.origin} gave {number + 1:,} rows, expected {self.rows:,}")
+            raise DataError(f"{self.origin}: row {number:,} cannot be read: {_line(error)}") from error
+        if number != self.rows:
+            raise DataError(f"{self.origin} gave {number:,} rows, expected {self.rows:,}")
 
     @property
     def origin(self) -> str:
@@ -138,6 +148,27 @@ class RowData:
         from fractrain.data.row_loader import eval_loader
 
         return eval_loader(getattr(self, split), self.info, batch_size, device)
+
+
+def window_shuffle(rows: Iterator[Row], seed: int, window: int = WINDOW) -> Iterator[Row]:
+    """Yield ``rows`` in random order, each at most about a window from where it was (or later).
+
+    Args:
+        rows: what to shuffle.
+        seed: the order is a function of it.
+        window: how many rows are held in memory.
+    """
+    draw = np.random.PCG64(seed)  # its raw stream is promised to stay the same (see images.permutation)
+    held: list[Row] = []
+    for row in rows:
+        if len(held) < window:
+            held.append(row)
+            continue
+        at = int(draw.random_raw()) % window
+        yield held[at]
+        held[at] = row
+    for at in permutation(len(held), derive_seed(seed, "rest")).tolist():
+        yield held[at]
 
 
 def parquet_files(folder: Path) -> dict[str, tuple[Path, ...]]:

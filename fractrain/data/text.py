@@ -130,8 +130,8 @@ def hub_cache(entry: DatasetInfo, data_dir: str | Path | None) -> Path:
 def how_to_mend(entry: DatasetInfo, data_dir: str | Path | None) -> str:
     """Return how to get the data set, in one clause."""
     return (
-        f"mend with `fractrain data fetch {entry.name} --data-dir {root_of(data_dir)}`, or put the official token files "
-        f"into {root_of(data_dir) / OFFICIAL[entry.name]} (prepared beside them, or below {CACHE_VARIABLE})"
+        f"mend with `fractrain data fetch {entry.name} --data-dir {root_of(data_dir)}`, or put the official token "
+        f"files into {root_of(data_dir) / OFFICIAL[entry.name]} (prepared beside them, or below {CACHE_VARIABLE})"
     )
 
 
@@ -151,4 +151,3 @@ def unigram_perplexity(data: TextData, split: str = "test") -> float:
     scored = part.counts(data.info.classes)
     scored[part.windows([0], 1)[0, 0]] -= 1
     return math.exp(float(scored @ cost) / (len(part) - 1))
-

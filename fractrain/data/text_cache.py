@@ -80,7 +80,8 @@ def prepare(entry: DatasetInfo, texts: Mapping[str, Text], folder: Path) -> Prep
                     _make(entry, texts, folder)
         except OSError as error:
             raise DataError(
-                f"cannot write {folder}: {error.strerror or error}; set {CACHE_VARIABLE} to a folder that can be written"
+                f"cannot write {folder}: {error.strerror or error}; set {CACHE_VARIABLE} to a folder that can be "
+                "written"
             ) from error
     return read(entry, folder)
 

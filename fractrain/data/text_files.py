@@ -165,8 +165,10 @@ def _file_blocks(handle: IO[bytes]) -> Iterator[str]:
 
 
 def _parquet_blocks(path: Path) -> Iterator[str]:
-    from pyarrow import parquet
-
+    try:
+        from pyarrow import parquet  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MachineError(f"reading {path} needs pyarrow ({error}); mend with `pip install datasets`") from error
     with parquet.ParquetFile(path) as file:  # what pyarrow raises here are ValueErrors and OSErrors
         for batch in file.iter_batches(batch_size=ROWS, columns=["text"]):
             yield _rows_block(batch.column(0).to_pylist())

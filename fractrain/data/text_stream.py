@@ -45,7 +45,8 @@ class _Windows:
     def read(self, starts: Sequence[int]) -> Batch:
         """Return inputs and targets, int64 ``[len(starts), context]``, on the CPU."""
         both = torch.from_numpy(self.tokens.windows(starts, self.context + 1))
-        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+        # Copies: slices of a single window are contiguous as they are, and targets are written over.
+        return both[:, :-1].clone(), both[:, 1:].clone()
 
     def finish(self, x: Tensor, y: Tensor) -> Batch:
         """Move a batch to the device."""

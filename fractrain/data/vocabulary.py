@@ -80,7 +80,7 @@ class Vocabulary:
                 f"{origin} has the word {word!r}, which the training text does not have: the two are not of one "
                 "release; take all three files from the same one"
             )
-        return found.astype(number_type(len(self)), copy=False)
+        return found.astype(np.uint16) if number_type(len(self)) is np.uint16 else found
 
     def encode_blocks(self, blocks: Iterable[str], origin: str) -> Iterator[TokenArray]:
         """Yield the numbers of a text block by block; errors as :meth:`encode`."""

@@ -22,6 +22,7 @@ from fractrain.engine.files import storing, sync_folder, temporary_name
 from fractrain.errors import CheckpointError
 
 FORMAT_VERSION: Final = 1
+NAME: Final = "checkpoint.pt"  # of the newest generation, in a run's folder
 _MAGIC: Final = "fractrain-checkpoint"
 _MAX_HEADER: Final = 4096
 

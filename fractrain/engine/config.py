@@ -14,6 +14,8 @@ from pydantic import Field, JsonValue
 
 from fractrain.engine.recipes import PROFILES, Profile, Recipe, default_profile, recipe_values, with_length
 from fractrain.engine.registries import Registries
+from fractrain.engine.transfer import SETTINGS, SOURCE_METHOD, SOURCE_OF, Setting, transfer_recipe
+from fractrain.data.parts import unsuitable
 from fractrain.errors import ConfigError, did_you_mean
 
 FORMAT_VERSION: Final = 1
@@ -34,10 +36,13 @@ class RunConfig(pydantic.BaseModel):
         settings: the method's settings, validated and complete: a default spelled out gives the same id.
         method_version: the method's ``version``; raised by its author when results change.
         model, dataset: registry names.
-        setting: ``standard`` training from scratch.
+        setting: ``standard``: from scratch on the whole data set; ``adaptation`` or ``fine-tuning``: from the final
+            weights of ``source`` on the second part of the data; ``adaptation-source`` or ``fine-tuning-source``: from
+            scratch on the first part.
         profile: ``smoke``, ``short`` or ``paper``.
         seed: all randomness derives from it.
         recipe: length and optimizer settings.
+        source: the run whose final weights this one starts from; None: from scratch.
         format_version: version of this record.
     """
 
@@ -48,11 +53,19 @@ class RunConfig(pydantic.BaseModel):
     method_version: int
     model: str
     dataset: str
-    setting: Literal["standard"] = "standard"
+    setting: Setting = "standard"
     profile: Profile
     seed: Annotated[int, Field(ge=0)]
     recipe: Recipe
+    source: RunConfig | None = None
     format_version: Literal[1] = FORMAT_VERSION
+
+    @pydantic.model_validator(mode="after")
+    def _source_fits(self) -> RunConfig:
+        wanted = SOURCE_OF.get(self.setting)
+        if (self.source.setting if self.source else None) != wanted:
+            raise ValueError(f"setting {self.setting!r} needs {f'a source run of {wanted!r}' if wanted else 'no source'}")
+        return self
 
     @classmethod
     def create(
@@ -66,6 +79,7 @@ class RunConfig(pydantic.BaseModel):
         settings: Mapping[str, Any] | None = None,
         recipe: Mapping[str, Any] | None = None,
         setting: str = "standard",
+        source_recipe: Mapping[str, Any] | None = None,
         origin: str = "settings",
         registries: Registries | None = None,
     ) -> RunConfig:
@@ -80,7 +94,9 @@ class RunConfig(pydantic.BaseModel):
             settings: the method's settings that differ from its defaults.
             recipe: values that differ from the recipe of data set and profile. Another number of ``iterations`` scales
                 the milestones and the warm-up unless they are given too.
-            setting: only ``standard`` in this release.
+            setting: see the class. ``adaptation`` and ``fine-tuning`` bring their source run with them: full precision,
+                the same model, data set, profile and seed.
+            source_recipe: as ``recipe``, for the source run.
             origin: where settings and recipe came from (``--set``, a file), for error messages.
             registries: where the names are looked up.
 
@@ -92,10 +108,23 @@ class RunConfig(pydantic.BaseModel):
         info = known.dataset_info(dataset)
         if reason := known.misfit(model, dataset):
             raise ConfigError(f"{model} cannot be trained on {dataset}: {reason}")
+        if setting not in SETTINGS:
+            raise ConfigError(f"unknown setting {setting!r}{did_you_mean(setting, SETTINGS)}; {', '.join(SETTINGS)}")
+        if reason := unsuitable(info, setting):
+            raise ConfigError(f"{dataset} cannot be used for {setting}: {reason}")
         profile = profile or default_profile(info.embedded)
         if profile not in PROFILES:
             raise ConfigError(f"unknown profile {profile!r}{did_you_mean(profile, PROFILES)}; {', '.join(PROFILES)}")
         values = recipe_values(dataset, profile, info.embedded)
+        source = None
+        if setting in SOURCE_OF:
+            values = transfer_recipe(values)
+            source = cls.create(
+                method=SOURCE_METHOD, model=model, dataset=dataset, profile=profile, seed=seed, recipe=source_recipe,
+                setting=SOURCE_OF[setting], origin=f"{origin}: source run", registries=registries,
+            )  # fmt: skip
+        elif source_recipe:
+            raise ConfigError(f"{origin}: a recipe for the source run, but setting {setting!r} has none")
         recipe_value = merge_recipe(values, recipe or {}, origin)
         try:
             resolved = kind.Settings.model_validate(dict(settings or {})).model_dump(mode="json")
@@ -105,7 +134,8 @@ class RunConfig(pydantic.BaseModel):
         try:
             return cls.model_validate(
                 {"method": method, "settings": resolved, "method_version": kind.version, "model": model,
-                 "dataset": dataset, "setting": setting, "profile": profile, "seed": seed, "recipe": recipe_value}
+                 "dataset": dataset, "setting": setting, "profile": profile, "seed": seed, "recipe": recipe_value,
+                 "source": source}
             )  # fmt: skip
         except pydantic.ValidationError as error:
             raise ConfigError(explain(error, origin, cls.model_fields)) from error
@@ -138,7 +168,9 @@ class RunConfig(pydantic.BaseModel):
     @cached_property
     def run_id(self) -> str:
         """Readable prefix plus 12 hex digits of the SHA-256 over the canonical JSON form."""
-        values = self.model_dump(mode="json")
+        values = self.model_dump(mode="json", exclude={"source"})
+        if self.source is not None:  # runs from scratch keep the ids they had before there were others
+            values["source"] = self.source.run_id
         for part, keys in ADDED_LATER.items():  # at their default they say nothing new: older runs keep their ids
             for key, default in keys.items():
                 if key in values[part] and values[part][key] == default:

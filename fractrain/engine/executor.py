@@ -50,13 +50,13 @@ class LocalExecutor:
     def run(self, configs: Sequence[RunConfig], site: Site, progress: Progress | None = None) -> list[Outcome]:
         """See :meth:`fractrain.engine.jobs.Executor.run`."""
         store = RunStore(site.store)
-        outcomes: dict[str, Outcome] = {}
+        outcomes = self._sources_first(configs, site, progress)
         todo: dict[str, RunConfig] = {}
         for config in configs:
             record = store.get(config.run_id)
             if record is not None and record.status == "done":
                 outcomes[config.run_id] = Outcome(config.run_id, "done", cached=True)
-            else:
+            elif config.run_id not in outcomes:
                 todo[config.run_id] = config
         progress = progress or SilentProgress()
         isolate = len(todo) > 1 if self.isolate is None else self.isolate
@@ -66,6 +66,26 @@ class LocalExecutor:
             ran = [run_here(config, site, progress) for config in todo.values()]
         outcomes.update({outcome.run_id: outcome for outcome in ran})
         return [outcomes[config.run_id] for config in configs]
+
+    def _sources_first(
+        self, configs: Sequence[RunConfig], site: Site, progress: Progress | None
+    ) -> dict[str, Outcome]:
+        """Run what other runs start from, each once; return the outcome of runs whose source failed."""
+        store = RunStore(site.store)
+        waiting: dict[str, list[RunConfig]] = {}
+        sources: dict[str, RunConfig] = {}
+        for config in configs:
+            record = store.get(config.run_id)
+            if config.source is not None and (record is None or record.status != "done"):
+                sources[config.source.run_id] = config.source
+                waiting.setdefault(config.source.run_id, []).append(config)
+        ended = self.run(list(sources.values()), site, progress) if sources else []
+        return {
+            config.run_id: Outcome(config.run_id, "failed", f"its source run {o.run_id}: {o.status}: {o.message}")
+            for o in ended
+            if o.status != "done"
+            for config in waiting[o.run_id]
+        }
 
     def _run_processes(
         self, configs: list[RunConfig], site: Site, progress: TableProgress, cached: int

@@ -13,6 +13,7 @@ from fractrain.engine.signals import RunInterrupted
 from fractrain.errors import FractrainError, NonFiniteError
 
 CHECKPOINT_SECONDS: Final = 60.0
+Kernels = Literal["auto", "reference", "fused"]
 OutcomeStatus = Literal["done", "failed", "diverged", "interrupted"]
 
 
@@ -26,6 +27,7 @@ class Site:
         data_dir: folder of the data sets, None for the default.
         download: fetch missing data.
         checkpoint_seconds: at least this long between two checkpoints of a run.
+        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all give the same bits.
     """
 
     store: Path
@@ -33,6 +35,7 @@ class Site:
     data_dir: Path | None = None
     download: bool = False
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    kernels: Kernels = "auto"
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -43,6 +46,7 @@ class Site:
             "data_dir": data_dir,
             "download": self.download,
             "checkpoint_seconds": self.checkpoint_seconds,
+            "kernels": self.kernels,
         }
 
     @classmethod

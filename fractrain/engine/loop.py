@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fractrain.cost.ledger import Ledger
 from fractrain.engine.config import RunConfig
 from fractrain.engine.diagnose import first_nonfinite
 from fractrain.engine.evaluate import EvaluationStopped, channels_last, evaluate
+from fractrain.engine.feed import Pace, Replaced
+from fractrain.engine.jobs import Kernels
 from fractrain.engine.metrics import metrics_line
 from fractrain.engine.optimizer import clip_gradients, make_optimizer
 from fractrain.engine.registries import Registries
@@ -52,6 +55,8 @@ class TrainingLoop:
         registries: where names are looked up.
         on_epoch: called with the metrics line of each finished epoch.
         should_stop: asked between the batches of an evaluation.
+        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all give the same bits.
+        start: puts weights into the plain model before training begins; None: as the seed initialises it.
 
     Attributes:
         step: optimizer steps done.
@@ -69,8 +74,11 @@ class TrainingLoop:
         registries: Registries,
         on_epoch: Callable[[dict[str, Any]], None],
         should_stop: Callable[[], bool],
+        kernels: Kernels = "auto",
+        start: Callable[[nn.Module], None] | None = None,
     ) -> None:
         recipe = config.recipe
+        registries = registries.for_setting(config.setting, config.seed)
         self.config, self.device, self.known = config, device, registries
         self._on_epoch, self._should_stop = on_epoch, should_stop
         torch.manual_seed(derive_seed(config.seed, "torch"))
@@ -81,19 +89,23 @@ class TrainingLoop:
         splits = ("test",) if data.val is None else ("val", "test")
         self.eval_streams = {s: registries.eval_stream(data, s, recipe.batch_size, device) for s in splits}
         self.clock = Clock.of(recipe, len(self.stream))
-        self._build()
+        self._build(start)
+        self.method.state.kernels = kernels
         self.step = self.epoch = 0
         self.lines: list[dict[str, Any]] = []
         self._seconds, self._since = 0.0, time.perf_counter()
+        self.replaced = Replaced([self.stream, *self.eval_streams.values()])
         self.watch = LossWatch(device)
         self._reset_sums()
 
-    def _build(self) -> None:
+    def _build(self, start: Callable[[nn.Module], None] | None) -> None:
         """Build model, method and optimizer."""
         config, recipe = self.config, self.config.recipe
         plain: Any = self.known.model(config.model, config.dataset, config.seed)
         if recipe.zero_init_residual and hasattr(plain, "zero_init_residual"):
             plain.zero_init_residual()
+        if start is not None:
+            start(plain)
         blocks = list(getattr(plain, "gateable_blocks", list)())  # a model without blocks has an empty list
         weights: Any = self.known.block_weights(plain, config.dataset, blocks)
         macs = self.known.forward_macs(plain, config.dataset)
@@ -144,7 +156,7 @@ class TrainingLoop:
             message = f"run {self.config.run_id} diverged at step {self.step} in layer {error.layer!r}: {error}"
             raise Diverged(message, error.layer, self.step) from error
         self.step += 1
-        self.step_seconds.append(time.perf_counter() - started)
+        self.pace.step_seconds.append(time.perf_counter() - started)
 
     def _train_step(self) -> None:
         self.method.on_step_start(self.step)
@@ -166,6 +178,7 @@ class TrainingLoop:
         if outcome.correct is not None:
             self.correct += outcome.correct
         self.samples += outcome.count
+        self.pace.answers += outcome.count
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = self.stream.batch(*self.clock.data(step))
@@ -198,7 +211,7 @@ class TrainingLoop:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.samples: int = 0
-        self.step_seconds: list[float] = []
+        self.pace = Pace(self.stream)
 
     @property
     def seconds(self) -> float:
@@ -246,6 +259,7 @@ class TrainingLoop:
             "lines": self.lines,
             "seconds": self.seconds,
             "data_digest": self.data_digest,
+            "replaced": self.replaced.images,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -271,6 +285,7 @@ class TrainingLoop:
         self.epoch, self.step = state["cursor"]["epoch"], state["cursor"]["step"]
         self.ledger.begin("train", self.epoch)
         self.lines = list(state["lines"])
+        self.replaced.before = dict(state.get("replaced", {}))
         self._reset_sums()
         self.loss_sum.copy_(state["sums"]["loss"])
         self.correct.copy_(state["sums"]["correct"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import TYPE_CHECKING, Any
 
 from fractrain.engine.evaluate import Scores
@@ -39,7 +38,7 @@ def metrics_line(loop: TrainingLoop, mean_loss: float, scores: dict[str, Scores]
         "cp_percent": loop.known.cp(loop.ledger),
         "method": {name: float(value) for name, value in loop.method.metrics().items()},
         "seconds": loop.seconds,
-        "step_seconds": statistics.median(loop.step_seconds) if loop.step_seconds else None,
+        **loop.pace.line("images" if loop.task.metric == "accuracy" else "words"),
     }
     if loop.task.metric == "perplexity":
         perplexity = loop.task.perplexity

@@ -26,7 +26,7 @@ class Recipe(pydantic.BaseModel):
 
     Attributes:
         iterations: optimizer steps.
-        batch_size: images per step.
+        batch_size: images per step, or sequences of words.
         optimizer: ``sgd`` (with momentum), ``nesterov`` (the same with Nesterov's correction), ``adam`` or ``adamw``.
         lr, momentum, weight_decay, betas: its settings; ``betas`` are Adam's, ``momentum`` is the other two's.
         clip_norm: gradients are scaled down to this common norm, 0 for never.
@@ -89,7 +89,22 @@ _IMAGENET: Final[dict[str, Any]] = {
 _IMAGENETTE: Final[dict[str, Any]] = {
     **_CIFAR, "iterations": 4_440, "batch_size": 64, "lr": 0.05, "milestones": [2_220, 3_700],
 }  # fmt: skip
+# Ours: the papers' settings for language models are not known. Adam as for the first Transformer (Vaswani et al. 2017,
+# section 5.3), 32,768 words a step (64 sequences of 512), 50,000 steps: 16 passes over the 103 million words.
+_LANGUAGE: Final[dict[str, Any]] = {
+    "optimizer": "adam", "betas": [0.9, 0.98], "weight_decay": 0.0, "clip_norm": 1.0, "schedule": "cosine",
+    "augment": False,
+}  # fmt: skip
+_WIKITEXT103: Final[dict[str, Any]] = {
+    **_LANGUAGE, "iterations": 50_000, "batch_size": 64, "lr": 5e-4, "warmup": 4_000, "eval_every": 2_000,
+}  # fmt: skip
+# Ours: 8,192 words a step (16 sequences of 512), 5,100 steps: 20 passes over the 2 million words.
+_WIKITEXT2: Final[dict[str, Any]] = {
+    **_LANGUAGE, "iterations": 5_100, "batch_size": 16, "lr": 5e-4, "warmup": 500, "eval_every": 255,
+}  # fmt: skip
 _PAPER: Final[dict[str, dict[str, Any]]] = {
+    "wikitext103": _WIKITEXT103,
+    "wikitext2": _WIKITEXT2,
     "imagenet": _IMAGENET,
     "imagenette": _IMAGENETTE,
     "cifar10": _CIFAR,
@@ -100,6 +115,9 @@ _SMOKE: Final[dict[str, Any]] = {**_CIFAR, "lr": 0.03, "zero_init_residual": Tru
 _EMBEDDED: Final[dict[str, dict[str, Any]]] = {
     "digits": {
         **_SMOKE, "iterations": 160, "batch_size": 64, "milestones": [120, 145], "eval_every": 20, "val_fraction": 0.1,
+    },
+    "docs_text": {  # 256 words a step
+        **_LANGUAGE, "iterations": 160, "batch_size": 4, "lr": 1e-3, "warmup": 16, "eval_every": 80,
     },
     "digits32": {
         **_SMOKE, "iterations": 80, "batch_size": 32, "milestones": [60, 72], "eval_every": 20, "val_fraction": 0.1,

@@ -5,9 +5,12 @@ The engine knows none of them by name; a test, or a harness with parts of its ow
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from fractrain.data.parts import part_data, part_info
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +33,20 @@ class Stream(Protocol):
 
 
 class Registries:
-    """Looks everything up in the registries of the package; imports are late so that planning stays light."""
+    """Looks everything up in the registries of the package; imports are late so that planning stays light.
+
+    Attributes:
+        setting, seed: of the run whose data is meant; see :meth:`for_setting`.
+    """
+
+    setting = "standard"
+    seed = 0
+
+    def for_setting(self, setting: str, seed: int) -> Registries:
+        """Return registries whose data sets are the parts that a run of this setting and seed uses."""
+        own = copy.copy(self)
+        own.setting, own.seed = setting, seed
+        return own
 
     def method_class(self, name: str) -> type[Method]:
         """Return a method's class; ConfigError or PluginError when there is none."""
@@ -48,7 +64,7 @@ class Registries:
         """Return what is known of a data set (``name``, ``classes``, ``shape``, ``embedded``, ...)."""
         from fractrain.data import registry
 
-        return registry.info(name)
+        return part_info(registry.info(name), self.setting)
 
     def misfit(self, model: str, dataset: str) -> str | None:
         """Return why the pair is impossible, or None; ConfigError when either is unknown."""
@@ -85,7 +101,8 @@ class Registries:
         """Load a data set: an object with ``train``, ``val`` (or None), ``test``, ``info`` and ``digest``."""
         from fractrain.data import registry
 
-        return registry.load(name, data_dir=data_dir, download=download, val_fraction=val_fraction, seed=seed)
+        data: Any = registry.load(name, data_dir=data_dir, download=download, val_fraction=val_fraction, seed=seed)
+        return data if self.setting == "standard" else part_data(data, self.setting, self.seed)
 
     def train_stream(self, data: Any, batch_size: int, seed: int, device: torch.device, augment: bool) -> Stream:
         """Return the training batches."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -84,8 +85,13 @@ def weights_sha256(model: nn.Module) -> str:
 
     Non-tensor state does not enter. The memory format does not matter.
     """
+    return state_sha256(model.state_dict())
+
+
+def state_sha256(state: Mapping[str, Any]) -> str:
+    """:func:`weights_sha256` of a state dict."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from torch import nn
 
 from fractrain.engine import checkpoint, environment
 from fractrain.engine.config import RunConfig
 from fractrain.engine.device import determinism, resolve_device
-from fractrain.engine.jobs import CHECKPOINT_SECONDS, Site
+from fractrain.engine.jobs import CHECKPOINT_SECONDS, Kernels, Site
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.progress import Progress, SilentProgress
 from fractrain.engine.registries import Registries
 from fractrain.engine.signals import GracefulStop, RunInterrupted
+from fractrain.engine.source import source_weights, start_from
 from fractrain.engine.store import LOCK_PATIENCE_S, RunRecord, RunStore, RunWriter
 from fractrain.engine.summary import best_line, summarize_run
 from fractrain.errors import NonFiniteError, RunError, StoreError
 
-CHECKPOINT_NAME: Final = "checkpoint.pt"
+FOREVER: Final = -1.0
+CHECKPOINT_NAME: Final = checkpoint.NAME
 
 
 class Trainer:
@@ -36,6 +39,7 @@ class Trainer:
         checkpoint_seconds: at least this long between two checkpoints; 0 means after every step.
         wait_s: seconds to wait for another process that writes the same run.
         registries: where names are looked up.
+        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all give the same bits.
     """
 
     def __init__(
@@ -50,11 +54,13 @@ class Trainer:
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         wait_s: float = LOCK_PATIENCE_S,
         registries: Registries | None = None,
+        kernels: Kernels = "auto",
     ) -> None:
         self.config, self.store, self.device, self.data_dir = config, store, device, data_dir
         self.progress = progress or SilentProgress()
         self.download, self.checkpoint_seconds, self.wait_s = download, checkpoint_seconds, wait_s
         self.registries = registries or Registries()
+        self.kernels = kernels
 
     def run(self) -> RunRecord:
         """Train to the end and return the finished run; one that is done already is returned as it is.
@@ -66,6 +72,7 @@ class Trainer:
         """
         record = self.store.get(self.config.run_id)
         if record is None or record.status != "done":
+            self._train_source()
             with GracefulStop() as stop, self.store.open(self.config, self.wait_s) as writer:
                 record = self.store.get(self.config.run_id)
                 if record is None or record.status != "done":  # another process may have finished it while we waited
@@ -74,6 +81,25 @@ class Trainer:
         if record is None:
             raise StoreError(f"{self.store.path(self.config.run_id)} has vanished: something else deletes in the store")
         return record
+
+    def _train_source(self) -> None:
+        """Run the source run first, unless it is done or this run is past needing it."""
+        source = self.config.source
+        if source is None or (self.store.path(self.config.run_id) / CHECKPOINT_NAME).exists():
+            return
+        self.progress.note(f"run {self.config.run_id} starts from run {source.run_id}")
+        Trainer(
+            source, self.store, self.device, self.data_dir, self.progress, download=self.download,
+            checkpoint_seconds=self.checkpoint_seconds, wait_s=FOREVER, registries=self.registries,
+            kernels=self.kernels,
+        ).run()  # fmt: skip
+
+    def _start(self, model: nn.Module) -> None:
+        """Give a plain model the weights of the source run."""
+        source = self.config.source
+        if source is not None:
+            new_head = self.config.setting == "adaptation"
+            start_from(model, source_weights(self.store, source), source.run_id, new_head)
 
     def _run_locked(self, writer: RunWriter, stop: GracefulStop) -> None:
         """Train, and write a status that says how it ended, whatever happens."""
@@ -105,6 +131,7 @@ class Trainer:
         path = writer.path / CHECKPOINT_NAME
         with determinism(self.config.recipe.deterministic), torch.random.fork_rng(devices=gpus):
             writer.start(environment.capture(self.device))
+            state = checkpoint.load(path, self.config.run_id)
             loop = TrainingLoop(
                 self.config,
                 self.device,
@@ -113,8 +140,9 @@ class Trainer:
                 self.registries,
                 on_epoch=writer.append_metrics,
                 should_stop=lambda: stop.requested,
+                kernels=self.kernels,
+                start=self._start if state is None else None,
             )
-            state = checkpoint.load(path, self.config.run_id)
             if state is not None:
                 loop.load_state_dict(state)
             self.progress.start(self.config.run_id, loop.clock.total, loop.step)
@@ -122,6 +150,9 @@ class Trainer:
             costs = self.registries.costs(loop.ledger, _best_epoch(loop))
             summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs, loop.task.metric)
             summary["data_digest"] = loop.data_digest
+            if replaced := loop.replaced.images:
+                summary["replaced_images"] = replaced
+                self.progress.note(f"{len(replaced)} images could not be decoded and were replaced")
             writer.finish(summary, loop.ledger.state_dict())
 
     def _loop(self, loop: TrainingLoop, path: Path, stop: GracefulStop) -> None:
@@ -158,6 +189,7 @@ def train_at(
         download=site.download,
         checkpoint_seconds=site.checkpoint_seconds,
         registries=registries,
+        kernels=site.kernels,
     ).run()
 
 

@@ -133,14 +133,14 @@ def declared_precisions(model: nn.Module) -> dict[QuantLayer, Callable[[], list[
     """For every quantized layer, what returns the precisions it may have now.
 
     That is its own one, or those of the block around it that switches between candidates (a module with a list of
-    :class:`Precision` called ``precisions``).
+    :class:`Precision` called ``precisions``; where it has a method ``precisions_of(layer)``, what that says).
     """
     candidates: dict[QuantLayer, list[Precision]] = {}
     for module in model.modules():
         own = getattr(module, "precisions", None)
         if isinstance(own, list | tuple) and own and all(isinstance(p, Precision) for p in own):
-            for layer in quant_layers(module):
-                candidates[layer] = list(own)
+            of = getattr(module, "precisions_of", lambda _layer, own=own: own)
+            candidates |= {layer: list(of(layer)) for layer in quant_layers(module)}
 
     def reader(layer: QuantLayer) -> Callable[[], list[Precision]]:
         return lambda: [layer.effective(p) for p in candidates.get(layer) or [layer.precision]]

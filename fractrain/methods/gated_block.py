@@ -105,6 +105,10 @@ class GatedBlock(nn.Module):
     def _is_constant(self, layer: nn.Module) -> bool:
         return self.constant is not None and is_depthwise(layer)
 
+    def precisions_of(self, layer: nn.Module) -> list[Precision]:
+        """Precisions that one layer of the block may have: one if it is held, else one per candidate."""
+        return [self._precision(layer, k) for k in range(1 if self._is_constant(layer) else len(self.candidates))]
+
     def _precision(self, layer: nn.Module, k: int) -> Precision:
         """Precision of one layer for candidate ``k``."""
         return self.constant if self.constant is not None and is_depthwise(layer) else self.precisions[k]

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fractrain.errors import ConfigError
-from fractrain.models.adaptive import AdaptiveEmbedding, adaptive_head, cutoffs_for
+from fractrain.models.adaptive import DIV_VALUE, AdaptiveEmbedding, adaptive_head, cutoffs_for
 from fractrain.quant.matmul import Matmul
 from fractrain.quant.softmax import causal_softmax
 
@@ -115,6 +115,8 @@ class TransformerLM(nn.Module):
         if width % heads or width % 2:
             raise ConfigError(f"a width of {width} cannot be split into {heads} heads of equal, even size")
         cutoffs = cutoffs_for(words) if cutoffs is None else cutoffs
+        if width < DIV_VALUE ** len(cutoffs):
+            raise ConfigError(f"a width of {width} is too small for {len(cutoffs) + 1} bands of words")
         self.words, self.width = words, width
         # The tables belong to the head; the embedding has its own only where it is torch's.
         self.embedding = AdaptiveEmbedding(words, cutoffs, width) if cutoffs else nn.Embedding(words, width)
@@ -153,7 +155,7 @@ class TransformerLM(nn.Module):
         Its mean is the loss; the exponential of its mean over all words the perplexity.
         """
         if isinstance(self.head, nn.AdaptiveLogSoftmaxWithLoss):
-            flat = -self.head(hidden.flatten(0, 1), targets.reshape(-1)).output
+            flat: torch.Tensor = -self.head(hidden.flatten(0, 1), targets.reshape(-1)).output
         else:
             flat = F.cross_entropy(self.head(hidden).flatten(0, 1), targets.reshape(-1), reduction="none")
         return flat.view(targets.shape)
@@ -161,10 +163,12 @@ class TransformerLM(nn.Module):
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         if isinstance(self.head, nn.AdaptiveLogSoftmaxWithLoss):
             # Asked for by name: a method may have put other modules with the same parameters in their place.
-            first = cast(torch.Tensor, self.head.head.weight)[: self.head.cutoffs[0]]
+            first = self.head.head.weight[: self.head.cutoffs[0]]
             further = [cast(torch.Tensor, cast(nn.Sequential, band)[1].weight) for band in self.head.tail]
-            return cast(torch.Tensor, self.embedding(tokens, [first, *further]))
-        return cast(torch.Tensor, self.embedding(tokens))
+            vectors: torch.Tensor = self.embedding(tokens, [first, *further])
+            return vectors
+        plain: torch.Tensor = self.embedding(tokens)
+        return plain
 
     def _positions(self, length: int, device: torch.device) -> torch.Tensor:
         """Sines and cosines ``[T, width]`` of geometrically spaced wavelengths up to 10,000 * 2 pi."""

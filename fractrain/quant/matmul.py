@@ -174,8 +174,8 @@ class QuantMatmul(QuantLayer):
             y = multiply(a, b, self.transpose)
         else:
             y = self._quantized_pair(a, b, p)
-        flat_a, flat_b, flat_y = (t.shape[:1] + (t.shape[1:-1].numel(),) + t.shape[-1:] for t in (a, b, y))
-        self.shapes = {"A": torch.Size(flat_a), "W": torch.Size(flat_b), "E": torch.Size(flat_y)}
+        for name, t in (("A", a), ("W", b), ("E", y)):
+            self.shapes[name] = torch.Size((t.shape[0], t.shape[1:-1].numel(), t.shape[-1]))
         self.report(a, y, self.wants(a, b))
         return y
 
@@ -247,7 +247,7 @@ class _Pair(torch.autograd.Function):
         ctx: Any, a: torch.Tensor, b: torch.Tensor, layer: QuantMatmul, p: Precision, values: tuple[Any, ...],
         kept: tuple[Activation, Activation], known: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
-        y = layer.product(*values, None) if known is None else known.detach()
+        y = layer.product(values[0], values[1], None) if known is None else known.detach()
         ctx.layer, ctx.precision, ctx.shape = layer, p, a.shape
         s = layer.state.scope
         ctx.scope = None if s is None else replace(s, input=a.new_empty(0), memo={}, sites=[])

@@ -1,9 +1,9 @@
 """Causal softmax that keeps nothing for backward where its input can be made again from integer codes.
 
 Softmax keeps its output, a float32 of the size of the scores (N x heads x T x T): in quantized training that would be
-most of what a Transformer layer keeps, and more than fused attention keeps in floating point. The scores are the product
-of two operands whose codes are kept anyway, so backward multiplies them again: the same values, one product more. That
-product is a matter of memory, not of the method: the ledger does not count it.
+most of what a Transformer layer keeps, and more than fused attention keeps in floating point. The scores are the
+product of two operands whose codes are kept anyway, so backward multiplies them again: the same values, one product
+more. That product is a matter of memory, not of the method: the ledger does not count it.
 """
 
 from __future__ import annotations

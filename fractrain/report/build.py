@@ -62,7 +62,7 @@ def build_table(
         watermark=_watermark(spec, known),
         columns=columns(spec),
         rows=tuple(rows),
-        notes=tuple(dict.fromkeys([*notes, *spec.notes, *_extrapolated(caveats)])),
+        notes=tuple(dict.fromkeys([*notes, *spec.notes, *_transferred(spec), *_extrapolated(caveats)])),
         rules=rules(spec),
     )
 
@@ -91,6 +91,13 @@ def _watermark(spec: TableSpec, profile: str) -> str:
         f"NOT A REPRODUCTION: measured columns are from the profile '{profile}', {how}; "
         "published columns are the paper's, so the two must not be compared."
     )
+
+
+def _transferred(spec: TableSpec) -> list[str]:
+    """How adaptation and fine-tuning were done, in a table that has any."""
+    from fractrain.engine.transfer import NOTE
+
+    return [NOTE] if any(pair.setting != "standard" for pair in spec.pairs) else []
 
 
 def _extrapolated(caveats: Sequence[tuple[Row, str]]) -> list[str]:

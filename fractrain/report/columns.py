@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from fractrain.cost.hardware import HARDWARE
@@ -37,9 +37,14 @@ class Quantity:
     modelled: bool = False
 
     @property
-    def is_accuracy(self) -> bool:
-        """Whether more is better and differences, not ratios, are compared."""
-        return self.key.startswith("accuracy")
+    def is_quality(self) -> bool:
+        """Whether it says how good the model is: differences, not ratios, are compared."""
+        return self.key.startswith(("accuracy", "perplexity"))
+
+    @property
+    def best(self) -> Callable[[Iterable[float]], float]:
+        """``max`` or ``min``: which of several values is the best."""
+        return max if self.key.startswith("accuracy") else min
 
 
 QUANTITIES = (
@@ -52,6 +57,12 @@ QUANTITIES = (
         "accuracy_published",
         "acc_top1_%",
         saving="acc_diff",
+    ),
+    Quantity("perplexity_last", lambda m: m.perplexity.get("last"), fixed_text),
+    Quantity("perplexity_best_val", lambda m: m.perplexity.get("best_val"), fixed_text),
+    Quantity(
+        "perplexity_best_test", lambda m: m.perplexity.get("best_test"), fixed_text, "perplexity_published",
+        "perplexity",
     ),
     Quantity("macs_best", lambda m: m.macs_best, macs_text, "macs_published", "effective_MACs", saving="MACs_saving"),
     Quantity("macs_end", lambda m: m.macs_end, macs_text),
@@ -70,6 +81,7 @@ QUANTITIES = (
 )  # fmt: skip
 PUBLISHED_TEXT: dict[str, Callable[[float], str]] = {
     "accuracy_published": fixed_text,
+    "perplexity_published": fixed_text,
     "macs_published": macs_text,
     "bitops_published": macs_text,
     "energy_published": fixed_text,
@@ -80,7 +92,8 @@ ACC: tuple[Part, ...] = ("accuracy",)
 COST: tuple[Part, ...] = ("cost",)
 
 
-EXTRA = frozenset({"bitops_published", "bitops_end", "energy_end", "latency_end"})
+PERPLEXITY = ("perplexity_published", "perplexity_last", "perplexity_best_val", "perplexity_best_test")
+EXTRA = frozenset({*PERPLEXITY, "bitops_published", "bitops_end", "energy_end", "latency_end"})
 """Columns that a table has only if it asks for them."""
 ASKED = {"cp": "cp %↓", "accuracy_best_val": "best val %↑"}
 """Compact headings of columns that the compact layout shows only if the table asks for them."""
@@ -102,6 +115,16 @@ def _catalogue(hardware: str) -> tuple[Column, ...]:
         Column(
             "accuracy_best_test", "Accuracy [%] ↑, measured, best on test (paper protocol)", "best* %↑", ACC, "measured"
         ),
+        Column("perplexity_published", "Perplexity [per word] ↓, published", "ppl↓ pub.", ACC, "published"),
+        Column("perplexity_last", "Perplexity [per word] ↓, measured, last epoch", "last ppl↓", ACC, "measured"),
+        Column(
+            "perplexity_best_val", "Perplexity [per word] ↓, measured, at best validation", "ppl↓ at val", ACC,
+            "measured",
+        ),
+        Column(
+            "perplexity_best_test", "Perplexity [per word] ↓, measured, best on test (paper protocol)", "best* ppl↓",
+            ACC, "measured",
+        ),
         Column("seeds", "Seeds [done/planned]", "Seeds", ACC),
         Column("macs_published", "MACs@best [effective MACs] ↓, published", "MACs↓ pub.", COST, "published"),
         Column("macs_best", "MACs@best [effective MACs] ↓, measured", "MACs↓@best", COST, "measured"),
@@ -117,7 +140,7 @@ def _catalogue(hardware: str) -> tuple[Column, ...]:
         Column("latency_end", f"Latency@end [min] ↓, {model}", "min↓@end model", COST, "derived"),
         Column("verdict", "Verdict", "Verdict", ACC),
         Column("runs", "Run ids", "", ACC),
-    )
+    )  # fmt: skip
 
 
 def columns(spec: TableSpec) -> tuple[Column, ...]:
@@ -139,13 +162,14 @@ def relative_columns(spec: TableSpec, relative: Relative) -> list[Column]:
     """The columns of one relative quantity: the claim as published, if there is one, and ours, derived."""
     quantity = next(q for q in QUANTITIES if q.key == relative.quantity)
     named = next(c for c in _catalogue(spec.hardware) if c.key == quantity.key)
-    parts = ACC if quantity.is_accuracy else COST
-    unit = "points" if quantity.is_accuracy else "x"
-    how = "difference in" if quantity.is_accuracy else "ratio of"
-    ours = f"{relative.label} [{unit}] ↑, derived: {how} {_what(named)}"
+    parts = ACC if quantity.is_quality else COST
+    unit = "x" if not quantity.is_quality else "perplexity" if quantity.key in PERPLEXITY else "points"
+    how = "difference in" if quantity.is_quality else "ratio of"
+    better = "↓" if quantity.key in PERPLEXITY else "↑"  # a ratio is a factor saved
+    ours = f"{relative.label} [{unit}] {better}, derived: {how} {_what(named)}"
     found = [Column(f"{quantity.key}_relative", ours, relative.short, parts, "derived")]
     if relative.claim:
-        head = f"{relative.claim.label} [{unit}] ↑, claimed by the source"
+        head = f"{relative.claim.label} [{unit}] {better}, claimed by the source"
         found.insert(0, Column(f"{quantity.key}_claim", head, relative.claim.short, parts, "published"))
     return found
 
@@ -167,6 +191,12 @@ def rules(spec: TableSpec) -> tuple[str, ...]:
         "MACs = cp/100 x training images x 3 x forward MACs of the model (effective, 32-bit equivalent), summed up to "
         "the epoch of best test accuracy (@best, as published) or over the whole run (@end).",
     ]
+    if any(c.key in PERPLEXITY for c in columns(spec)):
+        texts.append(
+            "Perplexity = exponential of the mean negative log-likelihood (nats) per word token of the test part, "
+            "every token after the first scored once; lower is better. Verdicts on language models are about "
+            "perplexity: the same rule, in units of perplexity for percentage points."
+        )
     if spec.hardware:
         description = HARDWARE.get(spec.hardware).description
         texts.append(f"Energy and latency of our runs are modelled by {spec.hardware}: {description}.")

@@ -105,6 +105,7 @@ def plan_text(runs: Sequence[PlannedRun]) -> str:
     for run in runs:
         r = run.request
         what = f"{r.method:<10} {r.model:<10} {r.dataset:<10} {r.profile:<6} seed {run.seed}"
+        what += "" if r.setting == "standard" else f" {r.setting}"
         tail = f"  ({run.reason})" if run.reason else ""
         lines.append(f"{run.state:<12} {what}  {run.run_id or '-'}{tail}")
     counts = Counter(run.state for run in runs)

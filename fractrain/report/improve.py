@@ -32,7 +32,7 @@ def saving_cell(subject: float, baselines: Sequence[float], source: str) -> Cell
 
 
 def difference_cell(difference: Estimate, source: str) -> Cell:
-    """Cell of an accuracy column: difference in percentage points."""
+    """Cell of an accuracy or perplexity column: difference in percentage points, or in perplexity."""
     spread = "" if difference.half_width is None else f" ± {difference.half_width:.2f}"
     n = difference.n if source.startswith("measured") else None
     text = f"{difference.mean:+.2f}{spread}"
@@ -57,8 +57,8 @@ def published_cells(
         if not column or own is None or not others:
             continue
         source = "recomputed from the published rows"
-        if quantity.is_accuracy:
-            cells[column] = difference_cell(estimate([own - max(others)]), source)
+        if quantity.is_quality:
+            cells[column] = difference_cell(estimate([own - quantity.best(others)]), source)
         else:
             cells[column] = saving_cell(own, others, source)
     return cells
@@ -67,7 +67,8 @@ def published_cells(
 def measured_cells(runs: Mapping[str, Runs], subject: str, baselines: Sequence[str]) -> dict[str, Cell]:
     """Improvement of the measured runs, over those baselines that were measured.
 
-    Accuracy is the paired difference over common seeds to the baseline with the best mean; costs compare means.
+    Accuracy and perplexity are paired differences over common seeds to the baseline with the best mean; costs compare
+    means.
 
     Args:
         runs: complete rows by row key.
@@ -84,9 +85,12 @@ def measured_cells(runs: Mapping[str, Runs], subject: str, baselines: Sequence[s
         others = [n for b in measured if (n := numbers(runs[b], quantity))]
         if not own or not others or quantity.key == "cp":
             continue
-        if not quantity.is_accuracy:
+        if not quantity.is_quality:
             cells[quantity.key] = saving_cell(_mean(own), [_mean(o) for o in others], source)
-        elif (difference := paired_difference(own, max(others, key=_mean))) is not None:
+            continue
+        best = quantity.best(_mean(o) for o in others)
+        rival = next(o for o in others if _mean(o) == best)
+        if (difference := paired_difference(own, rival)) is not None:
             cells[quantity.key] = difference_cell(difference, source)
     return cells
 

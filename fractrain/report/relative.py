@@ -40,7 +40,7 @@ def with_relative(
 
 
 def compare(own: Mapping[int, Measured], other: Mapping[int, Measured], quantity: Quantity) -> Estimate | None:
-    """Accuracy: own minus other; costs: other by own. Paired over common seeds; None where either was not measured.
+    """Accuracy, perplexity: own minus other; costs: other by own. Paired over common seeds, None without a measurement.
 
     Args:
         own: complete runs of the row by seed.
@@ -48,7 +48,7 @@ def compare(own: Mapping[int, Measured], other: Mapping[int, Measured], quantity
         quantity: what is compared.
     """
     mine, theirs = numbers(own, quantity), numbers(other, quantity)
-    return paired_difference(mine, theirs) if quantity.is_accuracy else paired_ratio(theirs, mine)
+    return paired_difference(mine, theirs) if quantity.is_quality else paired_ratio(theirs, mine)
 
 
 def claim_cell(row: PublishedRow) -> Cell:
@@ -62,7 +62,7 @@ def claim_cell(row: PublishedRow) -> Cell:
 
 def _cell(found: Estimate, quantity: Quantity, other: str, hardware: str) -> Cell:
     spread = "" if found.half_width is None else f" ± {found.half_width:.2f}"
-    text = f"{found.mean:+.2f}" if quantity.is_accuracy else f"{found.mean:.2f}"
+    text = f"{found.mean:+.2f}" if quantity.is_quality else f"{found.mean:.2f}"
     model = f", modelled: {hardware}" if quantity.modelled else ""
     source = f"from measured runs, against {other}, paired over seeds{model}"
     return Cell(text + spread, "derived", found.mean, found.low, found.high, found.n, source)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fractrain.cost.published import PublishedRow
-from fractrain.report.columns import PUBLISHED_TEXT, QUANTITIES, columns
+from fractrain.report.columns import PERPLEXITY, PUBLISHED_TEXT, QUANTITIES, columns
 from fractrain.report.grid import PlannedRun
 from fractrain.report.sources import PublishedIndex, Sources
 from fractrain.report.spec import Pair, RowSpec, TableSpec
@@ -61,11 +61,12 @@ def method_row(
     cells["seeds"] = Cell(f"{len(done)}/{len(runs)}")
     cells["runs"] = Cell(" ".join(r.run_id for r in runs if r.record is not None) or EMPTY.text)
     if complete:
-        cells |= _measured_cells(measured, spec.hardware)
-        accuracy = estimate([m.accuracy["best_test"] for m in measured.values()])
+        cells |= _measured_cells(measured, spec.hardware, protocol(request.dataset))
+        words = all(m.perplexity for m in measured.values())
+        quality = estimate([(m.perplexity if words else m.accuracy)["best_test"] for m in measured.values()])
+        said = numbers.get("perplexity_published" if words else "accuracy_published")
         real = request.dataset == pair.dataset
-        rule = spec.verdict.rule()
-        verdict = judge(accuracy, numbers.get("accuracy_published"), request.profile, real, rule)
+        verdict = judge(quality, said, request.profile, real, spec.verdict.rule(), less_is_better=words)
     else:
         first = next((c.key for c in shown if c.origin == "measured"), "seeds")
         cells[first] = Cell(_stand_in_text(runs, len(done)), "not run")
@@ -86,8 +87,13 @@ def group(pair: Pair, dataset: str) -> str:
 
 
 def data_label(pair: Pair, dataset: str) -> str:
-    """Name of the data set that was really used, for example ``digits (for CIFAR-10)``."""
-    return pair.dataset_label if dataset == pair.dataset else f"{dataset} (for {pair.dataset_label})"
+    """Name of the data set that was really used, for example ``digits (for CIFAR-10)``; with a setting of its own."""
+    name = pair.dataset_label if dataset == pair.dataset else f"{dataset} (for {pair.dataset_label})"
+    return f"{name}{_setting(pair)}"
+
+
+def _setting(pair: Pair) -> str:
+    return "" if pair.setting == "standard" else f", {pair.setting}"
 
 
 def labels(pair: Pair, dataset: str, method: str, precision: str) -> dict[str, Cell]:
@@ -95,7 +101,7 @@ def labels(pair: Pair, dataset: str, method: str, precision: str) -> dict[str, C
     return {
         "model": Cell(pair.model_label),
         "data": Cell(data_label(pair, dataset)),
-        "data_short": Cell(pair.dataset_label if dataset == pair.dataset else dataset),
+        "data_short": Cell((pair.dataset_label if dataset == pair.dataset else dataset) + _setting(pair)),
         "method": Cell(method),
         "precision": Cell(precision),
         "label": Cell(method if precision == method else f"{method} {precision.replace(' / ', '/')}"),
@@ -127,8 +133,16 @@ def _published_cell(key: str, row: PublishedRow) -> Cell:
     return Cell(PUBLISHED_TEXT[key](value), "published", value, source=f"{row.source}; {row.confidence}")
 
 
-def _measured_cells(measured: Mapping[int, Measured], hardware: str) -> dict[str, Cell]:
-    """Means over seeds; an optional number counts only where every seed has it."""
+def protocol(dataset: str) -> str:
+    """How perplexity on a text is measured (context and stride); empty for other data."""
+    from fractrain.data import registry
+
+    info = registry.info(dataset) if dataset in registry.names() else None
+    return info.protocol if info and info.kind == "text" else ""
+
+
+def _measured_cells(measured: Mapping[int, Measured], hardware: str, how: str) -> dict[str, Cell]:
+    """Means over seeds; an optional number counts only where every seed has it. ``how`` perplexities were measured."""
     cells: dict[str, Cell] = {}
     for quantity in QUANTITIES:
         numbers = [v for m in measured.values() if (v := quantity.read(m)) is not None]
@@ -136,14 +150,15 @@ def _measured_cells(measured: Mapping[int, Measured], hardware: str) -> dict[str
             continue
         e = estimate(numbers)
         text = quantity.text(e.mean)
-        if quantity.is_accuracy and e.half_width is not None:
+        if quantity.is_quality and e.half_width is not None:
             text += f" ± {quantity.text(e.half_width)}"
         if quantity.modelled:
             caveats = sorted({m.caveat for m in measured.values() if m.caveat})
             source = "; ".join([f"modelled: {hardware}", *caveats])
             cells[quantity.key] = Cell(text, "derived", e.mean, e.low, e.high, e.n, source)
         else:
-            cells[quantity.key] = Cell(text, "measured", e.mean, e.low, e.high, e.n)
+            source = how if quantity.key in PERPLEXITY else ""
+            cells[quantity.key] = Cell(text, "measured", e.mean, e.low, e.high, e.n, source)
     return cells
 
 
@@ -180,6 +195,8 @@ def _unfinished(runs: Sequence[PlannedRun], done: int) -> Verdict:
 def _notes(pair: Pair, row: RowSpec, runs: Sequence[PlannedRun], printed: Mapping[str, PublishedRow]) -> list[str]:
     where = f"{pair.model_label}, {pair.dataset_label}, {row.label}"
     notes = [f"{where}, published: {note}." for note in dict.fromkeys(p.note for p in printed.values() if p.note)]
+    if how := protocol(runs[0].request.dataset):
+        notes.append(f"{group(pair, runs[0].request.dataset)}: {how}.")
     if runs[0].state == "no plugin":
         notes.append(f"{row.label} was not run (no plugin): {runs[0].reason}")
     elif runs[0].state in ("no model", "no data", "left out"):

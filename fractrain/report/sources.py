@@ -118,6 +118,7 @@ def engine_config(request: RunRequest, seed: int) -> Config:
         seed=seed,
         settings=dict(request.settings),
         recipe=dict(request.recipe),
+        setting=request.setting,
     )
     return config
 
@@ -127,10 +128,15 @@ ACCURACIES = {
     "best_val": "test_accuracy_at_best_val",
     "best_test": "test_accuracy_best",
 }
+PERPLEXITIES = {
+    "last": "test_perplexity_last",
+    "best_val": "test_perplexity_at_best_val",
+    "best_test": "test_perplexity_best",
+}
 
 
 def measure_run(record: Record, hardware: str) -> Measured:
-    """Accuracies and costs of one finished run.
+    """Accuracies (or perplexities) and costs of one finished run.
 
     Args:
         record: a run with status ``done``.
@@ -148,7 +154,8 @@ def measure_run(record: Record, hardware: str) -> Measured:
     cost = summarize(record.ledger(), best_epoch=int(summary["best_test_epoch"]), hardware=hardware or None)
     best = cost.best
     return Measured(
-        accuracy={name: float(summary[key]) for name, key in ACCURACIES.items() if summary.get(key) is not None},
+        accuracy=_numbers(summary, ACCURACIES),
+        perplexity=_numbers(summary, PERPLEXITIES),
         macs_best=best.macs_paper,
         macs_end=cost.end.macs_paper,
         cp_percent=best.cp_percent,
@@ -159,6 +166,10 @@ def measure_run(record: Record, hardware: str) -> Measured:
         energy_end_kj=None if cost.end.energy_j is None else cost.end.energy_j / 1e3,
         latency_end_min=None if cost.end.latency_s is None else cost.end.latency_s / 60,
     )
+
+
+def _numbers(summary: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, float]:
+    return {name: float(summary[key]) for name, key in keys.items() if summary.get(key) is not None}
 
 
 class PublishedIndex:

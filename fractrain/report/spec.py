@@ -19,6 +19,7 @@ from fractrain.report.values import PublishedColumn, QuantityKey
 from fractrain.report.verdict import VerdictRule
 
 Profile = Literal["smoke", "short", "paper"]
+Setting = Literal["standard", "adaptation", "fine-tuning"]
 PROFILES: tuple[Profile, ...] = ("smoke", "short", "paper")
 
 
@@ -48,12 +49,17 @@ class ProfileSpec(Override):
 
 
 class Pair(_Strict):
-    """A model and a data set: registry names and the names in the published rows."""
+    """A model and a data set: registry names and the names in the published rows.
+
+    Attributes:
+        setting: how the pair is trained; see :mod:`fractrain.engine.transfer`.
+    """
 
     model: str
     dataset: str
     model_label: str
     dataset_label: str
+    setting: Setting = "standard"
 
     @property
     def key(self) -> str:
@@ -189,6 +195,7 @@ class RunRequest(_Strict):
     profile: Profile
     settings: dict[str, Any]
     recipe: dict[str, Any]
+    setting: Setting = "standard"
 
 
 class TableSpec(_Strict):
@@ -233,7 +240,7 @@ class TableSpec(_Strict):
         for row in self.rows:
             if row.series and row.series not in series:
                 raise ValueError(f"rows: {row.key}: no series {row.series!r}{did_you_mean(row.series, series)}")
-        pairs = [(p.model, p.dataset) for p in self.pairs]
+        pairs = [(p.model, p.dataset, p.setting) for p in self.pairs]
         if len(set(pairs)) != len(pairs):
             raise ValueError(f"pairs: a model/data pair is listed twice in {pairs}")
         for profile, change in self.profiles.items():
@@ -275,6 +282,7 @@ class TableSpec(_Strict):
             model=pair.model,
             dataset=self.dataset(pair, profile),
             profile=profile,
+            setting=pair.setting,
             settings={k: v for change in changes for k, v in change.settings.items()},
             recipe={k: v for change in changes for k, v in change.recipe.items()},
         )

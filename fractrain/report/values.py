@@ -17,6 +17,9 @@ QuantityKey = Literal[
     "accuracy_last",
     "accuracy_best_val",
     "accuracy_best_test",
+    "perplexity_last",
+    "perplexity_best_val",
+    "perplexity_best_test",
     "macs_best",
     "macs_end",
     "bitops_end",
@@ -27,7 +30,12 @@ QuantityKey = Literal[
     "latency_end",
 ]
 PublishedColumn = Literal[
-    "accuracy_published", "macs_published", "bitops_published", "energy_published", "latency_published"
+    "accuracy_published",
+    "perplexity_published",
+    "macs_published",
+    "bitops_published",
+    "energy_published",
+    "latency_published",
 ]
 
 
@@ -134,6 +142,7 @@ class Measured:
 
     Attributes:
         accuracy: by protocol (``last``, ``best_val``, ``best_test``), in percent; a protocol may be absent.
+        perplexity: likewise, per word, of a language model; empty for other models, whose accuracy is.
         macs_best, macs_end: effective MACs up to the epoch of best test accuracy, and of the whole run.
         bitops_end: bit operations of the whole run, everything counted.
         cp_percent: mean cp up to the epoch of best test accuracy, in percent of the FP32 cost.
@@ -152,6 +161,7 @@ class Measured:
     bitops_end: float | None = None
     energy_end_kj: float | None = None
     latency_end_min: float | None = None
+    perplexity: Mapping[str, float] = field(default_factory=dict)
 
 
 def macs_text(value: float) -> str:

@@ -36,7 +36,14 @@ class Verdict:
         return f"{self.word} ({self.reason})" if self.reason else self.word
 
 
-def judge(measured: Estimate, published: float | None, profile: str, real_data: bool, rule: VerdictRule) -> Verdict:
+def judge(
+    measured: Estimate,
+    published: float | None,
+    profile: str,
+    real_data: bool,
+    rule: VerdictRule,
+    less_is_better: bool = False,
+) -> Verdict:
     """Judge a complete row.
 
     The verdict is about accuracy alone, in the paper's own protocol (best on the test set). Only a complete row of
@@ -52,6 +59,8 @@ def judge(measured: Estimate, published: float | None, profile: str, real_data: 
         profile: profile of the runs.
         real_data: whether the runs used the data set the published value belongs to.
         rule: the numbers of the rule.
+        less_is_better: the numbers are perplexities; the rule is the same, in their unit, and a difference says which
+            way is better.
     """
     if profile != "paper":
         return Verdict("inconclusive", "reduced profile")
@@ -66,7 +75,8 @@ def judge(measured: Estimate, published: float | None, profile: str, real_data: 
     difference = measured.mean - published
     if abs(difference) <= measured.half_width + rule.tolerance:
         return Verdict("reproduced")
-    return Verdict("differs", f"{difference:+.2f}")
+    direction = ", " + ("better" if difference < 0 else "worse") if less_is_better else ""
+    return Verdict("differs", f"{difference:+.2f}{direction}")
 
 
 def incomplete(status: str, profile: str) -> Verdict:

@@ -13,7 +13,7 @@ from fractrain.errors import DataError, MachineError
 
 @pytest.fixture(scope="module")
 def loaded():
-    return {name: registry.load(name) for name in ("digits", "digits100")}
+    return {name: registry.load(name) for name in ("digits", "digits32", "digits100")}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def grey(split, part=slice(None)):
     return [image.numpy().tobytes() for image in split.images[:, 0, :, part]]
 
 
-@pytest.mark.parametrize("name", ["digits", "digits100"])
+@pytest.mark.parametrize("name", ["digits", "digits32", "digits100"])
 def test_sizes_are_as_listed(loaded, name):
     data = loaded[name]
     assert (len(data.train), len(data.test)) == (data.info.train_size, data.info.test_size)
@@ -53,6 +53,14 @@ def test_digits_are_all_there_once_with_their_label(loaded, label_of):
     assert [label_of[key] for key in test] == data.test.labels.tolist()
 
 
+def test_digits32_are_the_digits_enlarged(loaded):
+    for part in ("train", "test"):
+        small, large = (getattr(loaded[name], part) for name in ("digits", "digits32"))
+        assert torch.equal(small.labels, large.labels)
+        exact = torch.nn.functional.interpolate(small.images.double(), scale_factor=4, mode="bilinear")
+        assert (exact - large.images.double()).abs().max() <= 0.5  # the nearest integer
+
+
 def test_digits_class_balance(loaded):
     # By hand: 360/1797 of 178 182 177 183 181 182 181 179 174 180, floors sum to 355, five largest remainders go up.
     assert torch.bincount(loaded["digits"].test.labels).tolist() == [36, 37, 35, 37, 36, 36, 36, 36, 35, 36]
@@ -70,7 +78,7 @@ def test_digits100_labels_balance_and_no_leak(loaded, label_of):
     assert len(data.train.labels[:500].unique()) > 90  # shuffled, not in class order
 
 
-@pytest.mark.parametrize("name", ["digits", "digits100"])
+@pytest.mark.parametrize("name", ["digits", "digits32", "digits100"])
 def test_listed_mean_and_std_are_those_of_the_training_part(loaded, name):
     pixels = loaded[name].train.images.double() / 255
     assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(list(loaded[name].info.mean), abs=5e-5)
@@ -81,6 +89,7 @@ def test_listed_mean_and_std_are_those_of_the_training_part(loaded, name):
     ("name", "digest"),
     [
         ("digits", "dd74f3b57651ee29a11d12a628c1c19adcef25ae915f551cf5c0f0d6f33cf90f"),
+        ("digits32", "2e0359bf999b011352c62ae19d96819011ba3955bd65ded176eef74cabeb1b50"),
         ("digits100", "f564955ed67d6b176c292a03f785eea5857d8996a56df3aa6df058e085b6abcf"),
     ],
 )

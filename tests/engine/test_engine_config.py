@@ -57,6 +57,7 @@ def test_every_field_changes_the_id():
     values = {
         "method": "other", "settings": {**config.settings, "bits": 4}, "method_version": 2, "model": "m",
         "dataset": "d", "setting": "adaptation", "profile": "paper", "seed": 1, "format_version": 2, "recipe": None,
+        "source": create(seed=7),
     }  # fmt: skip
     assert set(values) == set(RunConfig.model_fields)
     changes = {
@@ -114,7 +115,7 @@ def test_round_trip_equality_and_hash():
         ({"seed": -1}, ["seed", "-1"]),
         ({"profile": "smok"}, ["'smok'", "did you mean 'smoke'"]),
         ({"profile": "paper"}, ["'paper'", "'digits'", "--profile smoke"]),
-        ({"setting": "fine-tuning"}, ["setting", "standard"]),
+        ({"setting": "fine-tunin"}, ["setting", "did you mean 'fine-tuning'"]),
         ({"dataset": "text"}, ["tiny cannot be trained on text"]),
         ({"dataset": "cifar11"}, ["no recipe", "'cifar11'"]),
         ({"method": "nope"}, ["unknown method 'nope'"]),

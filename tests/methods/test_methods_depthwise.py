@@ -11,6 +11,7 @@ from fractrain.cost import metrics
 from fractrain.engine.config import RunConfig
 from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
+from fractrain.methods.card import declared_precisions
 from fractrain.methods.depthwise import is_depthwise
 from fractrain.methods.gate import GateNetwork
 from fractrain.methods.presets import PRESETS, paper_settings
@@ -149,3 +150,11 @@ def test_settings_that_came_later_leave_run_ids_alone(method: str, run_id: str) 
             method=method, model="resnet38", dataset="cifar10", settings={"depthwise_bits": (8, 8)}
         ).run_id
         assert new != run_id
+
+
+def test_cards_and_the_contract_see_what_is_held() -> None:
+    _, model, *_ = step("dfq", {})
+    for layer, read in declared_precisions(model).items():
+        if layer.site.startswith("blocks."):
+            widths = [(p.fw_a.bits, p.gc_e.bits) for p in read()]
+            assert widths == ([(8, 16)] if is_depthwise(layer) else [(3, 6), (4, 6), (4, 8), (6, 8), (6, 12)])

@@ -164,10 +164,14 @@ def test_incomplete_rows_are_not_drawn(store, sources):
 
 def test_a_pair_that_was_not_run_says_so_on_its_panel(store, sources):
     spec = load_spec("figure-dfq")
-    figure_fakes.fill(store, spec, "smoke")
-    figure = build_figure(spec, store, "smoke", 1, sources)
+    figure_fakes.fill(store, spec, "short")
+    figure = build_figure(spec, store, "short", 1, sources)
     assert [bool(panel.points) for panel in figure.measured] == [True, True, False] * 2
     assert figure.measured[2].message == "not run (no model)"
+    figure_fakes.fill(store, spec, "smoke")
+    figure = build_figure(spec, store, "smoke", 1, sources)
+    assert [bool(panel.points) for panel in figure.measured] == [True] + [False] * 5
+    assert {panel.message for panel in figure.measured[1:]} == {"not run (left out)"}
 
 
 def test_only_figures_are_drawn(sources):
@@ -180,14 +184,14 @@ def test_only_figures_are_drawn(sources):
 
 def test_csv_holds_what_is_drawn(smoke):
     lines = list(csv.DictReader(io.StringIO(points_csv(smoke))))
-    assert len(lines) == 32 + 32
+    assert len(lines) == 32 + 8  # the smoke profile trains one of the four pairs
     for line, point in zip(lines, smoke.points, strict=True):
         assert (line["figure"], line["profile"]) == ("figure-pfq", "smoke")
         assert (float(line["macs"]), float(line["accuracy"])) == (point.macs, point.accuracy)
         assert (line["kind"], line["series"], line["tag"]) == (point.kind, point.series, point.tag)
         assert line["source"]
         assert bool(line["confidence_macs"]) == (point.kind == "published")
-    assert {line["data"] for line in lines if line["kind"] == "measured"} == {"digits", "digits100"}
+    assert {line["data"] for line in lines if line["kind"] == "measured"} == {"digits"}
 
 
 @pytest.mark.parametrize("which", ["smoke", "paper"])

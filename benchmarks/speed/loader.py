@@ -1,0 +1,88 @@
+"""Images per second of the loader on a folder, by number of worker processes, on this machine.
+
+    python benchmarks/speed/loader.py [DIR] [--dataset imagenette] [--batch 64] [--seconds 3] [--workers 0,1,2]
+
+DIR holds the data set's folder, as for ``fractrain run --data-dir``; without it, photo-sized noise is written to a
+temporary folder. Each number of workers is measured for some seconds after the first batch arrived, on the CPU, without
+training. Writes JSON to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fractrain.data import registry
+from fractrain.data.folder import FolderData, read_folder
+from fractrain.data.loader import train_loader
+
+
+def made_up(root: Path, classes: int = 2, per_class: int = 40) -> FolderData:
+    """Write a folder of smooth 500x375 JPEG files, the usual size of ImageNet's, read at 224x224."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for c in range(classes):
+            folder = root / part / f"class{c}"
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                small = Image.fromarray(rng.integers(0, 256, (75, 100, 3), dtype=np.uint8))
+                small.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{i}.JPEG", quality=90)
+    return read_folder(dataclasses.replace(registry.info("imagenette"), classes=classes, shape=(3, 224, 224)), root)
+
+
+def measure(data: FolderData, batch: int, workers: int, seconds: float) -> dict[str, Any]:
+    """Read training batches for some seconds; return images per second and the time to the first batch."""
+    loader = train_loader(data.train, data.info, batch, 0, "cpu", workers=workers)
+    started = time.perf_counter()
+    loader.batch(0, 0)
+    first = time.perf_counter() - started
+    images, number, started = 0, 1, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        images += len(loader.batch(*divmod(number, len(loader)))[1])
+        number += 1
+    taken = time.perf_counter() - started
+    loader.close()
+    return {"workers": workers, "images_per_second": round(images / taken, 1), "first_batch_s": round(first, 2)}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("dir", nargs="?", type=Path)
+    parser.add_argument("--dataset", default="imagenette")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--workers", default=f"0,1,{os.cpu_count()}")
+    args = parser.parse_args()
+    counts = sorted({int(text) for text in args.workers.split(",")})
+    with tempfile.TemporaryDirectory() as scratch:
+        found: Any = registry.load(args.dataset, args.dir) if args.dir else made_up(Path(scratch))
+        if not isinstance(found, FolderData):
+            parser.error(f"{args.dataset} is no folder of images")
+        rows = [measure(found, args.batch, workers, args.seconds) for workers in counts]
+    print(
+        json.dumps(
+            {
+                "benchmark": "loader",
+                "dataset": args.dataset if args.dir else "made up, 500x375",
+                "size": list(found.info.shape[1:]),
+                "batch": args.batch,
+                "cores": os.cpu_count(),
+                "results": rows,
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The result of a bench as JSON and as Markdown, and where it is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fractrain.bench.catalog import PathInfo
+from fractrain.bench.subject import LR, Setup
+from fractrain.bench.timing import Measurement, median, quartiles
+from fractrain.bench.view import CATEGORIES, View
+from fractrain.engine import environment
+from fractrain.engine.files import atomic_write, storing
+from fractrain.quant.kernels import probed
+
+FORMAT_VERSION = 1
+VERSIONS = ("torch", "numba", "numpy")
+
+
+def line_of(info: PathInfo, found: Measurement) -> dict[str, Any]:
+    """One path as ``{path, ratio, spread, goal, unit, baseline}``; ``spread`` holds the quartiles of the rounds."""
+    return {
+        "path": info.name,
+        "ratio": median(found.ratios),
+        "spread": quartiles(found.ratios),
+        "goal": info.goal,
+        "unit": info.unit,
+        "baseline": info.baseline,
+    }
+
+
+def entry_of(info: PathInfo, found: Measurement) -> dict[str, Any]:
+    """The same with what was measured in absolute terms, and every round."""
+    ratio = median(found.ratios)
+    return {
+        **line_of(info, found),
+        "title": info.title,
+        "authors": info.authors or None,
+        "met": None if ratio is None or info.goal is None else ratio <= info.goal,
+        "absolute": {"path": median(found.path), "baseline": median(found.base), "unit": found.unit},
+        "rounds": {"ratio": list(found.ratios), "path": list(found.path), "baseline": list(found.base)},
+        "note": found.missing or found.note,
+    }
+
+
+def view_of(found: View) -> dict[str, Any]:
+    """One view as plain values."""
+    return {
+        "method": found.method,
+        "candidates": None if found.candidates is None else list(found.candidates),
+        "step_seconds": found.seconds,
+        "profiled_step_seconds": found.profiled_seconds,
+        "shares": found.shares,
+        "other": found.other,
+    }
+
+
+def document(
+    setup: Setup, paths: Sequence[tuple[PathInfo, Measurement]], views: Sequence[View], label: str
+) -> dict[str, Any]:
+    """Everything about one bench as JSON-able values; no host name, no path of the machine."""
+    machine = environment.capture(setup.device)
+    versions = {name: version for name, version in machine.pop("packages").items() if name in VERSIONS}
+    return {
+        "format_version": FORMAT_VERSION,
+        "label": label,
+        "settings": {
+            "model": setup.model, "batch": setup.batch, "size": setup.size, "repeats": setup.repeats,
+            "threads": setup.threads, "kernels": setup.kernels, "fused_kernels_pass_the_probe": probed() is not None,
+            "optimizer": f"SGD, momentum 0.9, weight decay 1e-4, lr {LR}", "data": "synthetic, N(0, 1)",
+        },
+        "machine": {**machine, "versions": versions},
+        "paths": [entry_of(*each) for each in paths],
+        "where_time_goes": [view_of(v) for v in views],
+    }  # fmt: skip
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The document as tables for people."""
+    s, m = found["settings"], found["machine"]
+    where = m["gpu"] or f"{m['cpu']}, {m['threads']} threads"
+    label = f" ({found['label']})" if found["label"] else ""
+    lines = [
+        f"# Speed and memory{label}",
+        "",
+        f"{s['model']}, batch {s['batch']}, {s['size']}x{s['size']}, {where}, torch {m['versions']['torch']}, kernels "
+        f"{s['kernels']}. Ratios of paired, interleaved rounds: median of {s['repeats']} with quartiles; written by "
+        "`fractrain bench`.",
+        "",
+    ]
+    if found["paths"]:
+        lines += [*_paths_table(found["paths"]), ""]
+    if found["where_time_goes"]:
+        lines += [*_views_table(found["where_time_goes"]), ""]
+    return "\n".join(lines)
+
+
+def _paths_table(paths: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [
+        "| path | ratio | quartiles | goal | met | authors' code | path, baseline |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for p in paths:
+        met = {None: "", True: "yes", False: "no"}[p["met"]]
+        cells = (
+            f"`{p['path']}`",
+            "not available" if p["ratio"] is None else number(p["ratio"], p["unit"]),
+            "" if p["spread"] is None else " to ".join(number(v, p["unit"]) for v in p["spread"]),
+            "" if p["goal"] is None else f"at most {number(p['goal'], p['unit'])}",
+            met,
+            f"{p['authors']}x" if p["authors"] else "",
+            ", ".join(amount(p["absolute"][k], p["absolute"]["unit"]) for k in ("path", "baseline") if p["ratio"]),
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+        note = f" ({p['note']})" if p["note"] else ""
+        notes.append(f"- `{p['path']}`: {p['title']}; to {p['baseline']}{note}")
+    return [*rows, "", *notes]
+
+
+def _views_table(views: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [
+        "Where a step's time goes, in percent:",
+        "",
+        "| method | step | " + " | ".join(CATEGORIES) + " | sum |",
+        "|---|---|" + "---|" * (len(CATEGORIES) + 1),
+    ]
+    for v in views:
+        shares = [100 * v["shares"][name] for name in CATEGORIES]
+        cells = [v["method"], amount(v["step_seconds"], "s"), *(f"{s:.1f}" for s in shares), f"{sum(shares):.1f}"]
+        rows.append("| " + " | ".join(cells) + " |")
+    rows += ["", "What `other` is:", ""]
+    for v in views:
+        parts = ", ".join(f"{name} {100 * share:.1f}" for name, share in v["other"].items() if share >= 0.0005)
+        rows.append(f"- {v['method']}: {parts}")
+    return rows
+
+
+def number(value: float, unit: str) -> str:
+    """A ratio for people: ``1.23x``, or a share as a percentage."""
+    return f"{value:.2f}x" if unit == "x" else f"{100 * value:.2f} %"
+
+
+def amount(value: float, unit: str) -> str:
+    """Seconds or bytes for people."""
+    if unit == "bytes":
+        return f"{value / 2**20:.0f} MiB"
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def write(found: dict[str, Any], folder: Path, name: str) -> list[Path]:
+    """Write ``name.json`` and ``name.md``, each at once or not at all; return the files.
+
+    Raises:
+        StoreError: the folder cannot be written to.
+    """
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name}.json", folder / f"{name}.md"]
+    atomic_write(files[0], (json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
+    atomic_write(files[1], markdown(found).encode())
+    return files

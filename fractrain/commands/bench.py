@@ -1,0 +1,142 @@
+"""``fractrain bench``: speed and memory as ratios to FP32, and where a step's time goes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fractrain.bench import catalog
+from fractrain.commands.common import (
+    NearestChoice,
+    device_option,
+    emit_json,
+    json_option,
+    kernels_option,
+    options,
+    plugin_option,
+    say,
+    stdout_to_stderr,
+)
+
+if TYPE_CHECKING:
+    from fractrain.bench.subject import Setup
+
+DEFAULT_OUT = "results/bench"
+
+
+@click.command("bench", short_help="Measure speed and memory against FP32.")
+@options(
+    click.option(
+        "--path",
+        "paths",
+        multiple=True,
+        type=NearestChoice(catalog.NAMES),
+        metavar="NAME",
+        help=f"Only this one; may be repeated: {', '.join(catalog.NAMES)}.",
+    ),
+    click.option(
+        "--where-time-goes",
+        "views",
+        multiple=True,
+        metavar="METHOD",
+        help="Take a step of this method apart (conv, quantize, ...); may be repeated. Without --path, only this.",
+    ),
+    click.option("--model", default=catalog.MODEL, show_default=True, metavar="NAME"),
+    click.option("--batch", type=click.IntRange(min=2), metavar="N", help=f"[default: {catalog.BATCH}]"),
+    click.option("--size", type=click.IntRange(min=1), metavar="N", help=f"Of the images.  [default: {catalog.SIZE}]"),
+    click.option("--repeats", type=click.IntRange(min=1), metavar="N", help=f"[default: {catalog.REPEATS}]"),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="[default: one per core]"),
+    click.option("--quick", is_flag=True, help="Small and few: only to see that everything works."),
+    kernels_option,
+    device_option,
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=DEFAULT_OUT,
+        show_default=True,
+        metavar="DIR",
+        help="Where the JSON and the table are written.",
+    ),
+    plugin_option,
+    json_option,
+)
+def bench_command(
+    paths: tuple[str, ...],
+    views: tuple[str, ...],
+    model: str,
+    batch: int | None,
+    size: int | None,
+    repeats: int | None,
+    threads: int | None,
+    quick: bool,
+    kernels: str,
+    device: str,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Measure what low-precision steps cost: ratios to FP32, paired and interleaved, medians with quartiles.
+
+    The full bench (all paths, default settings) is written to cpu.json and cpu.md (cuda.* on a GPU), any other to files
+    whose name says so. --json prints the list of paths, or of views where only these were asked for.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the profiler chatters on stderr
+    with stdout_to_stderr():
+        setup = _setup(model, batch, size, repeats, threads, quick, kernels, device)
+        wanted = paths or (() if views else catalog.NAMES)
+        label = _label(setup, paths, views, quick)
+        from fractrain.bench import document, runner
+        from fractrain.engine.progress import make_progress
+        from fractrain.methods import registry
+
+        for method in views:
+            registry.get(method)
+        usual = catalog.QUICK_VIEWS if quick else catalog.VIEWS
+        found = runner.run(setup, wanted, views or (() if paths else usual), make_progress())
+        result = document.document(setup, found.paths, found.views, label)
+        files = document.write(result, out, "-".join(filter(None, (setup.device.type, label))))
+    if as_json:
+        only_views = not wanted
+        emit_json(result["where_time_goes"] if only_views else [document.line_of(*each) for each in found.paths])
+    else:
+        click.echo(document.markdown(result).rstrip("\n"))
+    say(f"written: {', '.join(str(file) for file in files)}")
+
+
+def _setup(
+    model: str, batch: int | None, size: int | None, repeats: int | None, threads: int | None, quick: bool,
+    kernels: str, device: str,
+) -> Setup:  # fmt: skip
+    """The settings, resolved and checked before anything is built."""
+    from fractrain.bench.subject import Setup
+    from fractrain.engine.device import resolve_device
+    from fractrain.engine.environment import cores
+    from fractrain.errors import ConfigError
+    from fractrain.models import registry
+
+    known = registry.info(model)
+    size = size or (max(catalog.QUICK_SIZE, known.min_size) if quick else catalog.SIZE)
+    if known.input != "image":
+        raise ConfigError(f"--model {model}: bench compares models of images, this one takes {known.input}")
+    if size < known.min_size:
+        raise ConfigError(f"--size {size}: {model} needs images of at least {known.min_size}x{known.min_size}")
+    return Setup(
+        model=model,
+        batch=batch or (catalog.QUICK_BATCH if quick else catalog.BATCH),
+        size=size,
+        repeats=repeats or (catalog.QUICK_REPEATS if quick else catalog.REPEATS),
+        device=resolve_device(device),
+        kernels=kernels,  # type: ignore[arg-type]
+        threads=threads or cores(),
+    )
+
+
+def _label(setup: Setup, paths: tuple[str, ...], views: tuple[str, ...], quick: bool) -> str:
+    """What sets a bench apart from the full one; empty for the full one, whose files are committed."""
+    if quick:
+        return "quick"
+    asked = (setup.model, setup.batch, setup.size, setup.kernels)
+    full = not paths and not views and asked == (catalog.MODEL, catalog.BATCH, catalog.SIZE, "auto")
+    return "" if full and setup.repeats >= catalog.REPEATS else "custom"

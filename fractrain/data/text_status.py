@@ -1,0 +1,107 @@
+"""``fractrain data status|fetch|verify`` for texts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from fractrain.data.cifar import DATA_VARIABLE
+from fractrain.data.files import FileStatus
+from fractrain.data.manage import DataStatus
+from fractrain.data.registry import DatasetInfo
+from fractrain.data.text import how_to_mend, hub_cache, hub_texts, locate, root_of
+from fractrain.errors import DataError, FractrainError
+
+
+def status(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:
+    """Look for a text. Only a prepared text has been checked: its files' SHA-256 is part of its folder's name."""
+    if entry.embedded:
+        return _embedded(entry)
+    found, missing = locate(entry, data_dir)
+    if found is None:
+        return _record(entry, data_dir, message=missing, advice=how_to_mend(entry, data_dir))
+    if isinstance(found, Path):
+        files = tuple(found.glob("*.npy"))
+        return _record(entry, data_dir, found, files, f"{entry.name}: from the hub, prepared in {found}")
+    files = tuple(path for text in found.values() for path in text.paths)
+    where = files[0].parent
+    return _record(entry, data_dir, where, files, f"{entry.name}: {len(files)} files in {where}")
+
+
+def verify(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:
+    """Read the whole text: count words and tokens, compare with what is known and with the prepared form.
+
+    Raises:
+        DataError: missing, damaged or of another release.
+        MachineError: the package of the embedded text is missing.
+    """
+    from fractrain.data import registry, text_cache
+
+    data = registry.load(entry.name, data_dir)
+    folder = getattr(data, "folder", None)
+    if folder is not None and (problem := text_cache.check(text_cache.read(entry, folder))):
+        raise DataError(f"{entry.name}: {problem}")
+    train, val, test = len(data.train), len(data.val or ()), len(data.test)
+    info = data.info
+    if (train, val, test) != (entry.train_size, entry.val_size, entry.test_size):
+        raise DataError(
+            f"{entry.name} has {train:,} + {val:,} + {test:,} tokens, expected {entry.train_size:,} + "
+            f"{entry.val_size:,} + {entry.test_size:,}: another release of its source"
+        )
+    found = status(entry, data_dir)
+    message = (
+        f"{found.message}; {train:,} training, {val:,} validation and {test:,} test tokens, {info.classes:,} words, "
+        f"sha256 {data.digest}"
+    )
+    return replace(found, message=message, digest=data.digest, train_size=train, test_size=test)
+
+
+def fetch(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:
+    """Put a text in place: from the hub, at a fixed revision, prepared; does nothing when it is there.
+
+    What an interrupted call has downloaded is in the cache of the package ``datasets`` and not downloaded again.
+
+    Raises:
+        DataError: the folder cannot be written.
+        MachineError: no network, or a variable says that this machine is offline.
+    """
+    from fractrain.data.text_cache import prepare
+
+    if not entry.embedded and locate(entry, data_dir)[0] is None:
+        prepare(entry, hub_texts(entry), hub_cache(entry, data_dir))
+    return status(entry, data_dir)
+
+
+def _embedded(entry: DatasetInfo) -> DataStatus:
+    from fractrain.data.embedded_text import package_folder
+
+    try:
+        package_folder()
+        problem = ""
+    except FractrainError as error:
+        problem = str(error)
+    return DataStatus(
+        name=entry.name, title=entry.title, embedded=True, looked_in="scikit-learn", chosen_by="embedded",
+        ok=not problem, bytes=0, download_bytes=0, files=(),
+        message=f"{entry.name}: {problem or 'comes with scikit-learn, nothing to download'}",
+        advice="mend with `pip install scikit-learn`" if problem else "",
+    )  # fmt: skip
+
+
+def _record(
+    entry: DatasetInfo,
+    data_dir: str | Path | None,
+    where: Path | None = None,
+    paths: Iterable[Path] = (),
+    message: str = "",
+    advice: str = "",
+) -> DataStatus:
+    files = tuple(FileStatus(str(path), "ok", "", None, path.stat().st_size) for path in sorted(paths))
+    chosen = "--data-dir" if data_dir else DATA_VARIABLE if os.environ.get(DATA_VARIABLE) else "default"
+    return DataStatus(
+        name=entry.name, title=entry.title, embedded=False, looked_in=str(where or root_of(data_dir)),
+        chosen_by=chosen, ok=where is not None, bytes=sum(file.bytes for file in files),
+        download_bytes=0 if where else entry.bytes, files=files, message=message, advice=advice,
+    )  # fmt: skip

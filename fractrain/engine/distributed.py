@@ -1,0 +1,347 @@
+"""One run on several processes, started by ``torchrun``: each takes its share of every batch, and the sums are shared.
+
+Rank r of W takes rows ``r*B//W .. (r+1)*B//W`` of each global batch of B samples, and scales its mean loss by its share
+of the batch, so that the *sum* of the ranks' gradients is the gradient of the mean over the global batch, and every
+output gradient has the size it has on one process (widths and stochastic rounding see the same numbers). A batch of
+fewer samples than ranks is computed by all ranks in full.
+
+Gradients are added up by one all-reduce of a flat buffer after the backward pass, not by torch's DistributedDataParallel:
+that averages over ranks with equal weights (a smaller last batch would weigh too much), wraps the model (methods look
+blocks up by name, and hold on to layers), and turns the gradient of a parameter that no rank used into zeros where one
+process leaves it out, which moves it by momentum and weight decay. What this costs is the overlap of communication with
+the backward pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fractrain.cost.ledger import Ledger
+from fractrain.engine.device import resolve_device
+from fractrain.engine.task import Outcome
+from fractrain.errors import ConfigError, FractrainError, MachineError, RunError
+
+T = TypeVar("T")
+BUCKET: Final = 1 << 25  # elements of one all-reduce of gradients
+_LAUNCHED: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+
+
+class PeerError(FractrainError):
+    """Rank 0 could not go on; the message is its own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """One training step over all ranks.
+
+    Attributes:
+        objective: what this rank goes backward from.
+        total: global objective, 0-dim, detached.
+        loss, extra: mean task loss of the global batch, and the method's own term (None: it has none); detached.
+        correct, count: right answers (None where the task counts none) and answers, of the global batch.
+    """
+
+    objective: torch.Tensor
+    total: torch.Tensor
+    loss: torch.Tensor
+    extra: torch.Tensor | None
+    correct: torch.Tensor | None
+    count: int
+
+
+class Ranks:
+    """The processes of a run. By default there is one, and every method leaves its argument as it is.
+
+    Attributes:
+        rank, world: number of this process, and how many there are.
+        device: where this process trains.
+        samples: of the present global batch; None on a single process.
+        start: number of this rank's first sample in it.
+    """
+
+    def __init__(self, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        self.device, self.rank, self.world = device, rank, world
+        self.samples: int | None = None
+        self.start = 0
+        self._together = world > 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        """Whether there are other processes."""
+        return self.world > 1
+
+    @property
+    def counts(self) -> bool:
+        """Whether this rank's work belongs in the ledger: not where all ranks do the same."""
+        return self.first or self._together
+
+    @contextlib.contextmanager
+    def apart(self, apart: bool = True) -> Iterator[None]:
+        """Inside the block this rank computes for itself: sums and limits are its own."""
+        before, self._together = self._together, self._together and not apart
+        try:
+            yield
+        finally:
+            self._together = before
+
+    # -- batches -----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def share(self, x: torch.Tensor, y: torch.Tensor, cut: bool = True) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Give this rank's rows of a global batch, and hold for the time of the block how large that is.
+
+        Args:
+            x, y: inputs and targets, samples along the first axis.
+            cut: they are the global batch; otherwise they are this rank's rows already.
+
+        Raises:
+            ConfigError: a batch that comes in shares has fewer samples than there are ranks.
+        """
+        if not self.several:
+            yield x, y
+            return
+        total = len(y) if cut else int(self.sum(torch.tensor(len(y))))
+        whole = total < self.world
+        if whole and not cut:
+            raise ConfigError(f"a batch of {total} samples on {self.world} processes: choose another recipe.batch_size")
+        low, high = (0, total) if whole else (self.rank * total // self.world, (self.rank + 1) * total // self.world)
+        self.samples, self.start = total, low
+        with self.apart(whole):
+            yield (x[low:high], y[low:high]) if cut else (x, y)
+
+    def deal(self, batches: Iterable[T]) -> Iterator[T]:
+        """Every ``world``-th batch of an evaluation: whole batches, so that each is computed as on one process."""
+        return iter(batches) if not self.several else islice(batches, self.rank, None, self.world)
+
+    # -- sums --------------------------------------------------------------------------------------------------------
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, as a new tensor without a graph."""
+        return _reduced(value.detach().clone(), dist.ReduceOp.SUM) if self._together else value
+
+    def limits(
+        self, low: torch.Tensor, high: torch.Tensor, samples: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Limits of a tensor whose samples are spread over the ranks.
+
+        Args:
+            low, high: of this rank's part, any shape.
+            samples: how many it has, where limits are means over samples; None: they are extremes.
+        """
+        if not self._together:
+            return low, high
+        if samples is not None:
+            sums = torch.stack([low, high, torch.ones_like(low)]).double() * samples
+            low_sum, high_sum, count = _reduced(sums, dist.ReduceOp.SUM)
+            return (low_sum / count).to(low.dtype), (high_sum / count).to(low.dtype)
+        both = torch.stack([-low, high])
+        both = torch.where(torch.isnan(both), torch.inf, both)  # a maximum may lose nan; inf is refused as well
+        negative, high = _reduced(both, dist.ReduceOp.MAX)
+        return -negative, high
+
+    def combine(self, outcome: Outcome, extra: torch.Tensor | None) -> StepSums:
+        """Add up one step's results; ``extra`` is a sum over the samples of this rank."""
+        if not self._together:
+            total = outcome.loss if extra is None else outcome.loss + extra
+            own = None if extra is None else extra.detach()
+            return StepSums(total, total.detach(), outcome.loss.detach(), own, outcome.correct, outcome.count)
+        figures = [outcome.count, 0 if outcome.correct is None else outcome.correct, 0 if extra is None else extra]
+        values = [torch.as_tensor(v, device=self.device).detach().double() for v in figures]
+        count = int(self.sum(torch.tensor(outcome.count)))
+        part = outcome.loss * (outcome.count / count)
+        sums = _reduced(torch.stack([part.detach().double(), *values[1:]]), dist.ReduceOp.SUM)
+        loss = sums[0].to(part.dtype)
+        whole = None if extra is None else sums[2].to(extra.dtype)
+        return StepSums(
+            part if extra is None else part + extra, loss if whole is None else loss + whole, loss, whole,
+            None if outcome.correct is None else sums[1].round().long(), count,
+        )  # fmt: skip
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up gradients; one that no rank has stays None, as on a single process."""
+        if not self.several:
+            return
+        bucket: list[nn.Parameter] = []
+        for parameter in (p for p in parameters if p.requires_grad):
+            if bucket and (
+                sum(p.numel() for p in bucket) + parameter.numel() > BUCKET or bucket[0].dtype != parameter.dtype
+            ):
+                self._sum_bucket(bucket)
+                bucket = []
+            bucket.append(parameter)
+        if bucket:
+            self._sum_bucket(bucket)
+
+    @torch.no_grad()
+    def _sum_bucket(self, bucket: list[nn.Parameter]) -> None:
+        there = bucket[0].new_tensor([float(p.grad is not None) for p in bucket])
+        parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket]
+        flat = _reduced(torch.cat([*parts, there]), dist.ReduceOp.SUM)
+        if not self._together:
+            flat /= self.world  # all ranks have computed the whole batch
+        *sums, used = flat.split([p.numel() for p in bucket] + [len(bucket)])
+        missing = any(p.grad is None for p in bucket)
+        flags = used.tolist() if missing else [1.0] * len(bucket)
+        for parameter, value, flag in zip(bucket, sums, flags, strict=True):
+            if parameter.grad is None and flag:
+                parameter.grad = torch.zeros_like(parameter)
+            if parameter.grad is not None:
+                parameter.grad.copy_(value.view_as(parameter))
+
+    def sum_scores(
+        self, loss: torch.Tensor | None, correct: torch.Tensor | None, samples: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
+        """Add up the sums of an evaluation whose batches were dealt out; a rank without a batch has None."""
+        if not self.several:
+            return loss, correct, samples
+        found = self.gather((None if loss is None else loss.item(), None if correct is None else int(correct), samples))
+        losses, rights = ([f[i] for f in found if f[i] is not None] for i in (0, 1))
+        total = torch.tensor(sum(losses), dtype=torch.float64) if losses else None
+        return total, torch.tensor(sum(rights)) if rights else None, sum(f[2] for f in found)
+
+    def sum_ledger(self, ledger: Ledger) -> None:
+        """Move everything counted on any rank into the ledger of rank 0."""
+        if not self.several:
+            return
+        states = self.gather(ledger.state_dict())
+        ledger.clear()
+        if self.first:
+            for state in states:
+                ledger.add(state)
+
+    # -- talking -----------------------------------------------------------------------------------------------------
+
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, by rank."""
+        if not self.several:
+            return [value]
+        found: list[Any] = [None] * self.world
+        with _listening():
+            dist.all_gather_object(found, value)
+        return found
+
+    def tell(self, value: T) -> T:
+        """Return rank 0's value."""
+        if not self.several:
+            return value
+        box = [value if self.first else None]
+        with _listening():
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]  # type: ignore[return-value]
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is set on any rank."""
+        if not self.several:
+            return flags
+        return tuple(_reduced(torch.tensor(flags, dtype=torch.uint8), dist.ReduceOp.MAX).bool().tolist())
+
+    def on_first(self, action: Callable[[], T]) -> T | None:
+        """Do something on rank 0 while the others wait; they fail where it fails.
+
+        Returns:
+            The action's value on rank 0, None elsewhere.
+
+        Raises:
+            PeerError: on the other ranks, with the message of rank 0.
+        """
+        if not self.several:
+            return action()
+        value, error = None, None
+        if self.first:
+            try:
+                value = action()
+            except FractrainError as problem:
+                error = problem
+        fault = self.tell(None if error is None else (str(error), error.exit_code))
+        if error is not None:
+            raise error
+        if fault is not None:
+            raise PeerError(*fault)
+        return value
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """Make sure that all ranks mean the same run.
+
+        Args:
+            facts: name and value of what must be equal; the same names everywhere.
+
+        Raises:
+            ConfigError: on every rank: something differs.
+        """
+        every = self.gather({name: str(value) for name, value in facts.items()})
+        for rank, other in enumerate(every):
+            for name, value in every[0].items():
+                if other[name] != value:
+                    raise ConfigError(
+                        f"the processes of this run disagree about the {name}: rank 0 has {value}, rank {rank} has "
+                        f"{other[name]}; start all with the same command, code and data"
+                    )
+
+    def copy_buffers(self, model: nn.Module) -> None:
+        """Give all ranks the buffers of rank 0: they differ where statistics or ranges are each rank's own."""
+        if self.several:
+            with _listening():
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, src=0)
+
+
+@contextlib.contextmanager
+def connect(device: str = "auto") -> Iterator[Ranks]:
+    """Join the other processes that ``torchrun`` has started; without it there is one process.
+
+    Args:
+        device: as of :func:`fractrain.engine.device.resolve_device`; ``auto`` and ``cuda`` mean one GPU per process.
+
+    Raises:
+        MachineError: no such device, or torch has no support for several processes.
+    """
+    world = int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _LAUNCHED) else 1
+    if world == 1:
+        yield Ranks(resolve_device(device))
+        return
+    if not dist.is_available():
+        raise MachineError("this build of torch has no distributed package: run without torchrun")
+    gpus = device in ("auto", "cuda") and torch.cuda.is_available()
+    where = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}" if gpus else device)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    with _listening():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
+    try:
+        yield Ranks(where, dist.get_rank(), world)
+    finally:
+        dist.destroy_process_group()
+
+
+def _reduced(value: torch.Tensor, op: dist.ReduceOp.RedOpType) -> torch.Tensor:
+    """All-reduce in place."""
+    with _listening():
+        dist.all_reduce(value, op)
+    return value
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[None]:
+    """Say in one line that another process has ended while this one was waiting for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(f"another process of this run has ended or cannot be reached: see its message ({error})") from error
