@@ -205,6 +205,9 @@ class Dynasty(Method):
 
     def _refresh(self) -> None:
         """Make the maps whose products cost as near below those of a uniform map at the budget as possible."""
+        total, world = self.context.reduce_sum, self.context.world
+        for known in self._sensitivity.values() if world > 1 else ():  # all processes choose the same maps
+            known.update({role: total(known[role]) / world for role in sorted(known)})
         s: DynastySettings = self.settings
         pools = [self._pool(roles) for roles in POOLS]
         if not all(pool.relative for pool in pools):

@@ -78,6 +78,7 @@ class SLU(Method):
     name = "slu"
     source = "Wang et al., E2-Train, NeurIPS 2019 (arXiv 1910.13349), authors' code; gate: SkipNet (arXiv 1711.09485)"
     Settings = SLUSettings
+    own_samples = "its blocks run on the open samples of a batch only"
     contract_variations = {"minimum": 1.0, "weight_bits": 4, "running": Variation(0.1, given={"bits": 4})}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
@@ -119,7 +120,8 @@ class SLU(Method):
         if len(masks) < len(self._blocks) or not self._blocks[0].training:
             return None
         total = torch.stack(masks).sum()
-        share = 100 * total.detach() / (len(masks) * masks[0].shape[0])
+        samples = self.state.batch_samples or masks[0].shape[0]
+        share = 100 * self.context.reduce_sum(total.detach()) / (len(masks) * samples)
         self._open_sum = self._open_sum + share
         self._open_steps += 1
         beta: float = self.settings.beta

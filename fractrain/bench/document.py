@@ -61,7 +61,7 @@ def document(
     setup: Setup, paths: Sequence[tuple[PathInfo, Measurement]], views: Sequence[View], label: str
 ) -> dict[str, Any]:
     """Everything about one bench as JSON-able values; no host name, no path of the machine."""
-    machine = environment.capture(setup.device)
+    machine = {**environment.capture(setup.device), "threads": setup.threads}
     versions = {name: version for name, version in machine.pop("packages").items() if name in VERSIONS}
     return {
         "format_version": FORMAT_VERSION,

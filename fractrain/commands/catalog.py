@@ -140,10 +140,15 @@ def _details(kind: str, entry: Entry) -> list[str]:
             samples = f"words of {entry['classes']:,}, {entry['protocol']}"
         else:
             samples = f"samples of {'x'.join(str(n) for n in entry['shape'])}"
-        where = "embedded" if entry["embedded"] else f"download of {entry['bytes'] / 1e6:.0f} MB"
+        where = "embedded" if entry["embedded"] else f"download of {_size(entry['bytes'])}"
         stands = f", stands for {entry['stands_for']} in the smoke profile" if entry["stands_for"] else ""
-        return [f"{entry['train_size']:,} + {entry['test_size']:,} {samples}, {where}{stands}"]
+        count = f"{entry['train_size']:,} + {entry['test_size']:,}" if entry["train_size"] else "a folder of"
+        return [f"{count} {samples}, {where}{stands}"]
     return [f"source: {entry['source']}"]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.0f} GB" if count >= 1e10 else f"{count / 1e6:.0f} MB"
 
 
 def _short(value: Any) -> str:

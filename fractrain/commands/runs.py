@@ -52,7 +52,7 @@ SHOWN = (
         type=NearestChoice(SETTINGS),
         default="standard",
         show_default=True,
-        help="adaptation, fine-tuning: go on from a run on the other half of classes or images (made first if missing).",
+        help="adaptation, fine-tuning: go on from a run on the other half of classes or images (made if missing).",
     ),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
     click.option(
@@ -87,23 +87,28 @@ def run_command(
 ) -> None:
     """Train one model with one method; a finished run is shown at once, an interrupted one goes on."""
     from fractrain.engine.config import RunConfig, collect_sets
-    from fractrain.engine.device import resolve_device
+    from fractrain.engine.distributed import connect
     from fractrain.engine.progress import make_progress
     from fractrain.engine.store import RunStore
     from fractrain.engine.trainer import Trainer
 
     settings, recipe = collect_sets(text for text in sets if not text.startswith(SOURCE_KEYS))
-    _, source = collect_sets("recipe." + text.removeprefix(SOURCE_KEYS) for text in sets if text.startswith(SOURCE_KEYS))
+    _, source = collect_sets(
+        "recipe." + text.removeprefix(SOURCE_KEYS) for text in sets if text.startswith(SOURCE_KEYS)
+    )
     config = RunConfig.create(
         method=method, model=model, dataset=dataset, profile=profile, seed=seed, settings=settings, recipe=recipe,
         setting=setting, source_recipe=source, origin="--set",
     )  # fmt: skip
-    say(f"run {config.run_id}")
-    with stdout_to_stderr():
-        where = resolve_device(device)
+    with stdout_to_stderr(), connect(device) as ranks:
+        if ranks.first:
+            say(f"run {config.run_id}" + (f" on {ranks.world} processes" if ranks.several else ""))
         store, progress = RunStore(results), make_progress()
-        record = Trainer(config, store, where, data_dir, progress, download=download, kernels=kernels).run()
-    _show(record, as_json)
+        record = Trainer(
+            config, store, ranks.device, data_dir, progress, download=download, kernels=kernels, ranks=ranks
+        ).run()
+    if ranks.first:
+        _show(record, as_json)
 
 
 def _show(record: Any, as_json: bool) -> None:

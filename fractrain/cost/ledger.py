@@ -158,6 +158,20 @@ class Ledger:
         self._samples = {(p, e): n for p, e, n in state["samples"]}
         self._device.clear()
 
+    def clear(self) -> None:
+        """Forget all counts; work items and facts stay known."""
+        self._units.clear()
+        self._device.clear()
+        self._samples.clear()
+
+    def add(self, state: dict[str, Any]) -> None:
+        """Add the counts that another process's :meth:`state_dict` returned to our own."""
+        self._work.update({name: tuple(Entry(*e) for e in entries) for name, entries in state["work"].items()})
+        for phase, epoch, work, units in state["units"]:
+            self._units[phase, epoch, work] = self._units.get((phase, epoch, work), 0) + units
+        for phase, epoch, count in state["samples"]:
+            self._samples[phase, epoch] = self._samples.get((phase, epoch), 0) + count
+
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form: equal exactly when every count is equal."""
         text = json.dumps(self.state_dict(), sort_keys=True, separators=(",", ":"))

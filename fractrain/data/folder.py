@@ -93,14 +93,16 @@ class FolderData:
                 total.update(b"".join(lines))
         return total.hexdigest()
 
-    def train_stream(self, batch_size: int, seed: int, device: torch.device | str, augment: bool) -> object:
-        """Return the training batches; see :class:`fractrain.data.prefetch.TrainLoader`."""
+    def train_stream(
+        self, batch_size: int, seed: int, device: torch.device | str, augment: bool, rank: int = 0, world: int = 1
+    ) -> object:
+        """Return the training batches, or one rank's share of each: a :class:`~fractrain.data.loader.TrainLoader`."""
         from fractrain.data.loader import train_loader
 
-        return train_loader(self.train, self.info, batch_size, seed, device, augment)
+        return train_loader(self.train, self.info, batch_size, seed, device, augment, rank=rank, world=world)
 
     def eval_stream(self, split: str, batch_size: int, device: torch.device | str) -> object:
-        """Return the batches of ``test`` or ``val``; see :class:`fractrain.data.prefetch.EvalLoader`."""
+        """Return the batches of ``test`` or ``val``; see :class:`~fractrain.data.loader.EvalLoader`."""
         from fractrain.data.loader import eval_loader
 
         return eval_loader(getattr(self, split), self.info, batch_size, device)

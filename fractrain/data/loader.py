@@ -70,11 +70,17 @@ class TrainLoader(_Loader):
         fetcher: gives the batches.
         info: gives the normalization.
         device: where batches are wanted.
+        world: of how many processes' shares of a batch these are one.
 
     Attributes:
+        world: likewise.
         waited_s: seconds in which training stood still because a batch was not ready, so far.
         bad_images: file and reason of each image that could not be decoded and was replaced, so far.
     """
+
+    def __init__(self, fetcher: Fetcher, info: DatasetInfo, device: torch.device | str, world: int = 1) -> None:
+        super().__init__(fetcher, info, device)
+        self.world = world
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Return batch ``index`` of ``epoch``.
@@ -152,7 +158,7 @@ def train_loader(
         bad_image_policy() == "skip", rank, world,
     )  # fmt: skip
     count = worker_count(device) if workers is None else workers
-    return TrainLoader(WorkerFetcher(batches, count, pin=device.type == "cuda"), info, device)
+    return TrainLoader(WorkerFetcher(batches, count, pin=device.type == "cuda"), info, device, world)
 
 
 def eval_loader(

@@ -148,7 +148,7 @@ def train_loader(
         part, (info.shape[1], info.shape[2]), batch_size, seed, augment and info.augment, info.flip,
         bad_image_policy() == "skip", worker_count(torch.device(device)), rank, world,
     )  # fmt: skip
-    return TrainLoader(fetcher, info, device)
+    return TrainLoader(fetcher, info, device, world)
 
 
 def eval_loader(part: RowPart, info: DatasetInfo, batch_size: int, device: torch.device | str) -> EvalLoader:

@@ -137,11 +137,13 @@ class RowData:
                 total.update(f"{path.name} {path.stat().st_size}\n".encode())
         return total.hexdigest()
 
-    def train_stream(self, batch_size: int, seed: int, device: torch.device | str, augment: bool) -> object:
-        """Return the training batches."""
+    def train_stream(
+        self, batch_size: int, seed: int, device: torch.device | str, augment: bool, rank: int = 0, world: int = 1
+    ) -> object:
+        """Return the training batches, or one process's share of each."""
         from fractrain.data.row_loader import train_loader
 
-        return train_loader(self.train, self.info, batch_size, seed, device, augment)
+        return train_loader(self.train, self.info, batch_size, seed, device, augment, rank, world)
 
     def eval_stream(self, split: str, batch_size: int, device: torch.device | str) -> object:
         """Return the batches of ``test``."""

@@ -113,7 +113,8 @@ class HubText:
         try:
             rows = datasets.load_dataset(name, config, revision=revision, split=_SPLIT[self.part])
         except Exception as error:  # datasets lets through what pyarrow, fsspec and the hub's client raise
-            offline = next((f"; {v} is set" for v in OFFLINE_VARIABLES if os.environ.get(v)), "")
+            off = (v for v in OFFLINE_VARIABLES if os.environ.get(v, "0").lower() not in ("", "0", "false"))
+            offline = next((f"; {v} is set" for v in off), "")
             raise MachineError(
                 f"cannot get {self.origin}: {type(error).__name__}: {_line(error)}{offline}; put the official token "
                 "files in place by hand, or try again with a network"

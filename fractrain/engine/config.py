@@ -12,17 +12,23 @@ from typing import Annotated, Any, Final, Literal
 import pydantic
 from pydantic import Field, JsonValue
 
+from fractrain.data.parts import unsuitable
 from fractrain.engine.recipes import PROFILES, Profile, Recipe, default_profile, recipe_values, with_length
 from fractrain.engine.registries import Registries
-from fractrain.engine.transfer import SETTINGS, SOURCE_METHOD, SOURCE_OF, Setting, transfer_recipe
-from fractrain.data.parts import unsuitable
+from fractrain.engine.transfer import SETTINGS, SOURCE_OF, Setting, transfer_recipe
 from fractrain.errors import ConfigError, did_you_mean
 
 FORMAT_VERSION: Final = 1
 # Keys of recipe and method settings that came after runs had been recorded, with the value that says nothing new.
 ADDED_LATER: Final[Mapping[str, Mapping[str, Any]]] = {
     "recipe": {
-        "zero_init_residual": False, "optimizer": "sgd", "betas": [0.9, 0.98], "clip_norm": 0.0, "schedule": "steps",
+        "zero_init_residual": False,
+        "optimizer": "sgd",
+        "betas": [0.9, 0.98],
+        "clip_norm": 0.0,
+        "schedule": "steps",
+        "sync_ranges": True,
+        "sync_batch_norm": True,
     },
     "settings": {"gate_state": None, "depthwise_bits": [8, 16]},
 }
@@ -64,7 +70,8 @@ class RunConfig(pydantic.BaseModel):
     def _source_fits(self) -> RunConfig:
         wanted = SOURCE_OF.get(self.setting)
         if (self.source.setting if self.source else None) != wanted:
-            raise ValueError(f"setting {self.setting!r} needs {f'a source run of {wanted!r}' if wanted else 'no source'}")
+            needed = f"a source run of {wanted!r}" if wanted else "no source"
+            raise ValueError(f"setting {self.setting!r} needs {needed}")
         return self
 
     @classmethod
@@ -120,7 +127,7 @@ class RunConfig(pydantic.BaseModel):
         if setting in SOURCE_OF:
             values = transfer_recipe(values)
             source = cls.create(
-                method=SOURCE_METHOD, model=model, dataset=dataset, profile=profile, seed=seed, recipe=source_recipe,
+                method=known.full_precision(), model=model, dataset=dataset, profile=profile, seed=seed, recipe=source_recipe,
                 setting=SOURCE_OF[setting], origin=f"{origin}: source run", registries=registries,
             )  # fmt: skip
         elif source_recipe:

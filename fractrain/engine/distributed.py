@@ -5,18 +5,18 @@ of the batch, so that the *sum* of the ranks' gradients is the gradient of the m
 output gradient has the size it has on one process (widths and stochastic rounding see the same numbers). A batch of
 fewer samples than ranks is computed by all ranks in full.
 
-Gradients are added up by one all-reduce of a flat buffer after the backward pass, not by torch's DistributedDataParallel:
-that averages over ranks with equal weights (a smaller last batch would weigh too much), wraps the model (methods look
-blocks up by name, and hold on to layers), and turns the gradient of a parameter that no rank used into zeros where one
-process leaves it out, which moves it by momentum and weight decay. What this costs is the overlap of communication with
-the backward pass.
+Gradients are added up by an all-reduce of a flat buffer after the backward pass, not by DistributedDataParallel: that
+averages over ranks with equal weights (a smaller last batch would weigh too much), wraps the model (methods look blocks
+up by name, and hold on to layers), and turns the gradient of a parameter that no rank used into zeros where one process
+leaves it out, which moves it by momentum and weight decay. What this costs is the overlap of communication with the
+backward pass.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -27,20 +27,15 @@ from torch import nn
 
 from fractrain.cost.ledger import Ledger
 from fractrain.engine.device import resolve_device
+from fractrain.engine.peers import Peers, listening, reduced
+from fractrain.engine.summary import state_sha256
 from fractrain.engine.task import Outcome
-from fractrain.errors import ConfigError, FractrainError, MachineError, RunError
+from fractrain.errors import ConfigError, MachineError
+from fractrain.seeds import derive_seed
 
 T = TypeVar("T")
 BUCKET: Final = 1 << 25  # elements of one all-reduce of gradients
 _LAUNCHED: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
-
-
-class PeerError(FractrainError):
-    """Rank 0 could not go on; the message is its own."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -62,31 +57,21 @@ class StepSums:
     count: int
 
 
-class Ranks:
+class Ranks(Peers):
     """The processes of a run. By default there is one, and every method leaves its argument as it is.
 
     Attributes:
-        rank, world: number of this process, and how many there are.
         device: where this process trains.
         samples: of the present global batch; None on a single process.
-        start: number of this rank's first sample in it.
+        start, rows: number of this rank's first sample in it, and how many it has.
     """
 
     def __init__(self, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        self.device, self.rank, self.world = device, rank, world
+        super().__init__(rank, world)
+        self.device = device
         self.samples: int | None = None
-        self.start = 0
+        self.start = self.rows = 0
         self._together = world > 1
-
-    @property
-    def first(self) -> bool:
-        """Whether this process writes."""
-        return self.rank == 0
-
-    @property
-    def several(self) -> bool:
-        """Whether there are other processes."""
-        return self.world > 1
 
     @property
     def counts(self) -> bool:
@@ -123,7 +108,7 @@ class Ranks:
         if whole and not cut:
             raise ConfigError(f"a batch of {total} samples on {self.world} processes: choose another recipe.batch_size")
         low, high = (0, total) if whole else (self.rank * total // self.world, (self.rank + 1) * total // self.world)
-        self.samples, self.start = total, low
+        self.samples, self.start, self.rows = total, low, high - low
         with self.apart(whole):
             yield (x[low:high], y[low:high]) if cut else (x, y)
 
@@ -135,11 +120,9 @@ class Ranks:
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, as a new tensor without a graph."""
-        return _reduced(value.detach().clone(), dist.ReduceOp.SUM) if self._together else value
+        return reduced(value.detach().clone(), dist.ReduceOp.SUM) if self._together else value
 
-    def limits(
-        self, low: torch.Tensor, high: torch.Tensor, samples: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def limits(self, low: torch.Tensor, high: torch.Tensor, samples: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Limits of a tensor whose samples are spread over the ranks.
 
         Args:
@@ -150,11 +133,11 @@ class Ranks:
             return low, high
         if samples is not None:
             sums = torch.stack([low, high, torch.ones_like(low)]).double() * samples
-            low_sum, high_sum, count = _reduced(sums, dist.ReduceOp.SUM)
+            low_sum, high_sum, count = reduced(sums, dist.ReduceOp.SUM)
             return (low_sum / count).to(low.dtype), (high_sum / count).to(low.dtype)
         both = torch.stack([-low, high])
         both = torch.where(torch.isnan(both), torch.inf, both)  # a maximum may lose nan; inf is refused as well
-        negative, high = _reduced(both, dist.ReduceOp.MAX)
+        negative, high = reduced(both, dist.ReduceOp.MAX)
         return -negative, high
 
     def combine(self, outcome: Outcome, extra: torch.Tensor | None) -> StepSums:
@@ -163,16 +146,16 @@ class Ranks:
             total = outcome.loss if extra is None else outcome.loss + extra
             own = None if extra is None else extra.detach()
             return StepSums(total, total.detach(), outcome.loss.detach(), own, outcome.correct, outcome.count)
-        figures = [outcome.count, 0 if outcome.correct is None else outcome.correct, 0 if extra is None else extra]
-        values = [torch.as_tensor(v, device=self.device).detach().double() for v in figures]
-        count = int(self.sum(torch.tensor(outcome.count)))
-        part = outcome.loss * (outcome.count / count)
-        sums = _reduced(torch.stack([part.detach().double(), *values[1:]]), dist.ReduceOp.SUM)
+        samples = self.rows if self.samples is None else self.samples
+        part = outcome.loss * (self.rows / samples)
+        figures = (part, 0 if outcome.correct is None else outcome.correct, 0 if extra is None else extra)
+        values = [torch.as_tensor(v, device=part.device).detach().double() for v in figures]
+        sums = reduced(torch.stack(values), dist.ReduceOp.SUM)
         loss = sums[0].to(part.dtype)
         whole = None if extra is None else sums[2].to(extra.dtype)
         return StepSums(
             part if extra is None else part + extra, loss if whole is None else loss + whole, loss, whole,
-            None if outcome.correct is None else sums[1].round().long(), count,
+            None if outcome.correct is None else sums[1].long(), outcome.count * samples // self.rows,
         )  # fmt: skip
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -194,10 +177,10 @@ class Ranks:
     def _sum_bucket(self, bucket: list[nn.Parameter]) -> None:
         there = bucket[0].new_tensor([float(p.grad is not None) for p in bucket])
         parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket]
-        flat = _reduced(torch.cat([*parts, there]), dist.ReduceOp.SUM)
+        flat = reduced(torch.cat([*parts, there]), dist.ReduceOp.SUM)
         if not self._together:
             flat /= self.world  # all ranks have computed the whole batch
-        *sums, used = flat.split([p.numel() for p in bucket] + [len(bucket)])
+        *sums, used = torch.split(flat, [*(p.numel() for p in bucket), len(bucket)])
         missing = any(p.grad is None for p in bucket)
         flags = used.tolist() if missing else [1.0] * len(bucket)
         for parameter, value, flag in zip(bucket, sums, flags, strict=True):
@@ -227,80 +210,31 @@ class Ranks:
             for state in states:
                 ledger.add(state)
 
-    # -- talking -----------------------------------------------------------------------------------------------------
+    # -- the run -------------------------------------------------------------------------------------------------------
 
-    def gather(self, value: T) -> list[T]:
-        """Return every rank's value, by rank."""
-        if not self.several:
-            return [value]
-        found: list[Any] = [None] * self.world
-        with _listening():
-            dist.all_gather_object(found, value)
-        return found
-
-    def tell(self, value: T) -> T:
-        """Return rank 0's value."""
-        if not self.several:
-            return value
-        box = [value if self.first else None]
-        with _listening():
-            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]  # type: ignore[return-value]
-
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether it is set on any rank."""
-        if not self.several:
-            return flags
-        return tuple(_reduced(torch.tensor(flags, dtype=torch.uint8), dist.ReduceOp.MAX).bool().tolist())
-
-    def on_first(self, action: Callable[[], T]) -> T | None:
-        """Do something on rank 0 while the others wait; they fail where it fails.
-
-        Returns:
-            The action's value on rank 0, None elsewhere.
+    def same_model(self, model: nn.Module) -> None:
+        """Give all ranks the buffers of rank 0 (statistics and ranges may be each rank's own), and compare parameters.
 
         Raises:
-            PeerError: on the other ranks, with the message of rank 0.
+            ConfigError: parameters differ: something in the method is not the same on all processes.
         """
         if not self.several:
-            return action()
-        value, error = None, None
-        if self.first:
-            try:
-                value = action()
-            except FractrainError as problem:
-                error = problem
-        fault = self.tell(None if error is None else (str(error), error.exit_code))
-        if error is not None:
-            raise error
-        if fault is not None:
-            raise PeerError(*fault)
-        return value
+            return
+        with listening():
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+        self.agree({"weights": state_sha256(dict(model.named_parameters()))})
 
-    def agree(self, facts: Mapping[str, Any]) -> None:
-        """Make sure that all ranks mean the same run.
+    def reseed(self, seed: int, step: int) -> None:
+        """Give all ranks but the first random numbers of their own for dropout, from ``step`` on."""
+        if not self.first:
+            torch.manual_seed(derive_seed(seed, "torch", self.rank, step))
 
-        Args:
-            facts: name and value of what must be equal; the same names everywhere.
-
-        Raises:
-            ConfigError: on every rank: something differs.
-        """
-        every = self.gather({name: str(value) for name, value in facts.items()})
-        for rank, other in enumerate(every):
-            for name, value in every[0].items():
-                if other[name] != value:
-                    raise ConfigError(
-                        f"the processes of this run disagree about the {name}: rank 0 has {value}, rank {rank} has "
-                        f"{other[name]}; start all with the same command, code and data"
-                    )
-
-    def copy_buffers(self, model: nn.Module) -> None:
-        """Give all ranks the buffers of rank 0: they differ where statistics or ranges are each rank's own."""
-        if self.several:
-            with _listening():
-                for buffer in model.buffers():
-                    dist.broadcast(buffer, src=0)
+    def context(self, limits: bool) -> dict[str, Any]:
+        """What a method is told of the ranks, as arguments of its context; ``limits``: whether ranges are shared."""
+        if not self.several:
+            return {}
+        return {"world": self.world, "reduce_sum": self.sum, "reduce_limits": self.limits if limits else None}
 
 
 @contextlib.contextmanager
@@ -323,25 +257,9 @@ def connect(device: str = "auto") -> Iterator[Ranks]:
     where = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}" if gpus else device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    with _listening():
+    with listening():
         dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
     try:
         yield Ranks(where, dist.get_rank(), world)
     finally:
         dist.destroy_process_group()
-
-
-def _reduced(value: torch.Tensor, op: dist.ReduceOp.RedOpType) -> torch.Tensor:
-    """All-reduce in place."""
-    with _listening():
-        dist.all_reduce(value, op)
-    return value
-
-
-@contextlib.contextmanager
-def _listening() -> Iterator[None]:
-    """Say in one line that another process has ended while this one was waiting for it."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise RunError(f"another process of this run has ended or cannot be reached: see its message ({error})") from error

@@ -32,6 +32,13 @@ def capture(device: torch.device) -> dict[str, Any]:
     }
 
 
+def identity(run_id: str) -> dict[str, Any]:
+    """Return what all processes of one run must have in common before they begin."""
+    source = source_revision()
+    code = f"{fractrain.__version__} {source['sha']} {source['diff_sha256']}" if source else fractrain.__version__
+    return {"run": run_id, "code": code, "version of torch": torch.__version__}
+
+
 def cores() -> int:
     """CPU cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

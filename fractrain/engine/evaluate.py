@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
+from fractrain.engine.distributed import Ranks
 from fractrain.engine.task import Classification, Task
 
 
@@ -37,6 +38,7 @@ def evaluate(
     ledger: Ledger,
     should_stop: Callable[[], bool] = lambda: False,
     task: Task | None = None,
+    ranks: Ranks | None = None,
 ) -> Scores:
     """Evaluate ``model`` in evaluation mode and put it back into the mode it was in.
 
@@ -48,6 +50,7 @@ def evaluate(
         ledger: counts what is executed.
         should_stop: asked between two batches.
         task: what the model is to do; classification by default.
+        ranks: the processes among which the batches are dealt out, each whole; a stop is then not asked for.
 
     Raises:
         EvaluationStopped: ``should_stop`` said so between two batches.
@@ -59,8 +62,8 @@ def evaluate(
     samples = 0
     try:
         with torch.no_grad():
-            for x, y in batches:
-                if should_stop():
+            for x, y in batches if ranks is None else ranks.deal(batches):
+                if should_stop() and (ranks is None or not ranks.several):
                     raise EvaluationStopped
                 ledger.samples(len(y))
                 batch_loss, batch_correct, count = task.sums(model, channels_last(x), y)
@@ -70,6 +73,8 @@ def evaluate(
                 samples += count
     finally:
         model.train(training)
+    if ranks is not None:
+        loss, correct, samples = ranks.sum_scores(loss, correct, samples)
     if loss is None or not samples:
         raise ValueError("nothing to evaluate: the part is empty")
     accuracy = None if correct is None else 100 * int(correct) / samples

@@ -67,9 +67,7 @@ class LocalExecutor:
         outcomes.update({outcome.run_id: outcome for outcome in ran})
         return [outcomes[config.run_id] for config in configs]
 
-    def _sources_first(
-        self, configs: Sequence[RunConfig], site: Site, progress: Progress | None
-    ) -> dict[str, Outcome]:
+    def _sources_first(self, configs: Sequence[RunConfig], site: Site, progress: Progress | None) -> dict[str, Outcome]:
         """Run what other runs start from, each once; return the outcome of runs whose source failed."""
         store = RunStore(site.store)
         waiting: dict[str, list[RunConfig]] = {}

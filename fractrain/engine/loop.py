@@ -28,6 +28,7 @@ from torch import nn
 from fractrain.cost.ledger import Ledger
 from fractrain.engine.config import RunConfig
 from fractrain.engine.diagnose import first_nonfinite
+from fractrain.engine.distributed import Ranks
 from fractrain.engine.evaluate import EvaluationStopped, channels_last, evaluate
 from fractrain.engine.feed import Pace, Replaced
 from fractrain.engine.jobs import Kernels
@@ -35,9 +36,11 @@ from fractrain.engine.metrics import metrics_line
 from fractrain.engine.optimizer import clip_gradients, make_optimizer
 from fractrain.engine.registries import Registries
 from fractrain.engine.schedule import Clock, learning_rate
+from fractrain.engine.snapshot import restore, snapshot
+from fractrain.engine.synced_norm import synchronise_norms
 from fractrain.engine.task import task_of
 from fractrain.engine.watch import BadLoss, Diverged, LossWatch
-from fractrain.errors import CheckpointError, ConfigError, NonFiniteError
+from fractrain.errors import ConfigError, NonFiniteError
 from fractrain.methods.base import MethodContext
 from fractrain.seeds import derive_seed
 
@@ -56,6 +59,7 @@ class TrainingLoop:
         on_epoch: called with the metrics line of each finished epoch.
         should_stop: asked between the batches of an evaluation.
         kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all give the same bits.
+        ranks: the processes of the run; None: this one alone.
         start: puts weights into the plain model before training begins; None: as the seed initialises it.
 
     Attributes:
@@ -76,9 +80,11 @@ class TrainingLoop:
         should_stop: Callable[[], bool],
         kernels: Kernels = "auto",
         start: Callable[[nn.Module], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         recipe = config.recipe
-        registries = registries.for_setting(config.setting, config.seed)
+        self.ranks = ranks or Ranks(device)
+        registries = registries.for_setting(config.setting, config.seed, self.ranks.rank, self.ranks.world)
         self.config, self.device, self.known = config, device, registries
         self._on_epoch, self._should_stop = on_epoch, should_stop
         torch.manual_seed(derive_seed(config.seed, "torch"))
@@ -96,6 +102,8 @@ class TrainingLoop:
         self._seconds, self._since = 0.0, time.perf_counter()
         self.replaced = Replaced([self.stream, *self.eval_streams.values()])
         self.watch = LossWatch(device)
+        self._cut = getattr(self.stream, "world", 1) == 1  # else batches come in shares
+        self.ranks.reseed(config.seed, 0)
         self._reset_sums()
 
     def _build(self, start: Callable[[nn.Module], None] | None) -> None:
@@ -119,8 +127,11 @@ class TrainingLoop:
         context = MethodContext(
             seed=config.seed, steps_per_epoch=self.clock.period, total_steps=self.clock.total,
             batch_size=recipe.batch_size, blocks=blocks, ledger=self.ledger, **weights,
+            **self.ranks.context(recipe.sync_ranges and not self.method.own_samples),
         )  # fmt: skip
         model = self.method.prepare(plain, context)
+        if recipe.sync_batch_norm and not self.method.own_samples:
+            synchronise_norms(model, self.ranks)
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.train()
         self.optimizer = make_optimizer(self.model.parameters(), recipe)
@@ -160,25 +171,30 @@ class TrainingLoop:
 
     def _train_step(self) -> None:
         self.method.on_step_start(self.step)
-        x, y = self._batch(self.step)
+        with self.ranks.share(*self._batch(self.step), cut=self._cut) as (x, y):
+            self._optimize(x, y)
+
+    def _optimize(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Train on this process's share of the batch."""
+        self.method.state.sample_offset, self.method.state.batch_samples = self.ranks.start, self.ranks.samples
+        self.ledger.enabled = self.ranks.counts
         self.ledger.samples(len(y))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.recipe, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        outcome = self.task.step(self.model, x, y)
-        extra = self.method.extra_loss()
-        total = outcome.loss if extra is None else outcome.loss + extra
-        self.watch.see(self.step, total)
-        total.backward()  # type: ignore[no-untyped-call]
+        done = self.ranks.combine(self.task.step(self.model, x, y), self.method.extra_loss())
+        self.watch.see(self.step, done.total)
+        done.objective.backward()  # type: ignore[no-untyped-call]
+        self.ranks.sum_gradients(self.model.parameters())
         clip_gradients(self.model.parameters(), self.config.recipe)
         self.optimizer.step()
-        loss = outcome.loss.detach()
-        self.method.on_step_end(self.step, loss, None if extra is None else extra.detach())
-        self.loss_sum += loss.double()
-        if outcome.correct is not None:
-            self.correct += outcome.correct
-        self.samples += outcome.count
-        self.pace.answers += outcome.count
+        self.method.on_step_end(self.step, done.loss, done.extra)
+        self.loss_sum += done.loss.double()
+        if done.correct is not None:
+            self.correct += done.correct
+        self.samples += done.count
+        self.pace.answers += done.count
+        self.ledger.enabled = True
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = self.stream.batch(*self.clock.data(step))
@@ -187,20 +203,24 @@ class TrainingLoop:
     def _end_epoch(self) -> None:
         """Evaluate, write the metrics line, tell the method. A stop in the middle leaves everything as it was."""
         self.check_finite()
+        self.ranks.same_model(self.model)
+        self.method.state.sample_offset, self.method.state.batch_samples = 0, None  # batches are dealt out whole
         before = self.ledger.state_dict()
         self.ledger.begin("eval", self.epoch)
         try:
-            scores = {
-                name: evaluate(self.model, batches, self.ledger, self._should_stop, self.task)
-                for name, batches in self.eval_streams.items()
-            }
+            with self.ranks.apart():
+                scores = {
+                    name: evaluate(self.model, batches, self.ledger, self._should_stop, self.task, self.ranks)
+                    for name, batches in self.eval_streams.items()
+                }
         except EvaluationStopped:
             self.ledger.load_state_dict(before)
             self.ledger.begin("train", self.epoch)
             return
         steps = sum(not self.method.skip_step(s) for s in range(self.clock.start(self.epoch), self.step))
         mean_loss = float(self.loss_sum) / steps if steps else float("nan")
-        line = metrics_line(self, mean_loss, scores)
+        self.ranks.sum_ledger(self.ledger)
+        line = self.ranks.tell(metrics_line(self, mean_loss, scores))
         self.method.on_epoch_end(self.epoch, mean_loss)
         self.lines.append(line)
         self._on_epoch(line)
@@ -236,7 +256,8 @@ class TrainingLoop:
         x, y = self._batch(bad.step)
         self.ledger.enabled = False
         noted = self.method.state.bad_site()  # on a GPU, the layers took notes
-        layer = noted[0] if noted else first_nonfinite(self.model, lambda: self.task.step(self.model, x, y).loss)
+        with self.ranks.apart():
+            layer = noted[0] if noted else first_nonfinite(self.model, lambda: self.task.step(self.model, x, y).loss)
         message = (
             f"run {self.config.run_id} diverged: loss is {bad.value} at step {bad.step}, first non-finite values in "
             f"layer {layer!r}; a smaller --set recipe.lr may help"
@@ -247,20 +268,7 @@ class TrainingLoop:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that changes while training, as tensors and plain values."""
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "method": self.method.state_dict(),
-            "ledger": self.ledger.state_dict(),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
-            "cursor": {"epoch": self.epoch, "step": self.step},
-            "sums": {"loss": self.loss_sum, "correct": self.correct, "samples": self.samples},
-            "lines": self.lines,
-            "seconds": self.seconds,
-            "data_digest": self.data_digest,
-            "replaced": self.replaced.images,
-        }
+        return snapshot(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where :meth:`state_dict` was called.
@@ -268,29 +276,9 @@ class TrainingLoop:
         Raises:
             CheckpointError: the state does not fit this run's model, method or data.
         """
-        if state.get("data_digest") != self.data_digest:
-            raise CheckpointError(
-                f"run {self.config.run_id}: the data has changed since the checkpoint; restore it, or run with --force"
-            )
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.method.load_state_dict(state["method"])
-            self.ledger.load_state_dict(state["ledger"])
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"run {self.config.run_id}: the checkpoint does not fit the installed code ({reason}); run with --force"
-            ) from error
-        self.epoch, self.step = state["cursor"]["epoch"], state["cursor"]["step"]
-        self.ledger.begin("train", self.epoch)
-        self.lines = list(state["lines"])
-        self.replaced.before = dict(state.get("replaced", {}))
         self._reset_sums()
-        self.loss_sum.copy_(state["sums"]["loss"])
-        self.correct.copy_(state["sums"]["correct"])
-        self.samples = state["sums"]["samples"]
-        self._seconds, self._since = state["seconds"], time.perf_counter()
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        restore(self, state)
+
+    def restart_clock(self, seconds: float) -> None:
+        """Go on counting from so many seconds."""
+        self._seconds, self._since = seconds, time.perf_counter()

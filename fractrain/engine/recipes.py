@@ -39,6 +39,8 @@ class Recipe(pydantic.BaseModel):
         augment: random crop and flip, where the data set has them.
         zero_init_residual: start the last BatchNorm of every residual block at zero, so that a deep network begins as a
             shallow one (Goyal et al. 2017, section 5.1); not in the papers' recipes, for short runs only.
+        sync_ranges: on several processes: ranges of activations and errors are those of the global batch.
+        sync_batch_norm: on several processes: BatchNorm's statistics are those of the global batch.
         deterministic: ask the GPU for deterministic algorithms only (a CPU run is always deterministic).
     """
 
@@ -61,6 +63,8 @@ class Recipe(pydantic.BaseModel):
     augment: bool = True
     deterministic: bool = False
     zero_init_residual: bool = False
+    sync_ranges: bool = True
+    sync_batch_norm: bool = True
 
     @pydantic.field_validator("milestones")
     @classmethod
@@ -117,7 +121,7 @@ _EMBEDDED: Final[dict[str, dict[str, Any]]] = {
         **_SMOKE, "iterations": 160, "batch_size": 64, "milestones": [120, 145], "eval_every": 20, "val_fraction": 0.1,
     },
     "docs_text": {  # 256 words a step
-        **_LANGUAGE, "iterations": 160, "batch_size": 4, "lr": 1e-3, "warmup": 16, "eval_every": 80,
+        **_LANGUAGE, "iterations": 200, "batch_size": 4, "lr": 1e-3, "warmup": 20, "eval_every": 100,
     },
     "digits32": {
         **_SMOKE, "iterations": 80, "batch_size": 32, "milestones": [60, 72], "eval_every": 20, "val_fraction": 0.1,

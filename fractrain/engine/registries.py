@@ -6,6 +6,7 @@ The engine knows none of them by name; a test, or a harness with parts of its ow
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,17 +37,28 @@ class Registries:
     """Looks everything up in the registries of the package; imports are late so that planning stays light.
 
     Attributes:
-        setting, seed: of the run whose data is meant; see :meth:`for_setting`.
+        setting, seed, rank, world: of the run whose data is meant, and of the process; see :meth:`for_setting`.
     """
 
     setting = "standard"
     seed = 0
+    rank, world = 0, 1
 
-    def for_setting(self, setting: str, seed: int) -> Registries:
-        """Return registries whose data sets are the parts that a run of this setting and seed uses."""
+    def for_setting(self, setting: str, seed: int, rank: int = 0, world: int = 1) -> Registries:
+        """Return registries whose data sets are the parts that a run of this setting and seed uses.
+
+        Data that is read while training may come in shares for the ``rank``-th of ``world`` processes: such a stream
+        says so by an attribute ``world``.
+        """
         own = copy.copy(self)
-        own.setting, own.seed = setting, seed
+        own.setting, own.seed, own.rank, own.world = setting, seed, rank, world
         return own
+
+    def full_precision(self) -> str:
+        """Name of the method that source runs of adaptation and fine-tuning are trained with."""
+        from fractrain.methods import registry
+
+        return registry.FULL_PRECISION
 
     def method_class(self, name: str) -> type[Method]:
         """Return a method's class; ConfigError or PluginError when there is none."""
@@ -107,7 +119,9 @@ class Registries:
     def train_stream(self, data: Any, batch_size: int, seed: int, device: torch.device, augment: bool) -> Stream:
         """Return the training batches."""
         if hasattr(data, "train_stream"):  # data that is read while training brings streams of its own
-            own: Stream = data.train_stream(batch_size, seed, device, augment)
+            shared = self.world > 1 and "world" in inspect.signature(data.train_stream).parameters
+            shares = {"rank": self.rank, "world": self.world} if shared else {}
+            own: Stream = data.train_stream(batch_size, seed, device, augment, **shares)
             return own
         from fractrain.data.stream import TrainStream
 

@@ -70,7 +70,7 @@ def head_name(model: nn.Module) -> str:
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not names:
         raise CheckpointError(f"{type(model).__name__} has no linear layer that could be its classifier")
-    return names[-1]
+    return str(names[-1])
 
 
 def _difference(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:

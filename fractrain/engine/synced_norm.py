@@ -1,7 +1,8 @@
 """Batch normalisation over the global batch of several processes.
 
-torch's ``SyncBatchNorm`` does the same on GPUs only. Statistics are combined in float64 from each rank's count, mean
-and squared deviations, so that the result is that of one process up to float32 rounding.
+torch's ``SyncBatchNorm`` does the same on GPUs only. Sums are taken in float64, of values and squares that do not
+depend on who holds which sample (distances from the running mean), so that statistics are the same for any number of
+ranks and differ from those of one process by float32 rounding only.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class RankBatchNorm(_BatchNorm):
         """Normalise ``[N, C, ...]``."""
         if not self.training and self.running_mean is not None:
             return super().forward(input)
-        out, mean, var, count = _Normalise.apply(input, self.weight, self.bias, self.eps, self._ranks)
+        out, mean, var, count = _Normalise.apply(
+            input, self.weight, self.bias, self.running_mean, self.eps, self._ranks
+        )
         if self.training and self.track_running_stats and self.running_mean is not None:
             self._track(mean, var * (count / (count - 1).clamp(min=1)))
         return out  # type: ignore[no-any-return]
@@ -57,23 +60,23 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, ranks: Ranks
-    ) -> tuple[torch.Tensor, ...]:
-        axes = [a for a in range(x.dim()) if a != 1]
-        var, mean = torch.var_mean(x, axes, correction=0)
-        var, mean, n = var.double(), mean.double(), x.numel() / x.shape[1]
-        sums = ranks.sum(torch.cat([mean.new_tensor([n]), n * mean, n * (var + mean * mean)]))
-        count, first, second = sums.split([1, len(mean), len(mean)])
-        mean = first / count
-        var = (second / count - mean * mean).clamp(min=0)
-        view = [1, -1] + [1] * (x.dim() - 2)
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, near: torch.Tensor | None,
+        eps: float, ranks: Ranks,
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        axes, view = [a for a in range(x.dim()) if a != 1], [1, -1] + [1] * (x.dim() - 2)
+        near = x.new_zeros(x.shape[1]) if near is None else near.clone()  # it moves before backward
+        away = x - near.view(view)
+        own = [away.sum(axes, dtype=torch.float64), away.square().sum(axes, dtype=torch.float64)]
+        sums = ranks.sum(torch.cat([own[0].new_tensor([x.numel() // x.shape[1]]), *own]))
+        count, first, second = torch.split(sums, [1, len(near), len(near)])
+        shift = first / count
+        mean, var = near + shift, (second / count - shift * shift).clamp(min=0)
         scale = (var + eps).rsqrt().to(x.dtype)
         normal = (x - mean.to(x.dtype).view(view)) * scale.view(view)
         out = normal if weight is None else normal * weight.view(view)
         out = out if bias is None else out + bias.view(view)
         ctx.save_for_backward(normal, scale, weight)
         ctx.ranks, ctx.axes, ctx.view, ctx.has_bias = ranks, axes, view, bias is not None
-        ctx.together = ranks.together
         ctx.count = count
         ctx.mark_non_differentiable(mean, var, count)
         return out, mean, var, count
@@ -82,18 +85,22 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         normal, scale, weight = ctx.saved_tensors
         g, view = grads[0], ctx.view
-        own = torch.stack([g.sum(ctx.axes), (g * normal).sum(ctx.axes)])
-        with ctx.ranks.apart(not ctx.together):
-            means = (ctx.ranks.sum(own.double()) / ctx.count).to(g.dtype)
+        own = torch.stack([g.sum(ctx.axes, dtype=torch.float64), (g * normal).sum(ctx.axes, dtype=torch.float64)])
+        means = (ctx.ranks.sum(own) / ctx.count).to(g.dtype)
+        own = own.to(g.dtype)
         dx = (g - means[0].view(view) - normal * means[1].view(view)) * scale.view(view)
         dx = dx if weight is None else dx * weight.view(view)
-        return dx, None if weight is None else own[1], own[0] if ctx.has_bias else None, None, None
+        return dx, None if weight is None else own[1], own[0] if ctx.has_bias else None, None, None, None
 
 
 def synchronise_norms(model: nn.Module, ranks: Ranks) -> None:
-    """Replace every plain batch norm of a model in place; nothing happens on a single process."""
-    if not ranks.several:
-        return
+    """:func:`replace_norms`, unless there is a single process."""
+    if ranks.several:
+        replace_norms(model, ranks)
+
+
+def replace_norms(model: nn.Module, ranks: Ranks) -> None:
+    """Replace every plain batch norm of a model in place."""
     for name, module in list(model.named_modules()):
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             assert isinstance(module, _BatchNorm)

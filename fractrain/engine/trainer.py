@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -12,14 +14,16 @@ from torch import nn
 from fractrain.engine import checkpoint, environment
 from fractrain.engine.config import RunConfig
 from fractrain.engine.device import determinism, resolve_device
+from fractrain.engine.distributed import Ranks
 from fractrain.engine.jobs import CHECKPOINT_SECONDS, Kernels, Site
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.progress import Progress, SilentProgress
 from fractrain.engine.registries import Registries
 from fractrain.engine.signals import GracefulStop, RunInterrupted
+from fractrain.engine.silent import SilentWriter
 from fractrain.engine.source import source_weights, start_from
 from fractrain.engine.store import LOCK_PATIENCE_S, RunRecord, RunStore, RunWriter
-from fractrain.engine.summary import best_line, summarize_run
+from fractrain.engine.summary import best_line, summarize_run, weights_sha256
 from fractrain.errors import NonFiniteError, RunError, StoreError
 
 FOREVER: Final = -1.0
@@ -40,6 +44,7 @@ class Trainer:
         wait_s: seconds to wait for another process that writes the same run.
         registries: where names are looked up.
         kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all give the same bits.
+        ranks: the processes the run is on, all of which make a trainer; None: this one alone.
     """
 
     def __init__(
@@ -55,12 +60,15 @@ class Trainer:
         wait_s: float = LOCK_PATIENCE_S,
         registries: Registries | None = None,
         kernels: Kernels = "auto",
+        ranks: Ranks | None = None,
     ) -> None:
         self.config, self.store, self.device, self.data_dir = config, store, device, data_dir
         self.progress = progress or SilentProgress()
         self.download, self.checkpoint_seconds, self.wait_s = download, checkpoint_seconds, wait_s
         self.registries = registries or Registries()
-        self.kernels = kernels
+        self.kernels, self.ranks = kernels, ranks or Ranks(device)
+        if not self.ranks.first:
+            self.progress = SilentProgress()
 
     def run(self) -> RunRecord:
         """Train to the end and return the finished run; one that is done already is returned as it is.
@@ -70,28 +78,41 @@ class Trainer:
             NonFiniteError: the run diverged.
             FractrainError: bad data, store or checkpoint.
         """
-        record = self.store.get(self.config.run_id)
+        if self.ranks.several:
+            self.ranks.agree(environment.identity(self.config.run_id))
+        record = self._record()
         if record is None or record.status != "done":
             self._train_source()
-            with GracefulStop() as stop, self.store.open(self.config, self.wait_s) as writer:
-                record = self.store.get(self.config.run_id)
+            with GracefulStop() as stop, self._open() as writer:
+                record = self._record()
                 if record is None or record.status != "done":  # another process may have finished it while we waited
                     self._run_locked(writer, stop)
-            record = self.store.get(self.config.run_id)
+            record = self._record()
         if record is None:
             raise StoreError(f"{self.store.path(self.config.run_id)} has vanished: something else deletes in the store")
         return record
 
+    def _record(self) -> RunRecord | None:
+        """What the store of rank 0 has of the run."""
+        return self.ranks.tell(self.ranks.on_first(lambda: self.store.get(self.config.run_id)))
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[RunWriter | SilentWriter]:
+        """The run's folder; ranks but the first write nothing."""
+        with contextlib.ExitStack() as stack:
+            writer = self.ranks.on_first(lambda: stack.enter_context(self.store.open(self.config, self.wait_s)))
+            yield writer or SilentWriter(self.store.path(self.config.run_id))
+
     def _train_source(self) -> None:
         """Run the source run first, unless it is done or this run is past needing it."""
         source = self.config.source
-        if source is None or (self.store.path(self.config.run_id) / CHECKPOINT_NAME).exists():
+        if source is None or self.ranks.tell((self.store.path(self.config.run_id) / CHECKPOINT_NAME).exists()):
             return
         self.progress.note(f"run {self.config.run_id} starts from run {source.run_id}")
         Trainer(
             source, self.store, self.device, self.data_dir, self.progress, download=self.download,
             checkpoint_seconds=self.checkpoint_seconds, wait_s=FOREVER, registries=self.registries,
-            kernels=self.kernels,
+            kernels=self.kernels, ranks=self.ranks,
         ).run()  # fmt: skip
 
     def _start(self, model: nn.Module) -> None:
@@ -99,9 +120,10 @@ class Trainer:
         source = self.config.source
         if source is not None:
             new_head = self.config.setting == "adaptation"
-            start_from(model, source_weights(self.store, source), source.run_id, new_head)
+            weights = self.ranks.tell(self.ranks.on_first(lambda: source_weights(self.store, source)) or {})
+            start_from(model, weights, source.run_id, new_head)
 
-    def _run_locked(self, writer: RunWriter, stop: GracefulStop) -> None:
+    def _run_locked(self, writer: RunWriter | SilentWriter, stop: GracefulStop) -> None:
         """Train, and write a status that says how it ended, whatever happens."""
         try:
             self._train(writer, stop)
@@ -126,12 +148,12 @@ class Trainer:
         finally:
             self.progress.close()
 
-    def _train(self, writer: RunWriter, stop: GracefulStop) -> None:
+    def _train(self, writer: RunWriter | SilentWriter, stop: GracefulStop) -> None:
         gpus = [self.device] if self.device.type == "cuda" else []
         path = writer.path / CHECKPOINT_NAME
         with determinism(self.config.recipe.deterministic), torch.random.fork_rng(devices=gpus):
-            writer.start(environment.capture(self.device))
-            state = checkpoint.load(path, self.config.run_id)
+            self.ranks.on_first(lambda: writer.start(environment.capture(self.device)))
+            state = self.ranks.tell(self.ranks.on_first(lambda: checkpoint.load(path, self.config.run_id)))
             loop = TrainingLoop(
                 self.config,
                 self.device,
@@ -142,30 +164,37 @@ class Trainer:
                 should_stop=lambda: stop.requested,
                 kernels=self.kernels,
                 start=self._start if state is None else None,
+                ranks=self.ranks,
             )
+            if self.ranks.several:
+                self.ranks.agree({"data": loop.data_digest, "first weights": weights_sha256(loop.model)})
             if state is not None:
                 loop.load_state_dict(state)
             self.progress.start(self.config.run_id, loop.clock.total, loop.step)
             self._loop(loop, path, stop)
-            costs = self.registries.costs(loop.ledger, _best_epoch(loop))
-            summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs, loop.task.metric)
-            summary["data_digest"] = loop.data_digest
-            if replaced := loop.replaced.images:
-                summary["replaced_images"] = replaced
-                self.progress.note(f"{len(replaced)} images could not be decoded and were replaced")
-            writer.finish(summary, loop.ledger.state_dict())
+            self.ranks.on_first(lambda: self._finish(loop, writer))
+
+    def _finish(self, loop: TrainingLoop, writer: RunWriter | SilentWriter) -> None:
+        """Make the run a result."""
+        costs = self.registries.costs(loop.ledger, _best_epoch(loop))
+        summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs, loop.task.metric)
+        summary["data_digest"] = loop.data_digest
+        if replaced := loop.replaced.images:
+            summary["replaced_images"] = replaced
+            self.progress.note(f"{len(replaced)} images could not be decoded and were replaced")
+        writer.finish(summary, loop.ledger.state_dict())
 
     def _loop(self, loop: TrainingLoop, path: Path, stop: GracefulStop) -> None:
         saved = time.monotonic()
         while not loop.finished:
-            if stop.requested:
+            if any(self.ranks.any(stop.requested)):
                 self._save(loop, path)
                 raise RunInterrupted(
                     f"run {self.config.run_id} stopped at step {loop.step} of {loop.clock.total}, checkpoint written; "
                     "the same command goes on with it"
                 )
             loop.advance()
-            if time.monotonic() - saved >= self.checkpoint_seconds:
+            if any(self.ranks.any(time.monotonic() - saved >= self.checkpoint_seconds)):
                 self._save(loop, path)
                 saved = time.monotonic()
             self.progress.update(loop.step, loop.watch.last)
@@ -173,7 +202,8 @@ class Trainer:
 
     def _save(self, loop: TrainingLoop, path: Path) -> None:
         loop.check_finite()  # a model that holds nan is not worth keeping
-        checkpoint.save(path, loop.state_dict(), self.config.run_id)
+        state = loop.state_dict()
+        self.ranks.on_first(lambda: checkpoint.save(path, state, self.config.run_id))
 
 
 def train_at(

@@ -19,14 +19,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     "standard", "adaptation", "adaptation-source", "fine-tuning", "fine-tuning-source",
 )  # fmt: skip
 SOURCE_OF: Final[Mapping[str, Setting]] = {"adaptation": "adaptation-source", "fine-tuning": "fine-tuning-source"}
-SOURCE_METHOD: Final = "fp32"
 LENGTH: Final = 0.5
 LR: Final = 0.1
 NOTE: Final = (
-    "Adaptation and fine-tuning follow our own protocol, the paper's is not available: classes (adaptation) or training "
-    "images (fine-tuning) divided in two halves by the seed; the model is trained on the first half in full precision by "
-    "the standard recipe, then goes on with the second half by the row's method for half as many iterations at a tenth "
-    "of the learning rate; in adaptation the classifier starts anew. Costs are those of the second half alone."
+    "Adaptation and fine-tuning follow our own protocol, the paper's is not available: the classes (adaptation) or the "
+    "training images (fine-tuning) are divided in two halves by the seed; the model is trained on the first half in full "
+    "precision by the standard recipe, then goes on with the second half by the row's method for half as many "
+    "iterations at a tenth of the learning rate; in adaptation the classifier starts anew. Costs are those of the "
+    "second half alone."
 )
 
 

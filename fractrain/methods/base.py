@@ -20,7 +20,7 @@ The engine, or any training loop of your own, calls the hooks in this order::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -32,7 +32,7 @@ from fractrain.cost.ledger import Ledger
 from fractrain.errors import ConfigError
 from fractrain.quant.formats import MAX_BITS, MIN_BITS
 from fractrain.quant.precision import FLOAT_BITS
-from fractrain.quant.state import QuantState
+from fractrain.quant.state import QuantState, ReduceLimits
 
 
 def _width(value: int) -> int:
@@ -64,6 +64,10 @@ class Variation:
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _alone(value: torch.Tensor) -> torch.Tensor:
+    return value
+
+
 @dataclass
 class MethodContext:
     """What a method may know of the run it is in.
@@ -75,6 +79,10 @@ class MethodContext:
         blocks: names of the gateable blocks; empty means: ask the model.
         block_weights: weight of each block in cp (paper: 1 for ResNets, block FLOPs for MobileNetV2); empty = equal.
         ledger: where executed work is counted.
+        world: number of processes the run is on; each sees its share of every batch, and gradients are added up. A term
+            of :meth:`Method.extra_loss` that is no sum over samples must be divided by it.
+        reduce_sum: sums a tensor (without its graph) over the processes; to be called by all of them alike.
+        reduce_limits: for the layers, see :class:`fractrain.quant.state.QuantState`.
     """
 
     seed: int = 0
@@ -84,6 +92,9 @@ class MethodContext:
     blocks: Sequence[str] = ()
     block_weights: Sequence[float] = ()
     ledger: Ledger = field(default_factory=Ledger)
+    world: int = 1
+    reduce_sum: Callable[[torch.Tensor], torch.Tensor] = _alone
+    reduce_limits: ReduceLimits | None = None
 
 
 class Method:
@@ -96,6 +107,8 @@ class Method:
         state: step, seed and ledger shared by all quantized layers (set by :meth:`prepare`).
         master_weights, optimizer_state: number formats for the precision card; give another text where the method
             keeps them in something else than float32.
+        own_samples: why each process of a run must keep ranges and BatchNorm statistics of its own: because blocks see
+            samples that differ in number, or in whether there are any, from process to process; empty: they are shared.
         contract_settings: settings under which all that the method does happens within a few steps; the contract uses
             them to test resuming, determinism and precision.
         contract_variations: for settings that the contract cannot vary by their type alone: another value, or a
@@ -110,6 +123,7 @@ class Method:
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     master_weights: ClassVar[str] = "float32"
     optimizer_state: ClassVar[str] = "float32"
+    own_samples: ClassVar[str] = ""
     contract_settings: ClassVar[Mapping[str, Any]] = {}
     contract_variations: ClassVar[Mapping[str, Any]] = {}
     contract_inert: ClassVar[Mapping[str, str]] = {}
@@ -189,6 +203,8 @@ class Method:
             raise ConfigError(f"{self.name} does not fit {type(model).__name__}: {reason}")
         self.context = context or MethodContext()
         self.state = QuantState(seed=self.context.seed, ledger=self.context.ledger)
+        if self.context.world > 1:
+            self.state.reduce_sum, self.state.reduce_limits = self.context.reduce_sum, self.context.reduce_limits
         return self.convert(model, self.context)
 
     def on_step_start(self, step: int) -> None:

@@ -122,8 +122,10 @@ class DFQ(Method):
         each = [self._block_costs(b, costs) for b in self._blocks]
         per_block = torch.stack([(m @ c).sum() for m, c in zip(masks, each, strict=True)])  # type: ignore[operator]
         total: torch.Tensor = (per_block * weights).sum() / weights.mean()
-        batch = self.context.batch_size if self.settings.compat == "authors" else masks[0].shape[0]  # type: ignore[union-attr]
-        cp = 100 * total.detach() / (3 * batch * len(masks))
+        batch = self.state.batch_samples or masks[0].shape[0]  # type: ignore[union-attr]
+        if self.settings.compat == "authors":
+            batch = self.context.batch_size
+        cp = 100 * self.context.reduce_sum(total.detach()) / (3 * batch * len(masks))
         self._cp_sum = self._cp_sum + cp
         self._cp_steps += 1
         beta: float = self.settings.beta

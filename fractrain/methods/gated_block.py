@@ -93,8 +93,9 @@ class GatedBlock(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         self.mask, self.choice = straight_through(self._gate[0](self.index, x))
         counts = torch.bincount(self.choice, minlength=len(self.candidates))
-        if self.training:
-            out, sites = self._train(x, self.mask, self.choice, counts.tolist())
+        if self.training:  # candidates that a sample of any process chose run on all of them: they share statistics
+            whole = counts if self.state.reduce_sum is None else self.state.reduce_sum(counts)
+            out, sites = self._train(x, self.mask, self.choice, whole.tolist())
         else:
             out, sites = self._evaluate(x, self.choice, counts.tolist())
         held = sum(macs for layer, macs, *_ in sites if self._is_constant(layer))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 GROUP = "fractrain.methods"
 PLUGIN_VARIABLE = "FRACTRAIN_PLUGINS"
 OWN = ("pfq", "dfq", "fractrain")
+FULL_PRECISION = "fp32"  # the yardstick, and what models are trained with before another method goes on with them
 
 
 @dataclass(frozen=True)

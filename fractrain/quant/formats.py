@@ -85,6 +85,11 @@ class Format:
         """Short name for precision cards."""
         return type(self).__name__.lower()
 
+    @property
+    def spans_samples(self) -> bool:
+        """Whether a group of an activation or error holds elements of all samples of the batch."""
+        return not isinstance(self.granularity, PerTile) and self.granularity != PerAxis(0)
+
     def points(self, bits: int) -> int:
         """Most different values in a group; more than ``2^bits`` only where a flag is kept besides the code."""
         return 1 << bits

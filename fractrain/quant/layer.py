@@ -179,6 +179,8 @@ class QuantLayer(nn.Module):
     ) -> tuple[torch.Tensor, Quantized | None, Limits | tuple[float, float]]:  # fmt: skip
         """Quantize ``x`` at the range that is ``known``, or else measured; return values, codes and the range."""
         state = self.state
+        if known is None and state.reduce_limits is not None and what != "weight" and op.format.spans_samples:
+            known = self._whole(op.format.limits(x, state.kernels), op, x)
         if known is None or (known[0].numel() == 1 and known[0].device.type == "cpu"):
             given = None if known is None else (known[0].item(), known[1].item())
             fast = quantize_uniform(x, op.format, op.bits, noise, code_bits, state.kernels, given)
@@ -199,9 +201,16 @@ class QuantLayer(nn.Module):
             return None
         key = ("limits", op.format, x.shape, x.stride(), x._version)
         if key not in scope.memo:
-            scope.memo[key] = op.format.limits(x, self.state.kernels)
+            scope.memo[key] = self._whole(op.format.limits(x, self.state.kernels), op, x)
             self._check(scope.memo[key], "input")
         return scope.memo[key]  # type: ignore[no-any-return]
+
+    def _whole(self, limits: Limits, op: Operand, x: torch.Tensor) -> Limits:
+        """Limits over all processes, where the batch is spread over several and one grid holds for all samples."""
+        reduce = self.state.reduce_limits
+        if reduce is None or not op.format.spans_samples:
+            return limits
+        return reduce(*limits, x.shape[0] if op.format.statistic == "mean" else None)
 
     def quantized_weight(self, op: Operand, name: str = "fw_w") -> torch.Tensor:
         """Quantized weight (values); while training, computed once per version of the weight, step and operand.

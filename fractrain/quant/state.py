@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from fractrain.cost.ledger import Ledger
 from fractrain.quant.kernels import Kernels
 from fractrain.seeds import derive_seed
+
+ReduceLimits = Callable[[torch.Tensor, torch.Tensor, int | None], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass
@@ -44,6 +47,10 @@ class QuantState:
         sample_offset: index of this process's first sample in the global batch, so that rounding does not depend on the
             number of workers.
         ledger: where executed products are counted.
+        batch_samples: samples of the global batch, where it is spread over several processes; else None.
+        reduce_sum: sums a tensor over the processes of the run; None on a single one.
+        reduce_limits: from (low, high) of this process's part of a tensor, and its number of samples where limits are
+            means over samples (else None), to the limits of the whole; None: ranges are each process's own.
         kernels: ``auto``, ``reference`` or ``fused``; all give the same bits.
         scope: the active :class:`CandidateScope`, or None.
     """
@@ -52,6 +59,9 @@ class QuantState:
         self.seed = derive_seed(seed, "rounding")
         self.step = 0
         self.sample_offset = 0
+        self.batch_samples: int | None = None
+        self.reduce_sum: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.reduce_limits: ReduceLimits | None = None
         self.ledger = ledger if ledger is not None else Ledger()
         self.kernels: Kernels = kernels
         self.scope: CandidateScope | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 
 from fractrain.bench import catalog
@@ -78,8 +79,11 @@ def test_progress_goes_to_stderr_with_the_end(quick: tuple[Result, Path]) -> Non
 
 
 def test_a_part_of_the_bench_never_overwrites_the_whole(bench: Callable[..., Result], tmp_path: Path) -> None:
+    torch.set_num_threads(3)
     result = bench("--path", "quantize_stochastic", "--out", tmp_path)
     assert result.exit_code == 0, result.stderr
+    assert torch.get_num_threads() == 3
+    assert json.loads((tmp_path / "cpu-custom.json").read_text(encoding="utf-8"))["machine"]["threads"] == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == ["cpu-custom.json", "cpu-custom.md"]
     assert "| `quantize_stochastic` |" in result.stdout
 

@@ -16,11 +16,14 @@ from fractrain.errors import ConfigError, DataError
 
 
 def test_names_and_fields():
-    assert registry.names() == ("cifar10", "cifar100", "digits", "digits100")
+    images = ("cifar10", "cifar100", "digits", "digits100", "digits32", "imagenet", "imagenette")
+    texts = ("docs_text", "wikitext103", "wikitext2")
+    assert registry.names() == tuple(sorted(images + texts))
     for name in registry.names():
         info = registry.info(name)
         assert info.name == name
-        assert len(info.mean) == len(info.std) == info.shape[0] == 3
+        if name in images:
+            assert len(info.mean) == len(info.std) == info.shape[0] == 3
         assert info.embedded == (info.bytes == 0)
         json.dumps(dataclasses.asdict(info))
     assert registry.info("digits").stands_for == "cifar10"

@@ -160,10 +160,10 @@ def test_another_vocabulary_is_an_error(corpus):
     root, _, entry = corpus
     with pytest.raises(DataError, match=f"vocabulary has {entry.classes} words, that of the data set 99"):
         load(replace(entry, classes=99), root)
-    with pytest.raises(DataError, match="train part has .* tokens"):
+    with pytest.raises(DataError, match=r"train part has .* tokens"):
         load(replace(entry, train_size=5), root)
     load(entry, root)
-    with pytest.raises(DataError, match="test part has .* another release"):  # prepared before, read now
+    with pytest.raises(DataError, match=r"test part has .* another release"):  # prepared before, read now
         load(replace(entry, test_size=5), root)
 
 
@@ -178,7 +178,7 @@ def test_a_damaged_preparation_is_named(corpus, damage):
         path.write_bytes(path.read_bytes()[:-20])
     else:
         (folder / "val.npy").unlink()
-    with pytest.raises(DataError, match="is damaged .* made anew"):
+    with pytest.raises(DataError, match=r"is damaged .* made anew"):
         load(entry, root)
 
 
@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_written(corpus, monkeypatch, tmp_path):
     root, _, entry = corpus
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FRACTRAIN_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataError, match="cannot write .* set FRACTRAIN_CACHE"):
+    with pytest.raises(DataError, match=r"cannot write .* set FRACTRAIN_CACHE"):
         load(entry, root)
     monkeypatch.setenv("FRACTRAIN_CACHE", str(tmp_path / "cache"))
     assert load(entry, root).folder.parent == tmp_path / "cache"
@@ -445,8 +445,8 @@ def test_articles_by_hand(tmp_path):
         '"""The first paragraph of this module has two lines\nof text, with ``code`` and 2.5 apples.\n\n'
         "Parameters\n----------\nx : int, default=3\n    The text of a parameter, which says what it is for.\n\n"
         'Examples\n--------\nThis sentence belongs to an example and is left out of the text.\n"""\n\n'
-        'def f():\n    """The first paragraph of this module has two lines\n    of text, with ``code`` and 2.5 apples.\n'
-        '    """\n'
+        'def f():\n    """The first paragraph of this module has two lines\n    '
+        'of text, with code and 2.5 apples.\n    """\n'
     )
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "c.py").write_text('"""A paragraph in a test file that is long enough to be counted."""\n')
@@ -498,6 +498,6 @@ def test_the_real_wikitext2(monkeypatch, tmp_path):
     words = text_cache.read(data.info, data.folder).vocabulary().words
     assert len(words) == 33_278
     assert (len(data.train), len(data.val), len(data.test)) == (2_088_628, 217_646, 245_569)
-    assert words[:4] == ("the", "<eos>", ",", ".") or set(words[:4]) <= {"the", ",", ".", "<unk>", "<eos>", "of"}
+    assert words[:4] == ("the", ",", ".", "of")
     assert data.test.counts(33_278)[words.index("<unk>")] == 15_218
     assert data.test.windows([0], 5)[0].tolist() == [words.index(w) for w in ("<eos>", "=", "Robert", "<unk>", "=")]

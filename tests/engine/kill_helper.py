@@ -141,8 +141,15 @@ def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: fl
     return killed
 
 
+def _import_once() -> None:
+    """Import before forking what every attempt would otherwise import for itself: seconds each."""
+    for name in ("torch._dynamo", "sklearn.datasets", "fractrain.engine.trainer", "fractrain.quant.fused"):
+        importlib.import_module(name)
+
+
 def main() -> None:
     job = json.loads(sys.stdin.read())
+    _import_once()
     sys.path.insert(0, str(Path(__file__).parent))
     from fractrain.engine.config import RunConfig
     from fractrain.engine.store import RunStore

@@ -248,8 +248,9 @@ def test_an_interrupted_source_goes_on(store, tmp_path, monkeypatch):
         patch.setattr(TrainingLoop, "advance", until_two)
         with pytest.raises(RunInterrupted, match=config.source.run_id):
             trainer(config, tmp_path, checkpoint_seconds=0).run()
-    assert trainer(config, tmp_path).run().summary["weights_sha256"] == (
-        store.get(config.run_id).summary["weights_sha256"]
+    assert (
+        trainer(config, tmp_path).run().summary["weights_sha256"]
+        == (store.get(config.run_id).summary["weights_sha256"])
     )
 
 
@@ -349,15 +350,15 @@ def test_command_line_on_digits100(tmp_path):
 
     from click.testing import CliRunner
 
-    from fractrain.commands.runs import run_command
+    from fractrain.cli import main
 
     arguments = [
-        "--method", "static8", "--model", "resnet38", "--dataset", "digits100", "--setting", "adaptation",
+        "run", "--method", "static8", "--model", "resnet38", "--dataset", "digits100", "--setting", "adaptation",
         "--results", str(tmp_path), "--device", "cpu", "--json",
         *(x for key in ("recipe", "source") for x in ("--set", f"{key}.iterations=2", "--set", f"{key}.batch_size=8")),
         "--set", "recipe.eval_every=2", "--set", "source.eval_every=2",
     ]  # fmt: skip
-    result = CliRunner().invoke(run_command, arguments, catch_exceptions=False)
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     summary = json.loads(result.stdout)
     assert summary["status"] == "done"
     records = list(RunStore(tmp_path).records())

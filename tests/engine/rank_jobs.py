@@ -1,0 +1,145 @@
+"""Run jobs on one rank of several: ``python rank_jobs.py jobs.json`` with torchrun's variables set.
+
+Each job is a config, a store and what to do with it; rank 0 writes summaries, every rank how its jobs ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fractrain.engine import loop as loop_module
+from fractrain.engine.config import RunConfig
+from fractrain.engine.distributed import Ranks, connect
+from fractrain.engine.loop import TrainingLoop
+from fractrain.engine.registries import Registries
+from fractrain.engine.store import RunStore
+from fractrain.engine.synced_norm import replace_norms
+from fractrain.engine.trainer import Trainer
+from fractrain.errors import FractrainError
+from fractrain.seeds import derive_seed
+
+
+class Block(nn.Module):
+    """Residual block with an attribute that slu knows as its shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.shortcut = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (y + self.shortcut(x)).relu()
+
+
+class Small(nn.Module):
+    def __init__(self, classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.blocks = nn.Sequential(Block(4), Block(4))
+        self.drop, self.head = nn.Dropout(dropout), nn.Linear(4, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(self.drop(self.blocks(self.bn(self.stem(x)).relu()).mean((2, 3))))
+        return y
+
+    def gateable_blocks(self) -> list[str]:
+        return ["blocks.0", "blocks.1"]
+
+
+class SmallModels(Registries):
+    """The package's methods and data; a small model, and a data set of 50 images cut from digits."""
+
+    def misfit(self, model: str, dataset: str) -> str | None:
+        return None
+
+    def model(self, name: str, dataset: str, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "init"))
+            return Small(self.dataset_info(dataset).classes, 0.3 if name == "dropout" else 0.0)
+
+    def data(self, name: str, data_dir: Path | None, download: bool, val_fraction: float, seed: int) -> Any:
+        from dataclasses import replace
+
+        import numpy as np
+
+        data = super().data(name, data_dir, download, val_fraction, seed)
+        return replace(data, train=data.train.take(np.arange(50)), test=data.test.take(np.arange(90)))
+
+
+def config_of(job: dict[str, Any]) -> RunConfig:
+    recipe = {"batch_size": 16, "eval_every": 3, "iterations": 5, "val_fraction": 0.0, **job.get("recipe", {})}
+    return RunConfig.create(
+        method=job["method"], model=job.get("model", "small"), dataset="digits", seed=job.get("seed", 0),
+        settings=job.get("settings", {}), recipe=recipe, registries=SmallModels(),
+    )  # fmt: skip
+
+
+def do(job: dict[str, Any], ranks: Ranks | None = None) -> dict[str, Any]:
+    """Run a job; with ``stop``, only so many steps; with ``differ``, rank 1 has another seed, data or weights.
+
+    With ``same_norms``, batch norm is computed as on several ranks also on one.
+    """
+    config, known = config_of(job), SmallModels()
+    other = ranks is not None and not ranks.first
+    if other and job.get("differ") == "seed":
+        config = config_of({**job, "seed": 1})
+    if other and job.get("differ") == "data":
+        known.data = _other_data(known)  # type: ignore[method-assign]
+    stop, real = job.get("stop"), TrainingLoop.advance
+
+    def advance(loop: TrainingLoop) -> None:
+        if loop.step == stop:
+            raise KeyboardInterrupt
+        if other and job.get("differ") == "weights" and loop.step == 1:
+            with torch.no_grad():
+                loop.model.get_parameter("head.bias").add_(1.0)
+        real(loop)
+
+    TrainingLoop.advance = advance  # type: ignore[method-assign]
+    synchronise = loop_module.synchronise_norms
+    if job.get("same_norms"):
+        loop_module.synchronise_norms = replace_norms
+    try:
+        device = torch.device("cpu")
+        trainer = Trainer(
+            config, RunStore(job["store"]), device, registries=known, ranks=ranks, checkpoint_seconds=0 if stop else 60
+        )
+        record = trainer.run()
+        return {"summary": record.summary, "metrics": record.metrics()}
+    except FractrainError as error:
+        return {"error": str(error), "code": error.exit_code}
+    finally:
+        TrainingLoop.advance = real  # type: ignore[method-assign]
+        loop_module.synchronise_norms = synchronise
+
+
+def _other_data(known: SmallModels) -> Any:
+    load = known.data
+
+    def data(*arguments: Any) -> Any:
+        from dataclasses import replace
+
+        loaded = load(*arguments)
+        return replace(loaded, test=loaded.train)
+
+    return data
+
+
+def main(path: str) -> None:
+    torch.set_num_threads(1)
+    with connect("cpu") as ranks:
+        ends = [do(job, ranks) for job in json.loads(Path(path).read_text())]
+    Path(f"{path}.{os.environ['RANK']}").write_text(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

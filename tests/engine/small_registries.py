@@ -1,0 +1,20 @@
+"""The real methods, data and loop on a ResNet of eight layers: what is tested does not depend on depth, time does."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fractrain.engine.registries import Registries
+from fractrain.models.resnet_cifar import ResNetCifar
+from fractrain.seeds import derive_seed
+
+
+class SmallRegistries(Registries):
+    """Every model is a ResNet-8."""
+
+    def model(self, name: str, dataset: str, seed: int) -> nn.Module:
+        info = self.dataset_info(dataset)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "init"))
+            return ResNetCifar(1, info.classes, channels=info.shape[0])

@@ -1,0 +1,279 @@
+"""Runs on two processes (gloo) against the same runs on one.
+
+All runs are of 5 steps on 50 images at batches of 16: the fourth batch has 2 images, so shares differ in size from step
+to step; one run has batches of 7, whose eighth has a single image, fewer than there are processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rank_jobs import config_of, do
+from torch import nn
+
+from fractrain.cost.ledger import Entry, Ledger
+from fractrain.engine import checkpoint
+from fractrain.engine.distributed import Ranks, connect
+from fractrain.engine.synced_norm import RankBatchNorm
+from fractrain.engine.task import Outcome
+
+CPU = torch.device("cpu")
+HERE = Path(__file__).parent
+DFQ = {"gate_hidden": 4, "gate_embed": 4, "target_cp": 2.0}
+SHORT = {"recipe": {"iterations": 1}, "same_norms": True}
+JOBS = {
+    "fp32": {"method": "fp32", "recipe": {"clip_norm": 0.5}},
+    "fp32-single": {"method": "fp32", "recipe": {"batch_size": 7, "iterations": 9}},
+    "static8-step": {"method": "static8", **SHORT},
+    "sbm-step": {"method": "sbm", **SHORT},
+    "dfq-step": {"method": "dfq", "settings": DFQ, **SHORT},
+    "static8": {"method": "static8", "same_norms": True},
+    "dfq": {"method": "dfq", "settings": DFQ, "same_norms": True},
+    "fractrain": {"method": "fractrain", "settings": {**DFQ, "compat": "authors", "beta": 0.02}, "same_norms": True},
+    "dfq-single": {"method": "dfq", "settings": DFQ, "recipe": {"batch_size": 7, "iterations": 9}, "same_norms": True},
+    "slu": {"method": "slu"},
+    "dropout": {"method": "fp32", "model": "dropout"},
+    "apart": {"method": "sbm", "recipe": {"sync_ranges": False, "sync_batch_norm": False}},
+}
+# How close: floating point, and the first step of a quantized run, up to the order of float32 sums. From then on a
+# value that lies next to the middle between two grid points may go either way, by a whole step of the grid (rarely:
+# usually these runs are as close as floating point).
+TOLERANCE = {
+    "fp32": 1e-4, "fp32-single": 1e-4, "static8-step": 1e-5, "sbm-step": 1e-5, "dfq-step": 1e-5, "static8": 0.02,
+    "dfq": 0.3, "fractrain": 0.3, "dfq-single": 0.3,
+}  # fmt: skip
+
+
+def launch(command, *, extra=((), ()), **options):
+    """Run a command on two ranks; return (exit code, stderr) of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in (0, 1):
+        variables = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
+        }  # fmt: skip
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *command, *extra[rank]],
+                env=variables,
+                text=True,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                **options,
+            )
+        )
+    found = []
+    for process in processes:
+        try:
+            out, errors = process.communicate(timeout=90)
+        finally:
+            process.kill()
+        found.append((process.returncode, out, errors))
+    return found
+
+
+def on_two_ranks(folder, jobs):
+    """Run jobs on two ranks; return what each rank says of each."""
+    path = folder / "jobs.json"
+    path.write_text(json.dumps(jobs))
+    ended = launch([str(HERE / "rank_jobs.py"), str(path)])
+    assert [code for code, _, _ in ended] == [0, 0], "\n".join(errors for _, _, errors in ended)
+    return [json.loads(Path(f"{path}.{rank}").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All jobs on one rank and on two; those that are interrupted, on one and then two, and the other way round."""
+    folder = tmp_path_factory.mktemp("ranks")
+    one, two = folder / "one", folder / "two"
+    alone = {name: do({**job, "store": str(one)}) for name, job in JOBS.items()}
+    changed = {**JOBS["dfq"], "store": str(folder / "change")}
+    began = do({**changed, "stop": 3})
+    assert "stopped at once" in began["error"]
+    other = {**JOBS["dfq"], "store": str(folder / "other")}
+    jobs = [{**job, "store": str(two)} for job in JOBS.values()]
+    jobs += [changed, {**other, "stop": 3}]
+    jobs += [{"method": "fp32", "store": str(folder / d), "differ": d} for d in ("seed", "data", "weights")]
+    said = on_two_ranks(folder, jobs)
+    together = dict(zip([*JOBS, "changed", "stopped", "seed", "data", "weights"], zip(*said, strict=True), strict=True))
+    together["resumed"] = (do(other),) * 2
+    return {"alone": alone, "together": together, "one": one, "two": two, "folder": folder}
+
+
+def weights(store, name):
+    config = config_of(JOBS[name])
+    return checkpoint.load(store / config.run_id / checkpoint.NAME, config.run_id)["model"]
+
+
+def distance(a, b):
+    """Largest difference of two states, by the size of the tensor's largest element."""
+    assert a.keys() == b.keys()
+    return max(float((a[n].double() - b[n].double()).abs().max() / a[n].abs().max().clamp(min=1e-3)) for n in a)
+
+
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_two_ranks_equal_one(runs, name):
+    alone, (first, second) = runs["alone"][name], runs["together"][name]
+    assert first == second
+    assert "error" not in first
+    far = distance(weights(runs["one"], name), weights(runs["two"], name))
+    assert far < TOLERANCE[name], far
+    near = min(0.05, 10 * TOLERANCE[name])
+    for one, two in zip(alone["metrics"], first["metrics"], strict=True):
+        assert one["train_loss"] == pytest.approx(two["train_loss"], rel=near)
+        assert one["test_loss"] == pytest.approx(two["test_loss"], rel=near)
+        assert one["method"] == pytest.approx(two["method"], rel=near)
+
+
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_the_ledger_is_that_of_one_rank(runs, name):
+    assert runs["together"][name][0]["summary"]["ledger_sha256"] == runs["alone"][name]["summary"]["ledger_sha256"]
+
+
+@pytest.mark.parametrize("name", ["slu", "dropout", "apart"])
+def test_what_is_each_ranks_own_runs_all_the_same(runs, name):
+    """Statistics of each rank's own, and masks drawn from torch's generator: other numbers, same amount of work."""
+    alone, (first, second) = runs["alone"][name], runs["together"][name]
+    assert first == second
+    assert "error" not in first
+    assert distance(weights(runs["one"], name), weights(runs["two"], name)) > 1e-4
+    assert first["metrics"][-1]["train_loss"] == pytest.approx(alone["metrics"][-1]["train_loss"], rel=0.2)
+    if name != "slu":
+        assert first["summary"]["ledger_sha256"] == alone["summary"]["ledger_sha256"]
+
+
+@pytest.mark.parametrize("name", ["changed", "resumed"])
+def test_resume_on_another_number_of_ranks(runs, name):
+    config = config_of(JOBS["dfq"])
+    found, _ = runs["together"][name]
+    folder = runs["folder"] / ("change" if name == "changed" else "other") / config.run_id
+    state = checkpoint.load(folder / checkpoint.NAME, config.run_id)["model"]
+    assert distance(weights(runs["one"], "dfq"), state) < TOLERANCE["dfq"]
+    assert found["summary"]["ledger_sha256"] == runs["alone"]["dfq"]["summary"]["ledger_sha256"]
+    assert runs["together"]["stopped"][0]["code"] == 130
+
+
+@pytest.mark.parametrize(("what", "word"), [("seed", "run"), ("data", "data"), ("weights", "weights")])
+def test_ranks_that_disagree(runs, what, word):
+    """One line, the same on both, exit code 2, and nothing hangs."""
+    first, second = runs["together"][what]
+    assert first == second
+    assert first["code"] == 2
+    assert "\n" not in first["error"]
+    assert f"disagree about the {word}: rank 0 has " in first["error"]
+    assert "rank 1 has " in first["error"]
+
+
+def test_command_line_of_two_ranks_that_disagree(tmp_path):
+    command = ["-m", "fractrain", "run", "--method", "fp32", "--model", "resnet38", "--dataset", "digits"]
+    command += ["--results", str(tmp_path), "--device", "cpu"]
+    ended = launch(command, extra=(["--seed", "0"], ["--seed", "1"]), cwd=HERE.parents[1])
+    for code, out, errors in ended:
+        assert code == 2
+        assert out == ""
+        assert errors.count("fractrain: error: the processes of this run disagree about the run") == 1
+        assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the parts, on one process ---------------------------------------------------------------------------------------
+
+
+def test_one_process_is_left_alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    x, y = torch.randn(5, 3), torch.arange(5)
+    with connect("cpu") as ranks:
+        assert (ranks.rank, ranks.world, ranks.first, ranks.context(True)) == (0, 1, True, {})
+        with ranks.share(x, y) as (a, b):
+            assert a is x
+            assert b is y
+            assert ranks.samples is None
+        assert ranks.sum(x) is x
+        loss, extra = torch.ones(()), torch.full((), 2.0)
+        done = ranks.combine(Outcome(loss, None, 5), None)
+        assert done.objective is loss
+        assert float(ranks.combine(Outcome(loss, None, 5), extra).total) == 3.0
+
+
+@pytest.mark.parametrize(("total", "world"), [(10, 2), (7, 2), (7, 3), (16, 5), (3, 3)])
+def test_shares_make_up_the_batch(total, world):
+    x, y = torch.arange(total * 2).view(total, 2), torch.arange(total)
+    rows = []
+    for rank in range(world):
+        ranks = Ranks(CPU, rank, world)
+        with ranks.share(x, y) as (own, targets):
+            assert torch.equal(own, x[ranks.start : ranks.start + len(targets)])
+            assert (ranks.rows, ranks.samples) == (len(targets), total)
+            rows += targets.tolist()
+    assert rows == y.tolist()
+
+
+def test_fewer_samples_than_ranks_are_done_by_all_and_counted_once():
+    counted = []
+    for rank in range(4):
+        ranks = Ranks(CPU, rank, 4)
+        with ranks.share(torch.zeros(3, 1), torch.zeros(3)) as (x, _):
+            assert len(x) == 3
+            assert ranks.sum(x) is x
+            counted.append(ranks.counts)
+    assert counted == [True, False, False, False]
+
+
+def test_batches_are_dealt_out():
+    dealt = [list(Ranks(CPU, rank, 3).deal(range(8))) for rank in range(3)]
+    assert dealt == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+def test_ledgers_add_up():
+    whole, parts = Ledger(), [Ledger(), Ledger()]
+    for part, units in zip(parts, (3, 4), strict=True):
+        for ledger in (whole, part):
+            ledger.begin("train", 1)
+            ledger.samples(units)
+            ledger.count("a", units, lambda: [Entry("a", "FW", 8, 8, 10)])
+            ledger.count_selected(("b", "c"), torch.tensor([units, 1]), lambda k: [Entry("b", "GC", k + 2, 4, 5)])
+    states = [part.state_dict() for part in parts]
+    parts[0].clear()
+    assert not list(parts[0].rows())
+    for state in states:
+        parts[0].add(state)
+    assert parts[0].digest() == whole.digest()
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])
+@pytest.mark.parametrize("momentum", [0.1, 0.0, None])
+def test_batch_norm_against_torch(kind, momentum):
+    torch.manual_seed(0)
+    shape = (6, 4) if kind is nn.BatchNorm1d else (6, 4, 3, 2)
+    plain = kind(4, momentum=momentum).double()
+    nn.init.normal_(plain.weight)
+    twin = kind(4, momentum=momentum).double()
+    twin.load_state_dict(plain.state_dict())
+    own = RankBatchNorm(twin, Ranks(CPU))
+    for _ in range(3):
+        x = (3 * torch.randn(shape, dtype=torch.float64) + 5).requires_grad_()
+        z, g = x.detach().clone().requires_grad_(), torch.randn(shape, dtype=torch.float64)
+        plain.zero_grad()
+        own.zero_grad()
+        a, b = plain(x), own(z)
+        a.backward(g)
+        b.backward(g)
+        assert torch.allclose(a, b)
+        assert torch.allclose(x.grad, z.grad)
+        assert torch.allclose(plain.weight.grad, own.weight.grad)
+        assert torch.allclose(plain.bias.grad, own.bias.grad)
+    assert own.state_dict().keys() == plain.state_dict().keys()
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(value.double(), own.state_dict()[name].double()), name
+    assert torch.allclose(plain.eval()(x), own.eval()(x))
