@@ -127,8 +127,8 @@ class RunConfig(pydantic.BaseModel):
         if setting in SOURCE_OF:
             values = transfer_recipe(values)
             source = cls.create(
-                method=known.full_precision(), model=model, dataset=dataset, profile=profile, seed=seed, recipe=source_recipe,
-                setting=SOURCE_OF[setting], origin=f"{origin}: source run", registries=registries,
+                method=known.full_precision(), model=model, dataset=dataset, profile=profile, seed=seed,
+                recipe=source_recipe, setting=SOURCE_OF[setting], origin=f"{origin}: source run", registries=registries,
             )  # fmt: skip
         elif source_recipe:
             raise ConfigError(f"{origin}: a recipe for the source run, but setting {setting!r} has none")

@@ -22,9 +22,9 @@ SOURCE_OF: Final[Mapping[str, Setting]] = {"adaptation": "adaptation-source", "f
 LENGTH: Final = 0.5
 LR: Final = 0.1
 NOTE: Final = (
-    "Adaptation and fine-tuning follow our own protocol, the paper's is not available: the classes (adaptation) or the "
-    "training images (fine-tuning) are divided in two halves by the seed; the model is trained on the first half in full "
-    "precision by the standard recipe, then goes on with the second half by the row's method for half as many "
+    "Adaptation and fine-tuning follow our own protocol, the paper's is not available: classes (adaptation) or "
+    "training images (fine-tuning) are divided in two halves by the seed; the model is trained on the first half in "
+    "full precision by the standard recipe, then goes on with the second half by the row's method for half as many "
     "iterations at a tenth of the learning rate; in adaptation the classifier starts anew. Costs are those of the "
     "second half alone."
 )

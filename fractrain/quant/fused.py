@@ -8,12 +8,29 @@ Layout: a tensor is passed as ``[rows, columns]`` with one grid per row; element
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 from numba import njit, prange, uint32
 
 _OPTIONS: Any = {"error_model": "numpy", "cache": True}
+
+
+def builds(kernel: Callable[..., None]) -> tuple[Any, Any]:
+    """Compile a kernel twice: (serial, on several threads).
+
+    ``prange`` is ``range`` in the serial build: small tensors and single-threaded processes pay no thread start. The
+    second build has a name of its own, because numba's cache on disk tells functions apart by their name and line, but
+    not by ``parallel``: whichever was compiled first would be loaded for both.
+    """
+    assert isinstance(kernel, FunctionType)
+    name = kernel.__name__ + "_parallel"
+    code = kernel.__code__.replace(co_name=name, co_qualname=name)
+    twin = FunctionType(code, kernel.__globals__, name)
+    twin.__module__, twin.__qualname__ = kernel.__module__, name
+    return njit(**_OPTIONS)(kernel), njit(parallel=True, **_OPTIONS)(twin)
 
 
 @njit(inline="always", **_OPTIONS)
@@ -116,10 +133,6 @@ def fill_grid(low, high, per_row, symmetric, top, smallest, scale, offset, qmin,
     return lo, hi, finite
 
 
-# prange is range in the serial builds: small tensors and single-threaded processes pay no thread start.
-nearest_values = (njit(**_OPTIONS)(_nearest_values), njit(parallel=True, **_OPTIONS)(_nearest_values))
-nearest_codes = (njit(**_OPTIONS)(_nearest_codes), njit(parallel=True, **_OPTIONS)(_nearest_codes))
-stochastic_values = (njit(**_OPTIONS)(_stochastic_values), njit(parallel=True, **_OPTIONS)(_stochastic_values))
-stochastic_codes = (njit(**_OPTIONS)(_stochastic_codes), njit(parallel=True, **_OPTIONS)(_stochastic_codes))
-extremes = (njit(**_OPTIONS)(_extremes), njit(parallel=True, **_OPTIONS)(_extremes))
-dequantize = (njit(**_OPTIONS)(_dequantize), njit(parallel=True, **_OPTIONS)(_dequantize))
+nearest_values, nearest_codes = builds(_nearest_values), builds(_nearest_codes)
+stochastic_values, stochastic_codes = builds(_stochastic_values), builds(_stochastic_codes)
+extremes, dequantize = builds(_extremes), builds(_dequantize)

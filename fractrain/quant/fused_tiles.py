@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange, uint32
 
-from fractrain.quant.fused import _OPTIONS, _nearest, _stochastic
+from fractrain.quant.fused import _OPTIONS, _nearest, _stochastic, builds
 
 
 @njit(inline="always", **_OPTIONS)
@@ -99,11 +99,6 @@ def _tile_extremes(bits, rows, cols, low, high):  # type: ignore[no-untyped-def]
             high[t, j] = np.int32(b ^ np.int32(np.int32(b >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
-nearest_codes = (njit(**_OPTIONS)(_nearest_tiles), njit(parallel=True, **_OPTIONS)(_nearest_tiles))
-nearest_values = (njit(**_OPTIONS)(_nearest_tile_values), njit(parallel=True, **_OPTIONS)(_nearest_tile_values))
-stochastic_codes = (njit(**_OPTIONS)(_stochastic_tiles), njit(parallel=True, **_OPTIONS)(_stochastic_tiles))
-stochastic_values = (
-    njit(**_OPTIONS)(_stochastic_tile_values), njit(parallel=True, **_OPTIONS)(_stochastic_tile_values),
-)  # fmt: skip
-extremes = (njit(**_OPTIONS)(_tile_extremes), njit(parallel=True, **_OPTIONS)(_tile_extremes))
-dequantize = (njit(**_OPTIONS)(_dequantize_tiles), njit(parallel=True, **_OPTIONS)(_dequantize_tiles))
+nearest_codes, nearest_values = builds(_nearest_tiles), builds(_nearest_tile_values)
+stochastic_codes, stochastic_values = builds(_stochastic_tiles), builds(_stochastic_tile_values)
+extremes, dequantize = builds(_tile_extremes), builds(_dequantize_tiles)

@@ -342,6 +342,25 @@ def test_the_head_is_the_last_linear_layer():
         head_name(nn.Conv2d(1, 1, 1))
 
 
+def test_a_table_says_setting_and_protocol():
+    from fractrain.engine.transfer import NOTE
+    from fractrain.report.build import build_table
+    from fractrain.report.grid import plan
+    from fractrain.report.spec import load_spec
+
+    spec = load_spec("table2")
+    pair = next(p for p in spec.pairs if p.dataset == "cifar100")
+    pairs = tuple(pair.model_copy(update={"setting": s}) for s in ("standard", *SETTINGS))
+    spec = spec.model_copy(update={"pairs": pairs, "improvement": None})
+    runs = [r for r in plan(spec, "smoke", 1) if r.row == spec.rows[0]]
+    assert [r.config.setting for r in runs] == ["standard", *SETTINGS]
+    table = build_table(spec, None, "smoke", 1)
+    assert NOTE in table.notes
+    groups = list(dict.fromkeys(row.group for row in table.rows))
+    assert [g.rpartition(", ")[2] for g in groups[1:]] == list(SETTINGS)
+    assert NOTE not in build_table(load_spec("table2"), None, "smoke", 1).notes
+
+
 # -- the real thing --------------------------------------------------------------------------------------------------
 
 
