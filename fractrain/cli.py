@@ -26,9 +26,9 @@ from fractrain.commands.data import data_group
 from fractrain.commands.diff import diff_command
 from fractrain.commands.doctor import doctor_command
 from fractrain.commands.new_method import new_method_command
+from fractrain.commands.planning import plan_command
 from fractrain.commands.publish import publish_command
 from fractrain.commands.runs import run_command
-from fractrain.commands.planning import plan_command
 from fractrain.commands.tables import reproduce_command, table_command
 from fractrain.errors import FractrainError
 

@@ -25,6 +25,7 @@ from fractrain.commands.common import (
     stdout_to_stderr,
 )
 from fractrain.commands.planning import counts_text, name_argument, plan_runs, seeds_option, show_plan
+from fractrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from fractrain.engine.executor import Outcome, Site
@@ -108,6 +109,11 @@ def reproduce_command(
 
     Runs that are finished are never repeated; interrupted ones go on where they stopped. Exit code 1 when a run failed.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(
+            "`fractrain reproduce` starts processes of its own, one run each, and does not go with torchrun: leave it "
+            "out, or use it with `-m fractrain run` for a single run on several GPUs"
+        )
     say(f"{table}, profile {profile}: planning ...")
     from fractrain.engine.executor import Site
     from fractrain.report.output import check

@@ -30,7 +30,7 @@ ADDED_LATER: Final[Mapping[str, Mapping[str, Any]]] = {
         "sync_ranges": True,
         "sync_batch_norm": True,
     },
-    "settings": {"gate_state": None, "depthwise_bits": [8, 16]},
+    "settings": {"gate_state": None, "depthwise_bits": [8, 16], "forward": "all"},
 }
 
 

@@ -177,7 +177,8 @@ class TrainingLoop:
     def _optimize(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Train on this process's share of the batch."""
         self.method.state.sample_offset, self.method.state.batch_samples = self.ranks.start, self.ranks.samples
-        self.ledger.enabled = self.ranks.counts
+        counted = self.ledger.enabled
+        self.ledger.enabled = counted and self.ranks.counts
         self.ledger.samples(len(y))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.recipe, self.step)
@@ -194,7 +195,7 @@ class TrainingLoop:
             self.correct += done.correct
         self.samples += done.count
         self.pace.answers += done.count
-        self.ledger.enabled = True
+        self.ledger.enabled = counted
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = self.stream.batch(*self.clock.data(step))

@@ -43,6 +43,11 @@ class DFQSettings(MethodSettings):
     compat: Literal["none", "authors"] = Field(
         "none", description="authors: cp divided by the nominal batch, every candidate updates BatchNorm's statistics"
     )
+    forward: Literal["all", "selected"] = Field(
+        "all",
+        description="training runs the live candidates on the whole batch (all), or each sample only at its own "
+        "precision (selected): faster, but another method: see GatedBlock for what it changes",
+    )
 
     @model_validator(mode="after")
     def _same_length(self) -> DFQSettings:
@@ -89,7 +94,7 @@ class DFQ(Method):
         for i, name in enumerate(names):
             block = GatedBlock(
                 model.get_submodule(name), name, i, gate, candidates, precisions, self.state, s.compat == "authors",
-                constant,
+                constant, s.forward == "selected",
             )  # fmt: skip
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, block)

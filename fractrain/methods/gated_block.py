@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from fractrain.cost.ledger import Entry
 from fractrain.methods.depthwise import is_depthwise
 from fractrain.methods.gate import GateNetwork, straight_through
+from fractrain.methods.select import chosen_only, mix, per_sample
 from fractrain.quant.convert import quant_layers
 from fractrain.quant.layers import QuantLayer
 from fractrain.quant.precision import Precision
@@ -45,6 +46,16 @@ class GatedBlock(nn.Module):
     BatchNorm's running statistics are updated once per distinct forward precision, from the whole batch. Evaluation
     computes each sample at its own precision only.
 
+    With ``selected`` training does so, too: one pass, each sample quantized at its own widths. What that changes:
+
+    * activations share one range per layer as before, but beyond the block's first layers, and for every error, it is
+      that of the mixed batch, not of the whole batch at one precision; stochastic rounding draws other numbers;
+    * BatchNorm takes its statistics from the mixed batch and updates the running ones once per step;
+    * samples add nothing to the gradients of candidates they did not choose (computed in full, such samples do, through
+      BatchNorm's statistics and because zeros are moved to the error's grid);
+    * the gate's mask gets <dL/d out, out> in the column of the chosen candidate and zero in the others: it learns from
+      the cost term and from the candidates it chooses, and no longer what another one would have done.
+
     Args:
         block: the block.
         name: its name in the model.
@@ -54,8 +65,9 @@ class GatedBlock(nn.Module):
         precisions: precision of the block's layers for each candidate.
         state: shared state.
         every_pass: run every candidate in full, as the authors' code does (BatchNorm's running statistics then change
-            once per candidate); slower, same outputs and gradients.
+            once per candidate); slower, same outputs and gradients. Without effect on ``selected``.
         constant: precision of the block's depthwise convolutions whatever the gate says; None: they are gated, too.
+        selected: train each sample at its chosen precision only; candidates then differ in widths of A and E alone.
 
     Attributes:
         mask, choice: of the last forward pass, ``[N, K]`` with the gate's gradient and ``[N]``.
@@ -65,7 +77,7 @@ class GatedBlock(nn.Module):
     def __init__(
         self, block: nn.Module, name: str, index: int, gate: GateNetwork, candidates: Sequence[Candidate],
         precisions: Sequence[Precision], state: QuantState, every_pass: bool = False,
-        constant: Precision | None = None,
+        constant: Precision | None = None, selected: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.block = block
@@ -76,6 +88,7 @@ class GatedBlock(nn.Module):
         self.state = state
         self.every_pass = every_pass
         self.constant = constant
+        self.selected = selected
         self.constant_share = 0.0
         # Each pass through a block that draws random numbers has forward values of its own: nothing can be shared.
         self._random = any(isinstance(m, _DropoutNd) or type(m).__name__ in RANDOM_TYPES for m in block.modules())
@@ -93,7 +106,9 @@ class GatedBlock(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         self.mask, self.choice = straight_through(self._gate[0](self.index, x))
         counts = torch.bincount(self.choice, minlength=len(self.candidates))
-        if self.training:  # candidates that a sample of any process chose run on all of them: they share statistics
+        if self.training and self.selected:
+            out, sites = self._train_selected(x, self.mask, self.choice)
+        elif self.training:  # candidates that a sample of any process chose run on all of them: they share statistics
             whole = counts if self.state.reduce_sum is None else self.state.reduce_sum(counts)
             out, sites = self._train(x, self.mask, self.choice, whole.tolist())
         else:
@@ -104,7 +119,11 @@ class GatedBlock(nn.Module):
         return out
 
     def _is_constant(self, layer: nn.Module) -> bool:
-        return self.constant is not None and is_depthwise(layer)
+        return self._held(layer) is not None
+
+    def _held(self, layer: nn.Module) -> Precision | None:
+        """Precision of a layer that the gate has no say in."""
+        return self.constant if self.constant is not None and is_depthwise(layer) else None
 
     def precisions_of(self, layer: nn.Module) -> list[Precision]:
         """Precisions that one layer of the block may have: one if it is held, else one per candidate."""
@@ -112,7 +131,7 @@ class GatedBlock(nn.Module):
 
     def _precision(self, layer: nn.Module, k: int) -> Precision:
         """Precision of one layer for candidate ``k``."""
-        return self.constant if self.constant is not None and is_depthwise(layer) else self.precisions[k]
+        return self._held(layer) or self.precisions[k]
 
     def _groups(self) -> dict[Any, list[int]]:
         """Candidates by what decides their forward values."""
@@ -140,7 +159,14 @@ class GatedBlock(nn.Module):
             shared = next(o for k in members if (o := outs[k]) is not None).detach()
             for k in members:
                 outs[k] = shared if outs[k] is None else outs[k]
-        return _Select.apply(mask, choice, *outs), sites
+        return mix(mask, choice, [o for o in outs if o is not None]), sites
+
+    def _train_selected(
+        self, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor
+    ) -> tuple[torch.Tensor, list[Any]]:
+        mixed = per_sample(self.precisions, choice)
+        out, sites = self._pass(x, lambda layer: self._held(layer) or mixed, CandidateScope(0, x, "selected", {}))
+        return chosen_only(mask, choice, out), sites
 
     def _evaluate(self, x: torch.Tensor, choice: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, list[Any]]:
         out: torch.Tensor | None = None
@@ -158,9 +184,13 @@ class GatedBlock(nn.Module):
         return out, sites
 
     def _run(self, x: torch.Tensor, k: int, key: Any, memo: dict[Any, Any]) -> tuple[torch.Tensor, list[Any]]:
+        return self._pass(x, lambda layer: self._precision(layer, k), CandidateScope(k, x, key, memo))
+
+    def _pass(
+        self, x: torch.Tensor, precision: Callable[[nn.Module], Precision], scope: CandidateScope
+    ) -> tuple[torch.Tensor, list[Any]]:
         for layer in quant_layers(self.block):
-            layer.precision = self._precision(layer, k)
-        scope = CandidateScope(index=k, input=x, forward_key=key, memo=memo)
+            layer.precision = precision(layer)
         self.state.scope = scope
         try:
             return self.block(x), scope.sites
@@ -199,35 +229,3 @@ def frozen_statistics(block: nn.Module, frozen: bool) -> Iterator[None]:
     finally:
         for m, momentum in zip(layers, before, strict=True):
             m.momentum = momentum
-
-
-class _Select(torch.autograd.Function):
-    """Mix candidates by a hard mask.
-
-    Value = the chosen candidate's; d mask_k = <dL/d out, out_k>; d out_k = mask_k dL.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, mask: torch.Tensor, choice: torch.Tensor, *outs: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(choice, *outs)
-        out = outs[0].clone()
-        for k in range(1, len(outs)):
-            rows = (choice == k).nonzero().squeeze(1)
-            if len(rows):
-                out[rows] = outs[k][rows]
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        choice, *outs = ctx.saved_tensors
-        g = grads[0]
-        seen: dict[int, torch.Tensor] = {}
-        columns = []
-        for o in outs:
-            if o.data_ptr() not in seen:
-                seen[o.data_ptr()] = (g * o).flatten(1).sum(dim=1)
-            columns.append(seen[o.data_ptr()])
-        need = ctx.needs_input_grad[2:]
-        shape = (-1, *([1] * (g.dim() - 1)))
-        each = [g * (choice == k).view(shape).to(g.dtype) if n else None for k, n in enumerate(need)]
-        return (torch.stack(columns, dim=1), None, *each)

@@ -174,3 +174,10 @@ def test_an_unexpected_error_keeps_its_traceback(cli: Any, monkeypatch: pytest.M
 
     monkeypatch.setitem(main.commands, "fail", click.Command("fail", callback=fail))
     assert isinstance(cli("fail").exception, ZeroDivisionError)
+
+
+def test_reproduce_does_not_run_under_torchrun(cli: Any, one_line_error: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    result = cli("reproduce", "table2")
+    assert result.exit_code == 2
+    assert "torchrun" in one_line_error(result)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +28,7 @@ def test_id_is_readable_and_pinned():
     assert config.run_id == "fake-tiny-digits-s0-f50eb653f843"
 
 
-@pytest.mark.parametrize("method, digest", [
+@pytest.mark.parametrize(("method", "digest"), [
     ("sbm", "63ba3a61d087"), ("dfq", "41bd0f06304e"), ("fractrain", "7f97d2f93747"), ("pfq", "31979865acf8"),
     ("dynasty", "5f4f3a05d924"),
 ])  # fmt: skip

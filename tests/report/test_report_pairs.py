@@ -107,7 +107,7 @@ def test_a_published_row_of_two_numbers_is_found_by_either():
     assert index.get("ResNet-34", "ImageNet", method, "", "MACs_saving").value == "51.90%"
 
 
-@pytest.mark.parametrize("name, count", [("table1", 28), ("table3", 10)])
+@pytest.mark.parametrize(("name", "count"), [("table1", 28), ("table3", 10)])
 def test_tables_1_and_3_show_every_published_number_of_their_sources(name, count):
     """By hand. Table 3: accuracy and MACs of two methods and CPT's FP32 accuracy, for two models. Table 1: for two
 

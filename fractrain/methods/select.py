@@ -1,0 +1,96 @@
+"""Straight-through selection: a gate's hard choice forward, and backward what its mask and the candidates get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fractrain.quant.precision import Precision
+
+
+def mix(mask: torch.Tensor, choice: torch.Tensor, outs: list[torch.Tensor]) -> torch.Tensor:
+    """Take each sample from the candidate that was chosen for it.
+
+    Value: row n of ``outs[choice[n]]``; d mask_k = <dL/d out, out_k> per sample; d out_k = mask_k dL/d out.
+
+    Args:
+        mask: ``[N, K]``, one-hot.
+        choice: ``[N]``, the column of the one.
+        outs: K tensors ``[N, ...]`` of one shape; those that share memory are kept once.
+    """
+    out: torch.Tensor = _Mix.apply(mask, choice, *outs)
+    return out
+
+
+def chosen_only(mask: torch.Tensor, choice: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Return ``out`` ``[N, ...]``, every sample already at its choice, and give the mask the gradient that is known.
+
+    d mask_k = <dL/d out, out> per sample for the chosen k, and zero for the others, whose outputs were not computed.
+    """
+    y: torch.Tensor = _Chosen.apply(mask, choice, out)
+    return y
+
+
+def per_sample(precisions: Sequence[Precision], choice: torch.Tensor) -> Precision:
+    """One precision for a batch whose samples have chosen from ``precisions``: A and E get a width per sample.
+
+    Args:
+        precisions: of constant widths, alike but for the widths of A and E; each tensor has one width for both of its
+            products.
+        choice: ``[N]``, index of each sample's.
+    """
+    first = precisions[0]
+    widths = torch.tensor([[p.fw_a.widest for p in precisions], [p.eb_e.widest for p in precisions]])
+    a, e = widths.to(choice.device)[:, choice]
+    return first.with_bits(a=a, e=e)
+
+
+def row_products(g: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
+    """Inner product per sample of two tensors ``[N, ...]``, ``[N]``; one pass over memory in either layout."""
+    if g.dim() == 4:
+        g, o = g.permute(0, 2, 3, 1), o.permute(0, 2, 3, 1)
+    return torch.linalg.vecdot(g.reshape(g.shape[0], -1), o.reshape(o.shape[0], -1))
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mask: torch.Tensor, choice: torch.Tensor, *outs: torch.Tensor) -> torch.Tensor:
+        places: dict[int, int] = {}
+        ctx.place = [places.setdefault(o.data_ptr(), len(places)) for o in outs]
+        ctx.save_for_backward(choice, *(outs[ctx.place.index(i)] for i in range(len(places))))
+        out = outs[0].clone()
+        for k in range(1, len(outs)):
+            rows = (choice == k).nonzero().squeeze(1)
+            if len(rows):
+                out[rows] = outs[k][rows]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        choice, *distinct = ctx.saved_tensors
+        g = grads[0]
+        products = [row_products(g, o) for o in distinct] if ctx.needs_input_grad[0] else []
+        columns = torch.stack([products[i] for i in ctx.place], dim=1) if products else None
+        need = ctx.needs_input_grad[2:]
+        shape = (-1, *([1] * (g.dim() - 1)))
+        each = [g * (choice == k).view(shape).to(g.dtype) if n else None for k, n in enumerate(need)]
+        return (columns, None, *each)
+
+
+class _Chosen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mask: torch.Tensor, choice: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(choice, out)
+        ctx.shape = mask.shape
+        return out.clone()  # `out` is kept: what follows may change its input in place
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        choice, out = ctx.saved_tensors
+        g = grads[0]
+        columns = None
+        if ctx.needs_input_grad[0]:
+            columns = g.new_zeros(ctx.shape).scatter_(1, choice[:, None], row_products(g, out)[:, None])
+        return columns, None, g
