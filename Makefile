@@ -33,7 +33,7 @@ setup: ## Prepare .venv/ (instant when it is up to date)
 reproduce-%: FORCE ## Run what is missing for a table, print it, write results/tables/
 	@$(RUN) $* $(OPTIONS)
 
-reproduce-all: ## All tables of this release
+reproduce-all: ## All tables and figures
 	@$(RUN) all $(OPTIONS)
 
 test: ## Run the tests

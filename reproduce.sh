@@ -21,7 +21,9 @@ usage() {
 ./reproduce.sh TARGET [ARGUMENTS]     (the same as make reproduce-TARGET or make TARGET)
 
   table1 .. table6   run what is missing for a table, print it, write it to results/tables/
-  all                every table of this release
+  overview           every method on every model, likewise
+  figure-pfq, -dfq   the two figures, drawn to results/figures/
+  all                every table and figure
   setup              prepare .venv/ (every other target does so by itself on first use)
   test               run the tests
   lint               ruff, format check, mypy

@@ -44,6 +44,11 @@ DEFAULT_OUT = "results/bench"
         metavar="METHOD",
         help="Take a step of this method apart (conv, quantize, ...); may be repeated. Without --path, only this.",
     ),
+    click.option(
+        "--peaks",
+        is_flag=True,
+        help="Peak memory of every model under five methods instead (minutes; needs about 8 GiB).",
+    ),
     click.option("--model", default=catalog.MODEL, show_default=True, metavar="NAME"),
     click.option("--batch", type=click.IntRange(min=2), metavar="N", help=f"[default: {catalog.BATCH}]"),
     click.option("--size", type=click.IntRange(min=1), metavar="N", help=f"Of the images.  [default: {catalog.SIZE}]"),
@@ -66,6 +71,7 @@ DEFAULT_OUT = "results/bench"
 def bench_command(
     paths: tuple[str, ...],
     views: tuple[str, ...],
+    peaks: bool,
     model: str,
     batch: int | None,
     size: int | None,
@@ -83,6 +89,9 @@ def bench_command(
     whose name says so. --json prints the list of paths, or of views where only these were asked for.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the profiler chatters on stderr
+    if peaks:
+        _peaks(threads or 1, out, as_json)
+        return
     with stdout_to_stderr():
         setup = _setup(model, batch, size, repeats, threads, quick, kernels, device)
         wanted = paths or (() if views else catalog.NAMES)
@@ -103,6 +112,31 @@ def bench_command(
     else:
         click.echo(document.markdown(result).rstrip("\n"))
     say(f"written: {', '.join(str(file) for file in files)}")
+
+
+def _peaks(threads: int, out: Path, as_json: bool) -> None:
+    """Measure, write and print the peak memory of every model."""
+    import json
+    from dataclasses import asdict
+
+    with stdout_to_stderr():
+        from fractrain.bench import peaks
+        from fractrain.engine.files import atomic_write, storing
+        from fractrain.engine.progress import make_progress
+
+        found = peaks.measure(make_progress(), threads=threads)
+        text = peaks.markdown(found)
+        values = [asdict(p) for p in found]
+        with storing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            atomic_write(out / "memory.json", json.dumps(values, indent=2).encode() + b"\n")
+            page = f"# Peak memory of training steps (CPU, {threads} thread)\n\n{text}\n\n{peaks.__doc__ or ''}"
+            atomic_write(out / "memory.md", page.encode())
+    if as_json:
+        emit_json(values)
+    else:
+        click.echo(text)
+    say(f"written: {out / 'memory.json'}, {out / 'memory.md'}")
 
 
 def _setup(

@@ -78,7 +78,7 @@ class _RandomData:
         yield self._batch
 
 
-class _RandomRegistries(Registries):
+class RandomRegistries(Registries):
     """The real methods and models of ``known`` on random data."""
 
     def __init__(self, known: Registries) -> None:
@@ -133,7 +133,7 @@ def estimate(config: RunConfig, device: torch.device, registries: Registries | N
     small = config.model_copy(update={"recipe": recipe})
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
-        loop = TrainingLoop(small, device, None, False, _RandomRegistries(known), lambda line: None, lambda: False)
+        loop = TrainingLoop(small, device, None, False, RandomRegistries(known), lambda line: None, lambda: False)
         times = [_timed(loop.advance, device) for _ in range(WARM_UP + STEPS)][WARM_UP:]
         loop.step = loop.clock.end(loop.epoch)
         evaluation = _timed(loop.advance, device)

@@ -13,6 +13,7 @@ from fractrain.cost.ledger import Entry
 from fractrain.errors import ConfigError, NonFiniteError
 from fractrain.quant.accounting import count_layer, entries_for
 from fractrain.quant.formats import Bits, Limits
+from fractrain.quant.integer import Geometry, convolve
 from fractrain.quant.kernels import Quantized, quantize
 from fractrain.quant.measured import quantize_uniform
 from fractrain.quant.noise import NoiseKey, noise_key
@@ -56,7 +57,7 @@ class QuantLayer(nn.Module):
         self.shapes: dict[str, torch.Size] = {}  # of A, W and E in the last forward pass
         self.work_key: tuple[Any, str] = (None, "")  # ledger work item at the present precision
         self.tile_work: dict[str, list[Any]] = {}  # the same by product, where widths vary from tile to tile
-        self._weights: dict[Any, tuple[torch.Tensor, Bits]] = {}
+        self._weights: dict[Any, tuple[torch.Tensor, Quantized | None, Bits]] = {}
         self._weights_of: Any = None
         device = next((p.device for p in self.parameters()), device)
         for name in ("running_low", "running_high"):
@@ -90,6 +91,23 @@ class QuantLayer(nn.Module):
     def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """FW."""
         raise NotImplementedError
+
+    def integer_geometry(self, x: torch.Tensor) -> Geometry | None:
+        """How FW runs on integer codes, where the layer can do that and it pays; else None."""
+        return None
+
+    def forward_product(self, a: Activation, w: Operand, bias: torch.Tensor | None) -> torch.Tensor:
+        """FW of a quantized activation and the weight."""
+        if a.geometry is not None and a.codes is not None:
+            _, codes = self._weight(w, "fw_w", True)
+            y = None if codes is None else convolve(a.codes, codes, bias, a.geometry)
+            if y is not None:
+                return y
+        values = a.values
+        if values is None:
+            assert a.codes is not None
+            values = a.codes.values()
+        return self.product(values, self.quantized_weight(w), bias)
 
     def backward_products(
         self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
@@ -150,7 +168,7 @@ class QuantLayer(nn.Module):
         kept = fw
         if self.training and not self.precision.gc_a.same_as(self.precision.fw_a):
             kept = self._activation(x, self.precision.gc_a, "gc_a")
-        y = run_products(x, self, fw.values, kept)
+        y = run_products(x, self, fw, kept)
         if scope is not None and self.training:
             kept = replace(kept, values=None) if kept.codes is not None else kept
             scope.memo[key] = (y.detach(), kept, y._version)
@@ -160,8 +178,9 @@ class QuantLayer(nn.Module):
         x = x.detach()
         if op.is_float:
             return Activation(x, None)
+        geometry = self.integer_geometry(x) if name == "fw_a" else None
         tensor = "A" if name in ("fw_a", "gc_a") else "B"
-        noise, code_bits = self._noise(op, tensor, x), op.widest if self.training else 0
+        noise, code_bits = self._noise(op, tensor, x), op.widest if self.training or geometry is not None else 0
         running = None if op.running is None else self.running_range(name)
         if not self.training and running is not None and bool(running[2] > 0):
             known: Limits | None = running[:2]
@@ -171,7 +190,7 @@ class QuantLayer(nn.Module):
         if self.training and name in ("fw_a", "fw_w") and running is not None and op.running is not None:
             update_range(running, limits, op.running)
         self._observe(name, op, x, values)
-        return Activation(values, codes)
+        return Activation(values, codes, geometry)
 
     def _to_grid(
         self, x: torch.Tensor, op: Operand, noise: NoiseKey | None, code_bits: int, what: str,
@@ -218,20 +237,24 @@ class QuantLayer(nn.Module):
         Backward drops what is kept: writes through ``weight.data`` leave no trace in the weight's version. Evaluation
         keeps nothing for the same reason.
         """
-        if op.is_float:
-            return self.weight.detach()
+        return self.weight.detach() if op.is_float else self._weight(op, name, False)[0]
+
+    def _weight(self, op: Operand, name: str, integer: bool) -> tuple[torch.Tensor, Quantized | None]:
+        """Values of the quantized weight and, where ``integer`` products want them, its codes."""
         bits = op.bits if isinstance(op.bits, int) else (id(op.bits), op.bits._version)
         key = (op.format, bits)
         step = self.state.step if op.format.rounding == "stochastic" else None
         version = (self.weight._version, self.weight.data_ptr(), step)
         if self._weights_of != version:
             self._weights, self._weights_of = {}, version
-        if not self.training or key not in self._weights:
+        kept = self._weights.get(key) if self.training else None
+        if kept is None or (integer and kept[1] is None):
             w = op.format.forward_transform(self.weight.detach())
-            values, _, _ = self._to_grid(w, op, self._noise(op, "W", w), 0, "weight")
+            code_bits = op.widest if integer else 0
+            values, codes, _ = self._to_grid(w, op, self._noise(op, "W", w), code_bits, "weight")
             self._observe(name, op, w, values)
-            self._weights[key] = (values, op.bits)  # holds the map, so that its id stays taken
-        return self._weights[key][0]
+            kept = self._weights[key] = (values, codes, op.bits)  # holds the map, so that its id stays taken
+        return kept[:2]
 
     def forget_weights(self) -> None:
         """Drop the quantized weights kept for reuse."""

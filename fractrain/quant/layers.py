@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fractrain.errors import ConfigError
+from fractrain.quant.integer import Geometry, pays, suits
 from fractrain.quant.layer import QuantLayer
 from fractrain.quant.precision import Precision
 from fractrain.quant.products import Backward
@@ -54,6 +55,16 @@ class QuantConv2d(QuantLayer):
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, site={self.site!r}"
+
+    def integer_geometry(self, x: torch.Tensor) -> Geometry | None:
+        """How FW runs on integer codes: dense convolutions of both operands at up to 8 bits, see ``quant.integer``."""
+        if self.state.kernels == "reference" or x.device.type != "cpu" or self.groups != 1 or self.dilation != (1, 1):
+            return None
+        if x.dtype != torch.float32 or not suits(self.precision.fw_a, self.precision.fw_w):
+            return None
+        image = (x.shape[1], x.shape[2], x.shape[3])
+        geometry = Geometry(image, self.out_channels, self.kernel_size, self.stride, self.padding)
+        return geometry if pays(geometry) else None
 
     def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """FW."""

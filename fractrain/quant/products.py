@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.autograd.function import once_differentiable
 
+from fractrain.quant.integer import Geometry
 from fractrain.quant.kernels import Quantized
 from fractrain.quant.precision import Precision
 
@@ -17,10 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Activation:
-    """An activation operand ready for its product: values for now, codes for backward."""
+    """An activation operand ready for its product.
+
+    Attributes:
+        values: for FW now, unless it runs on the codes.
+        codes: for backward.
+        geometry: of the product on integer codes, where FW is to run on them.
+    """
 
     values: torch.Tensor | None
     codes: Quantized | None
+    geometry: Geometry | None = None
 
 
 @dataclass(frozen=True)
@@ -40,18 +48,18 @@ class Backward:
 
 
 def run_products(
-    x: torch.Tensor, layer: QuantLayer, values: torch.Tensor | None, kept: Activation, known: torch.Tensor | None = None
+    x: torch.Tensor, layer: QuantLayer, now: Activation | None, kept: Activation, known: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Apply the three products of a layer.
 
     Args:
         x: input of the layer (for autograd; its values are not read).
         layer: the layer.
-        values: quantized activation for FW, or None when ``known`` is given.
+        now: activation for FW, or None when ``known`` is given.
         kept: activation for GC.
         known: output that another candidate of equal forward precision has computed.
     """
-    y: torch.Tensor = _Products.apply(x, layer.weight, layer.bias, layer, values, kept, known)
+    y: torch.Tensor = _Products.apply(x, layer.weight, layer.bias, layer, now, kept, known)
     return y
 
 
@@ -65,11 +73,11 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layer: QuantLayer,
-        values: torch.Tensor | None, kept: Activation, known: torch.Tensor | None,
+        now: Activation | None, kept: Activation, known: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
         p = layer.precision
-        if values is not None:
-            y = layer.product(values, layer.quantized_weight(p.fw_w), bias)
+        if now is not None:
+            y = layer.forward_product(now, p.fw_w, bias)
         else:
             y = cast(torch.Tensor, known).detach()
         ctx.layer, ctx.precision, ctx.shape = layer, p, x.shape
