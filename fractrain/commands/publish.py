@@ -28,7 +28,8 @@ from fractrain.commands.common import NearestChoice, emit_json, json_option, opt
         multiple=True,
         type=click.Path(path_type=Path),
         metavar="PATH",
-        help="A rendered table, or a folder of them; may be repeated.  [default: results/tables, where there]",
+        help="A rendered table or figure, or a folder of them; may be repeated.  "
+        "[default: results/tables and results/figures, where there]",
     ),
     click.option("--no-tables", is_flag=True, help="Send runs only."),
     click.option("--force", is_flag=True, help="Send again what was sent before."),
@@ -47,11 +48,11 @@ def publish_command(
     as_json: bool,
 ) -> None:
     """Send finished runs, their ledgers and the tables to wandb, each exactly once (all runs, or RUN_ID ...)."""
-    from fractrain.commands.tables import DEFAULT_OUT
+    from fractrain.commands.tables import DEFAULT_FIGURES, DEFAULT_OUT
     from fractrain.engine.store import RunStore
     from fractrain.report.publish import publish
 
-    usual = [folder for folder in (Path(DEFAULT_OUT),) if folder.is_dir()]
+    usual = [folder for folder in (Path(DEFAULT_OUT), Path(DEFAULT_FIGURES)) if folder.is_dir()]
     chosen = [] if no_tables else list(tables) or usual
     with stdout_to_stderr():
         sent = publish(RunStore(results), project, entity, mode, list(run_ids) or None, chosen, force=force)

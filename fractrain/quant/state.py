@@ -10,6 +10,7 @@ import torch
 
 from fractrain.cost.ledger import Ledger
 from fractrain.quant.kernels import Kernels
+from fractrain.quant.pool import Pool
 from fractrain.seeds import derive_seed
 
 ReduceLimits = Callable[[torch.Tensor, torch.Tensor, int | None], tuple[torch.Tensor, torch.Tensor]]
@@ -29,6 +30,9 @@ class CandidateScope:
         memo: shared by all passes through the block in one step, so that the range of the block's input is measured
             once and passes whose forward precision is equal share their products.
         sites: what ran in this pass.
+        pool: where backward products wait that candidates share; None: each does its own at once.
+        values: passes with equal ones have equal activations.
+        sharing: how many passes that go backward have the same ``values``, this one included.
     """
 
     index: int
@@ -36,6 +40,9 @@ class CandidateScope:
     forward_key: Any
     memo: dict[Any, Any]
     sites: list[Any] = field(default_factory=list)
+    pool: Pool | None = None
+    values: Any = None
+    sharing: int = 1
 
 
 class QuantState:

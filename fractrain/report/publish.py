@@ -196,7 +196,7 @@ def table_payloads(tables: Iterable[Path | str]) -> list[Payload]:
         if not path.exists():
             raise StoreError(f"table {path} is not there; render it with `fractrain table NAME`")
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            if file.is_file() and not file.name.startswith("."):
+            if file.is_file() and not file.name.startswith((".", "README")):
                 groups.setdefault(file.stem, []).append(file)
     return [_table_payload(stem, tuple(sorted(set(files)))) for stem, files in sorted(groups.items())]
 
