@@ -53,6 +53,8 @@ class DFQSettings(MethodSettings):
     def _same_length(self) -> DFQSettings:
         if len(self.bits) != len(self.grad_bits) or not self.bits:
             raise ValueError(f"bits has {len(self.bits)} candidates, grad_bits {len(self.grad_bits)}")
+        if self.forward == "selected" and self.compat == "authors":
+            raise ValueError("compat=authors runs every candidate: it does not go with forward=selected")
         for width in (*self.bits, *self.grad_bits):
             if not 2 <= width <= 16:
                 raise ValueError(f"candidate widths must be 2..16 bits, got {width}")

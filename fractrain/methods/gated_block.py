@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fractrain.methods.gate import GateNetwork, straight_through
 from fractrain.methods.select import chosen_only, mix, per_sample
 from fractrain.quant.convert import quant_layers
 from fractrain.quant.layers import QuantLayer
+from fractrain.quant.pool import Pool
 from fractrain.quant.precision import Precision
 from fractrain.quant.state import CandidateScope, QuantState
 
@@ -43,6 +45,7 @@ class GatedBlock(nn.Module):
     output), and goes backward only through candidates that some sample chose; the gradient of the others is exactly
     zero, because their mask is. Candidates that differ only in the error's width share their forward products (not in
     blocks with dropout: there every pass draws its own mask).
+    Backward products that are linear in the candidates' errors are done once for all (:mod:`fractrain.quant.pool`).
     BatchNorm's running statistics are updated once per distinct forward precision, from the whole batch. Evaluation
     computes each sample at its own precision only.
 
@@ -141,31 +144,52 @@ class GatedBlock(nn.Module):
             groups.setdefault(k if alone else (c.a, c.w), []).append(k)
         return groups
 
+    def _values(self, k: int) -> Any:
+        """Equal for candidates whose passes have equal activations."""
+        c = self.candidates[k]
+        return k if self._random else (c.a, c.w)
+
+    def _shared_by(self, counts: list[int]) -> dict[Any, int]:
+        """How many candidates go backward, by what :meth:`_values` says."""
+        return Counter(self._values(k) for k, n in enumerate(counts) if n or self.every_pass)
+
     def _train(
         self, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor, counts: list[int]
     ) -> tuple[torch.Tensor, list[Any]]:
         outs: list[torch.Tensor | None] = [None] * len(self.candidates)
         sites: list[Any] = []
         memo: dict[Any, Any] = {}
+        shared_by = self._shared_by(counts)
+        pool = None
+        if sum(shared_by.values()) > 1 and torch.is_grad_enabled():
+            pool = Pool.open(x, quant_layers(self.block))
         for key, members in self._groups().items():
             live = [k for k in members if counts[k] or self.every_pass]
             for k in live:
+                scope = CandidateScope(k, x, key, memo)
+                if pool is not None:
+                    values = self._values(k)
+                    scope = CandidateScope(k, pool.input, key, memo, [], pool, values, shared_by[values])
                 with frozen_statistics(self.block, k != live[0]):
-                    outs[k], ran = self._run(x, k, key, memo)
+                    outs[k], ran = self._run(k, scope)
                 sites = sites or ran
             if not live:  # only its output is needed, for the gate's gradient
                 with torch.no_grad():
-                    outs[members[0]], _ = self._run(x, members[0], key, memo)
+                    outs[members[0]], _ = self._run(members[0], CandidateScope(members[0], x, key, memo))
+            for name in [name for name in memo if name[0] == "product"]:
+                del memo[name]  # of no use to the next group
             shared = next(o for k in members if (o := outs[k]) is not None).detach()
             for k in members:
                 outs[k] = shared if outs[k] is None else outs[k]
+        if pool is not None:
+            pool.close()
         return mix(mask, choice, [o for o in outs if o is not None]), sites
 
     def _train_selected(
         self, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor
     ) -> tuple[torch.Tensor, list[Any]]:
         mixed = per_sample(self.precisions, choice)
-        out, sites = self._pass(x, lambda layer: self._held(layer) or mixed, CandidateScope(0, x, "selected", {}))
+        out, sites = self._pass(lambda layer: self._held(layer) or mixed, CandidateScope(0, x, "selected", {}))
         return chosen_only(mask, choice, out), sites
 
     def _evaluate(self, x: torch.Tensor, choice: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, list[Any]]:
@@ -176,24 +200,24 @@ class GatedBlock(nn.Module):
                 continue
             chosen = sum((choice == k for k in members[1:]), choice == members[0])
             rows = chosen.nonzero().squeeze(1)
-            part, ran = self._run(x[rows], members[0], key, {})
+            part, ran = self._run(members[0], CandidateScope(members[0], x[rows], key, {}))
             sites = sites or ran
             out = part.new_empty((x.shape[0], *part.shape[1:])) if out is None else out
             out[rows] = part
         assert out is not None
         return out, sites
 
-    def _run(self, x: torch.Tensor, k: int, key: Any, memo: dict[Any, Any]) -> tuple[torch.Tensor, list[Any]]:
-        return self._pass(x, lambda layer: self._precision(layer, k), CandidateScope(k, x, key, memo))
+    def _run(self, k: int, scope: CandidateScope) -> tuple[torch.Tensor, list[Any]]:
+        return self._pass(lambda layer: self._precision(layer, k), scope)
 
     def _pass(
-        self, x: torch.Tensor, precision: Callable[[nn.Module], Precision], scope: CandidateScope
+        self, precision: Callable[[nn.Module], Precision], scope: CandidateScope
     ) -> tuple[torch.Tensor, list[Any]]:
         for layer in quant_layers(self.block):
             layer.precision = precision(layer)
         self.state.scope = scope
         try:
-            return self.block(x), scope.sites
+            return self.block(scope.input), scope.sites
         finally:
             self.state.scope = None
 

@@ -51,7 +51,8 @@ def row_products(g: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
     """Inner product per sample of two tensors ``[N, ...]``, ``[N]``; one pass over memory in either layout."""
     if g.dim() == 4:
         g, o = g.permute(0, 2, 3, 1), o.permute(0, 2, 3, 1)
-    return torch.linalg.vecdot(g.reshape(g.shape[0], -1), o.reshape(o.shape[0], -1))
+    products: torch.Tensor = torch.linalg.vecdot(g.reshape(g.shape[0], -1), o.reshape(o.shape[0], -1))
+    return products
 
 
 class _Mix(torch.autograd.Function):

@@ -157,7 +157,7 @@ class Affine(Format):
 
     def _grid(self, lo: torch.Tensor, hi: torch.Tensor, bits: Bits) -> Grid:
         if isinstance(bits, torch.Tensor):
-            qmax = torch.pow(2.0, bits.float()) - 1.0  # exact: a power of two up to 2^16
+            qmax = torch.pow(2.0, bits.to(_wide(lo))) - 1.0  # exact: a power of two up to 2^16
             live = bits > 0
             scale = ((hi - lo) / qmax.clamp(min=1.0)).clamp(min=MIN_SCALE)
             return Grid(scale, torch.where(live, lo, torch.zeros_like(lo)), torch.zeros_like(qmax), qmax)
@@ -172,8 +172,13 @@ class Symmetric(Format):
     def _grid(self, lo: torch.Tensor, hi: torch.Tensor, bits: Bits) -> Grid:
         bound = torch.maximum(lo.abs(), hi.abs())
         if isinstance(bits, torch.Tensor):
-            top = torch.where(bits > 0, torch.pow(2.0, (bits - 1).clamp(min=0).float()) - 1.0, 0.0)
+            top = torch.where(bits > 0, torch.pow(2.0, (bits - 1).clamp(min=0).to(_wide(lo))) - 1.0, 0.0)
         else:
             top = lo.new_tensor(float(2 ** (bits - 1) - 1))
         scale = (bound / top.clamp(min=1.0)).clamp(min=MIN_SCALE)
         return Grid(scale, torch.zeros_like(bound), -top, top)
+
+
+def _wide(limit: torch.Tensor) -> torch.dtype:
+    """Type of the grid: that of the limits, float32 at least (a 0-dim limit does not promote a vector of widths)."""
+    return torch.promote_types(limit.dtype, torch.float32)

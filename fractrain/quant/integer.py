@@ -26,7 +26,8 @@ import torch
 from torch.nn import functional as F
 
 from fractrain.quant.formats import Affine, PerAxis, PerTensor, Symmetric
-from fractrain.quant.kernels import Quantized, RowGrid, load_fused, probed
+from fractrain.quant.grid import Grid
+from fractrain.quant.kernels import Quantized, RowGrid, probed
 from fractrain.quant.precision import Operand
 
 MIN_MACS = 1 << 19  # per sample; below, what comes with the int8 convolution costs more than it saves
@@ -119,9 +120,7 @@ def _exact(g: Geometry) -> bool:
     return True
 
 
-def _sums(
-    u: torch.Tensor, zero: int, scale: float, v: torch.Tensor, scales: torch.Tensor, g: Geometry
-) -> torch.Tensor:
+def _sums(u: torch.Tensor, zero: int, scale: float, v: torch.Tensor, scales: torch.Tensor, g: Geometry) -> torch.Tensor:
     """``scale * scales * sum (u - zero) v`` as float32 in channels-last memory, summed in int32."""
     stride, padding, dilation = list(g.stride), list(g.padding), [1, 1]
     w = torch.ops.onednn.qconv_prepack(v, scales, scale, zero, stride, padding, dilation, 1, list(u.shape))
@@ -146,16 +145,17 @@ def convolve(a: Quantized, w: Quantized, bias: torch.Tensor | None, g: Geometry)
         g: geometry that :func:`pays`.
 
     Returns:
-        float32 ``[N, F, H', W']`` in channels-last memory; None where the operands come without compiled grids.
+        float32 ``[N, F, H', W']`` in channels-last memory; None where compiled kernels did not quantize the activation.
     """
-    if a.rows is None or w.rows is None or load_fused() is None:
+    if a.rows is None:
         return None
     scale, offset = float(a.rows.scale[0]), _offset(a.rows)[0]
     zero = int(min(max(round(-offset / scale), 0), 255))
     rest = offset + scale * zero
-    shift, leftover = _centre(w.rows)
+    rows = w.rows or _row_grid(w, a.rows)
+    shift, leftover = _centre(rows)
     v = w.codes.sub(shift).view(torch.int8)  # wraps around
-    y = _sums(a.codes, zero, scale, v, torch.from_numpy(w.rows.scale), g)
+    y = _sums(a.codes, zero, scale, v, torch.from_numpy(rows.scale), g)
     slope = scale * leftover
     table = np.zeros((1, 1, g.filters), np.float32)
     if rest:
@@ -168,9 +168,17 @@ def convolve(a: Quantized, w: Quantized, bias: torch.Tensor | None, g: Geometry)
     return y
 
 
+def _row_grid(w: Quantized, like: RowGrid) -> RowGrid:
+    """The grid of a weight in plain memory layout, per filter."""
+    g = w.grid if isinstance(w.grid, Grid) else w.grid()
+    params = (p.reshape(-1).expand(w.codes.shape[0]).numpy() for p in (g.scale, g.offset, g.qmin, g.qmax))
+    return RowGrid(like.module, like.parallel, *(np.ascontiguousarray(p) for p in params))
+
+
 def _offset(rows: RowGrid) -> np.ndarray:
     """Value of code 0, float64 ``[rows]``."""
-    return rows.offset + rows.scale.astype(np.float64) * rows.qmin
+    offset: np.ndarray = rows.offset + rows.scale.astype(np.float64) * rows.qmin
+    return offset
 
 
 def _centre(rows: RowGrid) -> tuple[torch.Tensor, np.ndarray]:
@@ -185,4 +193,7 @@ def _add_affine(a: Quantized, zero: int, slope: np.ndarray, table: np.ndarray, g
 
     assert a.rows is not None
     codes, out = (t.permute(0, 2, 3, 1).numpy() for t in (a.codes, y))
-    add_affine[a.rows.parallel](codes, np.int32(zero), slope, table, g.kernel, g.stride, g.padding, out)
+    channels = g.image[0]
+    words = codes.view(np.uint64) if channels % 8 == 0 else codes
+    zeros = np.int32(zero * channels)
+    add_affine[a.rows.parallel](words, zeros, slope, table, g.kernel, g.stride, g.padding, out)

@@ -1,4 +1,6 @@
-"""Quantize a tensor onto a grid: plain torch (any device, any granularity) or fused (CPU, numba), the same bits.
+"""Quantize a tensor onto a grid: plain torch (any device, any granularity) or fused, the same bits.
+
+Fused are the CPU's kernels here (numba) and the GPU's in :mod:`fractrain.quant.device` (Triton).
 
 ``auto`` takes the fused path where it applies after a probe that checks, once per process, that it gives exactly the
 plain path's result on this machine; otherwise the plain path, with one log line saying why.
@@ -11,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ import torch
 from fractrain.quant.grid import Grid
 from fractrain.quant.noise import NoiseKey, element_numbers, uniform
 from fractrain.quant.tiles import PerTile, matrix_size, tile_blocks, tile_counts
+
+if TYPE_CHECKING:
+    from fractrain.quant.device import Launcher
 
 Kernels = Literal["auto", "reference", "fused"]
 SHIFT16 = 32768.0  # 9..16-bit codes are stored in int16, moved down by 2^15
@@ -51,6 +56,9 @@ class Quantized:
             g = self.grid if isinstance(self.grid, Grid) else self.grid()
             if g.tile is not None:
                 return _restore_tiles(self.codes, g, g.tile, self.kernels, shift)
+            gpu = _gpu(self.codes, self.kernels, g)
+            if gpu is not None:
+                return gpu.dequantize(self.codes, g)
             rows = _rows(self.codes, g, self.kernels)
         if rows is not None:
             out = torch.empty_like(self.codes, dtype=torch.float32)
@@ -85,6 +93,10 @@ def quantize(
     """
     if grid.tile is not None:
         return _quantize_tiles(x.detach(), grid, grid.tile, noise, code_bits, kernels)
+    gpu = _gpu(x, kernels, grid)
+    if gpu is not None:
+        values, codes = gpu.quantize(x.detach(), grid, noise, code_bits)
+        return values, None if codes is None else Quantized(codes, grid, kernels)
     rows = _rows(x, grid, kernels)
     if rows is not None:
         x = x.detach()
@@ -119,6 +131,9 @@ def row_limits(x: torch.Tensor, kernels: Kernels = "auto") -> tuple[torch.Tensor
         x: float tensor, not empty.
         kernels: ``auto``, ``reference`` or ``fused``.
     """
+    gpu = _gpu(x, kernels)
+    if gpu is not None:
+        return gpu.limits(x.detach())
     module = None
     if kernels != "reference" and x.device.type == "cpu" and x.dtype == torch.float32 and _dense(x):
         module = load_fused()
@@ -131,6 +146,15 @@ def row_limits(x: torch.Tensor, kernels: Kernels = "auto") -> tuple[torch.Tensor
     out = (low.numpy().view(np.int32), high.numpy().view(np.int32))
     module.extremes[_parallel(x)](flat(x.detach()).view(np.int32), *out)
     return low, high
+
+
+def _gpu(x: torch.Tensor, kernels: Kernels, grid: Grid | None = None) -> Launcher | None:
+    """What launches the GPU's kernels where they apply, else None; without a GPU nothing of it is imported."""
+    if x.device.type != "cuda":
+        return None
+    from fractrain.quant.device import launcher_for
+
+    return launcher_for(x, kernels, grid)
 
 
 def tile_limits(x: torch.Tensor, tile: PerTile, kernels: Kernels = "auto") -> tuple[torch.Tensor, torch.Tensor]:

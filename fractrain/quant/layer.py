@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -12,6 +11,7 @@ from torch import nn
 from fractrain.cost.ledger import Entry
 from fractrain.errors import ConfigError, NonFiniteError
 from fractrain.quant.accounting import count_layer, entries_for
+from fractrain.quant.device import quantize_measured
 from fractrain.quant.formats import Bits, Limits
 from fractrain.quant.integer import Geometry, convolve
 from fractrain.quant.kernels import Quantized, quantize
@@ -19,6 +19,7 @@ from fractrain.quant.measured import quantize_uniform
 from fractrain.quant.noise import NoiseKey, noise_key
 from fractrain.quant.precision import Operand, Precision
 from fractrain.quant.products import Activation, run_products
+from fractrain.quant.running import all_finite, update_range
 from fractrain.quant.state import QuantState
 
 
@@ -103,11 +104,8 @@ class QuantLayer(nn.Module):
             y = None if codes is None else convolve(a.codes, codes, bias, a.geometry)
             if y is not None:
                 return y
-        values = a.values
-        if values is None:
-            assert a.codes is not None
-            values = a.codes.values()
-        return self.product(values, self.quantized_weight(w), bias)
+        assert a.values is not None
+        return self.product(a.values, self.quantized_weight(w), bias)
 
     def backward_products(
         self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
@@ -178,9 +176,10 @@ class QuantLayer(nn.Module):
         x = x.detach()
         if op.is_float:
             return Activation(x, None)
-        geometry = self.integer_geometry(x) if name == "fw_a" else None
+        # In evaluation nan may pass through, which codes cannot show: only measured ranges are known to be finite.
+        geometry = self.integer_geometry(x) if name == "fw_a" and self.training else None
         tensor = "A" if name in ("fw_a", "gc_a") else "B"
-        noise, code_bits = self._noise(op, tensor, x), op.widest if self.training or geometry is not None else 0
+        noise, code_bits = self._noise(op, tensor, x), op.widest if self.training else 0
         running = None if op.running is None else self.running_range(name)
         if not self.training and running is not None and bool(running[2] > 0):
             known: Limits | None = running[:2]
@@ -200,6 +199,10 @@ class QuantLayer(nn.Module):
         state = self.state
         if known is None and state.reduce_limits is not None and what != "weight" and op.format.spans_samples:
             known = self._whole(op.format.limits(x, state.kernels), op, x)
+        there = None if known is not None else quantize_measured(x, op.format, op.bits, noise, code_bits, state.kernels)
+        if there is not None:
+            state.note(self.site, what, there.bad)
+            return there.values, there.codes, (there.low, there.high)
         if known is None or (known[0].numel() == 1 and known[0].device.type == "cpu"):
             given = None if known is None else (known[0].item(), known[1].item())
             fast = quantize_uniform(x, op.format, op.bits, noise, code_bits, state.kernels, given)
@@ -280,7 +283,7 @@ class QuantLayer(nn.Module):
         low, high = limits
         if low.device.type != "cpu":
             self.state.watch(self.site, what, low, high)  # read later: no synchronisation in a step
-        elif not (_all_finite(low) and _all_finite(high)):
+        elif not (all_finite(low) and all_finite(high)):
             self._refuse(what)
 
     def _refuse(self, what: str) -> NoReturn:
@@ -294,27 +297,3 @@ class QuantLayer(nn.Module):
     def entries(self, precision: Precision, macs: int, eb: bool, gc: bool) -> list[Entry]:
         """Ledger entries per sample at constant widths."""
         return entries_for(self.site, precision, macs, eb, gc)
-
-
-def update_range(
-    running: tuple[torch.Tensor, torch.Tensor, torch.Tensor], limits: Limits | tuple[float, float], keep: float
-) -> None:
-    """Move a running range (low, high, number of updates) towards measured limits, in place."""
-    low, high = limits
-    lowest, highest, steps = running
-    if isinstance(low, torch.Tensor) and isinstance(high, torch.Tensor):
-        low, high = low.amin(), high.amax()
-        if low.device.type != "cpu":
-            start = steps == 0  # on the device: no synchronisation
-            for buffer, limit in ((lowest, low), (highest, high)):
-                buffer.copy_(torch.where(start, limit, buffer * keep + limit * (1 - keep)))
-            steps.add_(1)
-            return
-    first = int(steps) == 0  # plain numbers: a tenth of the time of ten one-element operations
-    for buffer, value in ((lowest, float(low)), (highest, float(high))):
-        buffer.fill_(value if first else float(buffer) * keep + value * (1 - keep))
-    steps.add_(1)
-
-
-def _all_finite(x: torch.Tensor) -> bool:
-    return math.isfinite(x.item()) if x.numel() == 1 else bool(torch.isfinite(x).all())

@@ -63,7 +63,8 @@ class QuantConv2d(QuantLayer):
         if x.dtype != torch.float32 or not suits(self.precision.fw_a, self.precision.fw_w):
             return None
         image = (x.shape[1], x.shape[2], x.shape[3])
-        geometry = Geometry(image, self.out_channels, self.kernel_size, self.stride, self.padding)
+        kernel, stride = (self.kernel_size[0], self.kernel_size[1]), (self.stride[0], self.stride[1])
+        geometry = Geometry(image, self.out_channels, kernel, stride, self.padding)
         return geometry if pays(geometry) else None
 
     def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

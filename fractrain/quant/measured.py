@@ -7,6 +7,7 @@ one-element tensors than on the data when layers are small.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ def quantize_uniform(
     """Quantize ``x``, or return None where this path does not apply.
 
     Applies to :class:`Affine` and :class:`Symmetric` themselves (not subclasses), one width, one grid per tensor or per
-    index of the first axis, statistic ``extreme``, dense float32 on the CPU.
+    index of the first axis, statistic ``extreme``, dense float32 on the CPU; and to :class:`Affine` per tensor with one
+    width per sample.
 
     Args:
         x: the tensor.
@@ -53,7 +55,9 @@ def quantize_uniform(
         known: range to use instead of measuring it (per tensor only).
     """
     per_row = fmt.granularity == PerAxis(0)
-    if type(fmt) not in (Affine, Symmetric) or fmt.statistic != "extreme" or not isinstance(bits, int):
+    if type(fmt) not in (Affine, Symmetric) or fmt.statistic != "extreme":
+        return None
+    if isinstance(bits, torch.Tensor) and (per_row or type(fmt) is not Affine or bits.numel() != x.shape[0]):
         return None
     if not (per_row and known is None) and not isinstance(fmt.granularity, PerTensor):
         return None
@@ -68,6 +72,8 @@ def quantize_uniform(
         module.extremes[parallel](data.view(np.int32), ranges[0].view(np.int32), ranges[1].view(np.int32))
     else:
         ranges[0], ranges[1] = known
+    if isinstance(bits, torch.Tensor):
+        return _per_sample(x, data, bits, ranges, noise, code_bits, kernels, module, parallel)
     symmetric = type(fmt) is Symmetric
     top = np.float32(2 ** (bits - 1) - 1 if symmetric else 2**bits - 1)
     grid = np.empty((4, n), np.float32)
@@ -77,6 +83,25 @@ def quantize_uniform(
     values, codes = quantize_rows(x, data, rows, noise, code_bits)
     kept = None if codes is None else Quantized(codes, lambda: _grid(grid, shape), kernels, rows)
     return Measured(values, kept, low, high, finite)
+
+
+def _per_sample(
+    x: torch.Tensor, data: np.ndarray, bits: torch.Tensor, ranges: np.ndarray, noise: NoiseKey | None, code_bits: int,
+    kernels: Kernels, module: ModuleType, parallel: bool,
+) -> Measured:  # fmt: skip
+    """Affine grids over one range, one width per sample (0: the sample becomes 0)."""
+    low, high = ranges[0].min(), ranges[1].max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return Measured(x, None, float(low), float(high), False)
+    widths = bits.cpu().numpy().reshape(-1)
+    top = np.exp2(widths.astype(np.float32)) - np.float32(1)
+    scale = np.maximum((high - low) / np.maximum(top, np.float32(1)), np.float32(MIN_SCALE))
+    grid = np.stack([scale, np.where(widths > 0, low, np.float32(0)), np.zeros_like(top), top])
+    rows = RowGrid(module, parallel, *grid)
+    values, codes = quantize_rows(x, data, rows, noise, code_bits)
+    shape = (len(widths), *([1] * (x.dim() - 1)))
+    kept = None if codes is None else Quantized(codes, lambda: _grid(grid, shape), kernels, rows)
+    return Measured(values, kept, float(low), float(high), True)
 
 
 def _grid(rows: np.ndarray, shape: tuple[int, ...]) -> Grid:

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from fractrain.quant.kernels import Quantized
 
 if TYPE_CHECKING:
-    from fractrain.quant.layer import QuantLayer
     from fractrain.quant.formats import Format
+    from fractrain.quant.layer import QuantLayer
 
 
 @dataclass
@@ -49,12 +49,12 @@ class Pool:
     """Collects errors while the candidates of one block go backward; :meth:`open` does the products after them.
 
     Attributes:
-        input: the block's input, to be given to all candidates.
+        input: the block's input, to be given to all candidates that go backward.
         weights: the layers' weights by ``id(layer)``, to be used by all candidates.
     """
 
     def __init__(self) -> None:
-        self.input: torch.Tensor | None = None
+        self.input = torch.empty(0)
         self.weights: dict[int, torch.Tensor] = {}
         self._layers: list[QuantLayer] = []
         self._terms: dict[tuple[int, int], dict[Any, Term]] = {}
@@ -63,12 +63,16 @@ class Pool:
     def open(cls, x: torch.Tensor, layers: Iterable[QuantLayer]) -> Pool:
         """A pool for one pass: everything that learns goes through one node, whose backward runs after all others."""
         pool = cls()
-        pool._layers = [layer for layer in layers if layer.weight.requires_grad]
+        pool._layers = [layer for layer in layers if layer.learns]  # products of two activations have no weight
         first = [x] if x.requires_grad else []
         aliases = list(_Gateway.apply(pool, bool(first), *first, *(layer.weight for layer in pool._layers)))
         pool.input = aliases.pop(0) if first else x
         pool.weights = {id(layer): w for layer, w in zip(pool._layers, aliases, strict=True)}
         return pool
+
+    def close(self) -> None:
+        """Forget input and weights, lest the graph of later layers keep them."""
+        self.input, self.weights = torch.empty(0), {}
 
     def add(self, layer: QuantLayer, call: int, key: Any, term: Term) -> None:
         """Leave a candidate's backward products of one use of a layer to the end.
@@ -100,9 +104,7 @@ class Pool:
         return inputs, [weights.get(id(layer)) for layer in self._layers]
 
 
-def _products(
-    layer: QuantLayer, terms: list[Term]
-) -> Iterable[tuple[torch.Tensor | None, torch.Tensor | None]]:
+def _products(layer: QuantLayer, terms: list[Term]) -> Iterable[tuple[torch.Tensor | None, torch.Tensor | None]]:
     """Gradients from one use of a layer: one EB per weight, one GC per term."""
     same = all(t.weight is terms[0].weight for t in terms)
     alone = not same or len(terms) == 1

@@ -34,7 +34,8 @@ class _ReLU(torch.autograd.Function):
         g = grads[0]
         if g.device.type == "cpu" and g.dtype.is_floating_point:
             # ReLU's own backward, reading the mask's bytes in place of the output: a seventh of the time of ``where``
-            return torch.ops.aten.threshold_backward(g, positive.view(torch.int8), 0)
+            da: torch.Tensor = torch.ops.aten.threshold_backward(g, positive.view(torch.int8), 0)
+            return da
         return torch.where(positive, g, g.new_zeros(()))  # not a product: 0 * inf would be nan
 
 

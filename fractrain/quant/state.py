@@ -58,7 +58,7 @@ class QuantState:
         reduce_sum: sums a tensor over the processes of the run; None on a single one.
         reduce_limits: from (low, high) of this process's part of a tensor, and its number of samples where limits are
             means over samples (else None), to the limits of the whole; None: ranges are each process's own.
-        kernels: ``auto``, ``reference`` or ``fused``; all give the same bits.
+        kernels: ``auto``, ``reference`` or ``fused``; all round to the same bits.
         scope: the active :class:`CandidateScope`, or None.
     """
 
@@ -80,7 +80,10 @@ class QuantState:
 
     def watch(self, site: str, what: str, low: torch.Tensor, high: torch.Tensor) -> None:
         """Note on the device whether limits were finite; :meth:`bad_site` reads the notes later."""
-        bad = ~(torch.isfinite(low).all() & torch.isfinite(high).all())
+        self.note(site, what, ~(torch.isfinite(low).all() & torch.isfinite(high).all()))
+
+    def note(self, site: str, what: str, bad: torch.Tensor) -> None:
+        """Note on the device whether an operand had inf or nan (0-dim bool)."""
         key = (site, what)
         self._watched[key] = self._watched[key] | bad if key in self._watched else bad
 

@@ -5,11 +5,11 @@ division rounded correctly and without contraction (``enable_fp_fusion=False`` a
 interpreter knows is used, so that the kernels can be tested without a GPU. Import this module only where they are run:
 :mod:`fractrain.quant.device` does, and holds their launchers and the probe.
 
-Layout: a tensor is ``[rows, columns]`` in memory order; a program takes one part of one row. Parameters are float32 with
-one value per row (step 1) or one for all rows (step 0). Offsets into tensors are 64-bit, element numbers 32-bit.
+Layout: a tensor is ``[rows, columns]`` in memory order; a program takes one part of one row. Parameters are float32
+with one value per row (step 1) or one for all rows (step 0). Offsets into tensors have 64 bits, element numbers 32.
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped, import-not-found"
 from __future__ import annotations
 
 import triton
@@ -67,8 +67,8 @@ def finish(
 ):  # fmt: skip
     """Second stage of a range, one program per row: its extremes, whether one is not finite, and its grid.
 
-    ``out`` is float32 ``[2, rows]`` (low, high), with ``GRID`` ``[6, rows]`` (and scale, offset, qmin, qmax); ``bad`` is
-    uint8 ``[rows]``.
+    ``out`` is float32 ``[2, rows]`` (low, high), with ``GRID`` ``[6, rows]`` (and scale, offset, qmin, qmax); ``bad``
+    is uint8 ``[rows]``.
     """
     row = tl.program_id(0)
     low_keys = tl.full((BLOCK,), 0x7FFFFFFF, tl.int32)
@@ -89,10 +89,10 @@ def finish(
         if SYMMETRIC:
             a, b = tl.abs(low), tl.abs(high)
             span = tl.where((a > b) | (a != a), a, b)
-            offset, qmin = low * 0.0, 0.0 - top
+            offset, qmin = 0.0, 0.0 - top
         else:
             span = high - low
-            offset, qmin = low, top * 0.0
+            offset, qmin = low, 0.0
         scale = tl.div_rn(span, top)
         tl.store(out_ptr + 2 * rows + row, tl.where(scale < smallest, smallest, scale))
         tl.store(out_ptr + 3 * rows + row, offset)

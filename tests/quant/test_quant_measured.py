@@ -76,9 +76,33 @@ def test_it_steps_aside_where_it_does_not_apply() -> None:
         (x, Affine(PerAxis(1)), 8, None),
         (x, Affine(PerAxis(0)), 8, (-1.0, 1.0)),
         (x, Affine(statistic="mean"), 8, None),
-        (x, Affine(), torch.full((4,), 8), None),
+        (x, Affine(), torch.full((3,), 8), None),
+        (x, Affine(PerAxis(0)), torch.full((4,), 8), None),
+        (x, Symmetric(), torch.full((4,), 8), None),
         (x[:, ::2], Affine(), 8, None),
         (tensor((2, 3, 4, 5), 0).contiguous(), Affine(), 8, None),
     ):
         assert quantize_uniform(y, fmt, bits, None, 0, "auto", known) is None
     assert quantize_uniform(x, Affine(), 8, None, 0, "reference") is None
+
+
+@pytest.mark.parametrize("noise", [None, KEY], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("widths", [(3, 6, 4, 3), (2, 0, 12, 16)])
+@pytest.mark.parametrize("known", [None, (-0.5, 0.25)])
+def test_one_width_per_sample_gives_the_bits_of_the_general_path(noise, widths, known) -> None:
+    x, bits = tensor((4, 3, 5, 7), 1), torch.tensor(widths)
+    got = quantize_uniform(x, Affine(), bits, noise, max(widths), "fused", known)
+    assert got is not None
+    assert got.codes is not None
+    limits = Affine().limits(x, "reference") if known is None else (torch.tensor(known[0]), torch.tensor(known[1]))
+    want, codes = quantize_reference(x, Affine().grid(limits, bits, x), noise, max(widths))
+    assert codes is not None
+    assert torch.equal(got.values, want)
+    assert torch.equal(got.codes.codes, codes.codes)
+    assert torch.equal(got.codes.values(), want)
+    assert callable(got.codes.grid)
+    assert torch.equal(got.codes.grid().scale, Affine().grid(limits, bits, x).scale)
+    x[2, 1] = float("nan")
+    bad = quantize_uniform(x, Affine(), bits, noise, 8, "fused")
+    assert bad is not None
+    assert not bad.finite

@@ -1,0 +1,237 @@
+"""FW on integer codes against sums of integers, against float64, and beside the float32 convolution."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quant_helpers import tensor
+from torch import nn
+from torch.nn import functional as F
+
+from fractrain.quant import fused, fused_integer, fused_tiles, integer
+from fractrain.quant.formats import Affine, Format, PerAxis, PerTensor, PerTile, Symmetric
+from fractrain.quant.integer import Geometry, convolve, pays, suits
+from fractrain.quant.kernels import quantize
+from fractrain.quant.layers import QuantConv2d
+from fractrain.quant.precision import Operand, fractrain_precision
+from fractrain.quant.relu import CompactReLU
+from fractrain.quant.state import QuantState
+
+P = fractrain_precision(8, 8, 8)
+
+
+def available() -> bool:
+    return pays(Geometry((16, 32, 32), 16, (3, 3), (1, 1), (1, 1)))
+
+
+needs_int8 = pytest.mark.skipif(not available(), reason="no exact int8 convolution on this machine")
+
+
+@pytest.fixture
+def forget():
+    """Undo what a test makes the probe find."""
+    integer.pays.cache_clear()
+    integer._report.cache_clear()
+    yield
+    integer.pays.cache_clear()
+    integer._report.cache_clear()
+
+
+def operands(
+    fmt: tuple[Format, Format], bits: tuple[int, int], shape: tuple[int, ...], wshape: tuple[int, ...], low: float
+):
+    x = tensor(shape, 1).clamp(min=low)
+    w = tensor(wshape, 2) * torch.linspace(0.2, 1.5, wshape[0]).view(-1, 1, 1, 1) + 0.1
+    out = []
+    for t, f, b in ((x, fmt[0], bits[0]), (w, fmt[1], bits[1])):
+        values, codes = quantize(t, f.grid(f.limits(t), b, t), code_bits=b)
+        assert codes is not None
+        grid = f.grid(f.limits(t), b, t)
+        exact = (codes.codes.double() + grid.qmin.double()) * grid.scale.double() + grid.offset.double()
+        out.append((values, codes, exact))
+    return out
+
+
+@needs_int8
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_equals_float64_about_as_well_as_the_float32_convolution_does(data) -> None:
+    draw = lambda lo, hi: data.draw(st.integers(lo, hi))  # noqa: E731
+    kernel = (draw(1, 4), draw(1, 4))
+    stride, padding = (draw(1, 3), draw(1, 3)), (draw(0, kernel[0] - 1), draw(0, kernel[1] - 1))
+    g = Geometry((draw(1, 40), draw(kernel[0], 9), draw(kernel[1], 9)), draw(1, 35), kernel, stride, padding)
+    a_format, w_format = data.draw(st.sampled_from(
+        [(Affine(), Affine(PerAxis(0))), (Affine(), Affine()), (Symmetric(), Symmetric(PerAxis(0)))]
+    ))  # fmt: skip
+    bits = (draw(2, 8), draw(2, 8))
+    low = data.draw(st.sampled_from([0.0, -10.0, 0.5]))  # behind a ReLU; zero inside the range; zero outside
+    shape, wshape = (draw(1, 3), *g.image), (g.filters, g.image[0], *kernel)
+    (a, ac, ad), (w, wc, wd) = operands((a_format, w_format), bits, shape, wshape, low)
+    bias = tensor((g.filters,), 3) if draw(0, 1) else None
+    got = convolve(ac, wc, bias, g)
+    assert got is not None
+    exact = F.conv2d(ad, wd, None if bias is None else bias.double(), stride, padding)
+    plain = F.conv2d(a, w, bias, stride, padding)
+    assert got.shape == exact.shape == (shape[0], g.filters, *g.output)
+    size = F.conv2d(ad.abs(), wd.abs(), None if bias is None else bias.double().abs(), stride, padding).max()
+    error, noise = (float((y - exact).abs().max()) for y in (got, plain))
+    assert error <= max(1.5e-7 * float(size), 2 * noise)
+
+
+@needs_int8
+@pytest.mark.parametrize("channels", [16, 64, 512])
+def test_sums_of_the_most_extreme_codes_are_exact(channels: int) -> None:
+    g = Geometry((channels, 4, 4), 8, (3, 3), (1, 1), (1, 1))
+    u = torch.full((2, channels, 4, 4), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    for v in (-128, 127):
+        w = torch.full((8, channels, 3, 3), v, dtype=torch.int8)
+        got = integer._sums(u, 0, 1.0, w, torch.ones(8), g)
+        assert got[0, :, 1, 1].tolist() == [float(9 * channels * 255 * v)] * 8
+        assert got[0, :, 0, 0].tolist() == [float(4 * channels * 255 * v)] * 8  # corner: four places
+
+
+@needs_int8
+def test_a_layer_takes_the_path_and_only_fw_changes() -> None:
+    def run(kernels: Any) -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(0)
+        layer = QuantConv2d(nn.Conv2d(16, 16, 3, padding=1), P, QuantState(1, kernels=kernels), "c")
+        x = tensor((4, 16, 32, 32), 0).contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = layer(x)
+        y.backward(tensor(tuple(y.shape), 1))
+        layer.eval()
+        return y.detach(), layer(x).detach(), x.grad, layer.weight.grad, layer.bias.grad, layer.running_low
+
+    plain, fast, again = run("reference"), run("fused"), run("auto")
+    for a, b in zip(fast, again, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(plain[0], fast[0])
+    assert torch.allclose(plain[0], fast[0], rtol=0, atol=1e-6 * float(plain[0].abs().max()))
+    # evaluation stays as it is, and so do EB and GC of the same error
+    for a, b in zip(plain[1:], fast[1:], strict=True):
+        assert torch.equal(a, b)
+
+
+@needs_int8
+def test_bits_do_not_depend_on_threads_or_on_the_rest_of_the_batch() -> None:
+    g = Geometry((16, 32, 32), 20, (3, 3), (1, 1), (1, 1))
+    fmt, w = Affine(), tensor((20, 16, 3, 3), 1)
+    x, limits = tensor((6, 16, 32, 32), 0), (torch.tensor(-3.0), torch.tensor(3.0))
+    wc = quantize(w, fmt.grid(fmt.limits(w), 8, w), code_bits=8)[1]
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        codes = quantize(x, fmt.grid(limits, 8, x), code_bits=8)[1]
+        assert codes is not None
+        assert wc is not None
+        y = convolve(codes, wc, None, g)
+        assert y is not None
+        return y
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = run(x)
+        torch.set_num_threads(2)
+        assert torch.equal(run(x), whole)
+        assert torch.equal(run(x[2:3].contiguous(memory_format=torch.channels_last)), whole[2:3])
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_int8
+def test_training_resumes_to_the_same_bits_and_nan_in_evaluation_passes_through() -> None:
+    def steps(layer: QuantConv2d, first: int, last: int) -> None:
+        for i in range(first, last):
+            layer.state.step = i
+            layer.zero_grad()
+            layer(tensor((2, 16, 32, 32), i)).square().mean().backward()
+            with torch.no_grad():
+                layer.weight -= 0.1 * layer.weight.grad
+
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+    whole = QuantConv2d(copy.deepcopy(conv), P, QuantState(1), "c")
+    first, second = (QuantConv2d(copy.deepcopy(conv), P, QuantState(1), "c") for _ in range(2))
+    steps(whole, 0, 4)
+    steps(first, 0, 2)
+    second.load_state_dict(first.state_dict())
+    steps(second, 2, 4)
+    assert torch.equal(whole.weight, second.weight)
+    x = tensor((2, 16, 32, 32), 9)
+    x[0, 0, 5, 5] = float("nan")
+    assert second.eval()(x).isnan().any()
+
+
+def test_which_operands_and_sizes_qualify() -> None:
+    a, w = Operand(8), Operand(8, Affine(PerAxis(0)))
+    assert suits(a, w)
+    assert suits(Operand(2, Symmetric()), Operand(3, Symmetric()))
+    for bad in (Operand(), Operand(9), Operand(8, Affine(PerAxis(1))), Operand(8, Affine(PerTile(4, 4))),
+                Operand(torch.tensor([3, 4]))):  # fmt: skip
+        assert not suits(bad, w)
+        assert not suits(a, bad)
+    assert not suits(Operand(8, Affine(PerAxis(0))), w)
+    assert not pays(Geometry((16, 8, 8), 16, (3, 3), (1, 1), (1, 1)))  # too small
+    assert not pays(Geometry((70000, 8, 8), 16, (1, 1), (1, 1), (0, 0)))  # int32 could overflow
+    assert suits(a, Operand(8, Affine(PerTensor())))
+
+
+@pytest.mark.parametrize("fault", ["absent", "signature", "wrong"])
+def test_without_an_exact_operator_the_float32_product_and_one_line(
+    fault: str, forget: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: Any) -> torch.Tensor:
+        if fault == "absent":
+            raise AttributeError("'_OpNamespace' 'onednn' object has no attribute 'qconv_prepack'")
+        if fault == "signature":
+            raise RuntimeError("onednn::qconv_pointwise() expected at most 12 arguments\nDeclaration: ...")
+        u, g = args[0], args[5]
+        return torch.zeros(u.shape[0], g.filters, *g.output).contiguous(memory_format=torch.channels_last)
+
+    monkeypatch.setattr(integer, "_sums", broken)
+    layer = QuantConv2d(nn.Conv2d(16, 16, 3, padding=1), P, QuantState(1, kernels="fused"), "c")
+    other = copy.deepcopy(layer)
+    other.state = QuantState(1, kernels="reference")
+    with caplog.at_level(logging.WARNING):
+        for size in (32, 34):
+            x = tensor((2, 16, size, size), 0)
+            assert torch.equal(layer(x), other(x))
+    lines = [r for r in caplog.records if r.name == integer.__name__]
+    assert len(lines) == 1
+    assert "\n" not in lines[0].getMessage()
+
+
+def test_serial_and_parallel_builds_do_not_share_a_place_in_the_cache() -> None:
+    pairs = [(m, n) for m in (fused, fused_tiles, fused_integer)
+             for n, v in vars(m).items() if isinstance(v, tuple) and len(v) == 2]  # fmt: skip
+    assert len(pairs) == 13
+    names = set()
+    for module, name in pairs:
+        serial, parallel = getattr(module, name)
+        assert not serial.targetoptions.get("parallel")
+        assert parallel.targetoptions["parallel"] is True
+        for build in (serial, parallel):
+            assert build.py_func.__qualname__ == build.py_func.__code__.co_name
+            names.add(build._cache._cache_file._index_name)
+    assert len(names) == 2 * len(pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_relu_passes_every_kind_of_gradient(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    special = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-45, 3.5]
+    x = tensor((2, 3, 7, 7), 0).to(dtype)
+    x[0, 0, 0] = torch.tensor([0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), float("nan")])
+    g = torch.tensor(special, dtype=dtype).view(1, 1, 7, 1).expand_as(x).contiguous(memory_format=layout)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    CompactReLU()(x).backward(g)
+    want = np.where(x.detach().double().numpy() > 0, g.double().numpy(), 0.0)
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    np.testing.assert_array_equal(x.grad.double().numpy(), want)
