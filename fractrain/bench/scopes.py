@@ -15,7 +15,7 @@ PREFIX = "fractrain::"
 # A category, and where its work is done: module, then attributes. A new fast path belongs here as well.
 SCOPES = (
     ("quantize", "fractrain.quant.layer:QuantLayer._activation"),
-    ("quantize", "fractrain.quant.layer:QuantLayer.quantized_weight"),
+    ("quantize", "fractrain.quant.layer:QuantLayer._weight"),
     ("quantize", "fractrain.quant.layer:QuantLayer.quantized_error"),
     ("quantize", "fractrain.quant.kernels:Quantized.values"),
     ("gate", "fractrain.methods.gate:GateNetwork.forward"),

@@ -58,7 +58,7 @@ class TrainingLoop:
         registries: where names are looked up.
         on_epoch: called with the metrics line of each finished epoch.
         should_stop: asked between the batches of an evaluation.
-        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all give the same bits.
+        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all round to the same bits.
         ranks: the processes of the run; None: this one alone.
         start: puts weights into the plain model before training begins; None: as the seed initialises it.
 

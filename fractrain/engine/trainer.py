@@ -43,7 +43,7 @@ class Trainer:
         checkpoint_seconds: at least this long between two checkpoints; 0 means after every step.
         wait_s: seconds to wait for another process that writes the same run.
         registries: where names are looked up.
-        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all give the same bits.
+        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all round to the same bits.
         ranks: the processes the run is on, all of which make a trainer; None: this one alone.
     """
 

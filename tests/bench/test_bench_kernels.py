@@ -56,7 +56,7 @@ def test_run_hands_it_to_the_training_loop(tmp_path: Path, monkeypatch: pytest.M
     assert "seen enough" in result.stderr
     assert [kernels for _, kernels in seen] == [choice]
     plain = RunConfig.create(method="sbm", model="resnet38", dataset="digits")
-    assert seen[0][0] == plain.run_id, "kernels give the same bits: they are not part of the id"
+    assert seen[0][0] == plain.run_id, "kernels round to the same bits: they are not part of the id"
 
 
 def test_reproduce_hands_it_to_its_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
