@@ -119,6 +119,8 @@ class RunConfig(pydantic.BaseModel):
             raise ConfigError(f"unknown setting {setting!r}{did_you_mean(setting, SETTINGS)}; {', '.join(SETTINGS)}")
         if reason := unsuitable(info, setting):
             raise ConfigError(f"{dataset} cannot be used for {setting}: {reason}")
+        if reason := known.unsuitable(method, model, dataset):
+            raise ConfigError(f"{method} does not fit {model}: {reason}")
         profile = profile or default_profile(info.embedded)
         if profile not in PROFILES:
             raise ConfigError(f"unknown profile {profile!r}{did_you_mean(profile, PROFILES)}; {', '.join(PROFILES)}")

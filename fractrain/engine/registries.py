@@ -85,6 +85,18 @@ class Registries:
         registry.info(model)
         return registry.compatible(model, self.dataset_info(dataset))
 
+    def unsuitable(self, method: str, model: str, dataset: str) -> str | None:
+        """Return why a method makes no sense on a model, or None; the model is built without memory, if it must be."""
+        from fractrain.methods.base import Method
+
+        kind = self.method_class(method)
+        if kind.unsuitable.__func__ is Method.unsuitable.__func__:  # type: ignore[attr-defined]
+            return None  # the method fits every model
+        import torch
+
+        with torch.device("meta"):
+            return kind.unsuitable(self.model(model, dataset, 0))
+
     def model(self, name: str, dataset: str, seed: int) -> nn.Module:
         """Build the plain FP32 model for a data set."""
         from fractrain.models import registry

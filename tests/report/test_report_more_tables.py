@@ -92,7 +92,8 @@ def test_settings_are_those_of_the_methods(name):
     spec = load_spec(name)
     for profile in ("smoke", "short", "paper"):
         states = {(r.row.key, r.pair.model): (r.state, r.reason) for r in plan(spec, profile, 1)}
-        wrong = {key: why for key, why in states.items() if why[0] == "incompatible"}
+        senseless = {("dorefa", "transformer_base")}  # clipped activations lose every negative value
+        wrong = {key: why for key, why in states.items() if why[0] == "incompatible" and key not in senseless}
         assert wrong == {}
 
 

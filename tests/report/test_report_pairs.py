@@ -118,3 +118,14 @@ def test_tables_1_and_3_show_every_published_number_of_their_sources(name, count
     shown = [c for r in table.rows if r.kind == "method" for k, c in r.cells.items()
              if c.origin == "published" and not k.endswith("_claim")]  # fmt: skip
     assert len(shown) == count
+
+
+def test_a_method_that_makes_no_sense_on_a_model_is_skipped_with_its_reason():
+    spec = load_spec("overview")
+    runs = {(r.row.key, r.pair.model): r for r in plan(spec, "smoke", 1)}
+    run = runs[("dorefa", "transformer_base")]
+    assert run.state == "incompatible"
+    assert "dorefa does not fit transformer_base: " in run.reason
+    assert runs[("sbm", "transformer_base")].state == "to run"
+    table = build_table(spec, None, "smoke", 1, default_sources())
+    assert any("DoReFa was not run: dorefa does not fit transformer_base" in note for note in table.notes)
