@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import FakeRecord, FakeStore
+from store_fakes import FakeRecord, FakeStore
 
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.report.build import build_table
