@@ -132,12 +132,9 @@ known_tables() {
 }
 
 reproduce_all() {
-  local table status=0
   setup
-  for table in $(known_tables); do
-    reproduce "$table" "$@" || { status=$?; [ "$status" -eq 1 ] || exit "$status"; }
-  done
-  exit "$status"
+  say "Reproducing all: $(known_tables)"
+  "$BIN/fractrain" reproduce all "$@"
 }
 
 lint() {

@@ -29,6 +29,7 @@ from fractrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from fractrain.engine.executor import Outcome, Site
+    from fractrain.report.grid import PlannedRun
     from fractrain.report.spec import TableSpec
 
 FORMATS = ("md", "csv", "tex", "html", "json", "svg")
@@ -72,7 +73,7 @@ def table_command(table: str, form: str, profile: str, seeds: int | None, result
 
 @click.command("reproduce", short_help="Run what a table needs, then print it.")
 @options(
-    name_argument,
+    click.argument("tables", nargs=-1, required=True, metavar="TABLE..."),
     profile_option,
     seeds_option,
     click.option(
@@ -92,7 +93,7 @@ def table_command(table: str, form: str, profile: str, seeds: int | None, result
     json_option,
 )
 def reproduce_command(
-    table: str,
+    tables: tuple[str, ...],
     profile: str,
     seeds: int | None,
     jobs: int | None,
@@ -107,27 +108,51 @@ def reproduce_command(
 ) -> int:
     """Run what is missing of TABLE (or figure), then print it and write it to DIR in all formats.
 
-    Runs that are finished are never repeated; interrupted ones go on where they stopped. Exit code 1 when a run failed.
+    Several tables, or "all" of them, are run as one: what they share is run once, and all are written at the end;
+    `fractrain table NAME` shows how far one is. Runs that are finished are never repeated; interrupted ones go on where
+    they stopped. Exit code 1 when a run failed.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError(
             "`fractrain reproduce` starts processes of its own, one run each, and does not go with torchrun: leave it "
             "out, or use it with `-m fractrain run` for a single run on several GPUs"
         )
-    say(f"{table}, profile {profile}: planning ...")
+    say(f"{', '.join(tables)}, profile {profile}: planning ...")
     from fractrain.engine.executor import Site
     from fractrain.report.output import check
+    from fractrain.report.spec import table_names
 
-    spec, runs = plan_runs(table, profile, seeds, results)
+    names = dict.fromkeys(name for given in tables for name in (table_names() if given == "all" else [given]))
+    plans = [plan_runs(name, profile, seeds, results) for name in names]
+    runs = _once([run for _, planned in plans for run in planned])
     if dry_run:
         show_plan(runs, as_json)
         return 0
-    check(spec)
+    for spec, _ in plans:
+        check(spec)
     say(counts_text(runs))
     site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels)
     outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs)
-    _finish(spec, profile, seeds, results, out, outcomes if as_json else None)
+    documents = []
+    for spec, planned in plans:
+        ids = {run.run_id for run in planned}
+        own = [outcome for outcome in outcomes if outcome.run_id in ids]
+        documents.append(_finish(spec, profile, seeds, results, out, own, as_json))
+    if as_json:
+        emit_json(documents[0] if len(documents) == 1 else {"tables": documents})
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
+
+
+def _once(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Leave out what an earlier table runs already; what has no run (left out, incompatible) stays with each table."""
+    seen: set[str] = set()
+    kept = []
+    for run in runs:
+        if run.run_id and run.run_id in seen:
+            continue
+        seen.add(run.run_id)
+        kept.append(run)
+    return kept
 
 
 def _execute(configs: Sequence[Any], site: Site, jobs: int | None) -> list[Outcome]:
@@ -185,9 +210,15 @@ def _gpus(device: str) -> list[str]:
 
 
 def _finish(
-    spec: TableSpec, profile: str, seeds: int | None, results: Path, out: Path | None, outcomes: list[Outcome] | None
-) -> None:
-    """Build the table from the store, write it, print it (as JSON with the outcomes, if these are given)."""
+    spec: TableSpec,
+    profile: str,
+    seeds: int | None,
+    results: Path,
+    out: Path | None,
+    outcomes: list[Outcome],
+    as_json: bool,
+) -> dict[str, Any]:
+    """Build the table from the store, write it, print it unless the document returned is to be printed instead."""
     from fractrain.engine.store import RunStore
     from fractrain.report.output import write
     from fractrain.report.render import render
@@ -196,8 +227,7 @@ def _finish(
     with stdout_to_stderr():
         built, files = write(spec, RunStore(results), profile, folder, seeds)
         text = render(built, "md")
-    if outcomes is None:
+    if not as_json:
         click.echo(text.rstrip("\n"))
-    else:
-        emit_json({"table": built.as_dict(), "outcomes": outcomes, "files": files})
     say(f"written: {', '.join(str(file) for file in files)}")
+    return {"table": built.as_dict(), "outcomes": outcomes, "files": files}

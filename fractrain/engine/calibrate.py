@@ -123,7 +123,7 @@ def estimate(config: RunConfig, device: torch.device, registries: Registries | N
         device: where it would be trained.
         registries: where names are looked up.
     """
-    known = registries or Registries()
+    known = (registries or Registries()).for_setting(config.setting, config.seed)  # classes and sizes of its part
     info = known.dataset_info(config.dataset)
     text = getattr(info, "kind", "image") == "text"
     batch = config.recipe.batch_size

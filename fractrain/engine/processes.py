@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from fractrain.engine.config import RunConfig
+from fractrain.engine.forks import ForkedProcess, Nursery, NurseryError
 from fractrain.engine.jobs import Outcome, Site
+
+Process = subprocess.Popen[str] | ForkedProcess
 
 
 class Workers:
@@ -21,11 +24,12 @@ class Workers:
     Args:
         command: command line of a worker.
         site: where and how runs are executed.
+        nursery: where workers are forked instead, as long as it lives.
     """
 
-    def __init__(self, command: Sequence[str], site: Site) -> None:
-        self._command, self._site = list(command), site
-        self._running: list[subprocess.Popen[str]] = []
+    def __init__(self, command: Sequence[str], site: Site, nursery: Nursery | None = None) -> None:
+        self._command, self._site, self._nursery = list(command), site, nursery
+        self._running: list[Process] = []
         self._stopped = False
 
     def stop(self) -> None:
@@ -46,15 +50,7 @@ class Workers:
         if self._stopped:
             return Outcome(config.run_id, "interrupted", "not started")
         with tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env={**os.environ, **variables},
-                start_new_session=True,  # Ctrl-C reaches the worker through us, once
-            )
+            process = self._start(variables, errors)
             self._running.append(process)
             if self._stopped:  # while it was starting
                 process.send_signal(signal.SIGINT)
@@ -62,11 +58,25 @@ class Workers:
                 last = self._follow(process, config, report)
             finally:
                 self._running.remove(process)
-            return self._outcome(config, last, process.returncode, errors)
+            return self._outcome(config, last, process.wait(), errors)
 
-    def _follow(
-        self, process: subprocess.Popen[str], config: RunConfig, report: Callable[[int], None]
-    ) -> dict[str, Any]:
+    def _start(self, variables: Mapping[str, str], errors: IO[str]) -> Process:
+        if self._nursery is not None:
+            try:
+                return self._nursery.start(variables, errors)
+            except NurseryError:
+                self._nursery = None  # only slower without
+        return subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, **variables},
+            start_new_session=True,  # Ctrl-C reaches the worker through us, once
+        )
+
+    def _follow(self, process: Process, config: RunConfig, report: Callable[[int], None]) -> dict[str, Any]:
         """Hand the job over, read events to the end, return the last one."""
         to_worker, from_worker = process.stdin, process.stdout
         if to_worker is None or from_worker is None:

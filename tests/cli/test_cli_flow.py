@@ -65,6 +65,29 @@ def test_reproduce_plans_runs_prints_and_caches(cli: Any, tiny_table: Path, tmp_
     assert json.loads(cli("plan", tiny_table, "--json").stdout)["counts"] == {"cached": 1}
 
 
+def test_several_tables_are_run_as_one(cli: Any, tiny_table: Path, tmp_path: Path) -> None:
+    twin = tiny_table.with_name("twin.toml")
+    twin.write_text(tiny_table.read_text(encoding="utf-8").replace('name = "tiny"', 'name = "twin"'), encoding="utf-8")
+    plan = cli("reproduce", tiny_table, twin, tiny_table, "--dry-run", "--json")
+    assert json.loads(plan.stdout)["counts"] == {"to run": 1}  # what they share is one run
+
+    result = cli("reproduce", tiny_table, twin, "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.stderr
+    documents = json.loads(result.stdout)["tables"]
+    assert [document["table"]["name"] for document in documents] == ["tiny", "twin"]
+    assert [[outcome["status"] for outcome in document["outcomes"]] for document in documents] == [["done"], ["done"]]
+    written = {path.stem for path in (tmp_path / "results" / "tables").iterdir()}
+    assert written == {"tiny-smoke", "twin-smoke"}
+
+
+def test_all_names_every_table_and_figure(cli: Any) -> None:
+    """The pairs of each table are in the plan of all."""
+    every = {run["run_id"] for run in json.loads(cli("reproduce", "all", "--dry-run", "--json").stdout)["runs"]}
+    for name in ("overview", "table2", "table4", "figure-pfq"):
+        own = {run["run_id"] for run in json.loads(cli("plan", name, "--no-times", "--json").stdout)["runs"]}
+        assert own <= every
+
+
 def test_reproduce_exits_1_and_still_prints_when_a_run_fails(cli: Any, diverging_table: Path) -> None:
     result = cli("reproduce", diverging_table, "--device", "cpu", "--json")
     assert result.exit_code == 1, result.stderr

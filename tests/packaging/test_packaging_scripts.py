@@ -146,7 +146,7 @@ def test_a_table_that_is_not_there_is_one_line_and_sets_nothing_up(project: Path
             ["PROFILE=paper", "DATA_DIR=/a b", "SEEDS=3", "JOBS=2", "DEVICE=cpu"],
             "fractrain reproduce table2 --profile paper --data-dir /a b --seeds 3 --jobs 2 --device cpu",
         ),
-        ("reproduce-all", ["JOBS=2"], "fractrain reproduce table2 --jobs 2"),
+        ("reproduce-all", ["JOBS=2"], "fractrain reproduce all --jobs 2"),
         ("test", ["ARGS=-k quant"], "python -m pytest -k quant"),
         ("lint", [], "mypy "),
     ],

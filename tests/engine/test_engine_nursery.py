@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fractrain.engine import executor as executor_module
+from fractrain.engine.config import RunConfig
+from fractrain.engine.executor import LocalExecutor, run_here
+from fractrain.engine.forks import Nursery, NurseryError, forks_here
+from fractrain.engine.jobs import Site
+from fractrain.engine.processes import Workers
+from fractrain.engine.progress import SilentProgress
+
+pytestmark = pytest.mark.skipif(not forks_here(), reason="workers are not forked on this system")
+
+COMMAND = (sys.executable, str(Path(__file__).with_name("forked_worker.py")))
+
+
+@pytest.fixture
+def nursery():
+    nursery = Nursery({"FRACTRAIN_TEST_ALL": "all"}, COMMAND)
+    yield nursery
+    nursery.close()
+
+
+def say(process, *orders):
+    process.stdin.write("".join(f"{order}\n" for order in orders))
+    process.stdin.flush()
+
+
+def end(process):
+    for stream in (process.stdin, process.stdout):
+        stream.close()
+
+
+def test_exit_codes_and_signals_are_those_of_the_right_worker(nursery):
+    with tempfile.TemporaryFile("w+") as errors:
+        workers = [nursery.start({}, errors) for _ in range(4)]
+        assert len({worker.pid for worker in workers}) == 4
+        assert [worker.poll() for worker in workers] == [None] * 4
+        say(workers[2], "exit 3")
+        say(workers[0], "exit 0")
+        say(workers[1], f"abort {int(signal.SIGKILL)}")
+        assert [workers[i].wait() for i in (0, 1, 2)] == [0, -9, 3]
+        assert workers[3].poll() is None
+        workers[3].stdin.close()  # what a worker takes for the death of its parent
+        assert workers[3].wait() == 5
+        assert workers[3].poll() == workers[3].returncode == 5
+        workers[3].send_signal(signal.SIGKILL)  # to nobody
+        for worker in workers:
+            end(worker)
+
+
+def test_each_worker_has_variables_streams_and_a_session_of_its_own(nursery):
+    with tempfile.TemporaryFile("w+") as one, tempfile.TemporaryFile("w+") as two:
+        a, b = nursery.start({"FRACTRAIN_TEST_OWN": "a"}, one), nursery.start({}, two)
+        for worker in (a, b):
+            say(worker, "tell FRACTRAIN_TEST_OWN", "tell FRACTRAIN_TEST_ALL", "complain of nothing", "exit 0")
+            worker.wait()
+        assert a.stdout.read().splitlines() == ["a True", "all True"]
+        assert b.stdout.read().splitlines() == ["None True", "all True"]
+        one.seek(0)
+        assert one.read() == "of nothing\n"
+        end(a)
+        end(b)
+
+
+def test_a_worker_can_be_interrupted(nursery):
+    with tempfile.TemporaryFile("w+") as errors:
+        worker = nursery.start({}, errors)
+        say(worker, "tell FRACTRAIN_TEST_ALL", "sleep 60")
+        worker.stdout.readline()
+        worker.send_signal(signal.SIGINT)
+        assert worker.wait() == -signal.SIGINT  # as Python ends on Ctrl-C
+        end(worker)
+
+
+def test_a_nursery_that_died_is_said_so_and_replaced_by_plain_processes(tmp_path):
+    nursery = Nursery({}, (sys.executable, "-c", "raise SystemExit(1)"))
+    with tempfile.TemporaryFile("w+") as errors, pytest.raises(NurseryError):
+        nursery.start({}, errors)
+    workers = Workers(("false",), Site(tmp_path), nursery)
+    outcome = workers.run(_config(0), {}, lambda step: None)
+    assert outcome.message == "worker ended with exit code 1"  # of `false`
+    nursery.close()
+
+
+def test_workers_stop_when_nursery_and_executor_are_gone():
+    nursery = Nursery({}, COMMAND)
+    with tempfile.TemporaryFile("w+") as errors:
+        worker = nursery.start({}, errors)
+        say(worker, "tell FRACTRAIN_TEST_ALL")
+        worker.stdout.readline()
+        os.kill(nursery._process.pid, signal.SIGKILL)
+        nursery.close()
+        worker.stdin.close()
+        assert worker.stdout.read() == ""  # it has ended
+        assert worker.wait() < 0  # and nobody knows how
+        worker.stdout.close()
+
+
+def test_runs_in_forked_workers_have_the_bits_of_runs_in_this_process(tmp_path, monkeypatch):
+    started = []
+
+    class Counted(Nursery):
+        def start(self, *args):
+            process = super().start(*args)
+            started.append(process.pid)
+            return process
+
+    monkeypatch.setattr(executor_module, "Nursery", Counted)
+    configs = [_config(seed) for seed in (0, 1)]
+    outcomes = LocalExecutor(jobs=2).run(configs, Site(tmp_path / "forked", device="cpu"))
+    assert [outcome.status for outcome in outcomes] == ["done", "done"], outcomes
+    assert len(started) == 2
+    assert run_here(configs[0], Site(tmp_path / "here", device="cpu"), SilentProgress()).status == "done"
+    digests = [_weights(tmp_path / folder / configs[0].run_id) for folder in ("forked", "here")]
+    assert digests[0] == digests[1]
+    assert _weights(tmp_path / "forked" / configs[1].run_id) != digests[0]
+
+
+def _config(seed: int) -> RunConfig:
+    recipe = {"iterations": 1, "milestones": [], "eval_every": 1, "batch_size": 8}
+    return RunConfig.create(method="sbm", model="resnet38", dataset="digits", profile="smoke", seed=seed, recipe=recipe)
+
+
+def _weights(folder: Path) -> str:
+    return json.loads((folder / "summary.json").read_text())["weights_sha256"]
