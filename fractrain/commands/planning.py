@@ -24,8 +24,11 @@ from fractrain.commands.common import (
 
 if TYPE_CHECKING:
     from fractrain.engine.calibrate import Estimate
+    from fractrain.engine.config import RunConfig
     from fractrain.report.grid import PlannedRun
     from fractrain.report.spec import TableSpec
+
+SOURCE_KEYS = ("method", "model", "dataset", "profile", "setting", "seed")
 
 name_argument = click.argument("table")
 seeds_option = click.option(
@@ -71,9 +74,10 @@ def plan_runs(table: str, profile: str, seeds: int | None, results: Path) -> tup
 
 
 def counts_text(runs: Sequence[PlannedRun]) -> str:
-    """How many runs there are in each state."""
-    counts = Counter(run.state for run in runs)
-    return f"{len(runs)} runs: " + ", ".join(f"{number} {state}" for state, number in counts.items())
+    """How many runs there are in each state, and how many source runs."""
+    from fractrain.report import grid
+
+    return grid.counts_text(runs)
 
 
 def show_plan(runs: Sequence[PlannedRun], as_json: bool, estimates: dict[str, Estimate | str] | None = None) -> None:
@@ -84,15 +88,24 @@ def show_plan(runs: Sequence[PlannedRun], as_json: bool, estimates: dict[str, Es
         as_json: which of the two.
         estimates: by run id, what is left of it will take, or why that cannot be told.
     """
-    from fractrain.report.grid import plan_text
+    from fractrain.report.grid import plan_text, source_runs
 
     if not as_json:
         click.echo(plan_text(runs))
         return
     found = estimates or {}
+    sources = source_runs(runs)
     emit_json(
         {
             "counts": dict(Counter(run.state for run in runs)),
+            "source_counts": dict(Counter(source.state for source in sources)),
+            "sources": [
+                {"run_id": source.run_id, "state": source.state, "reason": source.reason}
+                | {key: getattr(source.config, key) for key in SOURCE_KEYS}
+                | {"source_of": list(source.targets)}
+                | _estimate_json(found.get(source.run_id))
+                for source in sources
+            ],
             "runs": [
                 {"run_id": run.run_id or None, "state": run.state, "reason": run.reason, "seed": run.seed}
                 | run.request.model_dump(mode="json")
@@ -111,27 +124,34 @@ def _estimate_json(found: Estimate | str | None) -> dict[str, Any]:
     return {"estimate": {**asdict(found), "seconds": found.seconds}}
 
 
+def _waiting(runs: Sequence[PlannedRun]) -> dict[str, RunConfig]:
+    """What is still to be done, by run id: source runs, then runs."""
+    from fractrain.engine.config import RunConfig
+    from fractrain.report.grid import source_runs
+
+    sources = [source.config for source in source_runs(runs) if source.state == "to run"]
+    configs = [*sources, *(run.config for run in runs if run.state == "to run")]
+    return {config.run_id: config for config in configs if isinstance(config, RunConfig)}
+
+
 def _estimates(runs: Sequence[PlannedRun], device: str) -> dict[str, Estimate | str]:
     """Try each kind of run that is still to be done once: runs that differ by their seed alone take the same time."""
     from fractrain.engine.calibrate import estimate
-    from fractrain.engine.config import RunConfig
     from fractrain.engine.device import resolve_device
     from fractrain.engine.progress import make_progress
     from fractrain.errors import FractrainError
 
     where = resolve_device(device)
-    waiting = [run for run in runs if run.state == "to run" and isinstance(run.config, RunConfig)]
-    kinds: dict[str, list[PlannedRun]] = {}
-    for run in waiting:
-        value = {**run.config.model_dump(mode="json"), "seed": 0}  # type: ignore[union-attr]
-        kinds.setdefault(json.dumps(value, sort_keys=True), []).append(run)
+    kinds: dict[str, list[RunConfig]] = {}
+    for config in _waiting(runs).values():
+        value = {**config.model_dump(mode="json", exclude={"source"}), "seed": 0}
+        kinds.setdefault(json.dumps(value, sort_keys=True), []).append(config)
     found: dict[str, Estimate | str] = {}
     progress = make_progress()
     if kinds:
         progress.start("trying a few steps", len(kinds))
     for number, same in enumerate(kinds.values(), start=1):
-        config = same[0].config
-        assert isinstance(config, RunConfig)
+        config = same[0]
         result: Estimate | str
         try:
             with stdout_to_stderr():
@@ -139,41 +159,46 @@ def _estimates(runs: Sequence[PlannedRun], device: str) -> dict[str, Estimate | 
         except FractrainError as error:  # the run itself would stop here too, with the same line
             result = str(error)
             say(f"{config.run_id}: no time can be told: {error}")
-        found |= dict.fromkeys((run.run_id for run in same), result)
+        found |= dict.fromkeys((config.run_id for config in same), result)
         progress.update(number)
     progress.close()
     return found
 
 
 def _totals(runs: Sequence[PlannedRun], estimates: dict[str, Estimate | str], device: str) -> list[str]:
-    """Iterations, hours and disk of what is still to be done; one line per model and data set, then the sum."""
+    """Iterations, hours and disk of what is still to be done; one line per model, data set and setting; the sum."""
     from fractrain.engine.calibrate import Estimate
     from fractrain.engine.device import resolve_device
     from fractrain.engine.progress import duration
 
     kind = "GPU" if resolve_device(device).type == "cuda" else "CPU"
     groups: dict[str, list[Estimate]] = {}
-    for run in runs:
-        value = estimates.get(run.run_id)
+    sources = 0
+    for run_id, config in _waiting(runs).items():
+        value = estimates.get(run_id)
         if isinstance(value, Estimate):
-            groups.setdefault(f"{run.request.model} on {run.request.dataset}", []).append(value)
+            part = "" if config.setting == "standard" else f", {config.setting}"
+            groups.setdefault(f"{config.model} on {config.dataset}{part}", []).append(value)
+            sources += config.setting.endswith("-source")
     if not groups:
         return ["nothing left to run"]
     lines = ["", f"Still to run, on this machine ({kind}), one run at a time:"]
+    width = max(32, *map(len, groups))
     for name, group in groups.items():
         scaled = "" if all(e.trial_batch == e.batch for e in group) else (
             f"; tried with {group[0].trial_batch} of {group[0].batch} samples a step and scaled up"
         )  # fmt: skip
         lines.append(
-            f"  {name:<32} {len(group):>4} runs  {sum(e.iterations for e in group):>12,} iterations  "
+            f"  {name:<{width}} {len(group):>4} runs  {sum(e.iterations for e in group):>12,} iterations  "
             f"{duration(sum(e.seconds for e in group)):>14}  steps of {_span([e.step_s for e in group])}{scaled}"
         )
     every = [e for group in groups.values() for e in group]
     hours = sum(e.seconds for e in every) / 3600
+    some = f" ({sources} of them source runs)" if sources else ""
     disk = sum(e.disk_bytes for e in every) / 1e9
     lines.append(
-        f"  in all: {len(every)} runs, {sum(e.iterations for e in every):,} iterations, {hours:,.1f} {kind}-hours, "
-        f"{disk:.2f} GB of checkpoints and weights"
+        f"  in all: {len(every)} runs{some}, {sum(e.iterations for e in every):,} iterations, "
+        f"{hours:,.1f} {kind}-hours, {disk:.2f} GB of checkpoints and weights"
     )
     return lines
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from fractrain.errors import ConfigError, FractrainError, PluginError
-from fractrain.report.sources import Config, NotInRelease, Record, Sources, Store, default_sources
+from fractrain.report.sources import Config, NotInRelease, Record, SourceConfig, Sources, Store, default_sources
 from fractrain.report.spec import Pair, RowSpec, RunRequest, TableSpec, check_profile
 
 State = Literal["cached", "to run", "no plugin", "no model", "no data", "incompatible", "left out"]
+SourceState = Literal["cached", "to run", "not needed"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class PlannedRun:
             ``no data`` (not in this release); ``incompatible``; ``left out`` of this profile.
         reason: why it cannot run, or how an earlier attempt ended.
         record: what the store has of it, in whatever status.
+        source: the configuration of the run it starts from; None: it starts from scratch.
+        source_record: what the store has of that run.
     """
 
     pair: Pair
@@ -37,11 +40,35 @@ class PlannedRun:
     state: State
     reason: str = ""
     record: Record | None = None
+    source: SourceConfig | None = None
+    source_record: Record | None = None
 
     @property
     def run_id(self) -> str:
         """Id of the run; empty where no configuration can be made."""
         return self.config.run_id if self.config else ""
+
+
+@dataclass(frozen=True)
+class SourceRun:
+    """A run that runs of the table start from: it is trained before them, and in no row of its own.
+
+    Attributes:
+        config: its configuration.
+        state: ``cached``; ``to run``; ``not needed``: not there, but all runs that start from it are finished.
+        reason: how an earlier attempt ended.
+        targets: ids of the runs that start from it, each once.
+    """
+
+    config: SourceConfig
+    state: SourceState
+    reason: str
+    targets: tuple[str, ...]
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return self.config.run_id
 
 
 def plan(
@@ -92,22 +119,74 @@ def _planned(
         return PlannedRun(pair, row, seed, request, None, error.state, str(error))
     except FractrainError as error:
         return PlannedRun(pair, row, seed, request, None, "incompatible", str(error))
-    record = store.get(config.run_id) if store is not None else None
-    if record is not None and record.status == "done":
-        return PlannedRun(pair, row, seed, request, config, "cached", "", record)
-    reason = "" if record is None else f"{record.status} before"
-    return PlannedRun(pair, row, seed, request, config, "to run", reason, record)
+    record = _record(store, config)
+    source: SourceConfig | None = getattr(config, "source", None)  # of the engine's configurations alone
+    state: State = "cached" if _is_done(record) else "to run"
+    beside = _record(store, source)
+    return PlannedRun(pair, row, seed, request, config, state, _ending(record), record, source, beside)
+
+
+def _record(store: Store | None, config: Config | None) -> Record | None:
+    return None if store is None or config is None else store.get(config.run_id)
+
+
+def _is_done(record: Record | None) -> bool:
+    return record is not None and record.status == "done"
+
+
+def _ending(record: Record | None) -> str:
+    """How an earlier attempt ended; empty where there was none, or the run is finished."""
+    return "" if record is None or record.status == "done" else f"{record.status} before"
+
+
+def source_runs(runs: Iterable[PlannedRun]) -> list[SourceRun]:
+    """List the runs that others start from, each once, in the order they are first needed."""
+    found: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        if run.source is not None:
+            found.setdefault(run.source.run_id, []).append(run)
+    return [_source_run(targets) for targets in found.values()]
+
+
+def _source_run(targets: Sequence[PlannedRun]) -> SourceRun:
+    """The source run that all of these start from."""
+    config, record = targets[0].source, targets[0].source_record
+    assert config is not None
+    waiting = any(target.state == "to run" for target in targets)
+    state: SourceState = "cached" if _is_done(record) else "to run" if waiting else "not needed"
+    return SourceRun(config, state, _ending(record), tuple(dict.fromkeys(target.run_id for target in targets)))
 
 
 def plan_text(runs: Sequence[PlannedRun]) -> str:
-    """The plan for people: one line per run, then the counts."""
+    """The plan for people: one line per run, those that others start from first, then the counts."""
     lines = []
+    for source in source_runs(runs):
+        of = f"source of {len(source.targets)} run{'s' if len(source.targets) > 1 else ''}"
+        c = source.config
+        what = _what(c.method, c.model, c.dataset, c.profile, c.seed, c.setting)
+        lines.append(_line(source.state, what, source.run_id, ", ".join(filter(None, (of, source.reason)))))
     for run in runs:
         r = run.request
-        what = f"{r.method:<10} {r.model:<10} {r.dataset:<10} {r.profile:<6} seed {run.seed}"
-        what += "" if r.setting == "standard" else f" {r.setting}"
-        tail = f"  ({run.reason})" if run.reason else ""
-        lines.append(f"{run.state:<12} {what}  {run.run_id or '-'}{tail}")
-    counts = Counter(run.state for run in runs)
-    lines.append(f"{len(runs)} runs: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
-    return "\n".join(lines)
+        what = _what(r.method, r.model, r.dataset, r.profile, run.seed, r.setting)
+        lines.append(_line(run.state, what, run.run_id or "-", run.reason))
+    return "\n".join([*lines, counts_text(runs)])
+
+
+def _what(method: str, model: str, dataset: str, profile: str, seed: int, setting: str) -> str:
+    what = f"{method:<10} {model:<10} {dataset:<10} {profile:<6} seed {seed}"
+    return what if setting == "standard" else f"{what} {setting}"
+
+
+def _line(state: str, what: str, run_id: str, remark: str) -> str:
+    return f"{state:<12} {what}  {run_id}" + (f"  ({remark})" if remark else "")
+
+
+def counts_text(runs: Sequence[PlannedRun]) -> str:
+    """How many runs there are in each state; those that they start from are counted apart."""
+    text = f"{len(runs)} runs: {_counts(run.state for run in runs)}"
+    sources = source_runs(runs)
+    return f"{text}; and {len(sources)} source runs: {_counts(s.state for s in sources)}" if sources else text
+
+
+def _counts(states: Iterable[str]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in Counter(states).items())

@@ -120,12 +120,16 @@ def _published(pair: Pair, row: RowSpec, index: PublishedIndex) -> dict[str, Pub
 
 
 def published_value(pair: Pair, row: RowSpec, metric: str, index: PublishedIndex) -> PublishedRow | None:
-    """The published row of one metric that belongs to a row of the table, or None."""
-    if row.published is None:
-        return None
-    p = row.published
-    model, dataset = p.model or pair.model_label, p.dataset or pair.dataset_label
-    return index.get(model, dataset, p.method, p.precision, metric, p.table)
+    """The published row of one metric that belongs to a row of the table, or None.
+
+    All metrics come from one key of the row: the first of which anything is published for the pair.
+    """
+    keys = (() if row.published is None else (row.published,)) + row.published_elsewhere
+    for p in keys:
+        place = (p.model or pair.model_label, p.dataset or pair.dataset_label, p.method, p.precision)
+        if index.has(*place, p.table):
+            return index.get(*place, metric, p.table)
+    return None
 
 
 def _published_cell(key: str, row: PublishedRow) -> Cell:

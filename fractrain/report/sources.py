@@ -25,6 +25,34 @@ class Config(Protocol):
         """Hash of everything that can change the result."""
 
 
+class SourceConfig(Config, Protocol):
+    """What is used of the configuration of a source run: one that another run starts from."""
+
+    @property
+    def method(self) -> str:
+        """Registry name of its method."""
+
+    @property
+    def model(self) -> str:
+        """Registry name of its model."""
+
+    @property
+    def dataset(self) -> str:
+        """Registry name of its data set."""
+
+    @property
+    def profile(self) -> str:
+        """``smoke``, ``short`` or ``paper``."""
+
+    @property
+    def setting(self) -> str:
+        """``adaptation-source`` or ``fine-tuning-source``."""
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+
+
 class Record(Protocol):
     """What is used of a stored run."""
 
@@ -183,7 +211,12 @@ class PublishedIndex:
     def __init__(self, rows: Sequence[PublishedRow], table: str) -> None:
         apart = [part for row in rows for part in _parts(row)]
         self._rows = {(r.table, r.model, r.dataset, r.method, r.precision, r.metric): r for r in apart}
+        self._places = {key[:-1] for key in self._rows}
         self._table = table
+
+    def has(self, model: str, dataset: str, method: str, precision: str, table: str = "") -> bool:
+        """Whether the source gives anything for this row, whatever the metric."""
+        return (table or self._table, model, dataset, method, precision) in self._places
 
     def get(
         self, model: str, dataset: str, method: str, precision: str, metric: str, table: str = ""

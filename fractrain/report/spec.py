@@ -87,6 +87,8 @@ class RowSpec(_Strict):
     """One row of every pair: a method with its settings, and the published rows it is compared with.
 
     Attributes:
+        published_elsewhere: further keys for pairs of which ``published`` has nothing, for example from another paper's
+            table; the first that has anything counts, alone.
         preset: ``paper``: start from the settings its paper gives for the pair
             (:mod:`fractrain.methods.presets`); ``settings`` come on top.
         models: registry names of the models it is shown for; empty: all.
@@ -101,6 +103,7 @@ class RowSpec(_Strict):
     settings: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     published: PublishedKey | None = None
+    published_elsewhere: tuple[PublishedKey, ...] = pydantic.Field(default=(), strict=False)
     profiles: dict[Profile, Override] = {}
     preset: Literal["", "paper"] = ""
     models: tuple[str, ...] = pydantic.Field(default=(), strict=False)
@@ -371,6 +374,7 @@ _OWNERS: dict[str, type[_Strict]] = {
     "pairs": Pair,
     "rows": RowSpec,
     "rows.published": PublishedKey,
+    "rows.published_elsewhere": PublishedKey,
     "rows.profiles": Override,
     "profiles": ProfileSpec,
     "verdict": RuleSpec,

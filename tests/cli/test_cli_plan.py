@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from fractrain.commands.planning import plan_runs
+from fractrain.engine.store import RunStore
+
 
 def test_plan_tells_iterations_time_and_disk_and_stores_nothing(cli: Any, tiny_table: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
@@ -37,3 +40,82 @@ def test_a_trial_with_fewer_samples_is_scaled_up_and_said(cli: Any, tiny_table: 
     tiny_table.write_text(text, encoding="utf-8")
     result = cli("plan", tiny_table, "--device", "cpu")
     assert "tried with 512 of 1000 samples a step and scaled up" in result.stdout, result.stdout
+
+
+# -- what runs start from ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def transfer_table(tiny_table: Path) -> Path:
+    """Two rows of adaptation, which start from one run."""
+    text = tiny_table.read_text(encoding="utf-8").replace('"digits"', '"digits100"').replace("cifar10", "cifar100")
+    text = text.replace('dataset_label = "CIFAR-10"', 'dataset_label = "CIFAR-100"\nsetting = "adaptation"')
+    text += '\n[[rows]]\nkey = "static8"\nlabel = "static8"\nmethod = "static8"\nprecision = "INT8"\n'
+    tiny_table.write_text(text, encoding="utf-8")
+    return tiny_table
+
+
+def finish(run_id: str, table: Path, store: RunStore) -> None:
+    """Put a run of the table, or one that they start from, into the store as if it were finished."""
+    runs = plan_runs(str(table), "smoke", 1, store.root)[1]
+    configs = {config.run_id: config for run in runs for config in (run.config, run.source) if config}
+    with store.open(configs[run_id]) as writer:
+        writer.finish({}, {})
+
+
+def test_a_source_run_is_listed_once_and_counted(cli: Any, transfer_table: Path, tmp_path: Path) -> None:
+    found = json.loads(cli("plan", transfer_table, "--device", "cpu", "--json").stdout)
+    runs, (source,) = found["runs"], found["sources"]
+    assert (found["counts"], found["source_counts"]) == ({"to run": 2}, {"to run": 1})
+    assert source["source_of"] == [run["run_id"] for run in runs]
+    assert (source["method"], source["setting"], source["seed"]) == ("fp32", "adaptation-source", 0)
+    # The source is trained by the standard recipe, the four steps of the table are those of its targets.
+    assert [entry["estimate"]["iterations"] for entry in (source, *runs)] == [280, 4, 4]
+    # Half of 100 classes: one linear layer of 64 inputs and 50 outputs less than a network for all.
+    assert 3 * 4 * 566_722 <= source["estimate"]["disk_bytes"] <= 3.1 * 4 * 566_722
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sums_for_people_hold_the_source(cli: Any, transfer_table: Path) -> None:
+    lines = cli("plan", transfer_table, "--device", "cpu").stdout.splitlines()
+    assert lines[0].startswith("to run       fp32 ")
+    assert lines[0].endswith("(source of 2 runs)")
+    assert lines[3] == "2 runs: 2 to run; and 1 source runs: 1 to run"
+    assert [line.split()[:5] for line in lines[6:8]] == [
+        ["resnet38", "on", "digits100,", "adaptation-source", "1"],
+        ["resnet38", "on", "digits100,", "adaptation", "2"],
+    ]
+    assert lines[-1].startswith("  in all: 3 runs (1 of them source runs), 288 iterations, ")
+
+
+def test_a_dry_run_lists_sources_too(cli: Any, transfer_table: Path) -> None:
+    result = cli("reproduce", transfer_table, "--dry-run")
+    assert result.stdout == cli("plan", transfer_table, "--no-times").stdout
+    assert "(source of 2 runs)" in result.stdout
+
+
+def test_a_source_is_cached_or_no_longer_needed(cli: Any, transfer_table: Path, tmp_path: Path) -> None:
+    def plan() -> dict[str, Any]:
+        return json.loads(cli("plan", transfer_table, "--no-times", "--json").stdout)
+
+    store = RunStore(tmp_path / "runs")
+    ids = [run["run_id"] for run in plan()["runs"]]
+    finish(ids[0], transfer_table, store)
+    assert plan()["source_counts"] == {"to run": 1}  # the other one still starts from it
+    finish(plan()["sources"][0]["run_id"], transfer_table, store)
+    assert plan()["source_counts"] == {"cached": 1}
+    last = cli("plan", transfer_table, "--device", "cpu").stdout.splitlines()[-1]
+    assert last.startswith("  in all: 1 runs, 4 iterations, ")
+
+    store = RunStore(tmp_path / "other")
+    for run_id in ids:
+        finish(run_id, transfer_table, store)
+    text = cli("plan", transfer_table, "--device", "cpu", "--results", store.root).stdout
+    assert text.startswith("not needed   fp32 ")
+    assert text.endswith("2 runs: 2 cached; and 1 source runs: 1 not needed\n")
+
+
+def test_seeds_of_a_run_with_a_source_are_tried_once(cli: Any, transfer_table: Path) -> None:
+    result = cli("plan", transfer_table, "--device", "cpu", "--seeds", "3")
+    assert "trying a few steps: 3/3 steps" in result.stderr  # the source and its two targets, not nine
+    assert "in all: 9 runs (3 of them source runs), 864 iterations" in result.stdout

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
 from fractrain.errors import ConfigError
-from fractrain.report.grid import plan, plan_text
+from fractrain.report.grid import plan, plan_text, source_runs
 
 
 def test_every_run_once_in_order(spec, sources):
@@ -65,3 +67,38 @@ def test_text_counts_states(spec, mixed_store, sources):
 def test_bad_seeds(spec, sources, seeds):
     with pytest.raises(ConfigError, match="seeds"):
         plan(spec, "smoke", seeds, None, sources)
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """A configuration that starts from another run."""
+
+    run_id: str
+    source: Any
+    method: str = "fp32"
+    model: str = "resnet38"
+    dataset: str = "digits100"
+    profile: str = "smoke"
+    setting: str = "adaptation-source"
+    seed: int = 0
+
+
+def test_sources_are_listed_first_and_once(spec, store, sources):
+    def make(request, seed):
+        source = Transferred(f"source-{request.dataset}-s{seed}", None, dataset=request.dataset, seed=seed)
+        return Transferred(sources.make_config(request, seed).run_id, source)
+
+    store.add("source-digits-s0")
+    store.add("source-digits-s1", status="failed")
+    runs = plan(spec, "smoke", 2, store, replace(sources, make_config=make))
+    found = {s.run_id: s for s in source_runs(runs)}
+    assert {key: (s.state, s.reason, len(s.targets)) for key, s in found.items()} == {
+        "source-digits-s0": ("cached", "", 10),  # of two models, which share it here, and five methods
+        "source-digits-s1": ("to run", "failed before", 10),
+        "source-digits100-s0": ("to run", "", 10),
+        "source-digits100-s1": ("to run", "", 10),
+    }
+    lines = plan_text(runs).splitlines()
+    assert len(lines) == 4 + 4 * 7 * 2 + 1
+    assert lines[1].endswith("seed 1 adaptation-source  source-digits-s1  (source of 10 runs, failed before)")
+    assert lines[-1] == "56 runs: 40 to run, 16 no plugin; and 4 source runs: 1 cached, 3 to run"

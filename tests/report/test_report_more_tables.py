@@ -80,6 +80,9 @@ def test_published_keys_are_not_misspelt(name):
     claims = [r.claim.metric for r in spec.relative if r.claim]
     metrics = [q.metric for q in QUANTITIES if q.metric]
     for row in spec.rows:
+        for key in row.published_elsewhere:
+            alone = row.model_copy(update={"published": key, "published_elsewhere": ()})
+            assert any(published_value(pair, alone, m, index) for pair in spec.pairs for m in metrics), (row.key, key)
         if row.published is not None:
             found = {m for pair in spec.pairs for m in (*metrics, *claims) if published_value(pair, row, m, index)}
             assert set(claims) <= found or not row.against
@@ -267,7 +270,10 @@ def test_overview_is_one_table_with_one_row_per_method(store, sources):
     spec = load_spec("overview")
     figure_fakes.fill(store, spec, "smoke")
     table = build_table(spec, store, "smoke", 1, sources)
-    assert len(table.rows) == len(spec.pairs) * len(spec.rows)
+    methods = {row.method for row in spec.rows}
+    for pair in spec.pairs:
+        assert sorted(row.method for row in spec.rows_of(pair)) == sorted(methods), pair.key
+    assert len(table.rows) == len(spec.pairs) * len(methods)
     md = render(table, "md")
     assert [line for line in md.splitlines() if line.startswith("## ")] == [
         "## Accuracy and cost of training; cost is up to the epoch of best test accuracy unless marked @end",
@@ -277,6 +283,45 @@ def test_overview_is_one_table_with_one_row_per_method(store, sources):
     for short in ("Acc pub.", "best*", "cp %", "MACs↓@end", "BitOPs↓@end", "kJ↓@end", "Verdict"):
         assert short in head
     assert render(table, "html").count("<table>") == 1
+
+
+def test_overview_quotes_what_was_published_for_the_pair_by_hand(sources):
+    """From the papers' tables and figures; every other row of these pairs has no published value."""
+    table = build_table(load_spec("overview"), None, "paper", 1, sources)
+    expected = {
+        "MobileNetV2, CIFAR-10": {},
+        "MobileNetV2, CIFAR-100": {"SBM": "75.27", "CPT": "75.65"},
+        "ResNet-18, ImageNet": {"FP32": "69.76", "SBM": "69.60", "FracTrain": "69.44"},
+        "ResNet-34, ImageNet": {"FP32": "73.30", "SBM": "73.32", "FracTrain": "73.03"},
+        "Transformer, WikiText-103": {"SBM": "31.77"},
+    }
+    for group, values in expected.items():
+        column = "perplexity_published" if group.startswith("Transformer") else "accuracy_published"
+        rows = [row for row in table.rows if row.group == group]
+        assert {r.text("method"): r.text(column) for r in rows if r.text(column) != "–"} == values
+    sbm = row_of(table, "SBM", "ResNet-38, CIFAR-100").cells["accuracy_published"]
+    assert (sbm.value, "FracTrain" in sbm.source) == (69.78, True)  # not CPT's 69.8
+
+
+def test_overview_rows_are_labelled_with_the_precision_they_run_at():
+    """The settings of the ImageNet papers change the widths: rows of a label of their own."""
+    spec = load_spec("overview")
+    for pair in spec.pairs:
+        rows = {row.method: row for row in spec.rows_of(pair)}
+        wide = spec.request(pair, rows["pfq"], "paper").settings.get("grad_bits") == [6, 8, 12, 16]
+        assert (rows["pfq"].precision == "FW-3/4/6/8 BW-6/8/12/16") == wide == (pair.dataset == "imagenet")
+        target = spec.request(pair, rows["fractrain"], "paper").settings.get("target_cp", 1.5)
+        assert rows["fractrain"].precision == ("cp=3/3.5/4/4.5" if target == 3.0 else "cp-1.5/2/2.5/3")
+
+
+def test_overview_slu_settings_of_ours_are_for_smoke_alone():
+    spec = load_spec("overview")
+    ours = {"threshold": "skipnet", "minimum": 75.0}
+    wanted = {"resnet18": ours, "transformer_base": {**ours, "beta": 0.02}}
+    for pair in spec.pairs:
+        row = next(r for r in spec.rows_of(pair) if r.method == "slu")
+        assert spec.request(pair, row, "smoke").settings == wanted.get(pair.model, {})
+        assert spec.request(pair, row, "paper").settings == {}
 
 
 # -- chosen columns ----------------------------------------------------------------------------------------------------

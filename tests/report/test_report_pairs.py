@@ -10,8 +10,9 @@ from fractrain.errors import ConfigError
 from fractrain.methods.presets import paper_settings
 from fractrain.report.build import build_table
 from fractrain.report.grid import plan
+from fractrain.report.rows import published_value
 from fractrain.report.sources import PublishedIndex, default_sources
-from fractrain.report.spec import load_spec, read_spec
+from fractrain.report.spec import PublishedKey, load_spec, read_spec
 
 SPEC = """
 name = "pairs"
@@ -83,6 +84,28 @@ def test_a_pair_that_is_left_out_is_not_run_and_shows_its_published_values(spec_
 def test_a_row_for_some_models_is_planned_for_these_alone(spec_at, store):
     runs = plan(spec_at(), "paper", 1, store, figure_fakes.sources())
     assert [(r.pair.model, r.row.key) for r in runs] == [("resnet38", "sbm"), ("resnet18", "sbm"), ("resnet18", "cpt")]
+
+
+def test_another_source_counts_only_where_the_first_has_nothing(spec_at, store):
+    spec = spec_at()
+    cpt = spec.row("cpt")
+    full = PublishedKey(method="Full precision", precision="32", table="ImageNet full precision")
+    index = PublishedIndex(published_rows(), spec.published_table)
+    pair = spec.pairs[1]
+
+    def found(row, metric):
+        value = published_value(pair, row, metric, index)
+        return value and value.value
+
+    assert found(cpt.model_copy(update={"published_elsewhere": (full,)}), "acc_top1_%") == 69.64
+    swapped = cpt.model_copy(update={"published": full, "published_elsewhere": (cpt.published,)})
+    assert found(swapped, "acc_top1_%") == 69.76
+    assert found(swapped, "GBitOPs") is None  # one source for the whole row
+    missing = full.model_copy(update={"precision": "33"})
+    for first in (None, missing):
+        row = cpt.model_copy(update={"published": first, "published_elsewhere": (missing, full)})
+        assert found(row, "acc_top1_%") == 69.76
+    assert found(cpt.model_copy(update={"published": None}), "acc_top1_%") is None
 
 
 def test_settings_of_the_paper_come_first_and_those_of_the_row_on_top(spec_at):
