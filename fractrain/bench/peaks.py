@@ -1,9 +1,14 @@
 """Peak memory of every model under a method, next to FP32: each pair in a process of its own, through the real loop.
 
-Input is random, in the shape of the paper's data set; batches are what one machine of a few cores trains with. ``kept``
-is what autograd holds for backward at the end of the forward pass (each storage once, parameters not counted): the part
-that quantized activations are about. ``peak`` is that of the whole process above what importing costs; it also holds
-passing copies, and what the allocator keeps.
+Input is random, in the shape of the paper's data set; batches are what one machine of a few cores trains with. Three
+figures, from the narrowest to the widest:
+
+* ``kept`` is what autograd holds for backward at the end of the forward pass (each storage once, parameters not
+  counted): the part that quantized activations are about;
+* ``tensors`` is the peak of all tensors of one step above those at its start, passing copies included: what
+  ``torch.cuda.max_memory_allocated`` would tell on a GPU;
+* ``peak`` is that of the whole process above what importing costs. Beside weights and the optimizer's state it holds
+  what the C library keeps of freed memory, which differs by the sizes asked for and not only by their sum.
 """
 
 from __future__ import annotations
@@ -12,11 +17,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from fractrain.bench.memory import resident
 from fractrain.engine.calibrate import RandomRegistries
@@ -47,6 +54,7 @@ class Peak:
     Attributes:
         model, method, dataset, batch: what was trained.
         kept: held for backward after the forward pass.
+        tensors: peak of all tensors of a step, above what lived before it.
         peak: of the process, above its size after importing.
         step_s: seconds of the second step.
         missing: why there is none; empty where there is.
@@ -57,6 +65,7 @@ class Peak:
     dataset: str
     batch: int
     kept: int = 0
+    tensors: int = 0
     peak: int = 0
     step_s: float = 0.0
     missing: str = ""
@@ -86,12 +95,26 @@ def markdown(peaks: Iterable[Peak]) -> str:
     for p in peaks:
         base = plain.get(p.model)
         if p.missing:
-            lines.append([p.model, p.dataset, p.batch, p.method, "–", "–", "–", "–", p.missing])
+            lines.append([p.model, p.dataset, p.batch, p.method, *["–"] * 6, p.missing])
             continue
-        ratios = [f"{p.kept / base.kept:.2f}", f"{p.peak / base.peak:.2f}"] if base and not base.missing else ["–", "–"]
-        size = [f"{p.kept / 2**20:.0f}", f"{p.peak / 2**20:.0f}"]
-        lines.append([p.model, p.dataset, p.batch, p.method, size[0], ratios[0], size[1], ratios[1], f"{p.step_s:.2f}"])
-    head = ["model", "shape of", "batch", "method", "kept MiB", "x FP32", "peak MiB", "x FP32", "step s"]
+        sizes = []
+        for field in ("kept", "tensors", "peak"):
+            value, other = getattr(p, field), getattr(base, field, 0)
+            sizes += [f"{value / 2**20:.0f}", f"{value / other:.2f}" if other else "–"]
+        lines.append([p.model, p.dataset, p.batch, p.method, *sizes, f"{p.step_s:.2f}"])
+    head = [
+        "model",
+        "shape of",
+        "batch",
+        "method",
+        "kept MiB",
+        "x FP32",
+        "tensors MiB",
+        "x FP32",
+        "process MiB",
+        "x FP32",
+    ]
+    head.append("step s")
     return tabulate(lines, headers=head, tablefmt="github", disable_numparse=True)
 
 
@@ -139,11 +162,24 @@ def run_here(model: str, method: str, threads: int) -> Peak:
         loop.advance()
     loop.advance()
     peak = resident("VmHWM") - base
+    seconds = loop.pace.step_seconds[-1]
+    tensors = _peak_of_tensors(loop.advance)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         x, y = loop.stream.batch(0, 0)
         outcome = loop.task.step(loop.model, x, y)  # the graph, and with it what is kept, lives until here
     del outcome
-    return Peak(model, method, dataset, batch, sum(kept.values()), peak, loop.pace.step_seconds[-1])
+    return Peak(model, method, dataset, batch, sum(kept.values()), tensors, peak, seconds)
+
+
+def _peak_of_tensors(step: Callable[[], object]) -> int:
+    """Most bytes that torch's allocator had given out during a step, above those at its start."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        step()
+    if trace.profiler is None or trace.profiler.kineto_results is None:
+        raise RunError("bench: torch's profiler has recorded nothing")
+    events = trace.profiler.kineto_results.events()  # the summaries of the public interface tell no order
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(size for _, size in changes), default=0)
 
 
 def main(job: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from fractrain.bench import peaks
 
@@ -21,6 +22,9 @@ def test_quantized_activations_keep_less_than_floating_point(small: None) -> Non
     assert plain.kept == pytest.approx(4 * 4 * floats, rel=0.1)
     assert 0 < quantized.kept < plain.kept
     assert plain.step_s > 0
+    # Passing tensors come on top of what is kept, the gradients (2 MiB, with as much for the optimizer) among them.
+    assert plain.tensors > 0.8 * plain.kept
+    assert plain.peak > plain.tensors > 0
 
 
 def test_a_pair_that_cannot_be_trained_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,9 +35,27 @@ def test_a_pair_that_cannot_be_trained_says_why(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_ratios_are_to_the_same_model_in_fp32() -> None:
-    values = [("a", "fp32", 100, 1000), ("a", "sbm", 50, 1500), ("b", "fp32", 10, 10), ("b", "sbm", 30, 25)]
-    found = [peaks.Peak(m, k, "d", 1, kept * 2**20, peak * 2**20) for m, k, kept, peak in values]
+    values = [
+        ("a", "fp32", 100, 200, 1000),
+        ("a", "sbm", 50, 300, 1500),
+        ("b", "fp32", 10, 4, 10),
+        ("b", "sbm", 30, 1, 25),
+    ]
+    found = [peaks.Peak(m, k, "d", 1, *(size * 2**20 for size in sizes)) for m, k, *sizes in a + b]
     lines = [[c.strip() for c in line.strip("|").split("|")] for line in peaks.markdown(found).splitlines()[2:]]
-    assert [(line[5], line[7]) for line in lines] == [
-        ("1.00", "1.00"), ("0.50", "1.50"), ("1.00", "1.00"), ("3.00", "2.50"),
+    assert [(line[5], line[7], line[9]) for line in lines] == [
+        ("1.00", "1.00", "1.00"), ("0.50", "1.50", "1.50"), ("1.00", "1.00", "1.00"), ("3.00", "0.25", "2.50"),
     ]  # fmt: skip
+
+
+def test_the_peak_of_tensors_is_that_of_what_lives_at_the_same_time() -> None:
+    mib = 2**18  # floats
+
+    def step() -> None:
+        a = torch.empty(4 * mib)
+        b = torch.empty(8 * mib)
+        del a
+        c = torch.empty(3 * mib)
+        del b, c
+
+    assert peaks._peak_of_tensors(step) == 12 * 2**20
