@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SOURCE_KEYS = ("method", "model", "dataset", "profile", "setting", "seed")
 
 name_argument = click.argument("table")
+names_argument = click.argument("tables", nargs=-1, required=True, metavar="TABLE...")
 seeds_option = click.option(
     "--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds 0 to N-1.  [default: the table's for the profile]"
 )
@@ -38,7 +39,7 @@ seeds_option = click.option(
 
 @click.command("plan", short_help="Show what a table still needs to run, and how long that takes.")
 @options(
-    name_argument,
+    names_argument,
     profile_option,
     seeds_option,
     click.option("--no-times", is_flag=True, help="Do not try a few steps of each kind of run; list the runs alone."),
@@ -48,14 +49,16 @@ seeds_option = click.option(
     json_option,
 )
 def plan_command(
-    table: str, profile: str, seeds: int | None, no_times: bool, device: str, results: Path, as_json: bool
+    tables: tuple[str, ...], profile: str, seeds: int | None, no_times: bool, device: str, results: Path, as_json: bool
 ) -> None:
     """Show the runs of TABLE (or figure): what is cached already, what would run, how long it takes, how much it keeps.
+
+    Several tables, or "all" of them, are shown as the one job that `fractrain reproduce` makes of them.
 
     Times come from a few training steps of each kind of run on random data of the right shape, on this machine; no
     data set is needed and nothing is stored.
     """
-    runs = plan_runs(table, profile, seeds, results)[1]
+    runs = merged(plan_tables(tables, profile, seeds, results))
     estimates = {} if no_times else _estimates(runs, device)
     show_plan(runs, as_json, estimates)
     if estimates and not as_json:
@@ -71,6 +74,28 @@ def plan_runs(table: str, profile: str, seeds: int | None, results: Path) -> tup
     with stdout_to_stderr():
         spec = load_spec(table)
         return spec, plan(spec, profile, seeds, RunStore(results))
+
+
+def plan_tables(
+    given: Sequence[str], profile: str, seeds: int | None, results: Path
+) -> list[tuple[TableSpec, list[PlannedRun]]]:
+    """Plan each table once; "all" stands for all there are."""
+    from fractrain.report.spec import table_names
+
+    names = dict.fromkeys(name for one in given for name in (table_names() if one == "all" else [one]))
+    return [plan_runs(name, profile, seeds, results) for name in names]
+
+
+def merged(plans: Sequence[tuple[TableSpec, Sequence[PlannedRun]]]) -> list[PlannedRun]:
+    """All runs, what several tables share once; what has no run (left out, incompatible) stays with each table."""
+    seen: set[str] = set()
+    kept = []
+    for run in (run for _, planned in plans for run in planned):
+        if run.run_id and run.run_id in seen:
+            continue
+        seen.add(run.run_id)
+        kept.append(run)
+    return kept
 
 
 def counts_text(runs: Sequence[PlannedRun]) -> str:

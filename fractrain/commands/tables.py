@@ -24,12 +24,19 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
-from fractrain.commands.planning import counts_text, name_argument, plan_runs, seeds_option, show_plan
+from fractrain.commands.planning import (
+    counts_text,
+    merged,
+    name_argument,
+    names_argument,
+    plan_tables,
+    seeds_option,
+    show_plan,
+)
 from fractrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from fractrain.engine.executor import Outcome, Site
-    from fractrain.report.grid import PlannedRun
     from fractrain.report.spec import TableSpec
 
 FORMATS = ("md", "csv", "tex", "html", "json", "svg")
@@ -73,7 +80,7 @@ def table_command(table: str, form: str, profile: str, seeds: int | None, result
 
 @click.command("reproduce", short_help="Run what a table needs, then print it.")
 @options(
-    click.argument("tables", nargs=-1, required=True, metavar="TABLE..."),
+    names_argument,
     profile_option,
     seeds_option,
     click.option(
@@ -120,11 +127,9 @@ def reproduce_command(
     say(f"{', '.join(tables)}, profile {profile}: planning ...")
     from fractrain.engine.executor import Site
     from fractrain.report.output import check
-    from fractrain.report.spec import table_names
 
-    names = dict.fromkeys(name for given in tables for name in (table_names() if given == "all" else [given]))
-    plans = [plan_runs(name, profile, seeds, results) for name in names]
-    runs = _once([run for _, planned in plans for run in planned])
+    plans = plan_tables(tables, profile, seeds, results)
+    runs = merged(plans)
     if dry_run:
         show_plan(runs, as_json)
         return 0
@@ -141,18 +146,6 @@ def reproduce_command(
     if as_json:
         emit_json(documents[0] if len(documents) == 1 else {"tables": documents})
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
-
-
-def _once(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Leave out what an earlier table runs already; what has no run (left out, incompatible) stays with each table."""
-    seen: set[str] = set()
-    kept = []
-    for run in runs:
-        if run.run_id and run.run_id in seen:
-            continue
-        seen.add(run.run_id)
-        kept.append(run)
-    return kept
 
 
 def _execute(configs: Sequence[Any], site: Site, jobs: int | None) -> list[Outcome]:
