@@ -78,7 +78,7 @@ class DFQ(Method):
         """Quantize the layers inside the gateable blocks and put a gate before each."""
         s: DFQSettings = self.settings
         names = gateable_blocks(model, context)
-        self._weights = block_weights(names, context)
+        self._block_weights = torch.tensor(block_weights(names, context), dtype=torch.float64)
         candidates = [Candidate(a, s.weight_bits, e) for a, e in zip(s.bits, s.grad_bits, strict=True)]
         precisions = [fractrain_precision(c.a, c.w, c.e, s.running) for c in candidates]
 
@@ -124,8 +124,9 @@ class DFQ(Method):
         masks = [b.mask for b in self._blocks]
         if any(m is None for m in masks) or not self._blocks[0].training:
             return None
-        costs = self._costs.to(masks[0])
-        weights = costs.new_tensor(self._weights)
+        # Both stay on the device from the first step on: a copy in every step would make the host wait for it.
+        costs = self._costs = self._costs.to(masks[0])
+        weights = self._block_weights = self._block_weights.to(costs)
         each = [self._block_costs(b, costs) for b in self._blocks]
         per_block = torch.stack([(m @ c).sum() for m, c in zip(masks, each, strict=True)])  # type: ignore[operator]
         total: torch.Tensor = (per_block * weights).sum() / weights.mean()

@@ -161,7 +161,7 @@ class Affine(Format):
             live = bits > 0
             scale = ((hi - lo) / qmax.clamp(min=1.0)).clamp(min=MIN_SCALE)
             return Grid(scale, torch.where(live, lo, torch.zeros_like(lo)), torch.zeros_like(qmax), qmax)
-        top = lo.new_tensor(float(2**bits - 1))
+        top = lo.new_full((), float(2**bits - 1))
         return Grid(((hi - lo) / top).clamp(min=MIN_SCALE), lo, torch.zeros_like(top), top)
 
 
@@ -174,7 +174,7 @@ class Symmetric(Format):
         if isinstance(bits, torch.Tensor):
             top = torch.where(bits > 0, torch.pow(2.0, (bits - 1).clamp(min=0).to(_wide(lo))) - 1.0, 0.0)
         else:
-            top = lo.new_tensor(float(2 ** (bits - 1) - 1))
+            top = lo.new_full((), float(2 ** (bits - 1) - 1))
         scale = (bound / top.clamp(min=1.0)).clamp(min=MIN_SCALE)
         return Grid(scale, torch.zeros_like(bound), -top, top)
 
