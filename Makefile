@@ -16,7 +16,7 @@ OPTIONS = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(DATA_DIR),--data-dir '$
           $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(JOBS),--jobs '$(JOBS)') $(if $(DEVICE),--device '$(DEVICE)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all test bench report lint lock clean FORCE
+.PHONY: help setup reproduce-all test bench lint lock clean FORCE
 
 help: ## List the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -41,9 +41,6 @@ test: ## Run the tests
 
 bench: ## Run the speed benchmarks
 	@$(RUN) bench $(ARGS)
-
-report: ## Write the HTML report
-	@$(RUN) report $(ARGS)
 
 lint: ## ruff, format check, mypy
 	@$(RUN) lint

@@ -2,7 +2,7 @@
 # The make targets for people without make; the Makefile calls this file, so both always do the same.
 #
 #   ./reproduce.sh table2 [--profile smoke|short|paper] [--data-dir DIR] [--seeds N] [--jobs N] [--device auto]
-#   ./reproduce.sh all | setup | test | lint | bench | report | lock | clean | help
+#   ./reproduce.sh all | setup | test | lint | bench | lock | clean | help
 #
 # Arguments after the first go to the command behind the target. PYTHON chooses the interpreter (3.11 or newer).
 
@@ -28,7 +28,6 @@ usage() {
   test               run the tests
   lint               ruff, format check, mypy
   bench              the speed benchmarks
-  report             the HTML report
   lock               refresh requirements.lock
   clean              remove .venv/ and caches (results stay)
 
@@ -150,10 +149,9 @@ run_tests() {
   "$BIN/python" -m pytest "$@"
 }
 
-verb() {
+bench() {
   setup
-  "$BIN/fractrain" "$1" --help >/dev/null 2>&1 || die "'$1' is not in this release"
-  "$BIN/fractrain" "$@"
+  "$BIN/fractrain" bench "$@"
 }
 
 # Resolve for every supported Python and platform at once. No index is written: each user's own pip settings decide.
@@ -184,7 +182,7 @@ main() {
     setup) if is_set_up; then say "$VENV/ is ready"; else setup; fi ;;
     test) run_tests "$@" ;;
     lint) lint ;;
-    bench | report) verb "$target" "$@" ;;
+    bench) bench "$@" ;;
     lock) lock "$@" ;;
     clean) clean ;;
     all) reproduce_all "$@" ;;
