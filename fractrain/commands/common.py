@@ -83,7 +83,8 @@ kernels_option = click.option(
     type=NearestChoice(KERNELS),
     default="auto",
     show_default=True,
-    help="Of the quantizers: plain torch, compiled, or compiled where a check passes. Same bits, so same run ids.",
+    help="Plain torch, compiled, or compiled where a check passes. All round alike and share run ids; the compiled ones "
+    "may multiply integer codes, whose sums are exact: weights then differ in the last bits.",
 )
 data_option = click.option(
     "--data-dir",

@@ -22,6 +22,7 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
+from fractrain.commands.tables import check_site
 
 SETTINGS = ("standard", "adaptation", "fine-tuning")
 SOURCE_KEYS = "source."
@@ -62,6 +63,11 @@ SHOWN = (
         metavar="KEY=VALUE",
         help="A setting of the method, or recipe.KEY=VALUE (source.KEY=VALUE: of the source run); may be repeated.",
     ),
+    click.option(
+        "--force",
+        is_flag=True,
+        help="Start from the beginning: what the store has of this run, its result too, is deleted; no other run is.",
+    ),
     kernels_option,
     device_option,
     data_option,
@@ -78,6 +84,7 @@ def run_command(
     setting: str,
     seed: int,
     sets: tuple[str, ...],
+    force: bool,
     kernels: Any,
     device: str,
     data_dir: Path | None,
@@ -88,6 +95,7 @@ def run_command(
     """Train one model with one method; a finished run is shown at once, an interrupted one goes on."""
     from fractrain.engine.config import RunConfig, collect_sets
     from fractrain.engine.distributed import connect
+    from fractrain.engine.jobs import Site
     from fractrain.engine.progress import make_progress
     from fractrain.engine.store import RunStore
     from fractrain.engine.trainer import Trainer
@@ -104,9 +112,14 @@ def run_command(
         if ranks.first:
             say(f"run {config.run_id}" + (f" on {ranks.world} processes" if ranks.several else ""))
         store, progress = RunStore(results), make_progress()
+        if not ranks.several:  # before anything is written; several processes find out together
+            found = store.get(config.run_id)
+            if found is None or found.status != "done":
+                check_site([config], Site(results, device, data_dir, download))
         record = Trainer(
-            config, store, ranks.device, data_dir, progress, download=download, kernels=kernels, ranks=ranks
-        ).run()
+            config, store, ranks.device, data_dir, progress,
+            download=download, kernels=kernels, ranks=ranks, fresh=force,
+        ).run()  # fmt: skip
     if ranks.first:
         _show(record, as_json)
 

@@ -156,7 +156,7 @@ def _execute(configs: Sequence[Any], site: Site, jobs: int | None) -> list[Outco
     from fractrain.engine.progress import make_progress
 
     with stdout_to_stderr():
-        _check_site(configs, site)
+        check_site(configs, site)
         gpus = _gpus(site.device)
         jobs = jobs or len(gpus) or _jobs_on_cpu(site.device)
         outcomes = LocalExecutor(jobs, gpus).run(configs, site, make_progress())
@@ -166,7 +166,7 @@ def _execute(configs: Sequence[Any], site: Site, jobs: int | None) -> list[Outco
     return outcomes
 
 
-def _check_site(configs: Sequence[Any], site: Site) -> None:
+def check_site(configs: Sequence[Any], site: Site) -> None:
     """Refuse what every single run would fail at: no such device, data that is not there.
 
     Raises:

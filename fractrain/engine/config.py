@@ -227,7 +227,13 @@ def explain(error: pydantic.ValidationError, origin: str, known: Iterable[str] =
             parts.append(f"key {key!r} is missing")
         else:
             reason = " ".join(item["msg"].split())
-            parts.append(f"{key or 'value'}: {reason[:1].lower()}{reason[1:]}, got {item['input']!r}")
+            got = f", got {item['input']!r}"
+            if item["type"] == "value_error":  # a check of ours, whose words say what it got
+                reason = str(item.get("ctx", {}).get("error", reason))
+                given = item["input"] if isinstance(item["input"], dict) else {key: None}
+                got = "" if ", got " in reason and any(name in reason for name in given) else got
+            where = f"{key}: " if key and not reason.startswith(key) else ""
+            parts.append(f"{where}{reason[:1].lower()}{reason[1:]}{got}")
     return f"{origin}: {'; '.join(parts)}"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,15 +53,23 @@ def test_the_test_in_the_page_is_a_test(folder: Path, monkeypatch: pytest.Monkey
     scope["test_contract"]("settings_validated")  # type: ignore[operator]
 
 
-def test_the_package_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """What pip makes of the page's pyproject.toml: the module and a dist-info with its entry points."""
-    project = tomllib.loads(blocks("toml")[0])["project"]
-    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    ((group, points),) = project["entry-points"].items()
-    (info / "entry_points.txt").write_text(f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()))
-    monkeypatch.syspath_prepend(str(folder))
+def test_the_package_is_built_and_found(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By pip, in the folder in which the commands above were typed, with what they leave there."""
+    pytest.importorskip("hatchling")
+    for name in ("my_method.py", "test_my_method.py"):
+        (folder / name).write_text("", encoding="utf-8")
+    (folder / "results" / "runs").mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(blocks("toml")[0], encoding="utf-8")
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    done = subprocess.run(
+        [*command, "--disable-pip-version-check", "--target", str(site), "."],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (site / "plain6.py").is_file()
+    assert not (site / "my_method.py").exists()
+    monkeypatch.syspath_prepend(str(site))
     importlib.invalidate_caches()
     try:
         kind = MethodRegistry.discover([]).get("plain6")
