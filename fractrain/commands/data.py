@@ -59,6 +59,6 @@ def _show(found: list[DataStatus], as_json: bool) -> None:
         return
     width = max(len(one.name) for one in found)
     for one in found:
-        click.echo(f"{one.name:<{width}}  {'ready' if one.ok else 'not ready'}: {one.message}")
+        click.echo(f"{one.name:<{width}}  {one.state}: {one.message}")
         if one.advice:
             click.echo(f"{'':<{width}}  {one.advice}")

@@ -43,8 +43,9 @@ def decode(data: bytes) -> Image.Image:
             return Image.open(io.BytesIO(data)).convert("RGB")
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
-    # Pillow's decoders raise all of these on damaged input.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise about anything on damaged input, TypeError for a TIFF's tags
         raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
 
 

@@ -10,6 +10,7 @@ import http
 import http.client
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import IO
 from tqdm import tqdm
 
 from fractrain.data.files import md5_of
+from fractrain.data.offline import offline
 from fractrain.errors import DataError, MachineError
 
 _TIMEOUT_S = 30.0
@@ -28,7 +30,8 @@ def download(urls: Sequence[str], target: Path, md5: str, by_hand: str, timeout_
     """Download ``target`` from the first address that delivers it.
 
     What has arrived stays in ``<target>.part`` and is completed by the next call. A broken connection is resumed as
-    long as each try brings something new.
+    long as each try brings something new. Where a variable says that this machine is offline, only ``file:`` addresses
+    are read.
 
     Args:
         urls: addresses of the same file, in the order of trying.
@@ -38,9 +41,15 @@ def download(urls: Sequence[str], target: Path, md5: str, by_hand: str, timeout_
         timeout_s: longest silence of the connection, in seconds.
 
     Raises:
-        MachineError: no address could be reached, or none delivered the file to its end.
+        MachineError: no address could be reached or none delivered the file to its end, or a variable forbids it.
         DataError: the file delivered has another checksum, or it cannot be written here.
     """
+    variable = offline()
+    if variable:
+        asked = urls
+        urls = [url for url in urls if urllib.parse.urlsplit(url).scheme == "file"]
+        if not urls:
+            raise MachineError(f"cannot download {', '.join(asked)}: {variable} is set; unset it, or {by_hand}")
     part = target.with_name(target.name + ".part")
     trouble = "no address given"
     for url in urls:
@@ -56,7 +65,8 @@ def download(urls: Sequence[str], target: Path, md5: str, by_hand: str, timeout_
         trouble = f"{url}: delivered a file with md5 {found}, expected {md5}"
         if url == urls[-1]:
             raise DataError(f"cannot use {trouble}; try again, or {by_hand}")
-    raise MachineError(f"cannot download {trouble}; check the network and run the same command again, or {by_hand}")
+    mend = f"unset {variable}" if variable else "check the network"
+    raise MachineError(f"cannot download {trouble}; {mend} and run the same command again, or {by_hand}")
 
 
 def _receive_with_resume(url: str, part: Path, timeout_s: float) -> str:

@@ -14,15 +14,16 @@ class FileStatus:
 
     Attributes:
         path: the file.
-        state: ``ok``; ``missing``; ``wrong`` (the checksum differs: truncated or changed); ``unreadable``.
-        expected: MD5 it should have.
+        state: ``ok``; ``missing``; ``wrong`` (the checksum differs: truncated or changed); ``unreadable``;
+            ``unchecked`` (it is there, nobody has read it).
+        expected: MD5 it should have; empty where none is known.
         found: MD5 it has, or None.
         bytes: its size (0 when missing or unreadable).
         reason: the system's message when unreadable.
     """
 
     path: str
-    state: Literal["ok", "missing", "wrong", "unreadable"]
+    state: Literal["ok", "missing", "wrong", "unreadable", "unchecked"]
     expected: str
     found: str | None
     bytes: int
@@ -31,6 +32,8 @@ class FileStatus:
     @property
     def problem(self) -> str:
         """What is wrong with a file that is not ``ok``, in a few words."""
+        if self.state == "unchecked":
+            return f"{self.path} was not read"
         if self.state == "missing":
             return f"{self.path} is missing (expected md5 {self.expected})"
         if self.state == "unreadable":

@@ -29,7 +29,9 @@ class DataStatus:
         embedded: comes with an installed package.
         looked_in: folder that was searched, or the package of an embedded set.
         chosen_by: what chose it: ``--data-dir``, ``FRACTRAIN_DATA``, ``default`` or ``embedded``.
-        ok: complete and every checksum right.
+        ok: complete, and nothing wrong was found. CIFAR's files were compared with their checksums; images in folders
+            and rows were counted by :func:`status` and decoded by :func:`verify` only; text files were found by
+            :func:`status` (state ``unchecked``) and read by :func:`verify` only.
         bytes: size of the files found.
         download_bytes: size of the download that would be needed (0 when ok or embedded).
         files: one record per file (empty for embedded sets).
@@ -54,9 +56,19 @@ class DataStatus:
     train_size: int | None = None
     test_size: int | None = None
 
+    @property
+    def state(self) -> str:
+        """``ready``; ``unchecked`` (complete, but there are files that nobody has read); ``not ready``."""
+        if not self.ok:
+            return "not ready"
+        return "unchecked" if any(file.state == "unchecked" for file in self.files) else "ready"
+
 
 def status(name: str, data_dir: str | Path | None = None) -> DataStatus:
-    """Look for a data set and compare every file with its checksum. Raises for an unknown name only.
+    """Look for a data set; how far it is checked, see :attr:`DataStatus.ok`. Raises for an unknown name only.
+
+    CIFAR's files are read and compared with their checksums. ImageNet's are only counted, texts only looked for:
+    reading them takes minutes to hours.
 
     Raises:
         ConfigError: unknown name.

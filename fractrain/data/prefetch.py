@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
@@ -17,6 +18,9 @@ from fractrain.errors import ConfigError, MachineError
 WORKERS_VARIABLE: Final = "FRACTRAIN_WORKERS"
 _AHEAD: Final = 2  # batches in preparation per worker
 _MOST_WORKERS: Final = 16
+# What DataLoader says of a worker that is gone, and of means that ran out; anything else is an error of our own.
+_DIED: Final = re.compile(r"DataLoader worker \(pid.*\) (?:is killed|exited)")
+_SHORT: Final = re.compile(r"shared memory|\bshm\b|Too many open files")
 
 At = tuple[int, int]
 
@@ -76,7 +80,7 @@ class WorkerFetcher:
 
         Raises:
             IndexError: ``index`` is outside ``range(len(self))``.
-            MachineError: a worker process died.
+            MachineError: a worker process died, or shared memory or open files ran out.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
@@ -102,10 +106,16 @@ class WorkerFetcher:
             return next(self._queue)
         except RuntimeError as error:
             self.close()
-            first = str(error).splitlines()[0]
+            text = str(error).strip() or type(error).__name__
+            if _DIED.search(text):
+                what = f"a worker process that reads images died ({text.splitlines()[0]})"
+            elif _SHORT.search(text.splitlines()[-1]):
+                what = f"worker processes that read images cannot hand them over ({text.splitlines()[-1]})"
+            else:  # raised by what a worker does, whose traceback is in the text
+                raise
             raise MachineError(
-                f"a worker process that reads images died ({first}); give the machine more shared memory (/dev/shm), "
-                f"or set {WORKERS_VARIABLE} to a smaller number (0: no workers)"
+                f"{what}; give the machine more shared memory (/dev/shm), or set {WORKERS_VARIABLE} to a smaller "
+                "number (0: no workers)"
             ) from error
 
     def _start(self, number: int) -> Iterator[Fetched]:

@@ -38,6 +38,7 @@ class DatasetInfo:
         kind: ``image`` or ``text``.
         val_size: words in the validation part that a text has of its own.
         stride: words from one window of a text's evaluation to the next.
+        unknowns: of a text: ``<unk>`` in the training, validation and test part; 0 where that is not known.
     """
 
     name: str
@@ -60,6 +61,7 @@ class DatasetInfo:
     kind: Literal["image", "text"] = "image"
     val_size: int = 0
     stride: int = 0
+    unknowns: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def protocol(self) -> str:
@@ -71,7 +73,10 @@ class DatasetInfo:
 
 _CIFAR_SOURCE = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
 _DIGITS_SOURCE = "Optical Recognition of Handwritten Digits (Alpaydin, Kaynak 1998), test part, as in scikit-learn"
-_DIGITS_LICENCE = "CC BY 4.0 (UCI Machine Learning Repository)"
+_DIGITS: dict[str, Any] = {
+    "augment": True, "flip": False, "embedded": True, "bytes": 0,
+    "licence": "CC BY 4.0 (UCI Machine Learning Repository)",
+}  # fmt: skip
 
 # FracTrain, DFQ and CPT all use these for CIFAR-10 and CIFAR-100 alike.
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -137,14 +142,10 @@ _INFOS = (
         test_size=360,
         mean=_DIGITS_MEAN,
         std=_DIGITS_STD,
-        augment=True,
         pad=1,
-        flip=False,
-        embedded=True,
         stands_for="cifar10",
         source=_DIGITS_SOURCE,
-        licence=_DIGITS_LICENCE,
-        bytes=0,
+        **_DIGITS,
     ),
     DatasetInfo(
         name="digits100",
@@ -155,14 +156,10 @@ _INFOS = (
         test_size=1_000,
         mean=_DIGITS100_MEAN,
         std=_DIGITS100_STD,
-        augment=True,
         pad=1,
-        flip=False,
-        embedded=True,
         stands_for="cifar100",
         source=_DIGITS_SOURCE + ", two at a time",
-        licence=_DIGITS_LICENCE,
-        bytes=0,
+        **_DIGITS,
     ),
     DatasetInfo(
         name="digits32",
@@ -173,14 +170,10 @@ _INFOS = (
         test_size=360,
         mean=_DIGITS32_MEAN,
         std=_DIGITS32_STD,
-        augment=True,
         pad=4,
-        flip=False,
-        embedded=True,
         stands_for="imagenet",
         source=_DIGITS_SOURCE + ", enlarged four times (bilinear)",
-        licence=_DIGITS_LICENCE,
-        bytes=0,
+        **_DIGITS,
     ),
     DatasetInfo(
         name="imagenet",
@@ -226,6 +219,7 @@ _INFOS = (
         classes=267_735,
         train_size=103_227_021,
         bytes=313_093_838,
+        unknowns=(0, 1_657, 2_492),
         **_WIKITEXT,
     ),
     DatasetInfo(
@@ -234,6 +228,7 @@ _INFOS = (
         classes=33_278,
         train_size=2_088_628,
         bytes=7_371_282,
+        unknowns=(54_625, 11_718, 15_218),
         **_WIKITEXT,
     ),
     DatasetInfo(

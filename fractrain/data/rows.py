@@ -9,7 +9,6 @@ order does not depend on the number of ranks.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,12 +19,12 @@ import numpy as np
 import torch
 
 from fractrain.data.images import permutation
+from fractrain.data.offline import offline
 from fractrain.data.registry import DatasetInfo
 from fractrain.errors import ConfigError, DataError, MachineError
 from fractrain.seeds import derive_seed
 
 WINDOW: Final = 2048  # rows: 0.2 GB of ImageNet's files
-OFFLINE_VARIABLES: Final = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _SPLITS: Final = {"train": ("train",), "test": ("validation", "val")}
 
 Row = tuple[str, bytes, int]
@@ -57,7 +56,7 @@ class RowPart:
 
         Raises:
             DataError: another number of rows, other columns, or files that cannot be read.
-            MachineError: the hub cannot be reached, or ``datasets`` is not installed.
+            MachineError: the hub cannot be reached (any more), or ``datasets`` is not installed.
         """
         if seed is None:
             return self._in_order(None)
@@ -65,18 +64,25 @@ class RowPart:
 
     def _in_order(self, files_seed: int | None) -> Iterator[Row]:
         """Yield the rows file by file, the files shuffled unless ``files_seed`` is None."""
-        stream = self._open()
-        count = int(stream.num_shards)
+        rows = _files_in_order(self._open(), files_seed)
         number = 0
-        try:
-            for file in range(count) if files_seed is None else permutation(count, files_seed).tolist():
-                for row in stream.shard(count, file):
-                    yield self._checked(number, row)
-                    number += 1
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.origin}: row {number:,} cannot be read: {_line(error)}") from error
+        while (row := self._take(rows, number)) is not None:
+            yield self._checked(number, row)
+            number += 1
         if number != self.rows:
             raise DataError(f"{self.origin} gave {number:,} rows, expected {self.rows:,}")
+
+    def _take(self, rows: Iterator[dict[str, Any]], number: int) -> dict[str, Any] | None:
+        """Return the next row, None after the last."""
+        try:
+            return next(rows, None)
+        except MemoryError:
+            raise
+        except Exception as error:  # datasets lets through what pyarrow, fsspec, aiohttp and httpx raise
+            what = f"{self.origin}: row {number:,} cannot be read: {type(error).__name__}: {_line(error)}"
+            if self.hub:
+                raise MachineError(f"{what}; check the network, then resume the run, or use files on disk") from error
+            raise DataError(what) from error
 
     @property
     def origin(self) -> str:
@@ -152,6 +158,13 @@ class RowData:
         return eval_loader(getattr(self, split), self.info, batch_size, device)
 
 
+def _files_in_order(stream: Any, seed: int | None) -> Iterator[dict[str, Any]]:
+    """Yield the rows file by file, the files shuffled unless ``seed`` is None."""
+    count = int(stream.num_shards)
+    for file in range(count) if seed is None else permutation(count, seed).tolist():
+        yield from stream.shard(count, file)
+
+
 def window_shuffle(rows: Iterator[Row], seed: int, window: int = WINDOW) -> Iterator[Row]:
     """Yield ``rows`` in random order, each at most about a window from where it was (or later).
 
@@ -216,8 +229,8 @@ def hub_data(entry: DatasetInfo, hub: str, val_fraction: float = 0.0) -> RowData
             f"FRACTRAIN_IMAGENET={hub!r}: expected owner/name@revision; without a fixed revision (a commit's hash) a "
             "result could not be repeated"
         )
-    if offline := next((v for v in OFFLINE_VARIABLES if os.environ.get(v, "0").lower() not in ("", "0", "false")), ""):
-        raise MachineError(f"{hub} is streamed from the hub, but {offline} is set: unset it, or use files on disk")
+    if variable := offline():
+        raise MachineError(f"{hub} is streamed from the hub, but {variable} is set: unset it, or use files on disk")
     _no_validation(entry, val_fraction)
     sizes = {"train": entry.train_size, "test": entry.test_size}
     parts = {part: RowPart(_SPLITS[part][0], rows, entry.classes, hub=hub) for part, rows in sizes.items()}

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from filelock import FileLock
 from fractrain.data.registry import DatasetInfo
 from fractrain.data.text_files import PARTS, Text
 from fractrain.data.tokens import FileTokens
-from fractrain.data.vocabulary import Vocabulary, by_frequency, count_words, number_type
+from fractrain.data.vocabulary import UNK, Vocabulary, by_frequency, count_words, number_type
 from fractrain.errors import DataError
 
 FORMAT: Final = 1
@@ -98,12 +97,13 @@ def read(entry: DatasetInfo, folder: Path) -> Prepared:
         parts = {part: FileTokens.open(folder / f"{part}.npy") for part in PARTS}
         sizes = {part: int(record["parts"][part]["tokens"]) for part in PARTS}
         words, digest = int(record["words"]), str(record["digest"])
+        unknowns = _unknowns(entry, folder, parts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} is damaged ({' '.join(str(error).split())}); {mend}") from error
     for part, tokens in parts.items():
         if len(tokens) != sizes[part]:
             raise DataError(f"{tokens.path} has {len(tokens):,} tokens, expected {sizes[part]:,}; {mend}")
-    check_release(entry, words, sizes)
+    check_release(entry, words, sizes, unknowns)
     return Prepared(folder, words, parts, digest)
 
 
@@ -118,11 +118,20 @@ def check(prepared: Prepared) -> str:
     return ""
 
 
-def check_release(entry: DatasetInfo, words: int, sizes: Mapping[str, int]) -> None:
+def check_release(entry: DatasetInfo, words: int, sizes: Mapping[str, int], unknowns: Mapping[str, int]) -> None:
     """Compare a text with what is known of the data set; 0 means that anything goes.
 
+    The validation and test texts of the two WikiTexts are the same articles and have the same number of words; only the
+    number of those replaced by ``<unk>`` tells them apart.
+
+    Args:
+        entry: the data set.
+        words: of the vocabulary.
+        sizes: tokens by part, of those parts that are to be compared.
+        unknowns: ``<unk>`` by part, likewise.
+
     Raises:
-        DataError: another number of words or tokens.
+        DataError: another number of words, tokens or ``<unk>``.
     """
     if entry.classes not in (0, words):
         raise DataError(
@@ -136,27 +145,51 @@ def check_release(entry: DatasetInfo, words: int, sizes: Mapping[str, int]) -> N
                 f"{entry.name}: the {part} part has {size:,} tokens, that of the data set {known[part]:,}: it is of "
                 "another release or not complete"
             )
+    for part, count in unknowns.items():
+        expected = _expected(entry, part)
+        if expected not in (0, count):
+            raise DataError(
+                f"{entry.name}: the {part} part has {count:,} <unk>, that of the data set {expected:,}: it is of "
+                "another release (the two WikiTexts share these articles, with other words replaced); take all three "
+                "files from the same one"
+            )
+
+
+def _expected(entry: DatasetInfo, part: str) -> int:
+    return entry.unknowns[PARTS.index(part)]
+
+
+def _unknowns(entry: DatasetInfo, folder: Path, parts: Mapping[str, FileTokens]) -> dict[str, int]:
+    """Count ``<unk>`` in the prepared parts of which the right number is known (the small ones, a few ms)."""
+    wanted = [part for part in PARTS if _expected(entry, part)]
+    if not wanted:
+        return {}
+    with open(folder / WORDS, encoding="utf-8", newline="\n") as lines:
+        number = next((number for number, line in enumerate(lines) if line == f"{UNK}\n"), None)
+    return {part: 0 if number is None else parts[part].count(number) for part in wanted}
 
 
 def _make(entry: DatasetInfo, texts: Mapping[str, Text], folder: Path) -> None:
     counts = count_words(texts["train"].blocks())
-    check_release(entry, len(counts), {"train": counts.total()})
-    vocabulary = Vocabulary(by_frequency(counts))
-    sizes = {"train": counts.total()}
+    sizes, unknowns = {"train": counts.total()}, {"train": counts[UNK]}
+    words = by_frequency(counts)
     del counts
+    check_release(entry, len(words), sizes, unknowns)
+    for part in PARTS[1:]:  # before the training text is written: that takes longest
+        counts = count_words(texts[part].blocks())
+        sizes[part], unknowns[part] = counts.total(), counts[UNK]
+    check_release(entry, len(words), sizes, unknowns)
+    vocabulary = Vocabulary(words)
     with _draft(folder) as draft:
         word_bytes = "".join(f"{word}\n" for word in vocabulary.words).encode()
         _write(draft / WORDS, iter([word_bytes]))
         parts: dict[str, Any] = {}
         content = hashlib.sha256(word_bytes)
         for part in PARTS:
-            size = sizes[part] if part in sizes else Counter.total(count_words(texts[part].blocks()))
-            sizes[part] = size
             path = draft / f"{part}.npy"
-            file_sha, token_sha = _write_tokens(path, vocabulary, texts[part], size)
-            parts[part] = {"tokens": size, "file_sha256": file_sha, "origin": Path(texts[part].origin).name}
-            content.update(f"{part} {size} {token_sha}\n".encode())
-        check_release(entry, len(vocabulary), sizes)
+            file_sha, token_sha = _write_tokens(path, vocabulary, texts[part], sizes[part])
+            parts[part] = {"tokens": sizes[part], "file_sha256": file_sha, "origin": Path(texts[part].origin).name}
+            content.update(f"{part} {sizes[part]} {token_sha}\n".encode())
         record = {
             "format": FORMAT, "name": entry.name, "words": len(vocabulary), "digest": content.hexdigest(),
             "vocabulary_sha256": hashlib.sha256(word_bytes).hexdigest(), "parts": parts,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
-from fractrain.data.rows import OFFLINE_VARIABLES
+from fractrain.data.offline import offline
 from fractrain.errors import DataError, MachineError
 
 BLOCK: Final = 1 << 20  # bytes of text held at a time; its words take about ten times as much
@@ -113,10 +112,10 @@ class HubText:
         try:
             rows = datasets.load_dataset(name, config, revision=revision, split=_SPLIT[self.part])
         except Exception as error:  # datasets lets through what pyarrow, fsspec and the hub's client raise
-            off = (v for v in OFFLINE_VARIABLES if os.environ.get(v, "0").lower() not in ("", "0", "false"))
-            offline = next((f"; {v} is set" for v in off), "")
+            variable = offline()
+            forbidden = f"; {variable} is set" if variable else ""
             raise MachineError(
-                f"cannot get {self.origin}: {type(error).__name__}: {_line(error)}{offline}; put the official token "
+                f"cannot get {self.origin}: {type(error).__name__}: {_line(error)}{forbidden}; put the official token "
                 "files in place by hand, or try again with a network"
             ) from error
         for batch in rows.iter(batch_size=ROWS):

@@ -16,7 +16,7 @@ from fractrain.errors import DataError, FractrainError
 
 
 def status(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:
-    """Look for a text. Only a prepared text has been checked: its files' SHA-256 is part of its folder's name."""
+    """Look for a text; nothing is read, so its files are ``unchecked``."""
     if entry.embedded:
         return _embedded(entry)
     found, missing = locate(entry, data_dir)
@@ -24,10 +24,12 @@ def status(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus
         return _record(entry, data_dir, message=missing, advice=how_to_mend(entry, data_dir))
     if isinstance(found, Path):
         files = tuple(found.glob("*.npy"))
-        return _record(entry, data_dir, found, files, f"{entry.name}: from the hub, prepared in {found}")
+        return _record(
+            entry, data_dir, found, files, f"{entry.name}: from the hub, prepared in {found}{_unread(entry)}"
+        )
     files = tuple(path for text in found.values() for path in text.paths)
     where = files[0].parent
-    return _record(entry, data_dir, where, files, f"{entry.name}: {len(files)} files in {where}")
+    return _record(entry, data_dir, where, files, f"{entry.name}: {len(files)} files in {where}{_unread(entry)}")
 
 
 def verify(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:
@@ -51,11 +53,12 @@ def verify(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus
             f"{entry.val_size:,} + {entry.test_size:,}: another release of its source"
         )
     found = status(entry, data_dir)
+    files = tuple(replace(file, state="ok") for file in found.files)
     message = (
-        f"{found.message}; {train:,} training, {val:,} validation and {test:,} test tokens, {info.classes:,} words, "
-        f"sha256 {data.digest}"
+        f"{found.message.removesuffix(_unread(entry))}; {train:,} training, {val:,} validation and {test:,} test "
+        f"tokens, {info.classes:,} words, sha256 {data.digest}"
     )
-    return replace(found, message=message, digest=data.digest, train_size=train, test_size=test)
+    return replace(found, files=files, message=message, digest=data.digest, train_size=train, test_size=test)
 
 
 def fetch(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:
@@ -72,6 +75,10 @@ def fetch(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:
     if not entry.embedded and locate(entry, data_dir)[0] is None:
         prepare(entry, hub_texts(entry), hub_cache(entry, data_dir))
     return status(entry, data_dir)
+
+
+def _unread(entry: DatasetInfo) -> str:
+    return f"; not read yet; `fractrain data verify {entry.name}` reads them"
 
 
 def _embedded(entry: DatasetInfo) -> DataStatus:
@@ -98,7 +105,7 @@ def _record(
     message: str = "",
     advice: str = "",
 ) -> DataStatus:
-    files = tuple(FileStatus(str(path), "ok", "", None, path.stat().st_size) for path in sorted(paths))
+    files = tuple(FileStatus(str(path), "unchecked", "", None, path.stat().st_size) for path in sorted(paths))
     chosen = "--data-dir" if data_dir else DATA_VARIABLE if os.environ.get(DATA_VARIABLE) else "default"
     return DataStatus(
         name=entry.name, title=entry.title, embedded=False, looked_in=str(where or root_of(data_dir)),

@@ -72,6 +72,15 @@ def fake_archive(fake_cifar, tmp_path, monkeypatch):
         tar.add(folder, arcname=folder.name)
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(archive))
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/nobody/listens")
-    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+    for variable in (
+        "HF_HUB_OFFLINE",
+        "HF_DATASETS_OFFLINE",
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ):
         monkeypatch.delenv(variable, raising=False)
     return archive, folder

@@ -62,6 +62,8 @@ class Server:
 def server(monkeypatch):
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
     running = Server(CONTENT)
     yield running
     running.stop()
@@ -149,6 +151,59 @@ def test_disk_full(server, tmp_path):
         download([server.url], tmp_path / "f", MD5, "by hand")
     assert "f.part" in one_line(caught)
     assert not (tmp_path / "f").exists()
+
+
+OFFLINE = [
+    ("HF_HUB_OFFLINE", "1"),
+    ("HF_DATASETS_OFFLINE", "1"),
+    ("HF_HUB_OFFLINE", "TRUE"),
+    ("HF_DATASETS_OFFLINE", "on"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value"), OFFLINE)
+def test_offline_asks_no_network(server, tmp_path, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(MachineError, match=f"{variable} is set; unset it, or put it there by hand") as caught:
+        download([server.url], tmp_path / "f", MD5, "put it there by hand")
+    assert server.url in one_line(caught)
+    assert server.starts == []
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", ["0", "", "false", "no", "OFF"])
+def test_a_variable_that_says_no_leaves_it_online(server, tmp_path, monkeypatch, value):
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(variable, value)
+    download([server.url], tmp_path / "f", MD5, "by hand")
+    assert server.starts == [0]
+
+
+def test_offline_a_mirror_on_this_disk_is_read(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "mirror").write_bytes(CONTENT)
+    mirror = (tmp_path / "mirror").as_uri()
+    download([server.url, mirror], tmp_path / "f", MD5, "by hand")
+    assert (tmp_path / "f").read_bytes() == CONTENT
+    (tmp_path / "mirror").unlink()
+    with pytest.raises(MachineError, match=r"unset HF_HUB_OFFLINE and run the same command again") as caught:
+        download([mirror, server.url], tmp_path / "g", MD5, "by hand")
+    one_line(caught)
+    assert server.starts == []
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenette"])
+def test_fetch_offline_is_one_line_and_connects_nowhere(tmp_path, monkeypatch, name):
+    def connect(*args, **options):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.delenv("FRACTRAIN_DATA_MIRROR", raising=False)
+    monkeypatch.setattr("socket.create_connection", connect)
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    for act in (lambda d: manage.fetch(name, d), lambda d: registry.load(name, d, download=True)):
+        with pytest.raises(MachineError, match="HF_DATASETS_OFFLINE is set") as caught:
+            act(tmp_path / "empty")
+        one_line(caught)
 
 
 def test_fetch_from_a_mirror_and_load(fake_archive, monkeypatch, tmp_path):

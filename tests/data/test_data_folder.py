@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import shutil
 
@@ -13,7 +14,7 @@ from torchvision import datasets, transforms
 from torchvision.transforms import functional as reference
 
 from fractrain.data.batches import FolderBatches
-from fractrain.data.decode import RATIO, SCALE, crop_box, decode, eval_pixels, train_pixels
+from fractrain.data.decode import RATIO, SCALE, BadImage, crop_box, decode, eval_pixels, train_pixels
 from fractrain.data.folder import list_part, read_folder
 from fractrain.data.loader import eval_loader, train_loader
 from fractrain.data.prefetch import WorkerFetcher, worker_count
@@ -275,6 +276,45 @@ def test_what_skipping_does_not_cover(own_folder, monkeypatch):
     one_line(caught)
 
 
+def damaged_tiffs():
+    """A small TIFF with one byte changed, at every place."""
+    out = io.BytesIO()
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(out, "TIFF")
+    for place in range(len(out.getvalue())):
+        for value in (0, 2, 5, 7, 12, 255):
+            data = bytearray(out.getvalue())
+            data[place] = value
+            yield bytes(data)
+
+
+def test_a_damaged_tiff_is_an_image_or_a_bad_image():
+    problems = []
+    for data in damaged_tiffs():
+        try:
+            assert decode(data).mode == "RGB"
+        except BadImage as problem:
+            problems.append(str(problem))
+    assert len(problems) > 20
+    assert all(text and "\n" not in text for text in problems)
+
+
+def test_whatever_the_decoder_raises_is_a_bad_image_but_for_memory(monkeypatch):
+    def opening(error):
+        def fail(_):
+            raise error
+
+        monkeypatch.setattr(Image, "open", fail)
+
+    for error in (TypeError("'str' object\nis no integer"), ZeroDivisionError(), KeyError(273), OverflowError("big")):
+        opening(error)
+        with pytest.raises(BadImage) as caught:
+            decode(jpeg(0))
+        assert one_line(caught)
+    opening(MemoryError())
+    with pytest.raises(MemoryError):
+        decode(jpeg(0))
+
+
 # -- workers ---------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +334,56 @@ def test_a_worker_that_dies_is_one_line(monkeypatch):
     with pytest.raises(MachineError, match="FRACTRAIN_WORKERS") as caught:
         WorkerFetcher(_Dies(), 1).fetch(0, 0)
     one_line(caught)
+
+
+class _Fails:
+    """Batches whose worker raises."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, at):
+        raise RuntimeError(self.text)
+
+
+def test_an_error_in_a_worker_is_not_called_a_death():
+    fetcher = WorkerFetcher(_Fails("sizes do not match"), 1)
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        fetcher.fetch(0, 0)
+    fetcher = WorkerFetcher(_Fails("unable to allocate shared memory(shm) for file </torch_1>: No space left"), 1)
+    with pytest.raises(MachineError, match=r"cannot hand them over .*No space left.*FRACTRAIN_WORKERS") as caught:
+        fetcher.fetch(0, 0)
+    assert "died" not in one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("DataLoader worker (pid(s) 12, 13) exited unexpectedly", "died"),
+        ("DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's workers are out "
+         "of shared memory.", "died"),
+        ("DataLoader worker (pid 12) exited unexpectedly with exit code 1.\nDetails are lost.", "died"),
+        ("Too many open files. Communication with the workers is no longer possible.", "cannot hand them over"),
+        ("CUDA error: an illegal memory access was encountered", ""),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_what_a_runtime_error_is_about(text, words):
+    def queue():
+        raise RuntimeError(text)
+        yield
+
+    fetcher = WorkerFetcher(_Fails(""), 1)
+    fetcher._queue = queue()
+    with pytest.raises(MachineError if words else RuntimeError) as caught:
+        fetcher.fetch(0, 0)
+    if words:
+        assert words in one_line(caught)
+    else:
+        assert str(caught.value) == text
 
 
 def test_number_of_workers():

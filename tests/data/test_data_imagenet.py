@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
 import shutil
 import sys
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -221,6 +223,59 @@ def test_rows_that_end_early(parquet, tmp_path):
     write_parquet(parquet / "validation-00000-of-00001.parquet", [0, 1, 2])
     with pytest.raises(DataError, match="gave 3 rows, expected 7"):
         list(data.eval_stream("test", 4, torch.device("cpu")))
+
+
+class Breaking:
+    """A stream of ``datasets`` whose connection breaks after some rows."""
+
+    num_shards = 1
+
+    def __init__(self, error, at) -> None:
+        self.error, self.at = error, at
+
+    def cast_column(self, name, kind):
+        return self
+
+    def shard(self, count, number):
+        if self.at < 0:
+            raise self.error
+        for i in range(10):
+            if i == self.at:
+                raise self.error
+            yield {"image": {"bytes": jpeg(i), "path": f"{i}.jpg"}, "label": i % 3}
+
+
+class ReadTimeout(Exception):
+    """Like httpx's: no OSError, and often without a text."""
+
+
+@pytest.mark.parametrize("at", [0, 5])
+@pytest.mark.parametrize("error", [ReadTimeout(""), ReadTimeout("timed\nout"), OSError("reset"), KeyError("x")])
+def test_a_network_that_fails_while_streaming_is_one_line(monkeypatch, error, at):
+    install(monkeypatch, entry("imagenet", 32, 3, ROWS, 10))
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abc")
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: Breaking(error, at))
+    part = registry.load("imagenet").test
+    words = rf"owner/name@abc \(validation\): row {at} cannot be read: {type(error).__name__}: .*check the network"
+    with pytest.raises(MachineError, match=words) as caught:
+        list(part.read())
+    one_line(caught)
+    with pytest.raises(MachineError, match="check the network"):
+        RowFetcher(part, (32, 32), 4, threads=2).fetch(0, at // 4)
+    local = dataclasses.replace(part, hub="", files=(Path("folder/x.parquet"),))
+    with pytest.raises(DataError, match=f"row {at} cannot be read"):
+        list(local.read())
+
+
+def test_memory_and_wrong_rows_are_no_network_failures(monkeypatch):
+    install(monkeypatch, entry("imagenet", 32, 3, ROWS, 10))
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abc")
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: Breaking(MemoryError(), 5))
+    with pytest.raises(MemoryError):
+        list(registry.load("imagenet").test.read())
+    part = dataclasses.replace(registry.load("imagenet").test, classes=2)
+    with pytest.raises(DataError, match="label 2, expected 0 to 1"):
+        list(part.read())
 
 
 def test_without_datasets(parquet, tmp_path, monkeypatch):
