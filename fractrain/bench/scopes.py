@@ -15,9 +15,11 @@ PREFIX = "fractrain::"
 # A category, and where its work is done: module, then attributes. A new fast path belongs here as well.
 SCOPES = (
     ("quantize", "fractrain.quant.layer:QuantLayer._activation"),
-    ("quantize", "fractrain.quant.layer:QuantLayer._weight"),
-    ("quantize", "fractrain.quant.layer:QuantLayer.quantized_error"),
+    ("quantize", "fractrain.quant.layer:QuantLayer.weight_operand"),
+    ("quantize", "fractrain.quant.layer:QuantLayer.error_operand"),
     ("quantize", "fractrain.quant.kernels:Quantized.values"),
+    ("conv", "fractrain.quant.layer:convolve"),
+    ("conv", "fractrain.quant.products:products"),
     ("gate", "fractrain.methods.gate:GateNetwork.forward"),
     ("gate", "fractrain.methods.gated_block:straight_through"),
     ("gate", "fractrain.methods.dfq:DFQ.extra_loss"),

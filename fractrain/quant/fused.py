@@ -96,6 +96,24 @@ def _stochastic_codes(x, scale, offset, qmin, qmax, values, codes, shift, k0, k1
             codes[r, c] = np.int32(q - d)
 
 
+def _nearest_only(x, scale, offset, qmin, qmax, codes, shift):  # type: ignore[no-untyped-def]
+    for r in prange(x.shape[0]):
+        s, o, a, b = scale[r], offset[r], qmin[r], qmax[r]
+        d = a + shift
+        for c in range(x.shape[1]):
+            codes[r, c] = np.int32(_nearest(x[r, c], s, o, a, b) - d)
+
+
+def _stochastic_only(x, scale, offset, qmin, qmax, codes, shift, k0, k1, base):  # type: ignore[no-untyped-def]
+    columns = x.shape[1]
+    for r in prange(x.shape[0]):
+        s, o, a, b = scale[r], offset[r], qmin[r], qmax[r]
+        d = a + shift
+        first = uint32(base + r * columns)
+        for c in range(columns):
+            codes[r, c] = np.int32(_stochastic(x[r, c], s, o, a, b, first + uint32(c), k0, k1) - d)
+
+
 def _dequantize(codes, scale, offset, qmin, values, shift):  # type: ignore[no-untyped-def]
     for r in prange(codes.shape[0]):
         s, o, d = scale[r], offset[r], qmin[r] + shift
@@ -114,6 +132,20 @@ def _extremes(bits, low, high):  # type: ignore[no-untyped-def]
             lo, hi = min(lo, k), max(hi, k)
         low[r] = np.int32(lo ^ np.int32(np.int32(lo >> np.int32(31)) & np.int32(0x7FFFFFFF)))
         high[r] = np.int32(hi ^ np.int32(np.int32(hi >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+def _relu(x, y, positive):  # type: ignore[no-untyped-def]
+    for r in prange(x.shape[0]):
+        for c in range(x.shape[1]):
+            v = x[r, c]
+            positive[r, c] = v > np.float32(0.0)
+            y[r, c] = np.float32(0.0) if v < np.float32(0.0) else v  # nan and -0 pass
+
+
+def _where(positive, g, out):  # type: ignore[no-untyped-def]
+    for r in prange(g.shape[0]):
+        for c in range(g.shape[1]):
+            out[r, c] = g[r, c] if positive[r, c] else np.float32(0.0)
 
 
 @njit(**_OPTIONS)
@@ -135,4 +167,6 @@ def fill_grid(low, high, per_row, symmetric, top, smallest, scale, offset, qmin,
 
 nearest_values, nearest_codes = builds(_nearest_values), builds(_nearest_codes)
 stochastic_values, stochastic_codes = builds(_stochastic_values), builds(_stochastic_codes)
+nearest_only, stochastic_only = builds(_nearest_only), builds(_stochastic_only)
 extremes, dequantize = builds(_extremes), builds(_dequantize)
+relu, where = builds(_relu), builds(_where)

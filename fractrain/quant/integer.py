@@ -11,13 +11,15 @@ The first sum is the int8 convolution, exact as long as int32 does not overflow;
 is the same for all filters; the third does not depend on the sample. Only the last few float32 operations round, so
 the result is nearer to exact arithmetic than a float32 convolution of the same operands - and not bit-equal to it.
 
-Whether int8 convolutions exist, and are exact, depends on build and processor (without VNNI instructions pairs of
-products saturate at 16 bits). So every geometry is tried once per process, on the most extreme codes as well.
+The sums are made by :mod:`fractrain.quant.integer_forward` where processor and geometry allow, else by oneDNN. Whether
+its int8 convolutions exist, and are exact, depends on build and processor (without VNNI instructions pairs of products
+saturate at 16 bits). So every geometry is tried once per process, on the most extreme codes as well.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +27,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from fractrain.quant import integer_forward
+from fractrain.quant.capability import tried
 from fractrain.quant.formats import Affine, PerAxis, PerTensor, Symmetric
 from fractrain.quant.grid import Grid
 from fractrain.quant.kernels import Quantized, RowGrid, probed
@@ -73,13 +77,21 @@ class Geometry:
 
 def suits(a: Operand, w: Operand) -> bool:
     """Whether the operands of FW have codes of at most 8 bits on grids per tensor (A) and per filter or tensor (W)."""
-    for operand, granularities in ((a, (PerTensor(),)), (w, (PerTensor(), PerAxis(0)))):
-        f = operand.format
-        if not isinstance(operand.bits, int) or operand.bits > 8:
-            return False
-        if type(f) not in (Affine, Symmetric) or f.granularity not in granularities:
-            return False
-    return True
+    return suits_tensor(a) and suits_weight(w)
+
+
+def suits_tensor(operand: Operand) -> bool:
+    """Whether an activation or error has codes of at most 8 bits on one grid."""
+    return _narrow(operand) and operand.format.granularity == PerTensor()
+
+
+def suits_weight(operand: Operand) -> bool:
+    """Whether a weight has codes of at most 8 bits on one grid, or one per filter."""
+    return _narrow(operand) and operand.format.granularity in (PerTensor(), PerAxis(0))
+
+
+def _narrow(operand: Operand) -> bool:
+    return isinstance(operand.bits, int) and operand.bits <= 8 and type(operand.format) in (Affine, Symmetric)
 
 
 @lru_cache(maxsize=4096)
@@ -90,10 +102,12 @@ def pays(geometry: Geometry) -> bool:
     """
     if geometry.macs < MIN_MACS or geometry.terms > MAX_TERMS or probed() is None:
         return False
+    if _own(geometry):
+        return True
     if geometry.image[0] == 1:  # seen in torch 2.15: wrong sums where strides are unequal and images narrow
         return False
     try:
-        exact = _exact(geometry)
+        exact = _exact(geometry, _sums)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError) as problem:
         _report(f"are not available ({str(problem).splitlines()[0]})")
         return False
@@ -107,14 +121,20 @@ def _report(why: str) -> None:
     log.warning("int8 convolutions %s; using float32", why)
 
 
-def _exact(g: Geometry) -> bool:
+@lru_cache(maxsize=4096)
+def _own(geometry: Geometry) -> bool:
+    """Whether the sums are made by this package's own kernels."""
+    return integer_forward.possible(geometry) and tried(lambda: _exact(geometry, _own_sums))
+
+
+def _exact(g: Geometry, sums: Callable[..., torch.Tensor]) -> bool:
     gen = torch.Generator().manual_seed(0)
     u = torch.randint(0, 256, (3, *g.image), dtype=torch.uint8, generator=gen)
     v = torch.randint(-128, 128, (g.filters, g.image[0], *g.kernel), dtype=torch.int8, generator=gen)
     u[1:], v[::2] = 255, -128  # sums of the greatest magnitude in half of the filters
     u = u.contiguous(memory_format=torch.channels_last)
     for zero in (0, 101):
-        got = _sums(u, zero, 1.0, v, torch.ones(g.filters), g)
+        got = sums(u, zero, 1.0, v, torch.ones(g.filters), g)
         want = F.conv2d(u.double() - zero, v.double(), None, g.stride, g.padding)
         dense = got.is_contiguous(memory_format=torch.channels_last)
         if not dense or got.shape != want.shape or not torch.equal(got, want.float()):
@@ -131,6 +151,18 @@ def _sums(u: torch.Tensor, zero: int, scale: float, v: torch.Tensor, scales: tor
         "none", [], "",
     )  # fmt: skip
     return y
+
+
+def _own_sums(
+    u: torch.Tensor, zero: int, scale: float, v: torch.Tensor, scales: torch.Tensor, g: Geometry
+) -> torch.Tensor:
+    """As :func:`_sums`."""
+    codes, shift, nothing = v.view(torch.uint8) ^ 128, torch.full((g.filters,), 128, dtype=torch.uint8), _nothing(g)
+    return integer_forward.convolve(u, zero, codes, shift, (scales * scale).numpy(), nothing[0, 0], nothing, g)
+
+
+def _nothing(g: Geometry) -> np.ndarray:
+    return np.zeros((1, 1, g.filters), np.float32)
 
 
 @lru_cache(maxsize=256)
@@ -156,15 +188,20 @@ def convolve(a: Quantized, w: Quantized, bias: torch.Tensor | None, g: Geometry)
     rest = offset + scale * zero
     rows = w.rows or _row_grid(w, a.rows)
     shift, leftover = _centre(rows)
-    v = w.codes.sub(shift).view(torch.int8)  # wraps around
-    y = _sums(a.codes, zero, scale, v, torch.from_numpy(rows.scale), g)
     slope = scale * leftover
-    table = np.zeros((1, 1, g.filters), np.float32)
+    table = _nothing(g)
     if rest:
         inside = F.conv2d(torch.ones(1, 1, *g.image[1:]), w.values().sum(1, keepdim=True), None, g.stride, g.padding)
         table = inside[0].permute(1, 2, 0).numpy() * np.float32(rest)
     if bias is not None:
         table = table + bias.detach().numpy()
+    if _own(g):
+        scales, slope = rows.scale * np.float32(scale), slope.astype(np.float32)
+        return integer_forward.convolve(
+            a.codes, zero, w.codes, shift, scales, slope, np.ascontiguousarray(table, np.float32), g
+        )
+    v = w.codes.sub(shift).view(torch.int8)  # wraps around
+    y = _sums(a.codes, zero, scale, v, torch.from_numpy(rows.scale), g)
     if rest or bias is not None or slope.any():
         _add_affine(a, zero, slope.astype(np.float32), np.ascontiguousarray(table), g, y)
     return y

@@ -100,8 +100,9 @@ def quantize(
     rows = _rows(x, grid, kernels)
     if rows is not None:
         x = x.detach()
-        values, codes = quantize_rows(x, flat(x), rows, noise, code_bits)
-        return values, None if codes is None else Quantized(codes, grid, kernels, rows)
+        rounded, codes = quantize_rows(x, flat(x), rows, noise, code_bits)
+        assert rounded is not None
+        return rounded, None if codes is None else Quantized(codes, grid, kernels, rows)
     return quantize_reference(x, grid, noise, code_bits)
 
 
@@ -285,11 +286,11 @@ def _rows(x: torch.Tensor, grid: Grid, kernels: Kernels) -> RowGrid | None:
 
 
 def quantize_rows(
-    x: torch.Tensor, data: np.ndarray, rows: RowGrid, noise: NoiseKey | None, code_bits: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Values and codes (or None) by the compiled kernels; ``data`` is ``flat(x)``."""
-    values = torch.empty_like(x)
-    args = (data, rows.scale, rows.offset, rows.qmin, rows.qmax, flat(values))
+    x: torch.Tensor, data: np.ndarray, rows: RowGrid, noise: NoiseKey | None, code_bits: int, only_codes: bool = False
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Values (None if only codes are wanted) and codes (or None) by the compiled kernels; ``data`` is ``flat(x)``."""
+    values = None if only_codes else torch.empty_like(x)
+    args = (data, rows.scale, rows.offset, rows.qmin, rows.qmax, *(() if values is None else (flat(values),)))
     m = rows.module
     key = () if noise is None else (np.uint32(noise.k0), np.uint32(noise.k1), np.uint32(_first(noise, x)))
     if not code_bits:
@@ -298,7 +299,10 @@ def quantize_rows(
     wide = code_bits > 8
     codes = torch.empty_like(x, dtype=torch.int16 if wide else torch.uint8)
     more = (flat(codes), np.float32(SHIFT16 if wide else 0.0))
-    (m.nearest_codes if noise is None else m.stochastic_codes)[rows.parallel](*args, *more, *key)
+    if only_codes:
+        (m.nearest_only if noise is None else m.stochastic_only)[rows.parallel](*args, *more, *key)
+    else:
+        (m.nearest_codes if noise is None else m.stochastic_codes)[rows.parallel](*args, *more, *key)
     return values, codes
 
 
@@ -337,6 +341,9 @@ def probed() -> ModuleType | None:
             assert plain_codes is not None
             assert fast_codes is not None
             same = torch.equal(plain, fast) and torch.equal(plain_codes.codes, fast_codes.codes)
+            if fast_codes.rows is not None:
+                _, only = quantize_rows(x, flat(x), fast_codes.rows, noise, bits, only_codes=True)
+                same = same and only is not None and torch.equal(only, plain_codes.codes)
             if not (same and torch.equal(plain_codes.values(), fast_codes.values())):
                 log.warning("fused quantizers differ from the plain path on this machine; using the plain path")
                 return None

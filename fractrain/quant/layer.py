@@ -14,6 +14,7 @@ from fractrain.quant.accounting import count_layer, entries_for
 from fractrain.quant.device import quantize_measured
 from fractrain.quant.formats import Bits, Limits
 from fractrain.quant.integer import Geometry, convolve
+from fractrain.quant.integer_backward import Plan
 from fractrain.quant.kernels import Quantized, quantize
 from fractrain.quant.measured import quantize_uniform
 from fractrain.quant.noise import NoiseKey, noise_key
@@ -97,15 +98,20 @@ class QuantLayer(nn.Module):
         """How FW runs on integer codes, where the layer can do that and it pays; else None."""
         return None
 
+    def integer_backward(self, x: torch.Tensor) -> Plan | None:
+        """Which backward products run on integer codes, where the layer can do that and it pays; else None."""
+        return None
+
     def forward_product(self, a: Activation, w: Operand, bias: torch.Tensor | None) -> torch.Tensor:
         """FW of a quantized activation and the weight."""
         if a.geometry is not None and a.codes is not None:
-            _, codes = self._weight(w, "fw_w", True)
+            _, codes = self.weight_operand(w, "fw_w", True)
             y = None if codes is None else convolve(a.codes, codes, bias, a.geometry)
             if y is not None:
                 return y
-        assert a.values is not None
-        return self.product(a.values, self.quantized_weight(w), bias)
+        values = a.codes.values() if a.values is None and a.codes is not None else a.values
+        assert values is not None
+        return self.product(values, self.quantized_weight(w), bias)
 
     def backward_products(
         self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
@@ -185,17 +191,22 @@ class QuantLayer(nn.Module):
             known: Limits | None = running[:2]
         else:
             known = self._shared_limits(x, op)
-        values, codes, limits = self._to_grid(x, op, noise, code_bits, "input", known)
+        only_codes = geometry is not None and self.observer is None
+        values, codes, limits = self._to_grid(x, op, noise, code_bits, "input", known, only_codes)
         if self.training and name in ("fw_a", "fw_w") and running is not None and op.running is not None:
             update_range(running, limits, op.running)
-        self._observe(name, op, x, values)
+        if values is not None:
+            self._observe(name, op, x, values)
         return Activation(values, codes, geometry)
 
     def _to_grid(
         self, x: torch.Tensor, op: Operand, noise: NoiseKey | None, code_bits: int, what: str,
-        known: Limits | None = None,
-    ) -> tuple[torch.Tensor, Quantized | None, Limits | tuple[float, float]]:  # fmt: skip
-        """Quantize ``x`` at the range that is ``known``, or else measured; return values, codes and the range."""
+        known: Limits | None = None, only_codes: bool = False,
+    ) -> tuple[torch.Tensor | None, Quantized | None, Limits | tuple[float, float]]:  # fmt: skip
+        """Quantize ``x`` at the range that is ``known``, or else measured; return values, codes and the range.
+
+        With ``only_codes`` the values may be left out.
+        """
         state = self.state
         if known is None and state.reduce_limits is not None and what != "weight" and op.format.spans_samples:
             known = self._whole(op.format.limits(x, state.kernels), op, x)
@@ -205,7 +216,7 @@ class QuantLayer(nn.Module):
             return there.values, there.codes, (there.low, there.high)
         if known is None or (known[0].numel() == 1 and known[0].device.type == "cpu"):
             given = None if known is None else (known[0].item(), known[1].item())
-            fast = quantize_uniform(x, op.format, op.bits, noise, code_bits, state.kernels, given)
+            fast = quantize_uniform(x, op.format, op.bits, noise, code_bits, state.kernels, given, only_codes)
             if fast is not None:
                 if not fast.finite:
                     self._refuse(what)
@@ -240,9 +251,9 @@ class QuantLayer(nn.Module):
         Backward drops what is kept: writes through ``weight.data`` leave no trace in the weight's version. Evaluation
         keeps nothing for the same reason.
         """
-        return self.weight.detach() if op.is_float else self._weight(op, name, False)[0]
+        return self.weight.detach() if op.is_float else self.weight_operand(op, name, False)[0]
 
-    def _weight(self, op: Operand, name: str, integer: bool) -> tuple[torch.Tensor, Quantized | None]:
+    def weight_operand(self, op: Operand, name: str, integer: bool) -> tuple[torch.Tensor, Quantized | None]:
         """Values of the quantized weight and, where ``integer`` products want them, its codes."""
         bits = op.bits if isinstance(op.bits, int) else (id(op.bits), op.bits._version)
         key = (op.format, bits)
@@ -255,6 +266,7 @@ class QuantLayer(nn.Module):
             w = op.format.forward_transform(self.weight.detach())
             code_bits = op.widest if integer else 0
             values, codes, _ = self._to_grid(w, op, self._noise(op, "W", w), code_bits, "weight")
+            assert values is not None
             self._observe(name, op, w, values)
             kept = self._weights[key] = (values, codes, op.bits)  # holds the map, so that its id stays taken
         return kept[:2]
@@ -265,11 +277,22 @@ class QuantLayer(nn.Module):
 
     def quantized_error(self, g: torch.Tensor, op: Operand, name: str) -> torch.Tensor:
         """Quantized output gradient (values)."""
-        if op.is_float:
-            return g
-        values, _, _ = self._to_grid(g, op, self._noise(op, name, g), 0, "output gradient")
-        self._observe(name, op, g, values)
+        values, _ = self.error_operand(g, op, name)
+        assert values is not None
         return values
+
+    def error_operand(
+        self, g: torch.Tensor, op: Operand, name: str, integer: bool = False, values: bool = True
+    ) -> tuple[torch.Tensor | None, Quantized | None]:
+        """Quantized output gradient: values, and codes for ``integer`` products; either may come unasked."""
+        if op.is_float:
+            return g, None
+        only_codes = integer and not values and self.observer is None
+        code_bits = op.widest if integer else 0
+        e, codes, _ = self._to_grid(g, op, self._noise(op, name, g), code_bits, "output gradient", None, only_codes)
+        if e is not None:
+            self._observe(name, op, g, e)
+        return e, codes
 
     def _noise(self, op: Operand, tensor: str, x: torch.Tensor) -> NoiseKey | None:
         if op.format.rounding == "nearest":

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fractrain.errors import ConfigError
-from fractrain.quant.integer import Geometry, pays, suits
+from fractrain.quant.integer import Geometry, pays, suits, suits_tensor, suits_weight
+from fractrain.quant.integer_backward import Plan, possible
 from fractrain.quant.layer import QuantLayer
 from fractrain.quant.precision import Precision
 from fractrain.quant.products import Backward
@@ -58,14 +59,26 @@ class QuantConv2d(QuantLayer):
 
     def integer_geometry(self, x: torch.Tensor) -> Geometry | None:
         """How FW runs on integer codes: dense convolutions of both operands at up to 8 bits, see ``quant.integer``."""
+        geometry = self._geometry(x) if suits(self.precision.fw_a, self.precision.fw_w) else None
+        return geometry if geometry is not None and pays(geometry) else None
+
+    def integer_backward(self, x: torch.Tensor) -> Plan | None:
+        """Which of EB and GC run on integer codes, see ``quant.integer_backward``."""
+        p = self.precision
+        eb = suits_tensor(p.eb_e) and suits_weight(p.eb_w)
+        gc = suits_tensor(p.gc_e) and suits_tensor(p.gc_a)
+        geometry = self._geometry(x) if eb or gc else None
+        return None if geometry is None else possible(geometry).only(eb, gc)
+
+    def _geometry(self, x: torch.Tensor) -> Geometry | None:
+        """Of dense convolutions of float32 on the CPU, where the compiled kernels may be used."""
         if self.state.kernels == "reference" or x.device.type != "cpu" or self.groups != 1 or self.dilation != (1, 1):
             return None
-        if x.dtype != torch.float32 or not suits(self.precision.fw_a, self.precision.fw_w):
+        if x.dtype != torch.float32:
             return None
         image = (x.shape[1], x.shape[2], x.shape[3])
         kernel, stride = (self.kernel_size[0], self.kernel_size[1]), (self.stride[0], self.stride[1])
-        geometry = Geometry(image, self.out_channels, kernel, stride, self.padding)
-        return geometry if pays(geometry) else None
+        return Geometry(image, self.out_channels, kernel, stride, self.padding)
 
     def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """FW."""

@@ -23,13 +23,13 @@ class Measured:
     """Result of :func:`quantize_uniform`.
 
     Attributes:
-        values: quantized values.
+        values: quantized values, or None when not wanted.
         codes: integer codes, or None when not wanted.
         low, high: extremes of the tensor (over all groups).
         finite: whether the tensor had neither inf nor nan.
     """
 
-    values: torch.Tensor
+    values: torch.Tensor | None
     codes: Quantized | None
     low: float
     high: float
@@ -38,7 +38,7 @@ class Measured:
 
 def quantize_uniform(
     x: torch.Tensor, fmt: Format, bits: Bits, noise: NoiseKey | None, code_bits: int, kernels: Kernels,
-    known: tuple[float, float] | None = None,
+    known: tuple[float, float] | None = None, only_codes: bool = False,
 ) -> Measured | None:  # fmt: skip
     """Quantize ``x``, or return None where this path does not apply.
 
@@ -53,6 +53,7 @@ def quantize_uniform(
         code_bits: as in :func:`fractrain.quant.kernels.quantize`.
         kernels: as there.
         known: range to use instead of measuring it (per tensor only).
+        only_codes: leave the values out (they can be restored from the codes).
     """
     per_row = fmt.granularity == PerAxis(0)
     if type(fmt) not in (Affine, Symmetric) or fmt.statistic != "extreme":
@@ -80,7 +81,7 @@ def quantize_uniform(
     low, high, finite = module.fill_grid(ranges[0], ranges[1], per_row, symmetric, top, np.float32(MIN_SCALE), *grid)
     rows = RowGrid(module, parallel, *grid)
     shape = (n, *([1] * (x.dim() - 1))) if per_row else ()
-    values, codes = quantize_rows(x, data, rows, noise, code_bits)
+    values, codes = quantize_rows(x, data, rows, noise, code_bits, only_codes and code_bits > 0)
     kept = None if codes is None else Quantized(codes, lambda: _grid(grid, shape), kernels, rows)
     return Measured(values, kept, low, high, finite)
 

@@ -9,9 +9,10 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from fractrain.quant.integer import Geometry
+from fractrain.quant.integer_backward import Plan, products
 from fractrain.quant.kernels import Quantized
 from fractrain.quant.pool import Term
-from fractrain.quant.precision import Precision
+from fractrain.quant.precision import Operand, Precision
 
 if TYPE_CHECKING:
     from fractrain.quant.layer import QuantLayer
@@ -88,7 +89,12 @@ class _Products(torch.autograd.Function):
         ctx.direct = s is not None and x is s.input
         ctx.has_bias = bias is not None
         # EB multiplies by the weight of this forward pass, as quantized now.
-        w = layer.quantized_weight(p.eb_w, "eb_w")
+        plan = layer.integer_backward(x) if kept.codes is not None else None
+        ctx.plan, ctx.weight = plan, None
+        if plan is not None and plan.eb:
+            w, ctx.weight = layer.weight_operand(p.eb_w, "eb_w", True)
+        else:
+            w = layer.quantized_weight(p.eb_w, "eb_w")
         # Autograd keeps the codes: it frees them after backward even where the loss lives on, and hooks see them.
         a = kept.values if kept.codes is None else kept.codes.codes
         ctx.grid = None if kept.codes is None else (kept.codes.grid, kept.codes.kernels, kept.codes.rows)
@@ -107,33 +113,80 @@ class _Products(torch.autograd.Function):
             g = g.contiguous(memory_format=torch.channels_last)
         want_a, want_w, want_b = ctx.needs_input_grad[:3]
         pool = None if ctx.scope is None or layer.backward_observer is not None else ctx.scope.pool
+        kept = None if ctx.grid is None or a is None else Quantized(a, *ctx.grid)
+        one = p.eb_e.same_as(p.gc_e)
+        pooled = one and pool is not None and (ctx.direct or ctx.scope.sharing > 1)
+        later_a = want_a and pooled and ctx.direct  # an input of its own must have its gradient now
+        plan = None if ctx.plan is None else ctx.plan.only(want_a and not later_a, want_w)
         outer, layer.state.scope = layer.state.scope, ctx.scope
         try:
-            one = p.eb_e.same_as(p.gc_e)
-            e_gc = layer.quantized_error(g, p.gc_e, "E" if one else "E.gc") if want_w or want_b or one else g
-            e_eb = e_gc if one else (layer.quantized_error(g, p.eb_e, "E.eb") if want_a else g)
+            wants = (want_a, want_w, want_b and ctx.has_bias)
+            e_eb, e_gc, int_a, int_w = _errors_and_integer_products(layer, p, g, kept, ctx.weight, plan, wants)
         finally:
             layer.state.scope = outer
-        kept = None if ctx.grid is None or a is None else Quantized(a, *ctx.grid)
+        want_a, want_w = want_a and int_a is None, want_w and int_w is None
         db = layer.bias_gradient(e_gc) if want_b and ctx.has_bias else None
-        if pool is not None and one and (ctx.direct or ctx.scope.sharing > 1):
-            later_a = want_a and ctx.direct  # an input of its own must have its gradient now
+        if pool is not None and pooled:
             if later_a or want_w:
                 form = None if p.fw_w.is_float else p.fw_w.format
                 term = Term(e_gc, a if kept is None else kept, w, master, form, ctx.shape, later_a, want_w)
-                pool.add(layer, ctx.call, (ctx.scope.values, p.gc_a.bits, p.gc_a.format, id(w)), term)
+                # apart: those whose GC is done, which must not be in the sum of errors of another's GC
+                pool.add(layer, ctx.call, (ctx.scope.values, p.gc_a.bits, p.gc_a.format, id(w), want_w), term)
             want_a, want_w, a = want_a and not later_a, False, None
-        if want_w and kept is not None:
+        if not want_w:
+            a = None
+        elif kept is not None:
             a = kept.values()
-        if not (want_a or want_w):
-            da = dw = None
-        elif one:
-            da, dw = layer.backward_products(e_eb, a, w, ctx.shape, want_a, want_w)
-        else:
-            da, _ = layer.backward_products(e_eb, None, w, ctx.shape, want_a, False)
-            _, dw = layer.backward_products(e_gc, a, w, ctx.shape, False, want_w)
+        da, dw = int_a, int_w
+        if one and want_a and want_w:
+            da, dw = layer.backward_products(e_eb, a, w, ctx.shape, True, True)
+        elif want_a:
+            da, _ = layer.backward_products(e_eb, None, w, ctx.shape, True, False)
+        if want_w and not (one and want_a):
+            _, dw = layer.backward_products(e_gc, a, w, ctx.shape, False, True)
         if dw is not None and not p.fw_w.is_float:
             dw = p.fw_w.format.backward_transform(master.detach(), dw)
         if layer.backward_observer is not None:
             layer.backward_observer(layer, Backward(g, kept, da, dw))
         return da, dw, db, None, None, None, None
+
+
+def _errors_and_integer_products(
+    layer: QuantLayer, p: Precision, g: torch.Tensor, kept: Quantized | None, weight: Quantized | None,
+    plan: Plan | None, wants: tuple[bool, bool, bool],
+) -> tuple[Any, Any, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    """Quantize the error, and do what the plan says on its codes.
+
+    Args:
+        layer, p: the layer and the precision of its forward pass.
+        g: output gradient.
+        kept, weight: codes of activation and weight.
+        plan: which products run on integer codes; None: none.
+        wants: whether gradients of input, weight and bias are wanted.
+
+    Returns:
+        The error's values for EB and for GC (None where nothing is left to do with them), and the gradients of input
+        and weight that are done (else None).
+    """
+    eb, gc = (False, False) if plan is None else (plan.eb, plan.gc)
+    float_a, float_w = wants[0] and not eb, (wants[1] and not gc) or wants[2]
+
+    def run(op: Operand, name: str, part: Plan | None, values: bool) -> tuple[torch.Tensor | None, Any, Any]:
+        if not part:
+            return layer.quantized_error(g, op, name), None, None
+        e, codes = layer.error_operand(g, op, name, True, values)
+        if codes is None or codes.rows is None:  # not quantized by the compiled kernels: there are values
+            return e, None, None
+        return (e, *products(codes, kept, weight, part))
+
+    if p.eb_e.same_as(p.gc_e):
+        e, da, dw = run(p.gc_e, "E", plan, float_a or float_w)
+        return e, e, da, dw
+    da = dw = None
+    e_eb: torch.Tensor | None = g
+    e_gc: torch.Tensor | None = g
+    if wants[1] or wants[2]:
+        e_gc, _, dw = run(p.gc_e, "E.gc", plan and plan.only(False, True), float_w)
+    if wants[0]:
+        e_eb, da, _ = run(p.eb_e, "E.eb", plan and plan.only(True, False), float_a)
+    return e_eb, e_gc, da, dw

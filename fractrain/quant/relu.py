@@ -10,33 +10,58 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import increment_version
+
+from fractrain.quant.kernels import flat, fused_for
 
 
 class CompactReLU(nn.Module):
-    """``max(x, 0)``, same values and gradients as :class:`torch.nn.ReLU`; keeps a boolean mask of the input's shape."""
+    """``max(x, 0)``, same values and gradients as :class:`torch.nn.ReLU`; keeps a boolean mask of the input's shape.
+
+    Args:
+        inplace: overwrite the input.
+    """
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply it to a tensor of any shape."""
-        y: torch.Tensor = _ReLU.apply(x)
+        y: torch.Tensor = _ReLU.apply(x, self.inplace)
         return y
 
 
 class _ReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        y = torch.relu(x)
-        ctx.save_for_backward(y > 0)
+    def forward(ctx: Any, x: torch.Tensor, inplace: bool) -> torch.Tensor:
+        fused = fused_for(x, "auto") if x.dtype == torch.float32 else None
+        if fused is None:
+            y = torch.relu_(x) if inplace else torch.relu(x)
+            positive = y > 0
+        else:
+            module, parallel = fused
+            y = x if inplace else torch.empty_like(x)
+            positive = torch.empty_like(x, dtype=torch.bool)
+            module.relu[parallel](flat(x.detach()), flat(y.detach()), flat(positive))
+            if inplace:
+                increment_version(x)
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(positive)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         (positive,) = ctx.saved_tensors
         g = grads[0]
-        if g.device.type == "cpu" and g.dtype.is_floating_point:
-            # ReLU's own backward, reading the mask's bytes in place of the output: a seventh of the time of ``where``
-            da: torch.Tensor = torch.ops.aten.threshold_backward(g, positive.view(torch.int8), 0)
-            return da
-        return torch.where(positive, g, g.new_zeros(()))  # not a product: 0 * inf would be nan
+        fused = fused_for(g, "auto") if g.dtype == torch.float32 and g.stride() == positive.stride() else None
+        if fused is None:
+            return torch.where(positive, g, g.new_zeros(())), None  # not a product: 0 * inf would be nan
+        module, parallel = fused
+        da = torch.empty_like(g)
+        module.where[parallel](flat(positive), flat(g), flat(da))
+        return da, None
 
 
 def compact_relus(model: nn.Module) -> nn.Module:
@@ -45,6 +70,6 @@ def compact_relus(model: nn.Module) -> nn.Module:
         if type(m) is nn.ReLU:
             parent, _, child = name.rpartition(".")
             if not name:
-                return CompactReLU()
-            setattr(model.get_submodule(parent), child, CompactReLU().train(m.training))
+                return CompactReLU(m.inplace)
+            setattr(model.get_submodule(parent), child, CompactReLU(m.inplace).train(m.training))
     return model
