@@ -83,8 +83,8 @@ kernels_option = click.option(
     type=NearestChoice(KERNELS),
     default="auto",
     show_default=True,
-    help="Plain torch, compiled, or compiled where a check passes. All round alike and share run ids; the compiled ones "
-    "may multiply integer codes, whose sums are exact: weights then differ in the last bits.",
+    help="Plain torch, compiled, or compiled where a check passes. All round alike and share run ids; compiled "
+    "kernels may multiply integer codes, whose sums are exact: weights then differ in the last bits.",
 )
 data_option = click.option(
     "--data-dir",

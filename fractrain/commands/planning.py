@@ -223,7 +223,7 @@ def _totals(runs: Sequence[PlannedRun], estimates: dict[str, Estimate | str], de
     disk = sum(e.disk_bytes for e in every) / 1e9
     lines.append(
         f"  in all: {len(every)} runs{some}, {sum(e.iterations for e in every):,} iterations, "
-        f"{hours:,.1f} {kind}-hours, {disk:.2f} GB of checkpoints and weights"
+        f"{hours:,.1f} {kind}-hours, {disk:.2f} GB of checkpoints kept"
     )
     return lines
 

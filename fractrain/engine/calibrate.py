@@ -24,7 +24,8 @@ from fractrain.seeds import derive_seed
 
 STEPS: Final = 2
 WARM_UP: Final = 1  # the first step compiles, allocates and chooses algorithms
-CPU_VALUES: Final = 32 * 3 * 32 * 32  # input values of a trial batch on a CPU: 32 CIFAR images
+CPU_VALUES: Final = 32 * 3 * 32 * 32  # input values of a trial batch on a CPU: 32 CIFAR images,
+CPU_SAMPLES: Final = 8  # but never fewer samples: what a step takes beside them would be scaled up with them
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Estimate:
         step_s: seconds of one training step at the full batch size.
         evaluation_s: seconds of one evaluation of all parts.
         iterations, evaluations: how many of each.
-        disk_bytes: checkpoint and final weights.
+        disk_bytes: what the run keeps when it is done: its last checkpoint.
         trial_batch, batch: samples the time was measured with, and samples it stands for.
     """
 
@@ -128,7 +129,7 @@ def estimate(config: RunConfig, device: torch.device, registries: Registries | N
     text = getattr(info, "kind", "image") == "text"
     batch = config.recipe.batch_size
     values = 16 * info.shape[0] if text else info.shape[0] * info.shape[1] * info.shape[2]
-    trial = batch if device.type != "cpu" else max(1, min(batch, CPU_VALUES // values))
+    trial = batch if device.type != "cpu" else min(batch, max(CPU_SAMPLES, CPU_VALUES // values))
     recipe = config.recipe.model_copy(update={"batch_size": trial, "iterations": WARM_UP + STEPS, "eval_every": 0})
     small = config.model_copy(update={"recipe": recipe})
     gpus = [device] if device.type == "cuda" else []
@@ -137,23 +138,27 @@ def estimate(config: RunConfig, device: torch.device, registries: Registries | N
         times = [_timed(loop.advance, device) for _ in range(WARM_UP + STEPS)][WARM_UP:]
         loop.step = loop.clock.end(loop.epoch)
         evaluation = _timed(loop.advance, device)
-    samples = _sequences(info) if text else info.train_size, info.test_size
-    clock = Clock.of(config.recipe, max(1, -(-samples[0] // batch)))
-    checkpoint = sum(_bytes(part) for part in (loop.model.state_dict(), loop.optimizer.state_dict()))
-    weights = _bytes(loop.model.state_dict())
+    trained, evaluated = _samples(info, config.recipe.val_fraction)
+    clock = Clock.of(config.recipe, max(1, -(-trained // batch)))
     return Estimate(
         step_s=statistics.median(times) * batch / trial,
-        evaluation_s=evaluation / trial * (samples[1] // info.shape[0] if text else samples[1]),
+        evaluation_s=evaluation / trial * evaluated,
         iterations=clock.total,
         evaluations=clock.periods,
-        disk_bytes=checkpoint + weights,
+        disk_bytes=_bytes(loop.state_dict()),
         trial_batch=trial,
         batch=batch,
     )
 
 
-def _sequences(info: Any) -> int:
-    return int(info.train_size // info.shape[0])
+def _samples(info: Any, val_fraction: float) -> tuple[int, int]:
+    """Images or sequences of the training part, and of the validation and test parts together."""
+    if getattr(info, "kind", "image") != "text":
+        held_back = round(info.train_size * val_fraction)
+        return info.train_size - held_back, info.test_size + held_back
+    context, stride = info.shape[0], info.stride or info.shape[0]
+    windows = [1 + max(0, -(-(words - 1 - context) // stride)) for words in (info.val_size, info.test_size) if words]
+    return (info.train_size - context) // context, sum(windows)
 
 
 def _timed(call: Any, device: torch.device) -> float:

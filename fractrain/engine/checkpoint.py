@@ -1,8 +1,8 @@
 """Checkpoints that survive ``kill -9``, a full disk and a truncated file.
 
 One file: a header line (JSON: format, run id, SHA-256 and length of what follows), then what ``torch.save`` wrote.
-The newest and the one before are kept; a damaged newest one is found by its digest, moved aside, and the one before is
-used.
+The newest and the one before are kept while the run lasts; a damaged newest one is found by its digest, moved aside,
+and the one before is used. A finished run keeps its last one alone: nothing else holds its final weights.
 """
 
 from __future__ import annotations
@@ -74,6 +74,16 @@ def save(path: Path, state: dict[str, Any], run_id: str) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def keep_newest(path: Path) -> None:
+    """Delete the generation before ``path``: a run that has come to its end never goes back to it.
+
+    Raises:
+        StoreError: the operating system refused.
+    """
+    with storing(previous(path), "delete"):
+        previous(path).unlink(missing_ok=True)
 
 
 def load(path: Path, run_id: str) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from torch import nn
 
 from fractrain.cost.ledger import Ledger
 from fractrain.engine.device import resolve_device
-from fractrain.engine.peers import Peers, listening, reduced
+from fractrain.engine.peers import Peers, launched_world, listening, reduced
 from fractrain.engine.summary import state_sha256
 from fractrain.engine.task import Outcome
 from fractrain.errors import ConfigError, MachineError
@@ -35,7 +35,6 @@ from fractrain.seeds import derive_seed
 
 T = TypeVar("T")
 BUCKET: Final = 1 << 25  # elements of one all-reduce of gradients
-_LAUNCHED: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,19 @@ class Ranks(Peers):
         self.samples, self.start, self.rows = total, low, high - low
         with self.apart(whole):
             yield (x[low:high], y[low:high]) if cut else (x, y)
+
+    def must_share(self, samples: int, batch_size: int) -> None:
+        """Make sure, before the first step, that every batch of a pass gives every rank a sample.
+
+        Raises:
+            ConfigError: the last one does not.
+        """
+        last = samples % batch_size or batch_size
+        if last < self.world:
+            raise ConfigError(
+                f"{samples:,} samples in batches of {batch_size} leave {last} for the last one, fewer than the "
+                f"{self.world} processes: choose another recipe.batch_size"
+            )
 
     def deal(self, batches: Iterable[T]) -> Iterator[T]:
         """Every ``world``-th batch of an evaluation: whole batches, so that each is computed as on one process."""
@@ -245,9 +257,10 @@ def connect(device: str = "auto") -> Iterator[Ranks]:
         device: as of :func:`fractrain.engine.device.resolve_device`; ``auto`` and ``cuda`` mean one GPU per process.
 
     Raises:
+        ConfigError: a variable of ``torchrun`` has a value that it never sets.
         MachineError: no such device, or torch has no support for several processes.
     """
-    world = int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _LAUNCHED) else 1
+    world = launched_world()
     if world == 1:
         yield Ranks(resolve_device(device))
         return

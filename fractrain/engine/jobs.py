@@ -27,7 +27,7 @@ class Site:
         data_dir: folder of the data sets, None for the default.
         download: fetch missing data.
         checkpoint_seconds: at least this long between two checkpoints of a run.
-        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all round to the same bits.
+        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``: all round alike; last bits of sums may differ.
     """
 
     store: Path

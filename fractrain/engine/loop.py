@@ -58,7 +58,7 @@ class TrainingLoop:
         registries: where names are looked up.
         on_epoch: called with the metrics line of each finished epoch.
         should_stop: asked between the batches of an evaluation.
-        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all round to the same bits.
+        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``: all round alike; last bits of sums may differ.
         ranks: the processes of the run; None: this one alone.
         start: puts weights into the plain model before training begins; None: as the seed initialises it.
 
@@ -89,9 +89,12 @@ class TrainingLoop:
         self._on_epoch, self._should_stop = on_epoch, should_stop
         torch.manual_seed(derive_seed(config.seed, "torch"))
         self.task = task_of(registries.dataset_info(config.dataset))
-        data = registries.data(config.dataset, data_dir, download, recipe.val_fraction, config.seed)
+        self.data = data = registries.data(config.dataset, data_dir, download, recipe.val_fraction, config.seed)
         self.data_digest = str(data.digest)
         self.stream = registries.train_stream(data, recipe.batch_size, config.seed, device, recipe.augment)
+        self._cut = getattr(self.stream, "world", 1) == 1  # else batches come in shares
+        if not self._cut:
+            self.ranks.must_share(len(data.train), recipe.batch_size)
         splits = ("test",) if data.val is None else ("val", "test")
         self.eval_streams = {s: registries.eval_stream(data, s, recipe.batch_size, device) for s in splits}
         self.clock = Clock.of(recipe, len(self.stream))
@@ -102,7 +105,6 @@ class TrainingLoop:
         self._seconds, self._since = 0.0, time.perf_counter()
         self.replaced = Replaced([self.stream, *self.eval_streams.values()])
         self.watch = LossWatch(device)
-        self._cut = getattr(self.stream, "world", 1) == 1  # else batches come in shares
         self.ranks.reseed(config.seed, 0)
         self._reset_sums()
 

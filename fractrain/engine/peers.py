@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from fractrain.errors import ConfigError, FractrainError, RunError
 
 T = TypeVar("T")
+_LAUNCHED: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+_NUMBERS: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 
 
 class PeerError(FractrainError):
@@ -130,7 +133,24 @@ def listening() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
         raise RunError(
-            f"another process of this run has ended or cannot be reached: see its message ({reason})"
+            "another process of this run has ended or cannot be reached: see its message (FRACTRAIN_DEBUG=1 shows more)"
         ) from error
+
+
+def launched_world() -> int:
+    """Number of processes that ``torchrun`` has started, 1 without it.
+
+    Raises:
+        ConfigError: one of its variables is no number, or out of range.
+    """
+    if not all(name in os.environ for name in _LAUNCHED):
+        return 1
+    values = {name: os.environ[name] for name in _NUMBERS}
+    for name, text in values.items():
+        if not text.isdecimal():
+            raise ConfigError(f"environment variable {name}={text!r}: expected a number, as torchrun sets it")
+    rank, world = int(values["RANK"]), int(values["WORLD_SIZE"])
+    if not rank < world:
+        raise ConfigError(f"environment variables RANK={rank}, WORLD_SIZE={world}: the rank must be below the size")
+    return world

@@ -7,6 +7,7 @@ real data set it is a reduced run that only shows that everything works.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 import pydantic
@@ -19,6 +20,9 @@ PROFILES: Final[tuple[Profile, ...]] = ("smoke", "short", "paper")
 
 SHORT: Final = 8  # a short run is one eighth of the paper's
 REAL_SMOKE: Final = 160  # smoke on real data: 400 iterations, about one CIFAR epoch
+# Evaluation periods that a short run has at least: methods that watch the loss from period to period (PFQ, FracTrain)
+# need five for each of their three changes of precision.
+PERIODS: Final = 20
 
 
 class Recipe(pydantic.BaseModel):
@@ -106,6 +110,8 @@ _WIKITEXT103: Final[dict[str, Any]] = {
 _WIKITEXT2: Final[dict[str, Any]] = {
     **_LANGUAGE, "iterations": 5_100, "batch_size": 16, "lr": 5e-4, "warmup": 500, "eval_every": 255,
 }  # fmt: skip
+# Training images of the sets whose evaluation period is one pass; a test compares them with the data sets'.
+_IMAGES: Final = {"imagenet": 1_281_167, "imagenette": 9_469, "cifar10": 50_000, "cifar100": 50_000}
 _PAPER: Final[dict[str, dict[str, Any]]] = {
     "wikitext103": _WIKITEXT103,
     "wikitext2": _WIKITEXT2,
@@ -155,11 +161,34 @@ def recipe_values(dataset: str, profile: str, embedded: bool) -> dict[str, Any]:
     paper = _PAPER[dataset]
     if profile == "paper":
         return dict(paper)
-    return with_length(paper, paper["iterations"] // (SHORT if profile == "short" else REAL_SMOKE))
+    if profile == "smoke":  # its periods stay as long: twenty evaluations would take longer than the training
+        return with_length(paper, paper["iterations"] // REAL_SMOKE)
+    values = with_length(paper, paper["iterations"] // SHORT)
+    return {**values, "eval_every": _short_period(dataset, values)}
+
+
+def _short_period(dataset: str, values: Mapping[str, Any]) -> int:
+    """Steps of one evaluation period of a short run, 0 for a pass.
+
+    Where the paper's recipe names a period, there are as many of them as in the paper's run. Where it is a pass, a
+    short run of too few passes has ``PERIODS``.
+    """
+    paper, iterations = _PAPER[dataset], int(values["iterations"])
+    if every := int(paper.get("eval_every", 0)):
+        periods = -(-int(paper["iterations"]) // every)
+    elif iterations * values["batch_size"] < PERIODS * _IMAGES[dataset]:
+        periods = PERIODS
+    else:
+        return 0
+    whole = -(-iterations // periods)  # rounded up, so that no last period of a few steps is left over,
+    return whole if -(-iterations // whole) >= periods else max(1, iterations // periods)  # unless that makes fewer
 
 
 def with_length(values: dict[str, Any], iterations: int) -> dict[str, Any]:
-    """Return ``values`` for another number of iterations, milestones and warm-up scaled in proportion."""
+    """Return ``values`` for another number of iterations, milestones and warm-up scaled in proportion.
+
+    ``eval_every`` stays: what one evaluation period is does not depend on how many there are.
+    """
     ratio = iterations / values["iterations"]
     scaled = [max(1, round(m * ratio)) for m in values.get("milestones", [])]
     return {

@@ -14,6 +14,9 @@ class SilentWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def discard(self) -> None:
+        """Do nothing."""
+
     def set_status(self, status: Status, message: str = "", **facts: Any) -> None:
         """Do nothing."""
 

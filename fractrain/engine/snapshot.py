@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -10,6 +10,8 @@ from fractrain.errors import CheckpointError
 
 if TYPE_CHECKING:
     from fractrain.engine.loop import TrainingLoop
+
+AGAIN: Final = "start again: delete the run's folder, or `fractrain run` with --force"  # reproduce has no such option
 
 
 def snapshot(loop: TrainingLoop) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def restore(loop: TrainingLoop, state: dict[str, Any]) -> None:
     """
     if state.get("data_digest") != loop.data_digest:
         raise CheckpointError(
-            f"run {loop.config.run_id}: the data has changed since the checkpoint; restore it, or run with --force"
+            f"run {loop.config.run_id}: the data has changed since the checkpoint; restore it, or {AGAIN}"
         )
     try:
         loop.model.load_state_dict(state["model"])
@@ -54,7 +56,7 @@ def restore(loop: TrainingLoop, state: dict[str, Any]) -> None:
     except (KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"run {loop.config.run_id}: the checkpoint does not fit the installed code ({reason}); run with --force"
+            f"run {loop.config.run_id}: the checkpoint does not fit the installed code ({reason}); {AGAIN}"
         ) from error
     loop.epoch, loop.step = state["cursor"]["epoch"], state["cursor"]["step"]
     loop.ledger.begin("train", loop.epoch)

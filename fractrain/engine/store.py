@@ -230,9 +230,10 @@ class RunWriter:
         """Forget all but the config, so that the run starts from the beginning (``--force``)."""
         self.set_status("running")
         with storing(self.path, "empty"):
-            for entry in self.path.iterdir():
-                if entry.name not in ("config.json", "status.json", LOCK_NAME):
-                    entry.unlink()
+            found = [e for e in self.path.iterdir() if e.name not in ("config.json", "status.json", LOCK_NAME)]
+            # Checkpoints first: killed in between, the run must not go on from one without its metrics.
+            for entry in sorted(found, key=lambda e: not e.name.startswith("checkpoint")):
+                entry.unlink()
 
     def _json(self, name: str, value: dict[str, Any]) -> None:
         atomic_write(self.path / name, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())

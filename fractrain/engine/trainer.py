@@ -24,6 +24,7 @@ from fractrain.engine.silent import SilentWriter
 from fractrain.engine.source import source_weights, start_from
 from fractrain.engine.store import LOCK_PATIENCE_S, RunRecord, RunStore, RunWriter
 from fractrain.engine.summary import best_line, summarize_run, weights_sha256
+from fractrain.engine.trivial import trivial_result
 from fractrain.errors import NonFiniteError, RunError, StoreError
 
 FOREVER: Final = -1.0
@@ -43,8 +44,9 @@ class Trainer:
         checkpoint_seconds: at least this long between two checkpoints; 0 means after every step.
         wait_s: seconds to wait for another process that writes the same run.
         registries: where names are looked up.
-        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``; all round to the same bits.
+        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``: all round alike; last bits of sums may differ.
         ranks: the processes the run is on, all of which make a trainer; None: this one alone.
+        fresh: start from the beginning, whatever the store has of this run; its source run stays as it is.
     """
 
     def __init__(
@@ -61,17 +63,18 @@ class Trainer:
         registries: Registries | None = None,
         kernels: Kernels = "auto",
         ranks: Ranks | None = None,
+        fresh: bool = False,
     ) -> None:
         self.config, self.store, self.device, self.data_dir = config, store, device, data_dir
         self.progress = progress or SilentProgress()
         self.download, self.checkpoint_seconds, self.wait_s = download, checkpoint_seconds, wait_s
         self.registries = registries or Registries()
-        self.kernels, self.ranks = kernels, ranks or Ranks(device)
+        self.kernels, self.ranks, self.fresh = kernels, ranks or Ranks(device), fresh
         if not self.ranks.first:
             self.progress = SilentProgress()
 
     def run(self) -> RunRecord:
-        """Train to the end and return the finished run; one that is done already is returned as it is.
+        """Train to the end and return the finished run; one that is done already is returned, unless ``fresh``.
 
         Raises:
             RunInterrupted: SIGINT or SIGTERM; a checkpoint was written.
@@ -81,9 +84,11 @@ class Trainer:
         if self.ranks.several:
             self.ranks.agree(environment.identity(self.config.run_id))
         record = self._record()
-        if record is None or record.status != "done":
+        if self.fresh or record is None or record.status != "done":
             self._train_source()
             with GracefulStop() as stop, self._open() as writer:
+                if self.fresh:
+                    self.ranks.on_first(writer.discard)
                 record = self._record()
                 if record is None or record.status != "done":  # another process may have finished it while we waited
                     self._run_locked(writer, stop)
@@ -106,7 +111,8 @@ class Trainer:
     def _train_source(self) -> None:
         """Run the source run first, unless it is done or this run is past needing it."""
         source = self.config.source
-        if source is None or self.ranks.tell((self.store.path(self.config.run_id) / CHECKPOINT_NAME).exists()):
+        begun = self.ranks.tell((self.store.path(self.config.run_id) / CHECKPOINT_NAME).exists())
+        if source is None or (begun and not self.fresh):
             return
         self.progress.note(f"run {self.config.run_id} starts from run {source.run_id}")
         Trainer(
@@ -152,7 +158,7 @@ class Trainer:
         gpus = [self.device] if self.device.type == "cuda" else []
         path = writer.path / CHECKPOINT_NAME
         with determinism(self.config.recipe.deterministic), torch.random.fork_rng(devices=gpus):
-            self.ranks.on_first(lambda: writer.start(environment.capture(self.device)))
+            self.ranks.on_first(lambda: writer.start({**environment.capture(self.device), "kernels": self.kernels}))
             state = self.ranks.tell(self.ranks.on_first(lambda: checkpoint.load(path, self.config.run_id)))
             loop = TrainingLoop(
                 self.config,
@@ -178,10 +184,11 @@ class Trainer:
         """Make the run a result."""
         costs = self.registries.costs(loop.ledger, _best_epoch(loop))
         summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs, loop.task.metric)
-        summary["data_digest"] = loop.data_digest
+        summary |= {"data_digest": loop.data_digest, **trivial_result(loop.data, loop.task.metric)}
         if replaced := loop.replaced.images:
             summary["replaced_images"] = replaced
             self.progress.note(f"{len(replaced)} images could not be decoded and were replaced")
+        checkpoint.keep_newest(writer.path / CHECKPOINT_NAME)  # before the status: a run that is done stays done
         writer.finish(summary, loop.ledger.state_dict())
 
     def _loop(self, loop: TrainingLoop, path: Path, stop: GracefulStop) -> None:

@@ -35,6 +35,14 @@ def test_run_json_is_one_document_and_a_second_call_is_cached(cli: Any, tmp_path
     assert "steps" not in second.stderr
 
 
+def test_force_runs_a_finished_run_again(cli: Any, tmp_path: Path) -> None:
+    first = json.loads(cli(*RUN, *SHORT, "--json").stdout)
+    again = cli(*RUN, *SHORT, "--json", "--force")
+    assert again.exit_code == 0, again.stderr
+    assert "2/2 steps" in again.stderr
+    assert json.loads(again.stdout)["weights_sha256"] == first["weights_sha256"]
+
+
 def test_run_text_names_the_folder_and_the_protocol(cli: Any) -> None:
     result = cli(*RUN, *SHORT)
     assert result.exit_code == 0, result.stderr

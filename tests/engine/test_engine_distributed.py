@@ -12,28 +12,43 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from engine_fakes import FakeRegistries, fake_config
 from rank_jobs import config_of, do
 from torch import nn
 
+from fractrain.cli import main
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.engine import checkpoint
 from fractrain.engine.distributed import Ranks, connect
+from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.synced_norm import RankBatchNorm
 from fractrain.engine.task import Outcome
+from fractrain.errors import ConfigError
 
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent
 DFQ = {"gate_hidden": 4, "gate_embed": 4, "target_cp": 2.0}
 SHORT = {"recipe": {"iterations": 1}, "same_norms": True}
+# By plain SGD: Adam's first step goes by the sign of each gradient, of those too that are zero but for rounding.
+TEXT = {
+    "dataset": "docs_text",
+    "recipe": {"iterations": 1, "optimizer": "sgd", "lr": 0.1, "warmup": 0, "batch_size": 5},
+}
 JOBS = {
     "fp32": {"method": "fp32", "recipe": {"clip_norm": 0.5}},
     "fp32-single": {"method": "fp32", "recipe": {"batch_size": 7, "iterations": 9}},
     "static8-step": {"method": "static8", **SHORT},
     "sbm-step": {"method": "sbm", **SHORT},
     "dfq-step": {"method": "dfq", "settings": DFQ, **SHORT},
+    "pfq-step": {"method": "pfq", **SHORT},
+    "cpt-step": {"method": "cpt", "settings": {"cycles": 1}, **SHORT},
+    "dorefa-step": {"method": "dorefa", **SHORT},
+    "text-fp32-step": {"method": "fp32", **TEXT},
+    "text-static8-step": {"method": "static8", **TEXT},
     "static8": {"method": "static8", "same_norms": True},
     "dfq": {"method": "dfq", "settings": DFQ, "same_norms": True},
     "fractrain": {"method": "fractrain", "settings": {**DFQ, "compat": "authors", "beta": 0.02}, "same_norms": True},
@@ -46,7 +61,8 @@ JOBS = {
 # value that lies next to the middle between two grid points may go either way, by a whole step of the grid (rarely:
 # usually these runs are as close as floating point).
 TOLERANCE = {
-    "fp32": 1e-4, "fp32-single": 1e-4, "static8-step": 1e-5, "sbm-step": 1e-5, "dfq-step": 1e-5, "static8": 0.02,
+    "fp32": 1e-4, "fp32-single": 1e-4, "static8-step": 1e-5, "sbm-step": 1e-5, "dfq-step": 1e-5, "pfq-step": 1e-5,
+    "cpt-step": 1e-5, "dorefa-step": 1e-5, "text-fp32-step": 1e-5, "text-static8-step": 1e-5, "static8": 0.02,
     "dfq": 0.3, "fractrain": 0.3, "dfq-single": 0.3,
 }  # fmt: skip
 
@@ -174,6 +190,32 @@ def test_ranks_that_disagree(runs, what, word):
     assert "rank 1 has " in first["error"]
 
 
+def test_a_process_whose_peer_is_killed_says_so_in_one_line(tmp_path):
+    """What the network said, with paths of torch's build, is in the error's cause: for FRACTRAIN_DEBUG alone."""
+    script = tmp_path / "peer.py"
+    script.write_text(
+        "import os, torch\n"
+        "from fractrain.engine.distributed import connect\n"
+        "from fractrain.errors import RunError\n"
+        "with connect('cpu') as ranks:\n"
+        "    ranks.sum(torch.ones(1))\n"
+        "    if not ranks.first:\n"
+        "        os._exit(9)\n"
+        "    try:\n"
+        "        ranks.sum(torch.ones(1))\n"
+        "    except RunError as error:\n"
+        "        print(str(error))\n"
+        "        assert 'gloo' in str(error.__cause__)\n"
+        "        os._exit(error.exit_code)\n"
+    )
+    (code, out, errors), (killed, _, _) = launch([str(script)])
+    assert (code, killed) == (1, 9), errors
+    (line,) = out.splitlines()
+    assert line.startswith("another process of this run has ended")
+    assert "FRACTRAIN_DEBUG=1" in line
+    assert "gloo" not in line
+
+
 def test_command_line_of_two_ranks_that_disagree(tmp_path):
     command = ["-m", "fractrain", "run", "--method", "fp32", "--model", "resnet38", "--dataset", "digits"]
     command += ["--results", str(tmp_path), "--device", "cpu"]
@@ -204,6 +246,59 @@ def test_one_process_is_left_alone(monkeypatch):
         done = ranks.combine(Outcome(loss, None, 5), None)
         assert done.objective is loss
         assert float(ranks.combine(Outcome(loss, None, 5), extra).total) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("WORLD_SIZE", "zwei", "WORLD_SIZE='zwei': expected a number"),
+        ("WORLD_SIZE", "", "WORLD_SIZE='': expected a number"),
+        ("RANK", "-1", "RANK='-1': expected a number"),
+        ("LOCAL_RANK", "first", "LOCAL_RANK='first': expected a number"),
+        ("MASTER_PORT", "http", "MASTER_PORT='http': expected a number"),
+        ("WORLD_SIZE", "0", "RANK=0, WORLD_SIZE=0: the rank must be below"),
+        ("RANK", "2", "RANK=2, WORLD_SIZE=2: the rank must be below"),
+    ],
+)
+def test_variables_that_torchrun_never_sets(monkeypatch, capsys, name, value, words):
+    torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for key, text in {**torchrun, name: value}.items():
+        monkeypatch.setenv(key, text)
+    command = ["run", "--method", "fp32", "--model", "resnet38", "--dataset", "digits", "--device", "cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fractrain: error: environment variable")
+    assert words in line
+
+
+@pytest.mark.parametrize(("samples", "batch", "world", "last"), [(33, 16, 2, 1), (50, 8, 3, 2), (5, 16, 8, 5)])
+def test_shares_that_would_be_empty_are_refused_before_the_first_step(samples, batch, world, last):
+    class Pair(tuple):
+        def __len__(self):
+            return len(self[1])
+
+    class Shared(FakeRegistries):
+        def data(self, *arguments):
+            found = super().data(*arguments)
+            return SimpleNamespace(**{**vars(found), "train": Pair(found.train)})
+
+        def train_stream(self, data, batch_size, *rest):
+            stream = super().train_stream(data, batch_size, *rest)
+            stream.world = self.world
+            return stream
+
+    def loop(world):
+        known = Shared(train=samples)
+        return TrainingLoop(
+            fake_config(batch_size=batch), CPU, None, False, known, print, lambda: False, ranks=Ranks(CPU, 0, world)
+        )
+
+    with pytest.raises(ConfigError, match=rf"leave {last} for the last one, fewer than the {world} processes"):
+        loop(world)
+    Ranks(CPU, 0, last).must_share(samples, batch)
+    Ranks(CPU, 0, batch).must_share(2 * batch, batch)
 
 
 @pytest.mark.parametrize(("total", "world"), [(10, 2), (7, 2), (7, 3), (16, 5), (3, 3)])

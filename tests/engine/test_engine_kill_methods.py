@@ -7,6 +7,9 @@ from kill_helper import killed_and_straight
 
 from fractrain.engine.config import RunConfig
 from fractrain.methods.registry import names
+from fractrain.quant import capability
+from fractrain.quant.integer import Geometry, pays
+from fractrain.quant.integer_backward import Plan, possible
 
 # Stages must move within the few steps of the test, otherwise their state could be lost without a trace.
 QUICK_STAGES = {"window": 2, "epsilon": 10.0, "scale_epochs": 1}
@@ -23,6 +26,27 @@ def test_a_killed_run_ends_with_the_same_bits(method, settings, tmp_path):
     killed, straight, kills = killed_and_straight(
         config, tmp_path, kills=2, seed=3, checkpoint_seconds=(0.0, 0.3), registries="small_registries:SmallRegistries"
     )
+    same(killed, straight, kills)
+
+
+@pytest.mark.parametrize("method", ["static8", "fractrain"])
+def test_a_killed_run_whose_products_are_of_integers_ends_with_the_same_bits(method, tmp_path):
+    """Digits of 8x8 are too small for the integer paths, those of 32x32 are not (if the processor has such paths)."""
+    config = RunConfig.create(
+        method=method, model="resnet18", dataset="digits32", settings=SETTINGS.get(method, {}),
+        recipe={"iterations": 7, "batch_size": 16, "eval_every": 3, "val_fraction": 0.0, "milestones": [5]},
+    )  # fmt: skip
+    geometry = Geometry((16, 32, 32), 16, (3, 3), (1, 1), (1, 1))  # of most layers of the small model
+    if capability.byte_products():
+        assert pays(geometry)
+        assert possible(geometry) == Plan(geometry, True, True)
+    killed, straight, kills = killed_and_straight(
+        config, tmp_path, kills=2, seed=3, checkpoint_seconds=(0.0, 0.3), registries="small_registries:SmallRegistries"
+    )
+    same(killed, straight, kills)
+
+
+def same(killed, straight, kills):
     assert kills >= 1
     for key in ("weights_sha256", "ledger_sha256", "test_accuracy_last", "train_loss"):
         assert killed[key] == straight[key], key

@@ -85,6 +85,26 @@ def test_discard_keeps_only_the_config(store, config):
     assert store.get(config.run_id).metrics() == []
 
 
+def test_discard_killed_half_way_leaves_no_checkpoint_without_metrics(store, config, monkeypatch):
+    with store.open(config) as writer:
+        writer.append_metrics({"epoch": 0})
+        for name in ("checkpoint.pt", "checkpoint.prev.pt", "checkpoint.damaged.pt"):
+            (writer.path / name).touch()
+        real, gone = Path.unlink, []
+
+        def unlink(path, **options):
+            gone.append(path.name)
+            if len(gone) == 4:
+                raise KeyboardInterrupt
+            real(path, **options)
+
+        monkeypatch.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            writer.discard()
+    assert not list(store.path(config.run_id).glob("checkpoint*"))
+    assert store.get(config.run_id).status == "running"
+
+
 def test_torn_last_line_is_ignored_then_repaired(store, config):
     with store.open(config) as writer:
         writer.append_metrics({"epoch": 0})

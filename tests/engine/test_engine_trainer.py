@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 
@@ -9,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from engine_fakes import FakeMethod, FakeRegistries, fake_config
 
+from fractrain.commands.runs import run_command
 from fractrain.engine import checkpoint, files
 from fractrain.engine.evaluate import evaluate
 from fractrain.engine.schedule import learning_rate
 from fractrain.engine.signals import RunInterrupted
 from fractrain.engine.store import RunStore
-from fractrain.engine.summary import weights_sha256
+from fractrain.engine.summary import state_sha256, weights_sha256
 from fractrain.engine.trainer import Trainer
 from fractrain.engine.watch import BadLoss, LossWatch
 from fractrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoreError
@@ -311,6 +313,57 @@ def test_changed_data_or_method_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="version 1 of fake, installed is version 2"):
         trainer(fake_config(), tmp_path, Newer()).run()
+
+
+def test_what_a_refused_checkpoint_recommends_is_there(tmp_path):
+    """The options that the messages name are options of the command they name."""
+    loop = trainer(fake_config(), tmp_path)
+    with pytest.raises(RunInterrupted):
+        trainer(fake_config(), tmp_path, progress=SignalAt(3)).run()
+    path = tmp_path / fake_config().run_id / checkpoint.NAME
+    state = checkpoint.load(path, fake_config().run_id)
+    del state["model"]["head.bias"]
+    messages = []
+    with pytest.raises(CheckpointError, match="delete the run's folder") as found:
+        trainer(fake_config(), tmp_path, FakeRegistries(digest="other")).run()
+    messages.append(str(found.value))
+    checkpoint.save(path, state, fake_config().run_id)
+    with pytest.raises(CheckpointError, match="does not fit the installed code") as found:
+        loop.run()
+    messages.append(str(found.value))
+    known = {option for parameter in run_command.params for option in parameter.opts}
+    for message in messages:
+        assert "`fractrain run` with --force" in message
+        assert set(re.findall(r"--[a-z-]+", message)) <= known
+    assert trainer(fake_config(), tmp_path, fresh=True).run().status == "done"
+
+
+def test_fresh_starts_again_and_touches_no_other_run(straight, tmp_path):
+    other = trainer(fake_config(seed=1), tmp_path).run()
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in other.path.iterdir()}
+    done = trainer(fake_config(), tmp_path).run()
+    done.path.joinpath("metrics.jsonl").write_bytes(b"")
+    known = FakeRegistries()
+    assert trainer(fake_config(), tmp_path, known).run().metrics() == []  # done: nothing is trained
+    assert known.made == []
+    again = trainer(fake_config(), tmp_path, known, fresh=True).run()
+    assert len(again.metrics()) == 4
+    assert known.made[0].calls.count("prepare") == 1
+    assert "step_end 0" in known.made[0].calls
+    assert again.summary["weights_sha256"] == straight["weights_sha256"]
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in other.path.iterdir()} == before
+
+
+def test_a_finished_run_keeps_one_checkpoint(tmp_path):
+    with pytest.raises(RunInterrupted):
+        trainer(fake_config(), tmp_path, checkpoint_seconds=0, progress=SignalAt(3)).run()
+    folder = tmp_path / fake_config().run_id
+    names = ["checkpoint.prev.pt", "checkpoint.pt"]
+    assert sorted(p.name for p in folder.glob("checkpoint*")) == names
+    record = trainer(fake_config(), tmp_path, checkpoint_seconds=0).run()
+    assert [p.name for p in folder.glob("checkpoint*")] == ["checkpoint.pt"]
+    state = checkpoint.load(folder / checkpoint.NAME, record.run_id)["model"]
+    assert state_sha256(state) == record.summary["weights_sha256"]
 
 
 def test_both_checkpoints_damaged(tmp_path):
