@@ -41,9 +41,19 @@ def markdown(table: Table) -> str:
     lines += [f"- {text}" for text in (*table.notes, *table.rules, f"Source: {table.source}.")]
     lines.append(
         f"- {table.name} version {table.version}, profile {table.profile}, {_seeds(table)}. "
-        "pub. = published, model = modelled. All columns, run ids and intervals: the CSV, JSON and HTML forms."
+        "pub. = published, model = modelled. All columns and intervals: the CSV, JSON and HTML forms."
     )
+    lines += _runs(table)
     return "\n".join(lines) + "\n"
+
+
+def _runs(table: Table) -> list[str]:
+    """Which runs of the store the numbers come from, a line for each pair."""
+    lines = []
+    for name, rows in table.groups().items():
+        made = [f"{row.text('method')}: {row.text('runs')}" for row in rows if row.text("runs") not in ("", "–")]
+        lines += [f"- {name}: {'; '.join(made)}."] if made else []
+    return ["", "## Runs", "", *lines] if lines else []
 
 
 def _github(columns: Sequence[Column], rows: Sequence[Row]) -> str:

@@ -77,7 +77,7 @@ def method_row(
         cells.setdefault(column.key, blank)
     keys = {column.key for column in shown}
     cells = {key: cell for key, cell in cells.items() if key in keys}
-    notes = _notes(pair, row, runs, printed)
+    notes = _notes(pair, row, runs, printed) + _trivial(pair, row, request.dataset, list(measured.values()))
     return MethodRow(Row("method", group(pair, request.dataset), cells), measured, numbers, notes)
 
 
@@ -207,4 +207,20 @@ def _notes(pair: Pair, row: RowSpec, runs: Sequence[PlannedRun], printed: Mappin
         notes.append(f"{pair.model_label}, {pair.dataset_label} was not run: {runs[0].reason}.")
     elif runs[0].state == "incompatible":
         notes.append(f"{where} was not run: {runs[0].reason}")
+    return notes
+
+
+def _trivial(pair: Pair, row: RowSpec, dataset: str, measured: Sequence[Measured]) -> list[str]:
+    """What a predictor without learning reaches on this data, and whether this row's runs are better on average."""
+    words = bool(measured) and all(m.perplexity for m in measured)
+    found = [m.perplexity if words else m.accuracy for m in measured]
+    if not found or any("trivial" not in values for values in found):
+        return []
+    bar = found[0]["trivial"]
+    what, unit = ("giving each word its frequency", "perplexity") if words else ("always one class", "accuracy, %")
+    where = dataset if pair.setting == "standard" else group(pair, dataset)
+    notes = [f"{where}, trivial predictor ({what}): {unit} {bar:.2f}."]
+    mean = estimate([values["best_test"] for values in found]).mean
+    if (mean >= bar) if words else (mean <= bar):
+        notes.append(f"{group(pair, dataset)}, {row.label}: NOT better than the trivial predictor.")
     return notes

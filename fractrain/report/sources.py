@@ -155,11 +155,13 @@ ACCURACIES = {
     "last": "test_accuracy_last",
     "best_val": "test_accuracy_at_best_val",
     "best_test": "test_accuracy_best",
+    "trivial": "trivial_accuracy",  # of a predictor that has learned nothing but frequencies
 }
 PERPLEXITIES = {
     "last": "test_perplexity_last",
     "best_val": "test_perplexity_at_best_val",
     "best_test": "test_perplexity_best",
+    "trivial": "trivial_perplexity",
 }
 
 

@@ -141,7 +141,8 @@ class Measured:
     """What one finished run contributes to a table.
 
     Attributes:
-        accuracy: by protocol (``last``, ``best_val``, ``best_test``), in percent; a protocol may be absent.
+        accuracy: by protocol (``last``, ``best_val``, ``best_test``), in percent, and ``trivial``, which is that of a
+            predictor that has learned nothing but how often each class occurs; any of them may be absent.
         perplexity: likewise, per word, of a language model; empty for other models, whose accuracy is.
         macs_best, macs_end: effective MACs up to the epoch of best test accuracy, and of the whole run.
         bitops_end: bit operations of the whole run, everything counted.

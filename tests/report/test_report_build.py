@@ -199,3 +199,15 @@ def test_every_number_column_states_unit_and_direction(spec, store, sources):
 def test_bad_arguments(spec, store, sources, profile, seeds):
     with pytest.raises(ConfigError):
         build_table(spec, store, profile, seeds, sources)
+
+
+def test_accuracies_no_better_than_always_one_class_are_named(spec, store, sources):
+    pair, row = spec.pairs[0], spec.rows_of(spec.pairs[0])[0]
+    for seed, best in enumerate((9.0, 10.5)):
+        run_id = f"{row.method}-{pair.model}-{pair.dataset}-paper-s{seed}"
+        store.add(run_id, best)
+        store.records[run_id].measured.accuracy["trivial"] = 10.0
+    said = [note for note in build_table(spec, store, "paper", 2, sources).notes if "trivial" in note]
+    assert said[0] == f"{pair.dataset}, trivial predictor (always one class): accuracy, % 10.00."
+    assert len(said) == 2
+    assert said[1].endswith(f"{row.label}: NOT better than the trivial predictor.")

@@ -278,6 +278,7 @@ def test_overview_is_one_table_with_one_row_per_method(store, sources):
     assert [line for line in md.splitlines() if line.startswith("## ")] == [
         "## Accuracy and cost of training; cost is up to the epoch of best test accuracy unless marked @end",
         "## Notes",
+        "## Runs",
     ]
     head = next(line for line in md.splitlines() if line.startswith("|"))
     for short in ("Acc pub.", "best*", "cp %", "MACs↓@end", "BitOPs↓@end", "kJ↓@end", "Verdict"):

@@ -180,3 +180,20 @@ def test_a_language_model_is_measured():
     assert found.accuracy == {}
     assert found.perplexity == {"last": 40.0, "best_val": 39.0, "best_test": 38.0}
     assert found.cp_percent == pytest.approx(6.25)
+
+
+def test_rows_that_are_no_better_than_the_trivial_predictor_are_named(words, sources, store):
+    def bar(method: str, best: float, trivial: float) -> None:
+        add(store, method, best, 0)
+        record = store.records[f"{method}-transformer_base-wikitext103-paper-s0"]
+        record.measured.perplexity["trivial"] = trivial
+
+    bar("sbm", 31.0, 325.1)
+    bar("cpt", 325.1, 325.1)
+    add(store, "fp32", 30.0, 0)  # an older run, which does not say
+    notes = build_table(words, store, "paper", 1, sources).notes
+    said = [note for note in notes if "trivial" in note]
+    assert said == [
+        "wikitext103, trivial predictor (giving each word its frequency): perplexity 325.10.",
+        "Transformer, WikiText-103, CPT: NOT better than the trivial predictor.",
+    ]
