@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from fractrain.engine.recipes import Recipe
 
+FUSED_DEVICES = ("cpu", "cuda")
+
 
 def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the optimizer of a recipe: SGD with momentum, the same with Nesterov's correction, Adam or AdamW."""
+    """Return the optimizer of a recipe: SGD with momentum, the same with Nesterov's correction, Adam or AdamW.
+
+    Where torch has it, one pass over memory updates a parameter and its state: three to five times as fast as a pass
+    for each operation. SGD's bits are the same, Adam's differ in the last ones.
+    """
     parameters = list(parameters)
+    fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
+    how: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
     if recipe.optimizer in ("sgd", "nesterov"):
-        return torch.optim.SGD(
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
             parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
-            nesterov=recipe.optimizer == "nesterov", foreach=True,
+            nesterov=recipe.optimizer == "nesterov", **how,
         )  # fmt: skip
-    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, foreach=True)
+    else:
+        kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, **how)
+    if fused:
+        optimizer.register_step_pre_hook(_match_memory)
+    return optimizer
+
+
+def _match_memory(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Lay gradients out in memory as their parameters are.
+
+    Autograd does so by itself; a hook of a method may not, and fused updates go through memory without looking at
+    strides.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None and p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p).copy_(p.grad)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], recipe: Recipe) -> None:

@@ -127,13 +127,13 @@ _EMBEDDED: Final[dict[str, dict[str, Any]]] = {
         **_SMOKE, "iterations": 160, "batch_size": 64, "milestones": [120, 145], "eval_every": 20, "val_fraction": 0.1,
     },
     "docs_text": {  # 256 words a step
-        **_LANGUAGE, "iterations": 100, "batch_size": 4, "lr": 1.5e-3, "warmup": 10, "eval_every": 50,
+        **_LANGUAGE, "iterations": 100, "batch_size": 4, "lr": 1.5e-3, "warmup": 10, "eval_every": 100,
     },
     "digits32": {
         **_SMOKE, "iterations": 80, "batch_size": 32, "milestones": [60, 72], "eval_every": 20, "val_fraction": 0.1,
     },
     "digits100": {
-        **_SMOKE, "iterations": 280, "batch_size": 32, "lr": 0.05, "milestones": [230, 260], "eval_every": 40,
+        **_SMOKE, "iterations": 240, "batch_size": 32, "lr": 0.05, "milestones": [195, 222], "eval_every": 40,
         "val_fraction": 0.02, "augment": False,
     },
 }  # fmt: skip

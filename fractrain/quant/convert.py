@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from fractrain.errors import ConfigError, did_you_mean
+from fractrain.quant.compact import smaller
 from fractrain.quant.layers import QuantConv2d, QuantLayer, QuantLinear
 from fractrain.quant.matmul import Matmul, QuantMatmul
 from fractrain.quant.precision import Precision
-from fractrain.quant.relu import compact_relus
 from fractrain.quant.state import QuantState
 
 Rule = Callable[[str, nn.Module], Precision | None]
@@ -47,7 +47,8 @@ def convert(
         keep: names or patterns (``layer4.*``) of layers to leave; each must match something.
         types: which layers are replaced.
         strict: refuse a model in which nothing is replaced.
-        compact: let ReLUs keep a mask instead of their output when anything is quantized (same values and gradients).
+        compact: let ReLUs and max pools keep less for backward when anything is quantized (same values and gradients),
+            see :mod:`fractrain.quant.compact`.
 
     Kept layers are wrapped as well, at 32 bits, so that the ledger sees their products.
 
@@ -85,7 +86,7 @@ def convert(
     if strict and not replaced:
         raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {[t.__name__ for t in types]})")
     quantized = any(not layer.precision.is_float for layer in quant_layers(model))
-    return compact_relus(model) if compact and quantized else model
+    return smaller(model) if compact and quantized else model
 
 
 def convert_body(model: nn.Module, precision: Precision | Rule, state: QuantState | None = None) -> nn.Module:

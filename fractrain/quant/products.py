@@ -116,7 +116,9 @@ class _Products(torch.autograd.Function):
         kept = None if ctx.grid is None or a is None else Quantized(a, *ctx.grid)
         one = p.eb_e.same_as(p.gc_e)
         pooled = one and pool is not None and (ctx.direct or ctx.scope.sharing > 1)
-        later_a = want_a and pooled and ctx.direct  # an input of its own must have its gradient now
+        # An input of its own must have its gradient now; and several EB on codes are no slower than one in float32 of
+        # a sum of errors.
+        later_a = want_a and pooled and ctx.direct and not (ctx.plan and ctx.plan.eb)
         plan = None if ctx.plan is None else ctx.plan.only(want_a and not later_a, want_w)
         outer, layer.state.scope = layer.state.scope, ctx.scope
         try:

@@ -62,14 +62,3 @@ class _ReLU(torch.autograd.Function):
         da = torch.empty_like(g)
         module.where[parallel](flat(positive), flat(g), flat(da))
         return da, None
-
-
-def compact_relus(model: nn.Module) -> nn.Module:
-    """Replace every ``nn.ReLU`` of the model in place by :class:`CompactReLU`; return the model."""
-    for name, m in list(model.named_modules()):
-        if type(m) is nn.ReLU:
-            parent, _, child = name.rpartition(".")
-            if not name:
-                return CompactReLU(m.inplace)
-            setattr(model.get_submodule(parent), child, CompactReLU(m.inplace).train(m.training))
-    return model

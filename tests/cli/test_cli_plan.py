@@ -111,7 +111,7 @@ def test_a_source_run_is_listed_once_and_counted(cli: Any, transfer_table: Path,
     assert source["source_of"] == [run["run_id"] for run in runs]
     assert (source["method"], source["setting"], source["seed"]) == ("fp32", "adaptation-source", 0)
     # The source is trained by the standard recipe, the four steps of the table are those of its targets.
-    assert [entry["estimate"]["iterations"] for entry in (source, *runs)] == [280, 4, 4]
+    assert [entry["estimate"]["iterations"] for entry in (source, *runs)] == [240, 4, 4]
     # Half of 100 classes: one linear layer of 64 inputs and 50 outputs less than a network for all.
     assert 2 * 4 * 566_722 <= source["estimate"]["disk_bytes"] <= 2.1 * 4 * 566_722
     assert not (tmp_path / "runs").exists()

@@ -230,6 +230,37 @@ def test_first_adam_step_by_hand():
     assert torch.allclose(weight, torch.tensor([0.9, -1.9, 2.9]))  # the sign of each gradient, times lr
 
 
+def stepped(name, memory, own):
+    """Weights after three steps, and what each operation by itself, in float64, makes of them."""
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = (torch.randn(shape, generator=generator) for shape in ((8, 4, 3, 3), (3, 8, 4, 3, 3)))
+    weight = nn.Parameter(start.to(memory_format=own))
+    made = make_optimizer([weight], recipe(optimizer=name, betas=[0.8, 0.95], momentum=0.7, weight_decay=0.01, lr=0.1))
+    w, m, v = start.double(), torch.zeros(()).double(), torch.zeros(()).double()
+    for step, gradient in enumerate(gradients, 1):
+        weight.grad = gradient.contiguous(memory_format=memory)
+        made.step()
+        g = gradient.double() + (0 if name == "adamw" else 0.01 * w)
+        if name in ("sgd", "nesterov"):
+            m = 0.7 * m + g
+            w = w - 0.1 * (g + 0.7 * m if name == "nesterov" else m)
+        else:
+            w = w * (1 - 0.1 * 0.01) if name == "adamw" else w
+            m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g * g
+            w = w - 0.1 * (m / (1 - 0.8**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+    assert weight.stride() == start.to(memory_format=own).stride()
+    return weight.detach(), w
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "adamw"])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("own", [torch.contiguous_format, torch.channels_last])
+def test_steps_equal_float64_whatever_the_layout_of_the_gradient(name, memory, own):
+    """Fused updates do not look at strides: a gradient in another layout would go to other weights."""
+    got, want = stepped(name, memory, own)
+    assert torch.allclose(got.double(), want, rtol=0, atol=2e-6)
+
+
 def test_clipping_is_by_the_common_norm():
     a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])

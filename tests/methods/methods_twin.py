@@ -25,6 +25,7 @@ from fractrain.quant.kernels import Quantized, quantize_reference
 from fractrain.quant.layer import QuantLayer
 from fractrain.quant.matmul import QuantMatmul
 from fractrain.quant.noise import NoiseKey
+from fractrain.quant.pooling import CompactMaxPool2d
 from fractrain.quant.precision import Operand
 from fractrain.quant.products import Backward
 from fractrain.quant.relu import CompactReLU
@@ -207,6 +208,7 @@ def use_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QuantMatmul, "_quantized_pair", _pair)
     monkeypatch.setattr(QuantMatmul, "again", lambda layer: None)
     monkeypatch.setattr(CompactReLU, "forward", lambda relu, x: F.relu(x))
+    monkeypatch.setattr(CompactMaxPool2d, "forward", nn.MaxPool2d.forward)
     monkeypatch.setattr(GatedBlock, "_train", lambda block, x, mask, choice, counts: _every_candidate(block, x, mask))
     monkeypatch.setattr(GatedBlock, "_train_selected", _selected)
     monkeypatch.setattr(

@@ -292,6 +292,7 @@ class Recorder:
 
     def _watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         convolve, products, settle = vars(layer_module)["convolve"], vars(products_module)["products"], Pool.settle
+        on_errors = vars(products_module)["_errors_and_integer_products"]
 
         def forward(*args: Any) -> Any:
             y = convolve(*args)
@@ -305,13 +306,26 @@ class Recorder:
 
         def settled(pool: Pool) -> Any:
             inputs, weights = settle(pool)
-            if inputs:
-                self.pooled[pool] = sum(inputs[1:], inputs[0])
+            for part in inputs:
+                self._add(pool, part)
             return inputs, weights
+
+        def errors(layer: QuantLayer, *args: Any) -> Any:
+            """EB on codes is not left to the pool, but belongs to the gradient of the same input."""
+            found, scope = on_errors(layer, *args), layer.state.scope
+            pool = None if scope is None else scope.pool
+            direct = any(u.layer is layer and u.direct and u.scope and u.scope.pool is pool for u in self.uses)
+            if pool is not None and found[2] is not None and direct:
+                self._add(pool, found[2])
+            return found
 
         monkeypatch.setattr(layer_module, "convolve", forward)
         monkeypatch.setattr(products_module, "products", backward)
+        monkeypatch.setattr(products_module, "_errors_and_integer_products", errors)
         monkeypatch.setattr(Pool, "settle", settled)
+
+    def _add(self, pool: Pool, part: torch.Tensor) -> None:
+        self.pooled[pool] = self.pooled[pool] + part if pool in self.pooled else part
 
     def _before(self, layer: Any, given: tuple[torch.Tensor, ...]) -> Any:
         if not layer.training or layer.effective(layer.precision).is_float:
@@ -321,7 +335,7 @@ class Recorder:
         use = Use(layer, layer.effective(layer.precision), scope, [t.detach().clone() for t in given], direct)
         self._open[layer] = use
         self.uses.append(use)
-        # Another name for each input, whose gradient is this use's own. An input whose gradient is pooled has none.
+        # Another name for each input, whose gradient is this use's own. A gated block's input has none: it is shared.
         return given if direct else tuple(self._alias(use, i, t) for i, t in enumerate(given))
 
     def _alias(self, use: Use, i: int, x: torch.Tensor) -> torch.Tensor:
@@ -481,7 +495,7 @@ def _sum(known: Bound | None, more: Bound) -> Bound:
 
 
 def on_codes(use: Use) -> set[str]:
-    """Products of a use that should run on integer codes here; of EB only where it is not left to the pool."""
+    """Products of a use that should run on integer codes here."""
     layer, x = use.layer, use.inputs[0]
     before, layer.precision = layer.precision, use.precision
     try:
@@ -490,7 +504,8 @@ def on_codes(use: Use) -> set[str]:
         layer.precision = before
     names = {"FW"} if forward is not None else set()
     if plan is not None and use.error is not None and not use.precision.gc_a.is_float:  # else no codes are kept
-        names |= {n for n, wanted in (("EB", plan.eb and 0 in use.grads), ("GC", plan.gc and layer.learns)) if wanted}
+        eb, gc = plan.eb and (use.direct or 0 in use.grads), plan.gc and layer.learns
+        names |= {n for n, wanted in (("EB", eb), ("GC", gc)) if wanted}
     return names
 
 

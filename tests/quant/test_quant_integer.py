@@ -16,12 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from fractrain.quant import fused, fused_backward, fused_forward, fused_integer, fused_tiles, integer, integer_forward
+from fractrain.quant.compact import smaller
 from fractrain.quant.formats import Affine, Format, PerAxis, PerTensor, PerTile, Symmetric
 from fractrain.quant.integer import Geometry, convolve, pays, suits
 from fractrain.quant.kernels import quantize
 from fractrain.quant.layers import QuantConv2d
 from fractrain.quant.precision import Operand, fractrain_precision
-from fractrain.quant.relu import CompactReLU, compact_relus
+from fractrain.quant.relu import CompactReLU
 from fractrain.quant.state import QuantState
 
 P = fractrain_precision(8, 8, 8)
@@ -279,5 +280,5 @@ def test_autograd_sees_that_the_relu_has_overwritten_its_input() -> None:
 
 
 def test_replaced_relus_overwrite_where_the_model_s_own_did() -> None:
-    model = compact_relus(nn.Sequential(nn.ReLU(inplace=True), nn.ReLU()))
+    model = smaller(nn.Sequential(nn.ReLU(inplace=True), nn.ReLU()))
     assert [m.inplace for m in model] == [True, False]
