@@ -31,20 +31,25 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
         kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
         optimizer = kind(parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, **how)
     if fused:
-        optimizer.register_step_pre_hook(_match_memory)
+        optimizer.register_step_pre_hook(_make_ready)
     return optimizer
 
 
-def _match_memory(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Lay gradients out in memory as their parameters are.
+def _make_ready(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Do what fused updates leave to their caller.
 
-    Autograd does so by itself; a hook of a method may not, and fused updates go through memory without looking at
-    strides.
+    They go through memory without looking at strides: gradients must lie in memory as their parameters do. Autograd
+    sees to that, a hook of a method may not. And SGD's fail where some parameters get their first gradient later than
+    others (those of a block that was skipped): momentum that starts with zeros gives the same first step.
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if p.grad is not None and p.grad.stride() != p.stride():
+            if p.grad is None:
+                continue
+            if p.grad.stride() != p.stride():
                 p.grad = torch.empty_like(p).copy_(p.grad)
+            if group.get("momentum") and optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], recipe: Recipe) -> None:

@@ -130,7 +130,7 @@ _EMBEDDED: Final[dict[str, dict[str, Any]]] = {
         **_LANGUAGE, "iterations": 100, "batch_size": 4, "lr": 1.5e-3, "warmup": 10, "eval_every": 100,
     },
     "digits32": {
-        **_SMOKE, "iterations": 80, "batch_size": 32, "milestones": [60, 72], "eval_every": 20, "val_fraction": 0.1,
+        **_SMOKE, "iterations": 64, "batch_size": 32, "milestones": [48, 58], "eval_every": 16, "val_fraction": 0.1,
     },
     "digits100": {
         **_SMOKE, "iterations": 240, "batch_size": 32, "lr": 0.05, "milestones": [195, 222], "eval_every": 40,

@@ -261,6 +261,23 @@ def test_steps_equal_float64_whatever_the_layout_of_the_gradient(name, memory, o
     assert torch.allclose(got.double(), want, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "adamw"])
+def test_parameters_may_get_their_first_gradient_late(name):
+    """Those of a skipped block: their first step is that of a parameter which starts then."""
+    early, late, alone = (nn.Parameter(torch.ones(2, 3)) for _ in range(3))
+    values = recipe(optimizer=name, betas=[0.8, 0.95], momentum=0.7, weight_decay=0.01, lr=0.1)
+    both, one = make_optimizer([early, late], values), make_optimizer([alone], values)
+    for step in range(4):
+        gradient = torch.linspace(-1, 1, 6).view(2, 3) + step
+        early.grad = gradient.clone()
+        if step >= 2:
+            late.grad, alone.grad = gradient.clone(), gradient.clone()
+            one.step()
+        both.step()
+    assert torch.equal(late, alone)
+    assert not torch.equal(early, late)
+
+
 def test_clipping_is_by_the_common_norm():
     a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
