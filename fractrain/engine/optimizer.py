@@ -17,7 +17,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
     """Return the optimizer of a recipe: SGD with momentum, the same with Nesterov's correction, Adam or AdamW.
 
     Where torch has it, one pass over memory updates a parameter and its state: three to five times as fast as a pass
-    for each operation. SGD's bits are the same, Adam's differ in the last ones.
+    for each operation. Results differ from those in the last bits, SGD's only where vectors leave a rest.
     """
     parameters = list(parameters)
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
