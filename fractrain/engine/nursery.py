@@ -68,7 +68,8 @@ def main(arguments: list[str], worker: Callable[[], int] | None = None, preload:
 
 def _become(env: dict[str, str], streams: list[int], worker: Callable[[], int] | None) -> int:
     """Be a worker: a session, streams and variables of its own."""
-    os.setsid()  # Ctrl-C reaches it through the executor, once
+    os.setsid()  # Ctrl-C reaches it through the executor, once,
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if that was started with the signal ignored
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

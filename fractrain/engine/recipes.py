@@ -133,7 +133,7 @@ _EMBEDDED: Final[dict[str, dict[str, Any]]] = {
         **_SMOKE, "iterations": 64, "batch_size": 32, "milestones": [48, 58], "eval_every": 16, "val_fraction": 0.1,
     },
     "digits100": {
-        **_SMOKE, "iterations": 240, "batch_size": 32, "lr": 0.05, "milestones": [195, 222], "eval_every": 40,
+        **_SMOKE, "iterations": 280, "batch_size": 32, "lr": 0.05, "milestones": [230, 260], "eval_every": 40,
         "val_fraction": 0.02, "augment": False,
     },
 }  # fmt: skip
