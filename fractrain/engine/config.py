@@ -113,14 +113,7 @@ class RunConfig(pydantic.BaseModel):
         known = registries or Registries()
         kind = known.method_class(method)
         info = known.dataset_info(dataset)
-        if reason := known.misfit(model, dataset):
-            raise ConfigError(f"{model} cannot be trained on {dataset}: {reason}")
-        if setting not in SETTINGS:
-            raise ConfigError(f"unknown setting {setting!r}{did_you_mean(setting, SETTINGS)}; {', '.join(SETTINGS)}")
-        if reason := unsuitable(info, setting):
-            raise ConfigError(f"{dataset} cannot be used for {setting}: {reason}")
-        if reason := known.unsuitable(method, model, dataset):
-            raise ConfigError(f"{method} does not fit {model}: {reason}")
+        _must_fit(known, method, model, dataset, setting)
         profile = profile or default_profile(info.embedded)
         if profile not in PROFILES:
             raise ConfigError(f"unknown profile {profile!r}{did_you_mean(profile, PROFILES)}; {', '.join(PROFILES)}")
@@ -289,3 +282,15 @@ def _parse_value(raw: str) -> Any:
         if "," in raw and not raw.startswith(("[", "{", '"')):
             return [_parse_value(part.strip()) for part in raw.split(",")]
         return raw
+
+
+def _must_fit(known: Registries, method: str, model: str, dataset: str, setting: str) -> None:
+    """Raise ConfigError where method, model, data set and setting do not go together."""
+    if reason := known.misfit(model, dataset):
+        raise ConfigError(f"{model} cannot be trained on {dataset}: {reason}")
+    if setting not in SETTINGS:
+        raise ConfigError(f"unknown setting {setting!r}{did_you_mean(setting, SETTINGS)}; {', '.join(SETTINGS)}")
+    if reason := unsuitable(known.dataset_info(dataset), setting):
+        raise ConfigError(f"{dataset} cannot be used for {setting}: {reason}")
+    if reason := known.unsuitable(method, model, dataset):
+        raise ConfigError(f"{method} does not fit {model}: {reason}")

@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 import pydantic
 
+from fractrain.engine.recipes import PROFILES, Profile
 from fractrain.errors import ConfigError, did_you_mean
 from fractrain.methods.presets import paper_settings
 from fractrain.report.values import PublishedColumn, QuantityKey
 from fractrain.report.verdict import VerdictRule
 
-Profile = Literal["smoke", "short", "paper"]
 Setting = Literal["standard", "adaptation", "fine-tuning"]
-PROFILES: tuple[Profile, ...] = ("smoke", "short", "paper")
 
 
 class _Strict(pydantic.BaseModel):
@@ -254,9 +253,8 @@ class TableSpec(_Strict):
                 if name not in {p.key for p in self.pairs}:
                     raise ValueError(f"profiles.{profile}.leave_out: no pair is {name!r}")
         for row in self.rows:
-            for name in row.models:
-                if name not in {p.model for p in self.pairs}:
-                    raise ValueError(f"rows: {row.key}: models: no pair uses {name!r}")
+            if strange := sorted({*row.models} - {p.model for p in self.pairs}):
+                raise ValueError(f"rows: {row.key}: models: no pair uses {strange[0]!r}")
         return self
 
     def row(self, key: str) -> RowSpec:
