@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -33,6 +34,7 @@ from fractrain.engine.progress import Progress
 from fractrain.engine.registries import Registries
 from fractrain.errors import ConfigError, RunError
 from fractrain.methods.presets import paper_settings
+from fractrain.quant.blocks import blocks
 from fractrain.quant.kernels import probed
 
 CASES = {  # model: data set whose shape is used, samples a step
@@ -44,7 +46,7 @@ CASES = {  # model: data set whose shape is used, samples a step
     "transformer_base": ("wikitext103", 4),
 }
 METHODS = ("fp32", "sbm", "dfq", "fractrain", "dynasty")
-STEPS = 2
+STEPS = 4  # the heap still grows in the second
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Peak:
         kept: held for backward after the forward pass.
         tensors: peak of all tensors of a step, above what lived before it.
         peak: of the process, above its size after importing.
-        step_s: seconds of the second step.
+        step_s: seconds of the last step.
         missing: why there is none; empty where there is.
     """
 
@@ -130,7 +132,7 @@ def _in_a_process(model: str, method: str, threads: int) -> Peak:
 
 
 def run_here(model: str, method: str, threads: int) -> Peak:
-    """Do two steps in this process.
+    """Do some steps in this process.
 
     Raises:
         KeyError: no such model among the cases.
@@ -172,13 +174,18 @@ def run_here(model: str, method: str, threads: int) -> Peak:
 
 
 def _peak_of_tensors(step: Callable[[], object]) -> int:
-    """Most bytes that torch's allocator had given out during a step, above those at its start."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        step()
+    """Most bytes that torch's allocator and the package's own had given out during a step, above those at its start."""
+    own: list[tuple[int, int]] = []
+    blocks().watch = lambda size: own.append((time.time_ns(), size))
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+            step()
+    finally:
+        blocks().watch = None
     if trace.profiler is None or trace.profiler.kineto_results is None:
         raise RunError("bench: torch's profiler has recorded nothing")
     events = trace.profiler.kineto_results.events()  # the summaries of the public interface tell no order
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    changes = sorted([(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"] + own)
     return max(accumulate(size for _, size in changes), default=0)
 
 

@@ -22,11 +22,11 @@ CATEGORIES = ("conv", "quantize", "batch norm", "gate", "ledger", "other")
 STEP = PREFIX + "step"
 IDLE = "device waiting for the host"
 WARMUP, MOST_STEPS = 2, 5
-BY_NAME = (("conv", "conv"), ("batch norm", "batch_norm"), ("batch norm", "batchnorm"))
+BY_NAME = (("conv", "conv"), ("batch norm", "batch_norm"), ("batch norm", "batchnorm"), ("batch norm", "_normalise"))
 PARTS = (
     ("ReLU", "relu"),
     ("optimizer", "optimizer."),
-    ("choosing among candidates", "_select"),
+    ("choosing among candidates", "_mix"),
     ("Python inside quantized layers", "_products"),
     ("sums of residuals and gradients", "aten::add"),
     ("gradients stored", "accumulategrad"),

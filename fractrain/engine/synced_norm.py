@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fractrain.engine.distributed import Ranks
+from fractrain.quant.norm import CompactBatchNorm2d
 
 
 class RankBatchNorm(_BatchNorm):
@@ -102,7 +103,7 @@ def synchronise_norms(model: nn.Module, ranks: Ranks) -> None:
 def replace_norms(model: nn.Module, ranks: Ranks) -> None:
     """Replace every plain batch norm of a model in place."""
     for name, module in list(model.named_modules()):
-        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, CompactBatchNorm2d):
             assert isinstance(module, _BatchNorm)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, RankBatchNorm(module, ranks).train(module.training))

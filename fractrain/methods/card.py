@@ -286,7 +286,8 @@ def _normalization(model: nn.Module) -> tuple[str, ...]:
     for m in model.modules():
         if "Norm" in type(m).__name__:
             widths = [f"{n} {getattr(m, n)}" for n in ("bits", "grad_bits") if isinstance(getattr(m, n, None), int)]
-            kinds[f"{type(m).__name__} in {', '.join(widths) or 'float32'}"] += 1
+            name = type(m).__name__.removeprefix("Compact")  # the same function
+            kinds[f"{name} in {', '.join(widths) or 'float32'}"] += 1
     return tuple(kinds)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from fractrain.quant import blocks
+from fractrain.quant.kernels import flat, fused_for
 from fractrain.quant.precision import Precision
 
 
@@ -55,18 +57,43 @@ def row_products(g: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
     return products
 
 
-class _Mix(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, mask: torch.Tensor, choice: torch.Tensor, *outs: torch.Tensor) -> torch.Tensor:
-        places: dict[int, int] = {}
-        ctx.place = [places.setdefault(o.data_ptr(), len(places)) for o in outs]
-        ctx.save_for_backward(choice, *(outs[ctx.place.index(i)] for i in range(len(places))))
+def _pick(choice: torch.Tensor, outs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Row n of ``outs[choice[n]]``, all of one shape."""
+    alike = outs[0].dtype == torch.float32 and all(o.stride() == outs[0].stride() for o in outs)
+    fused = fused_for(outs[0], "auto") if alike else None
+    if fused is None:
         out = outs[0].clone()
         for k in range(1, len(outs)):
             rows = (choice == k).nonzero().squeeze(1)
             if len(rows):
                 out[rows] = outs[k][rows]
         return out
+    module, parallel = fused
+    out, chosen = blocks.empty_like(outs[0]), choice.numpy()
+    for k, o in enumerate(outs):
+        module.take_rows[parallel](chosen, k, flat(o.detach()), flat(out))
+    return out
+
+
+def _only(choice: torch.Tensor, k: int, g: torch.Tensor) -> torch.Tensor:
+    """``g`` for the samples that chose ``k``, else zero."""
+    fused = fused_for(g, "auto") if g.dtype == torch.float32 else None
+    if fused is None:
+        chosen = (choice == k).view(-1, *([1] * (g.dim() - 1)))
+        return torch.where(chosen, g, g.new_zeros(()))
+    module, parallel = fused
+    out = blocks.empty_like(g)
+    module.only_rows[parallel](choice.numpy(), k, flat(g), flat(out))
+    return out
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mask: torch.Tensor, choice: torch.Tensor, *outs: torch.Tensor) -> torch.Tensor:
+        places: dict[int, int] = {}
+        ctx.place = [places.setdefault(o.data_ptr(), len(places)) for o in outs]
+        ctx.save_for_backward(choice, *(outs[ctx.place.index(i)] for i in range(len(places))))
+        return _pick(choice, outs)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -75,9 +102,7 @@ class _Mix(torch.autograd.Function):
         products = [row_products(g, o) for o in distinct] if ctx.needs_input_grad[0] else []
         columns = torch.stack([products[i] for i in ctx.place], dim=1) if products else None
         need = ctx.needs_input_grad[2:]
-        shape = (-1, *([1] * (g.dim() - 1)))
-        each = [g * (choice == k).view(shape).to(g.dtype) if n else None for k, n in enumerate(need)]
-        return (columns, None, *each)
+        return (columns, None, *(_only(choice, k, g) if n else None for k, n in enumerate(need)))
 
 
 class _Chosen(torch.autograd.Function):

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from fractrain.quant.residual import SumReLU
+
 WIDTHS = (16, 32, 64)
 
 
@@ -27,7 +29,7 @@ class BasicBlock(nn.Module):
         self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = _conv(outputs, outputs, 3, 1)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.relu2 = nn.ReLU(inplace=True)
+        self.join = SumReLU()
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
@@ -36,7 +38,7 @@ class BasicBlock(nn.Module):
         """Return relu(f(x) + shortcut(x))."""
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        out: torch.Tensor = self.relu2(y + self.shortcut(x))
+        out: torch.Tensor = self.join(y, self.shortcut(x))
         return out
 
 

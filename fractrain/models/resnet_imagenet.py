@@ -6,11 +6,30 @@ model is built: listing and the other models do without torchvision.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from fractrain.quant.residual import SumReLU
+
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class Block(BasicBlock):  # type: ignore[misc, unused-ignore]
+    """torchvision's basic block, its end as one layer; takes its arguments."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.join = SumReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return relu(f(x) + shortcut(x))."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        out: torch.Tensor = self.join(y, x if self.downsample is None else self.downsample(x))
+        return out
 
 
 class ResNetImageNet(ResNet):  # type: ignore[misc, unused-ignore]  # torchvision may come without types
@@ -25,7 +44,7 @@ class ResNetImageNet(ResNet):  # type: ignore[misc, unused-ignore]  # torchvisio
     """
 
     def __init__(self, depth: int, classes: int, channels: int = 3) -> None:
-        super().__init__(BasicBlock, list(LAYERS[depth]), num_classes=classes)
+        super().__init__(Block, list(LAYERS[depth]), num_classes=classes)
         if channels != 3:
             self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")

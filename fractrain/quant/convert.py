@@ -47,8 +47,8 @@ def convert(
         keep: names or patterns (``layer4.*``) of layers to leave; each must match something.
         types: which layers are replaced.
         strict: refuse a model in which nothing is replaced.
-        compact: let ReLUs and max pools keep less for backward when anything is quantized (same values and gradients),
-            see :mod:`fractrain.quant.compact`.
+        compact: let BatchNorms, ReLUs and max pools keep less for backward and be faster when anything is quantized
+            (same values and gradients, BatchNorm's but for float32's rounding), see :mod:`fractrain.quant.compact`.
 
     Kept layers are wrapped as well, at 32 bits, so that the ledger sees their products.
 
@@ -86,7 +86,7 @@ def convert(
     if strict and not replaced:
         raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {[t.__name__ for t in types]})")
     quantized = any(not layer.precision.is_float for layer in quant_layers(model))
-    return smaller(model) if compact and quantized else model
+    return smaller(model, state) if compact and quantized else model
 
 
 def convert_body(model: nn.Module, precision: Precision | Rule, state: QuantState | None = None) -> nn.Module:

@@ -138,7 +138,15 @@ def _relu(x, y, positive):  # type: ignore[no-untyped-def]
     for r in prange(x.shape[0]):
         for c in range(x.shape[1]):
             v = x[r, c]
-            positive[r, c] = v > np.float32(0.0)
+            positive[r, c] = not v <= np.float32(0.0)  # nan, too, as in torch
+            y[r, c] = np.float32(0.0) if v < np.float32(0.0) else v  # nan and -0 pass
+
+
+def _sum_relu(x, z, y, positive):  # type: ignore[no-untyped-def]
+    for r in prange(x.shape[0]):
+        for c in range(x.shape[1]):
+            v = x[r, c] + z[r, c]
+            positive[r, c] = not v <= np.float32(0.0)  # nan, too, as in torch
             y[r, c] = np.float32(0.0) if v < np.float32(0.0) else v  # nan and -0 pass
 
 
@@ -146,6 +154,23 @@ def _where(positive, g, out):  # type: ignore[no-untyped-def]
     for r in prange(g.shape[0]):
         for c in range(g.shape[1]):
             out[r, c] = g[r, c] if positive[r, c] else np.float32(0.0)
+
+
+def _take_rows(choice, which, x, out):  # type: ignore[no-untyped-def]
+    for r in prange(x.shape[0]):
+        if choice[r] == which:
+            for c in range(x.shape[1]):
+                out[r, c] = x[r, c]
+
+
+def _only_rows(choice, which, x, out):  # type: ignore[no-untyped-def]
+    for r in prange(x.shape[0]):
+        if choice[r] == which:
+            for c in range(x.shape[1]):
+                out[r, c] = x[r, c]
+        else:
+            for c in range(x.shape[1]):
+                out[r, c] = np.float32(0.0)
 
 
 @njit(**_OPTIONS)
@@ -168,5 +193,6 @@ def fill_grid(low, high, per_row, symmetric, top, smallest, scale, offset, qmin,
 nearest_values, nearest_codes = builds(_nearest_values), builds(_nearest_codes)
 stochastic_values, stochastic_codes = builds(_stochastic_values), builds(_stochastic_codes)
 nearest_only, stochastic_only = builds(_nearest_only), builds(_stochastic_only)
+take_rows, only_rows = builds(_take_rows), builds(_only_rows)
 extremes, dequantize = builds(_extremes), builds(_dequantize)
-relu, where = builds(_relu), builds(_where)
+relu, sum_relu, where = builds(_relu), builds(_sum_relu), builds(_where)

@@ -22,6 +22,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from fractrain.quant import blocks
 from fractrain.quant.capability import byte_products, nhwc, parts_of, room, tried
 from fractrain.quant.grid import Grid
 from fractrain.quant.integer import MIN_MACS, Geometry, _centre, _offset, _row_grid
@@ -133,7 +134,7 @@ def products(
     top = g.kernel[0] - 1 - g.padding[0] if plan.eb else 0
     lines = g.image[1] + g.kernel[0] - 1 if plan.eb else rows
     planes = room(parts, g.filters, lines, fused_backward.plane_row(columns), kind=torch.uint8)
-    da = torch.empty((n, *g.image) if plan.eb else (0, 1, 1, 1), memory_format=torch.channels_last)
+    da = blocks.empty((n, *g.image) if plan.eb else (0, 1, 1, 1), channels_last=True)
     inputs = _input_arrays(w, e.rows, zero, rest, planes.shape, g) if plan.eb else _nothing(_INPUT_KINDS)
     sums = _weight_arrays(parts, g) if plan.gc else _nothing(_WEIGHT_KINDS)
     left = fused_backward.LEFT - (g.kernel[1] - 1 - g.padding[1])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fractrain.quant import blocks
 from fractrain.quant.capability import byte_products, nhwc, parts_of, room
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def convolve(
     parts, lines, columns = parts_of(a), height + 2 * g.padding[0], width + 2 * g.padding[1]
     weights = room(g.filters // 16, g.kernel[0] + 1, g.kernel[1] * channels // 4, 16, 4, kind=torch.int8)
     fused_forward.pack_filters(codes.contiguous().numpy(), shift.reshape(-1).numpy(), np.int32(zero), weights)
-    y = torch.empty((a.shape[0], g.filters, *g.output), memory_format=torch.channels_last)
+    y = blocks.empty((a.shape[0], g.filters, *g.output), channels_last=True)
     fused_forward.forward[parts > 1](
         nhwc(a).view(np.uint64), zero, weights, scales, slope, table, g.kernel, g.stride, g.padding,
         np.empty((parts, lines, columns * channels // 8), np.uint64), np.empty((parts, lines, columns), np.int32),

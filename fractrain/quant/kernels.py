@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from fractrain.quant import blocks
 from fractrain.quant.grid import Grid
 from fractrain.quant.noise import NoiseKey, element_numbers, uniform
 from fractrain.quant.tiles import PerTile, matrix_size, tile_blocks, tile_counts
@@ -61,7 +62,7 @@ class Quantized:
                 return gpu.dequantize(self.codes, g)
             rows = _rows(self.codes, g, self.kernels)
         if rows is not None:
-            out = torch.empty_like(self.codes, dtype=torch.float32)
+            out = blocks.empty_like(self.codes, dtype=torch.float32)
             fused = rows.module.dequantize[rows.parallel]
             fused(flat(self.codes), rows.scale, rows.offset, rows.qmin, flat(out), np.float32(shift))
             return out
@@ -198,7 +199,7 @@ def _quantize_tiles(
         values, codes = quantize_reference(x, grid.full(x.shape), noise, code_bits)
         return values, None if codes is None else Quantized(codes.codes, grid, kernels)  # do not keep the full grid
     m, parallel = fused
-    values = torch.empty_like(x)
+    values = blocks.empty_like(x)
     params = _tile_params(grid, tile_counts(x.shape, tile), ("scale", "offset", "qmin", "qmax"))
     args = (_matrix(x), tile.rows, tile.cols, *params, _matrix(values))
     key = () if noise is None else (np.uint32(noise.k0), np.uint32(noise.k1), np.uint32(_first(noise, x)))
@@ -206,7 +207,7 @@ def _quantize_tiles(
         (m.nearest_values if noise is None else m.stochastic_values)[parallel](*args, *key)
         return values, None
     wide = code_bits > 8
-    kept = torch.empty_like(x, dtype=torch.int16 if wide else torch.uint8)
+    kept = blocks.empty_like(x, dtype=torch.int16 if wide else torch.uint8)
     more = (_matrix(kept), np.float32(SHIFT16 if wide else 0.0))
     (m.nearest_codes if noise is None else m.stochastic_codes)[parallel](*args, *more, *key)
     return values, Quantized(kept, grid, kernels)
@@ -217,7 +218,7 @@ def _restore_tiles(codes: torch.Tensor, grid: Grid, tile: PerTile, kernels: Kern
     if fused is None:
         g = grid.full(codes.shape)
         return (codes.to(torch.float32) + (g.qmin + shift)) * g.scale + g.offset
-    out = torch.empty_like(codes, dtype=torch.float32)
+    out = blocks.empty_like(codes, dtype=torch.float32)
     params = _tile_params(grid, tile_counts(codes.shape, tile), ("scale", "offset", "qmin"))
     fused[0].dequantize[fused[1]](_matrix(codes), tile.rows, tile.cols, *params, _matrix(out), np.float32(shift))
     return out
@@ -289,7 +290,7 @@ def quantize_rows(
     x: torch.Tensor, data: np.ndarray, rows: RowGrid, noise: NoiseKey | None, code_bits: int, only_codes: bool = False
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Values (None if only codes are wanted) and codes (or None) by the compiled kernels; ``data`` is ``flat(x)``."""
-    values = None if only_codes else torch.empty_like(x)
+    values = None if only_codes else blocks.empty_like(x)
     args = (data, rows.scale, rows.offset, rows.qmin, rows.qmax, *(() if values is None else (flat(values),)))
     m = rows.module
     key = () if noise is None else (np.uint32(noise.k0), np.uint32(noise.k1), np.uint32(_first(noise, x)))
@@ -297,7 +298,7 @@ def quantize_rows(
         (m.nearest_values if noise is None else m.stochastic_values)[rows.parallel](*args, *key)
         return values, None
     wide = code_bits > 8
-    codes = torch.empty_like(x, dtype=torch.int16 if wide else torch.uint8)
+    codes = blocks.empty_like(x, dtype=torch.int16 if wide else torch.uint8)
     more = (flat(codes), np.float32(SHIFT16 if wide else 0.0))
     if only_codes:
         (m.nearest_only if noise is None else m.stochastic_only)[rows.parallel](*args, *more, *key)

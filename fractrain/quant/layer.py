@@ -10,9 +10,10 @@ from torch import nn
 
 from fractrain.cost.ledger import Entry
 from fractrain.errors import ConfigError, NonFiniteError
+from fractrain.quant import known_range
 from fractrain.quant.accounting import count_layer, entries_for
 from fractrain.quant.device import quantize_measured
-from fractrain.quant.formats import Bits, Limits
+from fractrain.quant.formats import Bits, Limits, PerTensor
 from fractrain.quant.integer import Geometry, convolve
 from fractrain.quant.integer_backward import Plan
 from fractrain.quant.kernels import Quantized, quantize
@@ -40,6 +41,7 @@ class QuantLayer(nn.Module):
 
     groups = 1
     axes = 2  # least axes of the input
+    keeps_codes = False  # of its weight from forward to backward, not the values: where these are large
     paired = False  # whether the operand in the weight's place has a sample axis, too
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -59,7 +61,7 @@ class QuantLayer(nn.Module):
         self.shapes: dict[str, torch.Size] = {}  # of A, W and E in the last forward pass
         self.work_key: tuple[Any, str] = (None, "")  # ledger work item at the present precision
         self.tile_work: dict[str, list[Any]] = {}  # the same by product, where widths vary from tile to tile
-        self._weights: dict[Any, tuple[torch.Tensor, Quantized | None, Bits]] = {}
+        self._weights: dict[Any, tuple[torch.Tensor | None, Quantized | None, Bits]] = {}
         self._weights_of: Any = None
         device = next((p.device for p in self.parameters()), device)
         for name in ("running_low", "running_high"):
@@ -179,6 +181,7 @@ class QuantLayer(nn.Module):
         return y
 
     def _activation(self, x: torch.Tensor, op: Operand, name: str) -> Activation:
+        told = known_range.of(x)
         x = x.detach()
         if op.is_float:
             return Activation(x, None)
@@ -192,7 +195,7 @@ class QuantLayer(nn.Module):
         else:
             known = self._shared_limits(x, op)
         only_codes = geometry is not None and self.observer is None
-        values, codes, limits = self._to_grid(x, op, noise, code_bits, "input", known, only_codes)
+        values, codes, limits = self._to_grid(x, op, noise, code_bits, "input", known, only_codes, told)
         if self.training and name in ("fw_a", "fw_w") and running is not None and op.running is not None:
             update_range(running, limits, op.running)
         if values is not None:
@@ -201,11 +204,11 @@ class QuantLayer(nn.Module):
 
     def _to_grid(
         self, x: torch.Tensor, op: Operand, noise: NoiseKey | None, code_bits: int, what: str,
-        known: Limits | None = None, only_codes: bool = False,
+        known: Limits | None = None, only_codes: bool = False, told: tuple[float, float] | None = None,
     ) -> tuple[torch.Tensor | None, Quantized | None, Limits | tuple[float, float]]:  # fmt: skip
         """Quantize ``x`` at the range that is ``known``, or else measured; return values, codes and the range.
 
-        With ``only_codes`` the values may be left out.
+        With ``only_codes`` the values may be left out. What is ``told`` is what measuring would find.
         """
         state = self.state
         if known is None and state.reduce_limits is not None and what != "weight" and op.format.spans_samples:
@@ -215,7 +218,8 @@ class QuantLayer(nn.Module):
             state.note(self.site, what, there.bad)
             return there.values, there.codes, (there.low, there.high)
         if known is None or (known[0].numel() == 1 and known[0].device.type == "cpu"):
-            given = None if known is None else (known[0].item(), known[1].item())
+            whole = op.format.granularity == PerTensor()
+            given = (known[0].item(), known[1].item()) if known is not None else told if whole else None
             fast = quantize_uniform(x, op.format, op.bits, noise, code_bits, state.kernels, given, only_codes)
             if fast is not None:
                 if not fast.finite:
@@ -262,14 +266,21 @@ class QuantLayer(nn.Module):
         if self._weights_of != version:
             self._weights, self._weights_of = {}, version
         kept = self._weights.get(key) if self.training else None
-        if kept is None or (integer and kept[1] is None):
+        slim = self.keeps_codes and self.state.scope is None
+        if kept is None or ((integer or slim) and kept[1] is None):
             w = op.format.forward_transform(self.weight.detach())
-            code_bits = op.widest if integer else 0
+            code_bits = op.widest if integer or slim else 0
             values, codes, _ = self._to_grid(w, op, self._noise(op, "W", w), code_bits, "weight")
             assert values is not None
             self._observe(name, op, w, values)
-            kept = self._weights[key] = (values, codes, op.bits)  # holds the map, so that its id stays taken
-        return kept[:2]
+            # holds the map, so that its id stays taken
+            self._weights[key] = (None if slim and codes is not None else values, codes, op.bits)
+            return values, codes
+        values, codes, _ = kept
+        if values is None:
+            assert codes is not None
+            values = codes.values()
+        return values, codes
 
     def forget_weights(self) -> None:
         """Drop the quantized weights kept for reuse."""
@@ -289,7 +300,9 @@ class QuantLayer(nn.Module):
             return g, None
         only_codes = integer and not values and self.observer is None
         code_bits = op.widest if integer else 0
-        e, codes, _ = self._to_grid(g, op, self._noise(op, name, g), code_bits, "output gradient", None, only_codes)
+        e, codes, _ = self._to_grid(
+            g, op, self._noise(op, name, g), code_bits, "output gradient", None, only_codes, known_range.of(g)
+        )
         if e is not None:
             self._observe(name, op, g, e)
         return e, codes

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fractrain.errors import ConfigError
+from fractrain.quant.gemm import linear, matmul
 from fractrain.quant.integer import Geometry, pays, suits, suits_tensor, suits_weight
 from fractrain.quant.integer_backward import Plan, possible
 from fractrain.quant.layer import QuantLayer
@@ -15,6 +16,9 @@ from fractrain.quant.products import Backward
 from fractrain.quant.state import QuantState
 
 __all__ = ["Backward", "QuantConv2d", "QuantLayer", "QuantLinear"]
+
+
+LARGE = 1 << 16  # elements of a weight
 
 
 class QuantConv2d(QuantLayer):
@@ -123,6 +127,11 @@ class QuantLinear(QuantLayer):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.init_quant(precision, state or QuantState(), site or "linear")
 
+    @property
+    def keeps_codes(self) -> bool:  # type: ignore[override]
+        """Whether the weight is large against what it costs to restore it from codes."""
+        return self.weight.numel() >= LARGE
+
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
         return f"{self.in_features}, {self.out_features}, site={self.site!r}"
@@ -136,16 +145,16 @@ class QuantLinear(QuantLayer):
 
     def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """FW."""
-        return F.linear(a, w, bias)
+        return linear(a, w, bias)
 
     def backward_products(
         self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """EB and GC."""
-        da = e @ w if want_a else None
+        da = matmul(e, w) if want_a else None
         dw = None
         if want_w and a is not None:
-            dw = e.reshape(-1, e.shape[-1]).t() @ a.reshape(-1, a.shape[-1])
+            dw = matmul(e.reshape(-1, e.shape[-1]).t(), a.reshape(-1, a.shape[-1]))
         return da, dw
 
     def bias_gradient(self, e: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from fractrain.cost.ledger import Entry
 from fractrain.errors import ConfigError
 from fractrain.quant.accounting import entries_for
+from fractrain.quant.gemm import matmul
 from fractrain.quant.kernels import Quantized
 from fractrain.quant.layer import QuantLayer
 from fractrain.quant.precision import Precision
@@ -73,7 +74,7 @@ class Matmul(nn.Module):
 
 def multiply(a: torch.Tensor, b: torch.Tensor, transpose: bool) -> torch.Tensor:
     """``a b``, or ``a b^T``, over the last two axes."""
-    return a @ (b.mT if transpose else b)
+    return matmul(a, b.mT if transpose else b)
 
 
 def stand_in(a: torch.Tensor, b: torch.Tensor, transpose: bool) -> torch.Tensor:
@@ -227,16 +228,22 @@ class QuantMatmul(QuantLayer):
         da = db = None
         if want_a:
             b = w.view(*shape[:-2], -1, w.shape[-1])
-            da = error @ (b if self.transpose else b.mT)
+            da = matmul(error, b if self.transpose else b.mT)
         if want_w and a is not None:
             first = a.view(shape)
-            db = error.mT @ first if self.transpose else first.mT @ error
+            db = matmul(error.mT, first) if self.transpose else matmul(first.mT, error)
         return da, db
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
     """``[N, ..., R, K]`` as ``[N, rows, K]``, dense."""
     return x.detach().reshape(x.shape[0], -1, x.shape[-1]).contiguous()
+
+
+def _restored(kept: Any) -> torch.Tensor:
+    """What was kept, as values."""
+    values: torch.Tensor = kept.values() if isinstance(kept, Quantized) else kept
+    return values
 
 
 class _Pair(torch.autograd.Function):
@@ -275,13 +282,14 @@ class _Pair(torch.autograd.Function):
             e_eb = e_gc if one else (layer.quantized_error(g, p.eb_e, "E.eb") if want_a else g)
         finally:
             layer.state.scope = outer
-        first, second = (t.values() if isinstance(t, Quantized) else t for t in stored)
         da = db = None
-        if want_a:
-            da, _ = layer.backward_products(e_eb, None, second, ctx.shape, True, False)
-        if want_b:
-            none = first.new_empty(0) if second is None else second  # EB's operand: not read
+        if want_b:  # first, and its operand is gone before the other product: both may be as large as the scores
+            first = _restored(stored[0])
+            none = first.new_empty(0)  # EB's operand: not read
             _, db = layer.backward_products(e_gc, first, none, ctx.shape, False, True)
+            del first
+        if want_a:
+            da, _ = layer.backward_products(e_eb, None, _restored(stored[1]), ctx.shape, True, False)
         if layer.backward_observer is not None:
             seen = stored[0] if isinstance(stored[0], Quantized) else None
             layer.backward_observer(layer, Backward(g, seen, da, db))

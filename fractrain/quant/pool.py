@@ -141,12 +141,14 @@ class _Gateway(torch.autograd.Function):
         out: list[torch.Tensor | None] = []
         if ctx.has_input:
             first = got.pop(0)
-            out.append(_sum([*([] if first is None else [first]), *parts]))
+            out.append(_sum([*parts, *([] if first is None else [first])]))
         for given, pooled in zip(got, weights, strict=True):
-            out.append(_sum([t for t in (given, pooled) if t is not None]))
+            out.append(_sum([t for t in (pooled, given) if t is not None]))
         return (None, None, *out)
 
 
 def _sum(parts: list[torch.Tensor]) -> torch.Tensor | None:
-    """Sum, or None of nothing."""
-    return sum(parts[1:], parts[0]) if parts else None
+    """Sum, or None of nothing; adds to the first part if there are more, which must be nobody else's then."""
+    for part in parts[1:]:
+        parts[0].add_(part)
+    return parts[0] if parts else None

@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fractrain.quant import blocks
 from fractrain.quant.kernels import fused_for
 
 Pair = tuple[int, int]
@@ -49,9 +50,8 @@ class _MaxPool(torch.autograd.Function):
         sizes = [(x.shape[2 + d] + 2 * padding[d] - kernel[d]) // stride[d] + 1 for d in (0, 1)]
         if min(sizes) < 1:
             return F.max_pool2d(x, kernel, stride, padding)  # says what is wrong
-        like: dict[str, Any] = {"memory_format": torch.channels_last}
-        y = torch.empty((*x.shape[:2], *sizes), dtype=x.dtype, **like)
-        places = torch.empty(y.shape, dtype=torch.uint8, **like)
+        y = blocks.empty((*x.shape[:2], *sizes), channels_last=True)
+        places = blocks.empty(y.shape, torch.uint8, channels_last=True)
         found = fused_for(x, "auto")
         assert found is not None
         fused_pool.max_pool[found[1]](_nhwc(x.detach()), kernel, stride, padding, _nhwc(y), _nhwc(places))
@@ -67,7 +67,7 @@ class _MaxPool(torch.autograd.Function):
         (places,) = ctx.saved_tensors
         shape, kernel, stride, padding = ctx.geometry
         g = grads[0].contiguous(memory_format=torch.channels_last)
-        dx = torch.empty(shape, memory_format=torch.channels_last).zero_()
+        dx = blocks.empty(shape, channels_last=True).zero_()
         found = fused_for(g, "auto")
         fused_pool.max_unpool[found is not None and found[1]](
             _nhwc(g), _nhwc(places), kernel, stride, padding, _nhwc(dx)

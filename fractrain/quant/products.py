@@ -90,9 +90,13 @@ class _Products(torch.autograd.Function):
         ctx.has_bias = bias is not None
         # EB multiplies by the weight of this forward pass, as quantized now.
         plan = layer.integer_backward(x) if kept.codes is not None else None
-        ctx.plan, ctx.weight = plan, None
+        ctx.plan, ctx.weight, ctx.weight_grid = plan, None, None
         if plan is not None and plan.eb:
             w, ctx.weight = layer.weight_operand(p.eb_w, "eb_w", True)
+        elif not p.eb_w.is_float and layer.keeps_codes and s is None:
+            w, codes = layer.weight_operand(p.eb_w, "eb_w", False)
+            if codes is not None:
+                w, ctx.weight_grid = codes.codes, (codes.grid, codes.kernels, codes.rows)
         else:
             w = layer.quantized_weight(p.eb_w, "eb_w")
         # Autograd keeps the codes: it frees them after backward even where the loss lives on, and hooks see them.
@@ -107,6 +111,8 @@ class _Products(torch.autograd.Function):
         layer: QuantLayer = ctx.layer
         p: Precision = ctx.precision
         w, master, a = ctx.saved_tensors
+        if ctx.weight_grid is not None:
+            w = Quantized(w, *ctx.weight_grid).values()
         layer.forget_weights()
         g = grads[0]
         if g.dim() == 4:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import increment_version
 
+from fractrain.quant import blocks, known_range
 from fractrain.quant.kernels import flat, fused_for
 
 
@@ -28,6 +29,8 @@ class CompactReLU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply it to a tensor of any shape."""
+        if known_range.rectified(x):  # by the BatchNorm before it
+            return x
         y: torch.Tensor = _ReLU.apply(x, self.inplace)
         return y
 
@@ -38,11 +41,11 @@ class _ReLU(torch.autograd.Function):
         fused = fused_for(x, "auto") if x.dtype == torch.float32 else None
         if fused is None:
             y = torch.relu_(x) if inplace else torch.relu(x)
-            positive = y > 0
+            positive = ~(y <= 0)
         else:
             module, parallel = fused
-            y = x if inplace else torch.empty_like(x)
-            positive = torch.empty_like(x, dtype=torch.bool)
+            y = x if inplace else blocks.empty_like(x)
+            positive = blocks.empty_like(x, dtype=torch.bool)
             module.relu[parallel](flat(x.detach()), flat(y.detach()), flat(positive))
             if inplace:
                 increment_version(x)
@@ -54,11 +57,15 @@ class _ReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         (positive,) = ctx.saved_tensors
-        g = grads[0]
-        fused = fused_for(g, "auto") if g.dtype == torch.float32 and g.stride() == positive.stride() else None
-        if fused is None:
-            return torch.where(positive, g, g.new_zeros(())), None  # not a product: 0 * inf would be nan
-        module, parallel = fused
-        da = torch.empty_like(g)
-        module.where[parallel](flat(positive), flat(g), flat(da))
-        return da, None
+        return rectify_gradient(positive, grads[0]), None
+
+
+def rectify_gradient(positive: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """``g`` where the mask is true, else zero."""
+    fused = fused_for(g, "auto") if g.dtype == torch.float32 and g.stride() == positive.stride() else None
+    if fused is None:
+        return torch.where(positive, g, g.new_zeros(()))  # not a product: 0 * inf would be nan
+    module, parallel = fused
+    da = blocks.empty_like(g)
+    module.where[parallel](flat(positive), flat(g), flat(da))
+    return da

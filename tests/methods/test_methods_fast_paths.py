@@ -2,7 +2,8 @@
 
 * float64: whole trainings against the slow twin of :mod:`methods_twin`, to 1e-11. The compiled kernels do not apply to
   float64, so this is about what is shared, kept, skipped and summed in another order.
-* float32, products too small for integer codes: whole trainings against the plain kernels, bit for bit.
+* float32, products too small for integer codes: whole trainings against the plain kernels, bit for bit, with PyTorch's
+  own BatchNorm in both; the compiled BatchNorm layer by layer against float64, on what the training gave it.
 * float32, large products: layer by layer with the inputs and errors that the training gave them (a whole network is
   chaotic: one last bit turns a rounding). Quantized tensors bit for bit; products on integer codes round otherwise than
   a float32 sum, and must be as near to it as two orders of that same sum may be to each other.
@@ -37,9 +38,10 @@ from fractrain.quant.convert import quant_layers
 from fractrain.quant.formats import Affine, PerAxis
 from fractrain.quant.integer import MIN_MACS, Geometry, pays
 from fractrain.quant.integer_backward import possible
-from fractrain.quant.kernels import Quantized
+from fractrain.quant.kernels import Quantized, probed
 from fractrain.quant.layer import QuantLayer
 from fractrain.quant.layers import QuantConv2d
+from fractrain.quant.norm import CompactBatchNorm2d
 from fractrain.quant.pool import Pool
 from fractrain.quant.precision import Operand, Precision
 from fractrain.quant.state import CandidateScope, QuantState
@@ -237,7 +239,10 @@ def test_in_float64_a_training_equals_the_one_done_plainly(case: Case, monkeypat
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_in_float32_a_training_of_small_products_is_the_reference_bit_for_bit(case: Case) -> None:
+def test_in_float32_a_training_of_small_products_is_the_reference_bit_for_bit(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CompactBatchNorm2d, "_kernels", lambda *_: None)  # its sums are of another order
     s, other = subject(case, "auto"), subject(case, "reference")
     largest = []
     for layer in quant_layers(s.model):
@@ -248,6 +253,63 @@ def test_in_float32_a_training_of_small_products_is_the_reference_bit_for_bit(ca
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
     assert s.ledger.digest() == other.ledger.digest()
+
+
+@dataclass
+class NormUse:
+    """One use of a BatchNorm (and the ReLU in it) in a training step."""
+
+    layer: CompactBatchNorm2d
+    weight: torch.Tensor
+    bias: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+    g: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    dx: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@pytest.mark.skipif(probed() is None, reason="compiled kernels are not available")
+@pytest.mark.parametrize("case", [c for c in CASES if c.model == "resnet"], ids=str)
+def test_in_float32_every_batch_norm_of_a_training_is_that_of_float64(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uses: list[NormUse] = []
+    plain = CompactBatchNorm2d.forward
+
+    def watched(layer: CompactBatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+        if not layer.training:
+            return plain(layer, x)
+        x = x.view_as(x)  # a name of its own, whose gradient is this use's
+        y = plain(layer, x)
+        use = NormUse(layer, layer.weight.detach().clone(), layer.bias.detach().clone(), x.detach().clone(), y.detach())
+        uses.append(use)
+        use.y = use.y.clone()
+        if y.requires_grad:
+            y.register_hook(lambda g: setattr(use, "g", g.clone()))  # type: ignore[no-untyped-call]
+            if x.requires_grad:
+                x.register_hook(lambda g: setattr(use, "dx", g.clone()))  # type: ignore[no-untyped-call]
+        return y
+
+    s = subject(case, "auto")
+    norms = [m for m in s.model.modules() if isinstance(m, CompactBatchNorm2d)]
+    monkeypatch.setattr(CompactBatchNorm2d, "forward", watched)
+    train(s)
+    quantizes = any(not layer.precision.is_float for layer in quant_layers(s.model))
+    own = case.name == "wageubn" or case.settings.get("variant") == "banner"  # normalisation layers of the method
+    assert bool(norms) == (quantizes and not own)
+    assert {id(u.layer) for u in uses} == {id(m) for m in norms}
+    assert not norms or any(m.before_relu for m in norms)
+    for use in uses:
+        x = use.x.double().requires_grad_()
+        y = F.batch_norm(x, None, None, use.weight.double(), use.bias.double(), True, eps=use.layer.eps)
+        y = y.relu() if use.layer.before_relu else y
+        gain = (use.weight / (use.x.var((0, 2, 3), correction=0) + use.layer.eps).sqrt()).abs().max().item()
+        assert (use.y - y).abs().max().item() <= 1e-5 * max(y.abs().max().item(), gain)
+        if use.g.numel() and use.dx.numel():
+            safe = torch.where(y.abs() < 1e-4, 0.0, use.g.double()) if use.layer.before_relu else use.g.double()
+            (want,) = torch.autograd.grad(y, x, safe)
+            if torch.equal(safe.float(), use.g) or not use.layer.before_relu:
+                assert (use.dx - want).abs().max().item() <= 1e-5 * gain * use.g.abs().max().item()
 
 
 # -- layer by layer --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from fractrain.methods.base import MethodContext
 from fractrain.models.resnet_cifar import ResNetCifar
 from fractrain.quant.convert import quant_layers
 from fractrain.quant.noise import element_numbers, noise_key, uniform
+from fractrain.quant.norm import CompactBatchNorm2d
 from fractrain.quant.range_norm import RangeBatchNorm2d
 from fractrain.quant.state import QuantState
 
@@ -75,7 +76,7 @@ def test_fractrain_variant_quantizes_every_convolution_and_nothing_else():
     )
     assert type(model.head).__name__ == "QuantLinear"
     assert model.head.precision.is_float
-    assert all(type(m) is nn.BatchNorm2d for m in model.modules() if "Norm" in type(m).__name__)
+    assert all(type(m) is CompactBatchNorm2d for m in model.modules() if "Norm" in type(m).__name__)
 
 
 def test_fractrain_variant_backward_uses_one_error_for_both_products(float64_codes):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from fractrain.methods.base import MethodContext
 from fractrain.methods.fractrain import FracTrain
 from fractrain.methods.pfq import PFQ
 from fractrain.models.resnet_cifar import ResNetCifar
 from fractrain.quant.convert import quant_layers
+from fractrain.quant.norm import CompactBatchNorm2d
 
 
 def prepared(method, seed=0):
@@ -61,7 +61,7 @@ def test_pfq_layers_run_at_the_precision_of_the_stage_from_the_next_step_on():
 def test_pfq_classifier_and_batch_norm_stay_in_floating_point():
     _, model = prepared(PFQ())
     assert model.head.precision.is_float
-    assert all(type(m) is nn.BatchNorm2d for n, m in model.named_modules() if "bn" in n.rpartition(".")[2])
+    assert all(type(m) is CompactBatchNorm2d for n, m in model.named_modules() if "bn" in n.rpartition(".")[2])
 
 
 def test_pfq_state_restores_stage_and_layers():

@@ -15,6 +15,7 @@ from torch import nn
 from fractrain.quant import fused_pool
 from fractrain.quant.compact import smaller
 from fractrain.quant.pooling import CompactMaxPool2d, _nhwc
+from fractrain.quant.state import QuantState
 
 SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0])
 
@@ -108,10 +109,10 @@ def test_layers_of_a_model_are_replaced_and_others_are_not() -> None:
 
     model = nn.Sequential(nn.MaxPool2d(3, 2, 1, ceil_mode=True), Own(2), nn.ReLU(inplace=True)).eval()
     plain = copy.deepcopy(model)
-    assert smaller(model) is model
+    assert smaller(model, QuantState()) is model
     assert [type(m).__name__ for m in model] == ["CompactMaxPool2d", "Own", "CompactReLU"]
     assert model[0].ceil_mode
     assert not model[0].training
     x = tensor((2, 3, 9, 9), 0)
     assert torch.equal(model(x.clone()), plain(x.clone()))
-    assert type(smaller(nn.MaxPool2d(2))) is CompactMaxPool2d
+    assert type(smaller(nn.MaxPool2d(2), QuantState())) is CompactMaxPool2d

@@ -1,0 +1,289 @@
+"""Compiled batch normalisation: function and gradients against float64, its notes, and when it is PyTorch's own."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fractrain.errors import NonFiniteError
+from fractrain.quant import known_range
+from fractrain.quant import norm as norm_module
+from fractrain.quant.convert import convert
+from fractrain.quant.followed import before_relu
+from fractrain.quant.formats import Affine
+from fractrain.quant.kernels import probed
+from fractrain.quant.layer import QuantLayer
+from fractrain.quant.norm import CompactBatchNorm2d
+from fractrain.quant.precision import Operand, Precision
+from fractrain.quant.relu import CompactReLU
+from fractrain.quant.state import QuantState
+
+pytestmark = pytest.mark.skipif(probed() is None, reason="compiled kernels are not available")
+
+SHAPES = [(2, 1, 1, 1), (3, 3, 5, 7), (16, 16, 32, 32), (5, 24, 9, 9), (4, 64, 8, 8), (2, 513, 3, 3), (7, 600, 1, 1)]
+EIGHT = Precision(*[Operand(8, Affine())] * 6)
+REL = 3e-6  # of the largest value: some roundings of float32
+
+
+def images(*shape: int, seed: int = 0, away: float = 0.0, spread: float = 1.0) -> torch.Tensor:
+    gen = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=gen) * spread + away
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def layer_like(channels: int, relu: bool = False, **options: object) -> tuple[CompactBatchNorm2d, nn.BatchNorm2d]:
+    """The layer and PyTorch's with the same parameters."""
+    theirs = nn.BatchNorm2d(channels, **options)  # type: ignore[arg-type]
+    gen = torch.Generator().manual_seed(channels)
+    for p in theirs.parameters():
+        p.data.copy_(torch.randn(channels, generator=gen))
+    ours = CompactBatchNorm2d.of(copy.deepcopy(theirs), QuantState())
+    ours.before_relu = relu
+    return ours, theirs
+
+
+def in_float64(
+    x: torch.Tensor, g: torch.Tensor, layer: nn.BatchNorm2d, relu: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Output, gradients of input, weight and bias, mean and unbiased variance, by the textbook's formulas."""
+    x, g = x.double(), g.double()
+    n, view = x.numel() // x.shape[1], (1, -1, 1, 1)
+    one, none = torch.ones(x.shape[1]), torch.zeros(x.shape[1])
+    weight = (one if layer.weight is None else layer.weight.detach()).double().view(view)
+    bias = (none if layer.bias is None else layer.bias.detach()).double().view(view)
+    mean = x.sum((0, 2, 3), keepdim=True) / n
+    variance = (x - mean).square().sum((0, 2, 3), keepdim=True) / n
+    normal = (x - mean) / (variance + layer.eps).sqrt()
+    y = normal * weight + bias
+    if relu:
+        g = torch.where(y > 0, g, 0.0)
+        y = y.clamp(min=0)
+    dw, db = (g * normal).sum((0, 2, 3)), g.sum((0, 2, 3))
+    dx = weight / (variance + layer.eps).sqrt() * (g - db.view(view) / n - normal * dw.view(view) / n)
+    return y, dx, dw, db, mean.flatten(), variance.flatten() * n / (n - 1)
+
+
+def near(got: torch.Tensor, want: torch.Tensor, size: float | None = None, rel: float = REL) -> None:
+    size = float(want.abs().max()) if size is None else size
+    assert float((got.double() - want).abs().max()) <= rel * max(size, 1e-30)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_output_and_gradients_are_those_of_float64(shape: tuple[int, ...], relu: bool) -> None:
+    ours, _ = layer_like(shape[1], relu)
+    x, g = images(*shape, away=0.7), images(*shape, seed=1)
+    if relu:  # where the sign of the output hangs on a rounding, either is right
+        y = in_float64(x, g, ours, False)[0]
+        g = torch.where(y.abs() < 1e-5, torch.zeros(()), g).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    got = ours(x)
+    assert type(got.grad_fn).__name__ == "_NormaliseBackward"
+    got.backward(g)
+    y, dx, dw, db, *_ = in_float64(x.detach(), g, ours, relu)
+    # what a channel's gain multiplies may be hardly anything where there are few values: measured by their sizes
+    gain = float(
+        (ours.weight.detach() / (x.detach().double().var((0, 2, 3), correction=0) + ours.eps).sqrt()).abs().max()
+    )
+    near(got.detach(), y, max(float(y.abs().max()), gain))
+    near(x.grad, dx, gain * float(g.abs().max()))  # type: ignore[arg-type]
+    terms = float(g.double().abs().sum((0, 2, 3)).max())
+    near(ours.weight.grad, dw, terms)  # type: ignore[arg-type]
+    near(ours.bias.grad, db, terms)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"affine": False}, {"momentum": None}, {"eps": 0.1}, {"momentum": 0.0}], ids=str
+)
+def test_running_statistics_and_options_are_pytorch_s(options: dict[str, object]) -> None:
+    ours, theirs = layer_like(16, **options)
+    for step in range(3):
+        x = images(4, 16, 8, 8, seed=step, away=2.0, spread=3.0)
+        near(ours(x).detach(), theirs(x).detach().double())
+    for name, value in theirs.state_dict().items():
+        got = ours.state_dict()[name]
+        assert got.dtype == value.dtype
+        near(got, value.double())
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+def test_a_mean_far_from_zero_costs_no_more_than_it_costs_pytorch() -> None:
+    ours, theirs = layer_like(16)
+    x, g = images(16, 16, 16, 16, away=300.0), images(16, 16, 16, 16, seed=1)
+    want = in_float64(x, g, theirs, False)
+    errors = []
+    for layer in (ours, theirs):
+        a = x.clone().requires_grad_()
+        y = layer(a)
+        y.backward(g)
+        assert a.grad is not None
+        errors.append([float((v.double() - w).abs().max()) for v, w in zip((y.detach(), a.grad), want, strict=False)])
+    for mine, other, value in zip(*errors, want, strict=False):
+        assert mine <= max(2 * other, REL * float(value.abs().max()))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(threads: None) -> None:
+    results = []
+    for n in (1, 2):
+        torch.set_num_threads(n)
+        ours, _ = layer_like(32, True)
+        x = images(8, 32, 32, 32).requires_grad_()
+        y = ours(x)
+        y.backward(images(8, 32, 32, 32, seed=1))
+        results.append([y.detach(), x.grad, ours.weight.grad, ours.bias.grad, ours.running_mean, ours.running_var])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_everything_else_is_pytorch_s_own() -> None:
+    ours, theirs = layer_like(16)
+    x = images(4, 16, 8, 8)
+    cases = [x.double(), x.contiguous()]
+    for given in cases:
+        a, b = copy.deepcopy(ours).to(given.dtype), copy.deepcopy(theirs).to(given.dtype)
+        assert torch.equal(a(given), b(given))
+    reference = CompactBatchNorm2d.of(copy.deepcopy(theirs), QuantState(kernels="reference"))
+    assert torch.equal(reference(x), copy.deepcopy(theirs)(x))
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    for layer in (ours.train(), theirs.train()):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            layer(images(1, 16, 1, 1))
+        with pytest.raises(RuntimeError):
+            layer(images(2, 8, 4, 4))
+
+
+def test_what_is_noted_are_the_extremes_and_nan_is_not_hidden() -> None:
+    ours, _ = layer_like(16, True)
+    x = images(8, 16, 16, 16).requires_grad_()
+    seen: list[torch.Tensor] = []
+    middle = x * 1.0
+    middle.register_hook(seen.append)  # type: ignore[no-untyped-call]
+    y = ours(middle)
+    assert known_range.of(y) == (y.min().item(), y.max().item())
+    y.backward(images(8, 16, 16, 16, seed=1))
+    assert known_range.of(seen[0]) == (seen[0].min().item(), seen[0].max().item())
+    with torch.no_grad():
+        y.mul_(2)
+    assert known_range.of(y) is None
+    for bad in (float("nan"), float("inf")):
+        x = images(8, 16, 16, 16)
+        x[3, 5, 2, 2] = bad
+        y = ours(x)
+        assert known_range.of(y) is None
+        assert y[:, 5].isnan().all()
+        assert y[:, :5].isfinite().all()
+        g = images(8, 16, 16, 16, seed=1)
+        g[1, 2, 3, 4] = bad
+        x = images(8, 16, 16, 16).requires_grad_()
+        layer_like(16)[0](x).backward(g)
+        assert not x.grad[:, 2].isfinite().any()  # type: ignore[index]
+
+
+class Net(nn.Module):
+    """Conv, norm and ReLU in the ways models are written."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.last = x
+        y = self.bn1(self.conv1(x))
+        if self.kind == "data" and x.mean() > 100:
+            y = y + 1
+        if self.kind == "function":
+            z = F.relu(y)
+        elif self.kind == "method":
+            z = y.relu()
+        else:
+            z = self.relu(y)
+        if self.kind == "twice":
+            z = z + y
+        out: torch.Tensor = self.bn2(self.conv2(z))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"), [("module", True), ("function", True), ("method", True), ("twice", False), ("data", False)]
+)
+def test_only_norms_that_feed_a_relu_alone_take_it_over(kind: str, found: bool) -> None:
+    net = Net(kind)
+    assert list(before_relu(net, nn.BatchNorm2d)) == ([net.bn1] if found else [])
+    assert net.calls == 0
+    assert not hasattr(net, "last")
+    quantized = convert(copy.deepcopy(net), EIGHT, keep_last=False)
+    assert type(quantized.bn1) is CompactBatchNorm2d
+    assert quantized.bn1.before_relu is found
+    assert not quantized.bn2.before_relu
+    assert pickle.loads(pickle.dumps(quantized)).bn1.before_relu is found
+
+
+def test_in_a_sequence_the_norm_takes_the_relu_over_and_a_hook_takes_it_back() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+    first, second = layer_like(4, True)[0], CompactReLU(True)
+    assert list(before_relu(net, nn.BatchNorm2d)) == [net[0]]
+    x = images(4, 4, 8, 8)
+    fused = second(first(x))
+    seen = []
+    first.register_forward_hook(lambda m, _, y: seen.append(y.clone()))
+    apart = second(first(x))
+    assert (seen[0] < 0).any()
+    assert torch.equal(fused, apart)
+    assert fused.grad_fn is not apart.grad_fn
+
+
+def test_quantizers_told_the_range_find_what_they_would_have_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    grads = []
+    told = []
+
+    def counted(x: torch.Tensor) -> tuple[float, float] | None:
+        told.append(known(x))
+        return told[-1]
+
+    known = known_range.of
+    for function in (counted, lambda x: None):
+        monkeypatch.setattr(known_range, "of", function)
+        torch.manual_seed(0)
+        state = QuantState(1)
+        net = convert(
+            Net("module"), Precision(*[Operand(8, Affine(rounding="stochastic"))] * 6), state, keep_last=False
+        )
+        net(images(4, 3, 16, 16)).square().mean().backward()
+        grads.append([p.grad for p in net.parameters()])
+    assert sum(r is not None for r in told) == 3  # conv2's input and both errors
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_nan_behind_a_norm_is_refused_with_the_layer_s_name() -> None:
+    net = convert(Net("module"), EIGHT, keep_last=False)
+    net.bn1.weight.data[3] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"conv2: inf or nan in its input"):
+        net(images(4, 3, 16, 16))
+    assert isinstance(net.conv2, QuantLayer)
+
+
+def test_it_keeps_its_input_and_nothing_else_of_that_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = layer_like(16, True)
+    x = images(8, 16, 16, 16).requires_grad_()
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.nbytes), t)[1], lambda t: t):
+        CompactReLU(True)(ours(x))
+    assert kept == [x.nbytes]
+    assert norm_module.PARTS > 1
