@@ -6,7 +6,7 @@
 when quantized. ``weights`` is kept besides the parameters themselves (the quantized copy of each weight).
 ``everything`` is all that the whole model keeps, batch norm and ReLU included, each storage once. It says what training
 really saves: a plain ReLU keeps its float32 output, which in FP32 is the very tensor the next convolution keeps anyway;
-quantized models get one that keeps a byte per element.
+quantized models get one that keeps a bit per element.
 """
 
 from __future__ import annotations

@@ -134,26 +134,55 @@ def _extremes(bits, low, high):  # type: ignore[no-untyped-def]
         high[r] = np.int32(hi ^ np.int32(np.int32(hi >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
-def _relu(x, y, positive):  # type: ignore[no-untyped-def]
+CHUNK = 4096  # elements whose signs wait, a byte each, to be packed
+_PACK = np.uint64(0x0102040810204080)  # times eight bytes of 0 or 1: their bits in the top byte, the first lowest
+_SPREAD = np.uint64(0x0101010101010101)
+_BITS = np.uint64(0x8040201008040201)
+
+
+def _relu(x, y, signs):  # type: ignore[no-untyped-def]
+    # signs: a bit per element, set where the gradient passes. Slices, because numba takes an index that is a sum for
+    # one that may count from the end, and makes no vectors of it.
     for r in prange(x.shape[0]):
-        for c in range(x.shape[1]):
-            v = x[r, c]
-            positive[r, c] = not v <= np.float32(0.0)  # nan, too, as in torch
-            y[r, c] = np.float32(0.0) if v < np.float32(0.0) else v  # nan and -0 pass
+        wait = np.empty(CHUNK, np.uint8)
+        eights = wait.view(np.uint64)
+        for first in range(0, x.shape[1], CHUNK):
+            a, out = x[r, first : first + CHUNK], y[r, first : first + CHUNK]
+            for c in range(a.shape[0]):
+                v = a[c]
+                wait[c] = not v <= np.float32(0.0)  # nan, too, as in torch
+                out[c] = np.float32(0.0) if v < np.float32(0.0) else v  # nan and -0 pass
+            bits = signs[r, first // 8 : (first + CHUNK) // 8]
+            for c in range(bits.shape[0]):
+                bits[c] = (eights[c] * _PACK) >> np.uint64(56)
 
 
-def _sum_relu(x, z, y, positive):  # type: ignore[no-untyped-def]
+def _sum_relu(x, z, y, signs):  # type: ignore[no-untyped-def]
     for r in prange(x.shape[0]):
-        for c in range(x.shape[1]):
-            v = x[r, c] + z[r, c]
-            positive[r, c] = not v <= np.float32(0.0)  # nan, too, as in torch
-            y[r, c] = np.float32(0.0) if v < np.float32(0.0) else v  # nan and -0 pass
+        wait = np.empty(CHUNK, np.uint8)
+        eights = wait.view(np.uint64)
+        for first in range(0, x.shape[1], CHUNK):
+            a, b, out = x[r, first : first + CHUNK], z[r, first : first + CHUNK], y[r, first : first + CHUNK]
+            for c in range(a.shape[0]):
+                v = a[c] + b[c]
+                wait[c] = not v <= np.float32(0.0)
+                out[c] = np.float32(0.0) if v < np.float32(0.0) else v
+            bits = signs[r, first // 8 : (first + CHUNK) // 8]
+            for c in range(bits.shape[0]):
+                bits[c] = (eights[c] * _PACK) >> np.uint64(56)
 
 
-def _where(positive, g, out):  # type: ignore[no-untyped-def]
+def _where(signs, g, out):  # type: ignore[no-untyped-def]
     for r in prange(g.shape[0]):
-        for c in range(g.shape[1]):
-            out[r, c] = g[r, c] if positive[r, c] else np.float32(0.0)
+        wait = np.empty(CHUNK, np.uint8)
+        eights = wait.view(np.uint64)
+        for first in range(0, g.shape[1], CHUNK):
+            bits = signs[r, first // 8 : (first + CHUNK) // 8]
+            for c in range(bits.shape[0]):
+                eights[c] = (np.uint64(bits[c]) * _SPREAD) & _BITS
+            e, da = g[r, first : first + CHUNK], out[r, first : first + CHUNK]
+            for c in range(e.shape[0]):
+                da[c] = np.float32(0.0) if wait[c] == 0 else e[c]
 
 
 def _take_rows(choice, which, x, out):  # type: ignore[no-untyped-def]

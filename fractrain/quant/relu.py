@@ -1,4 +1,4 @@
-"""A ReLU that keeps one byte per element for backward instead of its float32 output.
+"""A ReLU that keeps one bit per element for backward instead of its float32 output.
 
 In plain FP32 training the ReLU's output is the very tensor the next convolution keeps, so it costs nothing. Once that
 convolution keeps integer codes, the float32 copy would be kept for the ReLU alone: memory would rise instead of fall.
@@ -6,6 +6,7 @@ convolution keeps integer codes, the float32 copy would be kept for the ReLU alo
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from fractrain.quant.kernels import flat, fused_for
 
 
 class CompactReLU(nn.Module):
-    """``max(x, 0)``, same values and gradients as :class:`torch.nn.ReLU`; keeps a boolean mask of the input's shape.
+    """``max(x, 0)``, same values and gradients as :class:`torch.nn.ReLU`.
+
+    It keeps a bit per element of dense float32 tensors on the CPU with a multiple of eight elements per sample, of all
+    others a boolean mask of the input's shape.
 
     Args:
         inplace: overwrite the input.
@@ -35,37 +39,58 @@ class CompactReLU(nn.Module):
         return y
 
 
+def kernels_for(x: torch.Tensor) -> tuple[ModuleType, bool] | None:
+    """The compiled kernels that pack signs, and whether to run them on several threads; None where torch must do."""
+    if x.dtype != torch.float32 or x.dim() == 0 or x.numel() % (8 * max(x.shape[0], 1)):
+        return None
+    return fused_for(x, "auto")
+
+
+def room_for_signs(x: torch.Tensor) -> torch.Tensor:
+    """A bit per element of ``x``, in rows: uint8 ``[N, elements / 8]``."""
+    return blocks.empty((x.shape[0], x.numel() // x.shape[0] // 8), torch.uint8)
+
+
 class _ReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, inplace: bool) -> torch.Tensor:
-        fused = fused_for(x, "auto") if x.dtype == torch.float32 else None
+        fused = kernels_for(x)
+        ctx.packed = fused is not None
         if fused is None:
             y = torch.relu_(x) if inplace else torch.relu(x)
-            positive = ~(y <= 0)
+            signs = ~(y <= 0)
         else:
             module, parallel = fused
             y = x if inplace else blocks.empty_like(x)
-            positive = blocks.empty_like(x, dtype=torch.bool)
-            module.relu[parallel](flat(x.detach()), flat(y.detach()), flat(positive))
+            signs = room_for_signs(x)
+            module.relu[parallel](flat(x.detach()), flat(y.detach()), flat(signs))
             if inplace:
                 increment_version(x)
         if inplace:
             ctx.mark_dirty(x)
-        ctx.save_for_backward(positive)
+        ctx.save_for_backward(signs)
+        ctx.layout = layout_of(x)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (positive,) = ctx.saved_tensors
-        return rectify_gradient(positive, grads[0]), None
+        (signs,) = ctx.saved_tensors
+        if ctx.packed:
+            return rectify_gradient(signs, grads[0], ctx.layout), None
+        return torch.where(signs, grads[0], grads[0].new_zeros(())), None  # not a product: 0 * inf would be nan
 
 
-def rectify_gradient(positive: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """``g`` where the mask is true, else zero."""
-    fused = fused_for(g, "auto") if g.dtype == torch.float32 and g.stride() == positive.stride() else None
-    if fused is None:
-        return torch.where(positive, g, g.new_zeros(()))  # not a product: 0 * inf would be nan
+def layout_of(x: torch.Tensor) -> torch.memory_format:
+    """The order of a dense tensor's elements in memory, and so of its signs."""
+    return torch.channels_last if x.dim() == 4 else torch.contiguous_format
+
+
+def rectify_gradient(signs: torch.Tensor, g: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+    """``g`` where the bit is set, else zero; ``layout`` is that of the tensor whose signs they are."""
+    g = g.contiguous(memory_format=layout)
+    fused = kernels_for(g)
+    assert fused is not None
     module, parallel = fused
     da = blocks.empty_like(g)
-    module.where[parallel](flat(positive), flat(g), flat(da))
+    module.where[parallel](flat(signs), flat(g), flat(da))
     return da

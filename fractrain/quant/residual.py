@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fractrain.quant import blocks
-from fractrain.quant.kernels import flat, fused_for
-from fractrain.quant.relu import rectify_gradient
+from fractrain.quant.kernels import flat
+from fractrain.quant.relu import kernels_for, layout_of, rectify_gradient, room_for_signs
 
 
 class SumReLU(nn.Module):
@@ -21,7 +21,7 @@ class SumReLU(nn.Module):
 
 
 class CompactSumReLU(SumReLU):
-    """:class:`SumReLU`, same values and gradients bit by bit; keeps a byte per element for backward, not four."""
+    """:class:`SumReLU`, same values and gradients bit by bit; keeps a bit per element for backward."""
 
     def forward(self, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Add and rectify."""
@@ -34,23 +34,24 @@ class CompactSumReLU(SumReLU):
 def _alike(y: torch.Tensor, shortcut: torch.Tensor) -> bool:
     """Whether the compiled kernel reads the two side by side."""
     same = y.dtype == shortcut.dtype == torch.float32 and y.shape == shortcut.shape and y.stride() == shortcut.stride()
-    return same and fused_for(y, "auto") is not None
+    return same and kernels_for(y) is not None
 
 
 class _SumReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
-        fused = fused_for(y, "auto")
+        fused = kernels_for(y)
         assert fused is not None
         module, parallel = fused
         out = blocks.empty_like(y)
-        positive = blocks.empty_like(y, dtype=torch.bool)
-        module.sum_relu[parallel](flat(y.detach()), flat(shortcut.detach()), flat(out), flat(positive))
-        ctx.save_for_backward(positive)
+        signs = room_for_signs(y)
+        module.sum_relu[parallel](flat(y.detach()), flat(shortcut.detach()), flat(out), flat(signs))
+        ctx.save_for_backward(signs)
+        ctx.layout = layout_of(y)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        (positive,) = ctx.saved_tensors
-        da = rectify_gradient(positive, grads[0])
+        (signs,) = ctx.saved_tensors
+        da = rectify_gradient(signs, grads[0], ctx.layout)
         return da, da
