@@ -9,7 +9,7 @@ from torch import nn
 
 from fractrain.quant import blocks
 from fractrain.quant.kernels import flat
-from fractrain.quant.relu import kernels_for, layout_of, rectify_gradient, room_for_signs
+from fractrain.quant.relu import CompactReLU, kernels_for, layout_of, rectify_gradient, room_for_signs
 
 
 class SumReLU(nn.Module):
@@ -21,13 +21,16 @@ class SumReLU(nn.Module):
 
 
 class CompactSumReLU(SumReLU):
-    """:class:`SumReLU`, same values and gradients bit by bit; keeps a bit per element for backward."""
+    """:class:`SumReLU`, same values and gradients bit by bit; keeps for backward what :class:`CompactReLU` keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._relu = CompactReLU(inplace=True)
 
     def forward(self, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Add and rectify."""
-        if not _alike(y, shortcut):
-            return super().forward(y, shortcut)
-        out: torch.Tensor = _SumReLU.apply(y, shortcut)
+        out: torch.Tensor
+        out = _SumReLU.apply(y, shortcut) if _alike(y, shortcut) else self._relu(y + shortcut)
         return out
 
 

@@ -173,7 +173,8 @@ def test_sum_and_relu_of_what_differs_is_torch_s_own_and_keeps_no_float() -> Non
     x, z = torch.randn(4, 8, 5, 5), torch.randn(4, 8, 5, 5)
     for a, b in ((x.double(), z.double()), (x, z[:1]), (x, z.contiguous(memory_format=torch.channels_last))):
         assert torch.equal(layer(a, b), torch.relu(a + b))
-    kept = []
+    kept: list[tuple[torch.dtype, int]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append((t.dtype, t.numel())), t)[1], lambda t: t):
         layer(*(nn.Parameter(t.contiguous(memory_format=torch.channels_last)) for t in (x, z)))
-    assert kept == [(torch.uint8, x.numel() // 8)]
+        layer(nn.Parameter(x.double()), z.double())
+    assert kept == [(torch.uint8, x.numel() // 8), (torch.bool, x.numel())]
