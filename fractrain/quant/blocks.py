@@ -133,8 +133,10 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32, channels_las
 def empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """As ``torch.empty_like``, in a block of its own where the tensor is large and dense on the CPU."""
     dtype = x.dtype if dtype is None else dtype
-    if x.device.type == "cpu" and x.is_contiguous():
-        return empty(x.shape, dtype)
-    if x.device.type == "cpu" and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return empty(x.shape, dtype, channels_last=True)
+    if x.device.type != "cpu" or x.numel() * dtype.itemsize < SMALLEST:
+        return torch.empty_like(x, dtype=dtype)
+    # Both layouts are dense where there is one pixel or channel; kernels go by the strides.
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and x.stride()[1::2] == (1, x.shape[1])
+    if last or x.is_contiguous():
+        return empty(x.shape, dtype, last)
     return torch.empty_like(x, dtype=dtype)

@@ -33,6 +33,16 @@ def test_tensors_are_what_torch_would_make(dtype: torch.dtype, last: bool) -> No
         assert not x.any()
 
 
+@pytest.mark.parametrize(
+    "shape", [(4, 8, 1, 1), (300, 960, 1, 1), (300, 1, 32, 32), (3, 8, 1, 5), (1, 300, 33, 33)], ids=str
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_strides_are_kept_where_both_layouts_are_dense(shape: tuple[int, ...], last: bool) -> None:
+    x = torch.empty(shape, memory_format=torch.channels_last if last else torch.contiguous_format)
+    for dtype in (torch.float32, torch.uint8):
+        assert blocks.empty_like(x, dtype).stride() == torch.empty_like(x, dtype=dtype).stride() == x.stride()
+
+
 def test_small_and_unusual_tensors_are_torch_s_own() -> None:
     used = blocks.blocks().used
     kept = [blocks.empty((4, 4)), blocks.empty(LARGE, torch.float64), blocks.empty_like(torch.empty(64, 4096)[:, ::2])]
