@@ -128,11 +128,7 @@ class RunConfig(pydantic.BaseModel):
         elif source_recipe:
             raise ConfigError(f"{origin}: a recipe for the source run, but setting {setting!r} has none")
         recipe_value = merge_recipe(values, recipe or {}, origin)
-        try:
-            resolved = kind.Settings.model_validate(dict(settings or {})).model_dump(mode="json")
-        except pydantic.ValidationError as error:
-            where = f"{origin}: {method}"
-            raise ConfigError(explain(error, where, kind.Settings.model_fields)) from error
+        resolved = _resolved(kind.Settings, settings or {}, f"{origin}: {method}")
         try:
             return cls.model_validate(
                 {"method": method, "settings": resolved, "method_version": kind.version, "model": model,
@@ -282,6 +278,14 @@ def _parse_value(raw: str) -> Any:
         if "," in raw and not raw.startswith(("[", "{", '"')):
             return [_parse_value(part.strip()) for part in raw.split(",")]
         return raw
+
+
+def _resolved(kind: type[pydantic.BaseModel], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A method's settings with its defaults filled in."""
+    try:
+        return kind.model_validate(dict(settings)).model_dump(mode="json")
+    except pydantic.ValidationError as error:
+        raise ConfigError(explain(error, where, kind.model_fields)) from error
 
 
 def _must_fit(known: Registries, method: str, model: str, dataset: str, setting: str) -> None:

@@ -68,9 +68,7 @@ def convert(
     floating = {id(layer) for layer in _always_float(model)}
     last = max((i for i, (_, layer) in enumerate(layers) if not isinstance(layer, Matmul)), default=-1)
     device = next((p.device for p in model.parameters()), None)
-    for pattern in keep:
-        if not fnmatch.filter(names, pattern):
-            raise ConfigError(f"keep={pattern!r} matches no layer{did_you_mean(pattern, names)}")
+    _must_match(keep, names)
     replaced = 0
     for i, (name, layer) in enumerate(layers):
         stay = (i == 0 and keep_first and not embedded) or (i == last and keep_last) or id(layer) in floating
@@ -87,6 +85,12 @@ def convert(
         raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {[t.__name__ for t in types]})")
     quantized = any(not layer.precision.is_float for layer in quant_layers(model))
     return smaller(model, state) if compact and quantized else model
+
+
+def _must_match(patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"keep={pattern!r} matches no layer{did_you_mean(pattern, names)}")
 
 
 def convert_body(model: nn.Module, precision: Precision | Rule, state: QuantState | None = None) -> nn.Module:

@@ -127,8 +127,8 @@ class _Normalise(torch.autograd.Function):
         kernels.moments[parallel](lines, means, squares, counts)
         found.mean, found.variance, deviation = np.empty((3, channels))
         scale, shift, centre = np.empty((3, columns), np.float32)
-        gain = _ones(channels) if weight is None else weight.detach().numpy()
-        offset = _ones(channels) - 1 if bias is None else bias.detach().numpy()
+        gain = np.ones(channels, np.float32) if weight is None else weight.detach().numpy()
+        offset = np.zeros(channels, np.float32) if bias is None else bias.detach().numpy()
         found.count, finite = kernels.prepare(
             means, squares, counts, gain, offset, eps, found.mean, found.variance, deviation, scale, shift, centre
         )
@@ -167,10 +167,6 @@ class _Normalise(torch.autograd.Function):
                 known_range.note(dx, float(low.min()), float(high.max()))
         wanted = ctx.needs_input_grad[1:3]
         return dx, *(torch.from_numpy(v) if w else None for v, w in zip((dw, db), wanted, strict=True)), *[None] * 4
-
-
-def _ones(channels: int) -> np.ndarray:
-    return np.ones(channels, np.float32)
 
 
 def _lines(x: torch.Tensor) -> np.ndarray:

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from fractrain.errors import NonFiniteError
 from fractrain.quant import known_range
-from fractrain.quant import norm as norm_module
 from fractrain.quant.convert import convert
 from fractrain.quant.followed import before_relu
 from fractrain.quant.formats import Affine
@@ -279,11 +278,10 @@ def test_nan_behind_a_norm_is_refused_with_the_layer_s_name() -> None:
     assert isinstance(net.conv2, QuantLayer)
 
 
-def test_it_keeps_its_input_and_nothing_else_of_that_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_keeps_its_input_and_nothing_else_of_that_size() -> None:
     ours, _ = layer_like(16, True)
     x = images(8, 16, 16, 16).requires_grad_()
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.nbytes), t)[1], lambda t: t):
         CompactReLU(True)(ours(x))
     assert kept == [x.nbytes]
-    assert norm_module.PARTS > 1
