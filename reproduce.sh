@@ -62,6 +62,23 @@ is_set_up() { [ -x "$BIN/python" ] && [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "
 # A complete environment of this folder whose packages have only changed: pip installs the difference.
 is_reusable() { "$BIN/python" --version >/dev/null 2>&1 && [ -f "$STAMP" ] && [ "$(tail -n 1 "$STAMP")" = "$PWD" ]; }
 
+# On Linux PyTorch comes with its GPU libraries: packages of 3 GB, and 6.5 GB once they are unpacked.
+NEEDED_GB=10
+free_gb() { df -Pk "$1" 2>/dev/null | awk 'NR == 2 { printf "%d", $4 / 1048576 }'; }
+
+# Say so before the minutes are spent; it is no error, because who has most packages already needs less.
+warn_of_full_disk() {
+  local place free disk seen=
+  for place in "$PWD" "${TMPDIR:-/tmp}"; do
+    disk=$(df -P "$place" 2>/dev/null | awk 'NR == 2 { print $NF }')
+    [ "$disk" != "$seen" ] || continue
+    seen=$disk free=$(free_gb "$place")
+    if [ -n "$free" ] && [ "$free" -lt "$NEEDED_GB" ]; then
+      say "Only $free GB are free in $place: installing takes up to $NEEDED_GB GB (on Linux)"
+    fi
+  done
+}
+
 # Run a command and print a sign of life every few seconds: unpacking packages of several hundred MB is silent.
 with_heartbeat() {
   local start=$SECONDS status=0
@@ -102,9 +119,11 @@ setup() {
     make_venv
   fi
   rm -f "$STAMP"
+  warn_of_full_disk
   say "1/2 Installing the pinned packages of requirements.lock"
   with_heartbeat "$BIN/python" -m pip install --disable-pip-version-check --require-hashes -r requirements.lock ||
-    die "installing requirements.lock failed (see above); check network and disk space, then run the same command again"
+    die "installing requirements.lock failed (see above; $(free_gb "$PWD") GB are free in $PWD, up to $NEEDED_GB are" \
+      "needed); check network and disk space, then run the same command again"
   say "2/2 Installing fractrain itself (editable)"
   "$BIN/python" -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e . ||
     die "installing fractrain into $VENV/ failed (see above)"

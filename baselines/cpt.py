@@ -18,7 +18,7 @@ Departures (ours):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -92,6 +92,10 @@ class CPT(Method):
             raise ConfigError("cpt's schedule needs the length of training: give total_steps (attach, MethodContext)")
         super().on_step_start(step)
         self._set_widths(self._model)
+
+    def step_key(self, step: int) -> Hashable | None:
+        """The widths of the step."""
+        return self.widths(step)
 
     def widths(self, step: int) -> tuple[int, int]:
         """Forward and error width of a training step, a pure function of the step."""

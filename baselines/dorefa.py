@@ -34,7 +34,7 @@ from torch import nn
 
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Width
 from fractrain.quant.convert import convert, quant_layers
-from fractrain.quant.formats import Affine, Bits, Format, Limits, PerAxis
+from fractrain.quant.formats import Affine, Bits, Format, Limits, PerAxis, widths_like
 from fractrain.quant.grid import Grid
 from fractrain.quant.kernels import Kernels
 from fractrain.quant.matmul import Matmul
@@ -99,7 +99,7 @@ class SampleError(Format):
 
     def _grid(self, lo: torch.Tensor, hi: torch.Tensor, bits: Bits) -> Grid:
         # No lower bound but float32's own on the step: errors of samples that are learned become very small.
-        n = torch.pow(2.0, torch.as_tensor(bits, device=lo.device).to(lo.dtype)) - 1.0
+        n = torch.pow(2.0, widths_like(bits, lo)) - 1.0
         return Grid(((hi - lo) / n.clamp(min=1.0)).clamp(min=TINY), lo, torch.zeros_like(n), n)
 
 
@@ -122,6 +122,7 @@ class DoReFa(Method):
 
     name = "dorefa"
     source = "Zhou et al., DoReFa-Net (arXiv 1606.06160); tensorpack examples/DoReFa-Net"
+    steps_alike = True
     Settings = DoReFaSettings
 
     @classmethod

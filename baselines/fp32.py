@@ -14,6 +14,7 @@ class FP32(Method):
 
     name = "fp32"
     source = "the models' own papers"
+    steps_alike = True
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Wrap layers at 32 bits."""

@@ -39,6 +39,7 @@ class SBM(Method):
 
     name = "sbm"
     source = "Banner et al., NeurIPS 2018 (arXiv 1805.11046); FracTrain authors' train_base.py"
+    steps_alike = True
     Settings = SBMSettings
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:

@@ -30,6 +30,7 @@ class Static(Method):
 
     name = "static"
     source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113): its static points; authors' train_base.py"
+    steps_alike = True
     Settings = StaticSettings
     contract_variations = {"weight_bits": 4}
 

@@ -27,6 +27,7 @@ class Static8(Method):
 
     name = "static8"
     source = "ours: uniform symmetric INT8 training; DYNASTY's abstract (arXiv 2210.17047) names no 8-bit recipe"
+    steps_alike = True
     Settings = Static8Settings
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:

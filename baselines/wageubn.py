@@ -44,10 +44,9 @@ from torch import nn
 from fractrain.errors import ConfigError
 from fractrain.methods.base import Method, MethodContext, MethodSettings
 from fractrain.quant.convert import convert, quant_layers
-from fractrain.quant.formats import Bits, Format, Limits
+from fractrain.quant.formats import Bits, Format, Limits, widths_like
 from fractrain.quant.grid import Grid
 from fractrain.quant.kernels import quantize
-from fractrain.quant.noise import noise_key
 from fractrain.quant.precision import Operand, Precision
 from fractrain.quant.state import QuantState
 
@@ -71,7 +70,7 @@ def nearest_power(m: torch.Tensor) -> torch.Tensor:
 
 def _codes(bits: Bits, like: torch.Tensor) -> torch.Tensor:
     """2^(bits-1)."""
-    return torch.pow(2.0, torch.as_tensor(bits, device=like.device).to(like.dtype) - 1.0)
+    return torch.pow(2.0, widths_like(bits, like) - 1.0)
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ def constant_quantize(state: QuantState, name: str, bits: int, g: torch.Tensor) 
     n = 2.0 ** (bits - 1)
     step = nearest_power(g.abs().amax()) / n
     grid = Grid(step, torch.zeros_like(step), torch.full_like(step, 1.0 - n), torch.full_like(step, n - 1.0))
-    values, _ = quantize(g, grid, noise_key(state.seed, state.step, name), kernels=state.kernels)
+    values, _ = quantize(g, grid, state.noise(name), kernels=state.kernels)
     return values / step * UPDATE_UNIT
 
 
@@ -230,6 +229,7 @@ class Wageubn(Method):
 
     name = "wageubn"
     source = "Yang et al., Neural Networks 125 (2020), arXiv 1909.02384; authors' code yang-yk/wageubn"
+    steps_alike = True
     Settings = WageubnSettings
     master_weights = "fixed point, step 2^-23 (24 bits); first and last layer float32"
     contract_costless = {

@@ -86,6 +86,13 @@ kernels_option = click.option(
     help="Plain torch, compiled, or compiled where a check passes. All round alike and share run ids; compiled "
     "kernels may multiply integer codes, whose sums are exact: weights then differ in the last bits.",
 )
+graphs_option = click.option(
+    "--graphs",
+    type=NearestChoice(("auto", "off")),
+    default="auto",
+    show_default=True,
+    help="On a GPU: record a training step as a CUDA graph and replay it, where method and a check allow it.",
+)
 data_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),

@@ -14,6 +14,7 @@ from fractrain.commands.common import (
     device_option,
     download_option,
     emit_json,
+    graphs_option,
     json_option,
     kernels_option,
     options,
@@ -69,6 +70,7 @@ SHOWN = (
         help="Start from the beginning: what the store has of this run, its result too, is deleted; no other run is.",
     ),
     kernels_option,
+    graphs_option,
     device_option,
     data_option,
     download_option,
@@ -86,6 +88,7 @@ def run_command(
     sets: tuple[str, ...],
     force: bool,
     kernels: Any,
+    graphs: Any,
     device: str,
     data_dir: Path | None,
     download: bool,
@@ -118,7 +121,7 @@ def run_command(
                 check_site([config], Site(results, device, data_dir, download))
         record = Trainer(
             config, store, ranks.device, data_dir, progress,
-            download=download, kernels=kernels, ranks=ranks, fresh=force,
+            download=download, kernels=kernels, graphs=graphs, ranks=ranks, fresh=force,
         ).run()  # fmt: skip
     if ranks.first:
         _show(record, as_json)

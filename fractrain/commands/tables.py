@@ -15,6 +15,7 @@ from fractrain.commands.common import (
     device_option,
     download_option,
     emit_json,
+    graphs_option,
     json_option,
     kernels_option,
     options,
@@ -91,6 +92,7 @@ def table_command(table: str, form: str, profile: str, seeds: int | None, result
     ),
     click.option("--dry-run", is_flag=True, help="Show the plan and stop."),
     kernels_option,
+    graphs_option,
     device_option,
     data_option,
     download_option,
@@ -106,6 +108,7 @@ def reproduce_command(
     jobs: int | None,
     dry_run: bool,
     kernels: Any,
+    graphs: Any,
     device: str,
     data_dir: Path | None,
     download: bool,
@@ -136,7 +139,7 @@ def reproduce_command(
     for spec, _ in plans:
         check(spec)
     say(counts_text(runs))
-    site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels)
+    site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels, graphs=graphs)
     outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs)
     documents = []
     for spec, planned in plans:

@@ -13,8 +13,9 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
@@ -23,6 +24,9 @@ Phase = Literal["train", "eval"]
 FLOAT_BITS = 32
 
 FORMAT_VERSION = 1
+
+Recorded = tuple[str | tuple[str, ...], int | torch.Tensor]
+"""A work item and its units, or the items that a gate chooses from and the units of each, on the device."""
 
 
 class Entry(NamedTuple):
@@ -72,6 +76,7 @@ class Ledger:
         self._units: dict[tuple[Phase, int, str], int] = {}
         self._device: dict[tuple[Phase, int, tuple[str, ...]], torch.Tensor] = {}
         self._samples: dict[tuple[Phase, int], int] = {}
+        self._recorded: list[Recorded] | None = None
         self.enabled = True
 
     def begin(self, phase: Phase, epoch: int) -> None:
@@ -90,8 +95,10 @@ class Ledger:
             return
         if work not in self._work:
             self._work[work] = tuple(define())
-        key = (self.phase, self.epoch, work)
-        self._units[key] = self._units.get(key, 0) + units
+        if self._recorded is not None:
+            self._recorded.append((work, units))
+        else:
+            self._add(work, units)
 
     def count_selected(
         self, works: tuple[str, ...], units: torch.Tensor, define: Callable[[int], Sequence[Entry]]
@@ -102,6 +109,38 @@ class Ledger:
         for k, work in enumerate(works):
             if work not in self._work:
                 self._work[work] = tuple(define(k))
+        if self._recorded is not None:
+            self._recorded.append((works, units))
+        else:
+            self._add_selected(works, units)
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Recorded]]:
+        """Inside the block nothing is counted but put into a list, for :meth:`repeat`."""
+        outer, self._recorded = self._recorded, []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = outer
+
+    def repeat(self, recorded: Sequence[Recorded]) -> None:
+        """Count once more what was recorded, in the present phase and epoch; tensors at what they hold now."""
+        if not self.enabled:
+            return
+        if self._recorded is not None:
+            self._recorded.extend(recorded)
+            return
+        for work, units in recorded:
+            if isinstance(units, torch.Tensor):
+                self._add_selected(cast(tuple[str, ...], work), units)
+            else:
+                self._add(cast(str, work), units)
+
+    def _add(self, work: str, units: int) -> None:
+        key = (self.phase, self.epoch, work)
+        self._units[key] = self._units.get(key, 0) + units
+
+    def _add_selected(self, works: tuple[str, ...], units: torch.Tensor) -> None:
         key = (self.phase, self.epoch, works)
         total = self._device.get(key)
         if total is None:

@@ -18,6 +18,7 @@ import torch
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
+from fractrain.engine.recording import SETTLED, recorder_for
 from fractrain.engine.registries import Registries, Stream
 from fractrain.engine.schedule import Clock
 from fractrain.seeds import derive_seed
@@ -130,12 +131,16 @@ def estimate(config: RunConfig, device: torch.device, registries: Registries | N
     batch = config.recipe.batch_size
     values = 16 * info.shape[0] if text else info.shape[0] * info.shape[1] * info.shape[2]
     trial = batch if device.type != "cpu" else min(batch, max(CPU_SAMPLES, CPU_VALUES // values))
-    recipe = config.recipe.model_copy(update={"batch_size": trial, "iterations": WARM_UP + STEPS, "eval_every": 0})
+    recorder = recorder_for(device)
+    before = WARM_UP if recorder is None else WARM_UP + SETTLED
+    recipe = config.recipe.model_copy(update={"batch_size": trial, "iterations": before + STEPS, "eval_every": 0})
     small = config.model_copy(update={"recipe": recipe})
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
-        loop = TrainingLoop(small, device, None, False, RandomRegistries(known), lambda line: None, lambda: False)
-        times = [_timed(loop.advance, device) for _ in range(WARM_UP + STEPS)][WARM_UP:]
+        loop = TrainingLoop(
+            small, device, None, False, RandomRegistries(known), lambda line: None, lambda: False, recorder=recorder
+        )
+        times = [_timed(loop.advance, device) for _ in range(before + STEPS)][before:]
         loop.step = loop.clock.end(loop.epoch)
         evaluation = _timed(loop.advance, device)
     trained, evaluated = _samples(info, config.recipe.val_fraction)

@@ -14,6 +14,7 @@ from fractrain.errors import FractrainError, NonFiniteError
 
 CHECKPOINT_SECONDS: Final = 60.0
 Kernels = Literal["auto", "reference", "fused"]
+Graphs = Literal["auto", "off"]
 OutcomeStatus = Literal["done", "failed", "diverged", "interrupted"]
 
 
@@ -28,6 +29,7 @@ class Site:
         download: fetch missing data.
         checkpoint_seconds: at least this long between two checkpoints of a run.
         kernels: of the quantizers: ``auto``, ``reference`` or ``fused``: all round alike; last bits of sums may differ.
+        graphs: on a GPU, record a training step and replay it where that is possible (``auto``), or never (``off``).
     """
 
     store: Path
@@ -36,6 +38,7 @@ class Site:
     download: bool = False
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     kernels: Kernels = "auto"
+    graphs: Graphs = "auto"
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -47,6 +50,7 @@ class Site:
             "download": self.download,
             "checkpoint_seconds": self.checkpoint_seconds,
             "kernels": self.kernels,
+            "graphs": self.graphs,
         }
 
     @classmethod

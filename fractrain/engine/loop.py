@@ -18,7 +18,7 @@ can be saved, and a loop that loads it goes on bit for bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from torch import nn
 from fractrain.cost.ledger import Ledger
 from fractrain.engine.config import RunConfig
 from fractrain.engine.diagnose import first_nonfinite
-from fractrain.engine.distributed import Ranks
+from fractrain.engine.distributed import Ranks, StepSums
 from fractrain.engine.evaluate import EvaluationStopped, channels_last, evaluate
 from fractrain.engine.feed import Pace, Replaced
 from fractrain.engine.jobs import Kernels
 from fractrain.engine.metrics import metrics_line
 from fractrain.engine.optimizer import clip_gradients, make_optimizer
+from fractrain.engine.recording import RecordedSteps, Recorder
 from fractrain.engine.registries import Registries
 from fractrain.engine.schedule import Clock, learning_rate
 from fractrain.engine.snapshot import restore, snapshot
@@ -61,6 +62,7 @@ class TrainingLoop:
         kernels: of the quantizers: ``auto``, ``reference`` or ``fused``: all round alike; last bits of sums may differ.
         ranks: the processes of the run; None: this one alone.
         start: puts weights into the plain model before training begins; None: as the seed initialises it.
+        recorder: records steps on the device, see :mod:`fractrain.engine.recording`; None: every step is done anew.
 
     Attributes:
         step: optimizer steps done.
@@ -81,6 +83,7 @@ class TrainingLoop:
         kernels: Kernels = "auto",
         start: Callable[[nn.Module], None] | None = None,
         ranks: Ranks | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         recipe = config.recipe
         self.ranks = ranks or Ranks(device)
@@ -98,7 +101,7 @@ class TrainingLoop:
         splits = ("test",) if data.val is None else ("val", "test")
         self.eval_streams = {s: registries.eval_stream(data, s, recipe.batch_size, device) for s in splits}
         self.clock = Clock.of(recipe, len(self.stream))
-        self._build(start)
+        self._build(start, recorder)
         self.method.state.kernels = kernels
         self.step = self.epoch = 0
         self.lines: list[dict[str, Any]] = []
@@ -108,7 +111,7 @@ class TrainingLoop:
         self.ranks.reseed(config.seed, 0)
         self._reset_sums()
 
-    def _build(self, start: Callable[[nn.Module], None] | None) -> None:
+    def _build(self, start: Callable[[nn.Module], None] | None, recorder: Recorder | None) -> None:
         """Build model, method and optimizer."""
         config, recipe = self.config, self.config.recipe
         plain: Any = self.known.model(config.model, config.dataset, config.seed)
@@ -136,7 +139,17 @@ class TrainingLoop:
             synchronise_norms(model, self.ranks)
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.train()
-        self.optimizer = make_optimizer(self.model.parameters(), recipe)
+        self.recorded = None
+        if recorder is not None and not self.ranks.several and self.method.step_key(0) is not None:
+            self.recorded = RecordedSteps(recorder, self.method, self.ledger, self.device, self._lasting)
+        self.optimizer = make_optimizer(self.model.parameters(), recipe, self.recorded is not None)
+
+    def _lasting(self) -> Iterator[torch.Tensor]:
+        """What a step changes and the next one reads."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        for kept in self.optimizer.state.values():
+            yield from (v for v in kept.values() if isinstance(v, torch.Tensor))
 
     # -- going on ----------------------------------------------------------------------------------------------------
 
@@ -182,15 +195,15 @@ class TrainingLoop:
         counted = self.ledger.enabled
         self.ledger.enabled = counted and self.ranks.counts
         self.ledger.samples(len(y))
+        rate = learning_rate(self.config.recipe, self.step)
+        recorded = self.recorded if self.recorded is not None and self.recorded.on else None
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.recipe, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        done = self.ranks.combine(self.task.step(self.model, x, y), self.method.extra_loss())
-        self.watch.see(self.step, done.total)
-        done.objective.backward()  # type: ignore[no-untyped-call]
-        self.ranks.sum_gradients(self.model.parameters())
-        clip_gradients(self.model.parameters(), self.config.recipe)
-        self.optimizer.step()
+            group["lr"] = rate if recorded is None else recorded.set_rate(rate)
+        done = None if recorded is None else recorded.run(self.step, x, y, self._work)
+        if done is None:
+            done = self._work(x, y, lambda total: self.watch.see(self.step, total))
+        else:
+            self.watch.see(self.step, done.total)
         self.method.on_step_end(self.step, done.loss, done.extra)
         self.loss_sum += done.loss.double()
         if done.correct is not None:
@@ -198,6 +211,18 @@ class TrainingLoop:
         self.samples += done.count
         self.pace.answers += done.count
         self.ledger.enabled = counted
+
+    def _work(self, x: torch.Tensor, y: torch.Tensor, see: Callable[[torch.Tensor], None] | None = None) -> StepSums:
+        """The device's part of a step; ``see`` is shown the loss before the backward pass."""
+        self.optimizer.zero_grad(set_to_none=True)
+        done = self.ranks.combine(self.task.step(self.model, x, y), self.method.extra_loss())
+        if see is not None:
+            see(done.total)
+        done.objective.backward()  # type: ignore[no-untyped-call]
+        self.ranks.sum_gradients(self.model.parameters())
+        clip_gradients(self.model.parameters(), self.config.recipe)
+        self.optimizer.step()
+        return done
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = self.stream.batch(*self.clock.data(step))
@@ -281,6 +306,8 @@ class TrainingLoop:
         """
         self._reset_sums()
         restore(self, state)
+        if self.recorded is not None:
+            self.recorded.forget()
 
     def restart_clock(self, seconds: float) -> None:
         """Go on counting from so many seconds."""

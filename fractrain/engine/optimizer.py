@@ -13,11 +13,16 @@ from fractrain.engine.recipes import Recipe
 FUSED_DEVICES = ("cpu", "cuda")
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, recorded: bool = False) -> torch.optim.Optimizer:
     """Return the optimizer of a recipe: SGD with momentum, the same with Nesterov's correction, Adam or AdamW.
 
     Where torch has it, one pass over memory updates a parameter and its state: three to five times as fast as a pass
     for each operation. Results differ from those in the last bits, SGD's only where vectors leave a rest.
+
+    Args:
+        parameters: what it updates.
+        recipe: whose optimizer.
+        recorded: its steps are to be recorded on a GPU: nothing of a step is left to the host.
     """
     parameters = list(parameters)
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
@@ -28,6 +33,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
             nesterov=recipe.optimizer == "nesterov", **how,
         )  # fmt: skip
     else:
+        how |= {"capturable": True} if recorded else {}
         kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
         optimizer = kind(parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, **how)
     if fused:

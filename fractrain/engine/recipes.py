@@ -124,7 +124,7 @@ _PAPER: Final[dict[str, dict[str, Any]]] = {
 _SMOKE: Final[dict[str, Any]] = {**_CIFAR, "lr": 0.03, "zero_init_residual": True}
 _EMBEDDED: Final[dict[str, dict[str, Any]]] = {
     "digits": {
-        **_SMOKE, "iterations": 160, "batch_size": 64, "milestones": [120, 145], "eval_every": 20, "val_fraction": 0.1,
+        **_SMOKE, "iterations": 120, "batch_size": 64, "milestones": [90, 109], "eval_every": 15, "val_fraction": 0.1,
     },
     "docs_text": {  # 256 words a step
         **_LANGUAGE, "iterations": 100, "batch_size": 4, "lr": 1.5e-3, "warmup": 10, "eval_every": 100,
@@ -133,7 +133,7 @@ _EMBEDDED: Final[dict[str, dict[str, Any]]] = {
         **_SMOKE, "iterations": 64, "batch_size": 32, "milestones": [48, 58], "eval_every": 16, "val_fraction": 0.1,
     },
     "digits100": {
-        **_SMOKE, "iterations": 280, "batch_size": 32, "lr": 0.05, "milestones": [230, 260], "eval_every": 40,
+        **_SMOKE, "iterations": 224, "batch_size": 32, "lr": 0.05, "milestones": [184, 208], "eval_every": 32,
         "val_fraction": 0.02, "augment": False,
     },
 }  # fmt: skip

@@ -15,9 +15,10 @@ from fractrain.engine import checkpoint, environment
 from fractrain.engine.config import RunConfig
 from fractrain.engine.device import determinism, resolve_device
 from fractrain.engine.distributed import Ranks
-from fractrain.engine.jobs import CHECKPOINT_SECONDS, Kernels, Site
+from fractrain.engine.jobs import CHECKPOINT_SECONDS, Graphs, Kernels, Site
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.progress import Progress, SilentProgress
+from fractrain.engine.recording import recorder_for
 from fractrain.engine.registries import Registries
 from fractrain.engine.signals import GracefulStop, RunInterrupted
 from fractrain.engine.silent import SilentWriter
@@ -45,6 +46,7 @@ class Trainer:
         wait_s: seconds to wait for another process that writes the same run.
         registries: where names are looked up.
         kernels: of the quantizers: ``auto``, ``reference`` or ``fused``: all round alike; last bits of sums may differ.
+        graphs: on a GPU, ``auto`` records training steps and replays them where that is possible; ``off`` never.
         ranks: the processes the run is on, all of which make a trainer; None: this one alone.
         fresh: start from the beginning, whatever the store has of this run; its source run stays as it is.
     """
@@ -62,6 +64,7 @@ class Trainer:
         wait_s: float = LOCK_PATIENCE_S,
         registries: Registries | None = None,
         kernels: Kernels = "auto",
+        graphs: Graphs = "auto",
         ranks: Ranks | None = None,
         fresh: bool = False,
     ) -> None:
@@ -69,7 +72,7 @@ class Trainer:
         self.progress = progress or SilentProgress()
         self.download, self.checkpoint_seconds, self.wait_s = download, checkpoint_seconds, wait_s
         self.registries = registries or Registries()
-        self.kernels, self.ranks, self.fresh = kernels, ranks or Ranks(device), fresh
+        self.kernels, self.graphs, self.ranks, self.fresh = kernels, graphs, ranks or Ranks(device), fresh
         if not self.ranks.first:
             self.progress = SilentProgress()
 
@@ -118,7 +121,7 @@ class Trainer:
         Trainer(
             source, self.store, self.device, self.data_dir, self.progress, download=self.download,
             checkpoint_seconds=self.checkpoint_seconds, wait_s=FOREVER, registries=self.registries,
-            kernels=self.kernels, ranks=self.ranks,
+            kernels=self.kernels, graphs=self.graphs, ranks=self.ranks,
         ).run()  # fmt: skip
 
     def _start(self, model: nn.Module) -> None:
@@ -158,7 +161,8 @@ class Trainer:
         gpus = [self.device] if self.device.type == "cuda" else []
         path = writer.path / CHECKPOINT_NAME
         with determinism(self.config.recipe.deterministic), torch.random.fork_rng(devices=gpus):
-            self.ranks.on_first(lambda: writer.start({**environment.capture(self.device), "kernels": self.kernels}))
+            how = {"kernels": self.kernels, "graphs": self.graphs if gpus else "off"}
+            self.ranks.on_first(lambda: writer.start({**environment.capture(self.device), **how}))
             state = self.ranks.tell(self.ranks.on_first(lambda: checkpoint.load(path, self.config.run_id)))
             loop = TrainingLoop(
                 self.config,
@@ -171,6 +175,7 @@ class Trainer:
                 kernels=self.kernels,
                 start=self._start if state is None else None,
                 ranks=self.ranks,
+                recorder=recorder_for(self.device, self.graphs),
             )
             if self.ranks.several:
                 self.ranks.agree({"data": loop.data_digest, "first weights": weights_sha256(loop.model)})
@@ -227,6 +232,7 @@ def train_at(
         checkpoint_seconds=site.checkpoint_seconds,
         registries=registries,
         kernels=site.kernels,
+        graphs=site.graphs,
     ).run()
 
 

@@ -20,7 +20,7 @@ The engine, or any training loop of your own, calls the hooks in this order::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -107,6 +107,8 @@ class Method:
         state: step, seed and ledger shared by all quantized layers (set by :meth:`prepare`).
         master_weights, optimizer_state: number formats for the precision card; give another text where the method
             keeps them in something else than float32.
+        steps_alike: whether all steps do the same on the device, without asking it for anything: then they can be
+            recorded on a GPU (:meth:`step_key`).
         own_samples: why each process of a run must keep ranges and BatchNorm statistics of its own: because blocks see
             samples that differ in number, or in whether there are any, from process to process; empty: they are shared.
         contract_settings: settings under which all that the method does happens within a few steps; the contract uses
@@ -119,6 +121,7 @@ class Method:
 
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
+    steps_alike: ClassVar[bool] = False
     version: ClassVar[int] = 1  # raise it when results change: it is part of the run id
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     master_weights: ClassVar[str] = "float32"
@@ -170,6 +173,15 @@ class Method:
         the seed and the step.
         """
         return False
+
+    def step_key(self, step: int) -> Hashable | None:
+        """What a step does on the device depends on, beside weights, data, learning rate and the step's number.
+
+        A step may be recorded on a GPU and replayed as long as this does not change; then no code of the method runs
+        between :meth:`on_step_start` and :meth:`on_step_end`. None: steps cannot be recorded, because what they do
+        depends on what the host reads from the device, or nobody has made sure that it does not.
+        """
+        return () if self.steps_alike else None
 
     def extra_loss(self) -> torch.Tensor | None:
         """A term to add to the loss of the forward pass just made, or None."""

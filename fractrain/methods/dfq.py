@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -105,6 +105,7 @@ class DFQ(Method):
         (self._blocks[0] if isinstance(model, nn.Sequential) else model).add_module("precision_gate", gate)
         self._costs = torch.tensor([c.cost() for c in candidates])
         self._constant_cost = Candidate(s.depthwise_bits[0], s.depthwise_bits[0], s.depthwise_bits[1]).cost()
+        self._cp: torch.Tensor | None = None
         self._cp_sum: Any = 0.0
         self._cp_steps = 0
         return model
@@ -134,8 +135,7 @@ class DFQ(Method):
         if self.settings.compat == "authors":
             batch = self.context.batch_size
         cp = 100 * self.context.reduce_sum(total.detach()) / (3 * batch * len(masks))
-        self._cp_sum = self._cp_sum + cp
-        self._cp_steps += 1
+        self._cp = cp
         beta: float = self.settings.beta
         return beta * total * self.force(cp)
 
@@ -143,6 +143,16 @@ class DFQ(Method):
         """Cost ``[K]`` of the candidates in one block: depthwise convolutions are a constant part of it."""
         share = block.constant_share
         return costs * (1 - share) + share * self._constant_cost if share else costs
+
+    def on_step_end(self, step: int, loss: torch.Tensor, extra: torch.Tensor | None = None) -> None:
+        """Add up cp."""
+        if self._cp is not None:
+            self._cp_sum = self._cp_sum + self._cp
+            self._cp_steps += 1
+
+    def step_key(self, step: int) -> Hashable | None:
+        """The target, which the cost term compares with; ``forward=selected`` asks which sample chose what."""
+        return None if self.settings.forward == "selected" else self.target()
 
     def on_epoch_start(self, epoch: int) -> None:
         """Start a new mean of cp."""

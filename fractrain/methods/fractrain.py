@@ -59,6 +59,7 @@ class FracTrain(DFQ):
 
     def on_step_end(self, step: int, loss: torch.Tensor, extra: torch.Tensor | None = None) -> None:
         """Authors' clock only; their indicator sees the total loss, cost term included."""
+        super().on_step_end(step, loss, extra)
         self._clock.step(loss if extra is None else loss + extra)
 
     def on_epoch_end(self, epoch: int, loss: float) -> None:

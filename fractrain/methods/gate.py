@@ -104,7 +104,7 @@ class _HardMask(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, p: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
-        return F.one_hot(choice, p.shape[1]).to(p.dtype)
+        return torch.zeros_like(p).scatter_(1, choice[:, None], 1.0)
 
     @staticmethod
     def backward(ctx: object, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:

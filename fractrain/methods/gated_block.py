@@ -108,18 +108,32 @@ class GatedBlock(nn.Module):
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         self.mask, self.choice = straight_through(self._gate[0](self.index, x))
-        counts = torch.bincount(self.choice, minlength=len(self.candidates))
+        counts = self._counts(self.choice)
         if self.training and self.selected:
             out, sites = self._train_selected(x, self.mask, self.choice)
         elif self.training:  # candidates that a sample of any process chose run on all of them: they share statistics
-            whole = counts if self.state.reduce_sum is None else self.state.reduce_sum(counts)
-            out, sites = self._train(x, self.mask, self.choice, whole.tolist())
+            out, sites = self._train(x, self.mask, self.choice, self._live(counts))
         else:
             out, sites = self._evaluate(x, self.choice, counts.tolist())
         held = sum(macs for layer, macs, *_ in sites if self._is_constant(layer))
         self.constant_share = held / sum(macs for _, macs, *_ in sites) if held else 0.0
         self._count(x, counts, sites)
         return out
+
+    def _counts(self, choice: torch.Tensor) -> torch.Tensor:
+        """How many samples chose each candidate, int64 ``[K]``."""
+        every = torch.arange(len(self.candidates), device=choice.device)
+        return (choice[:, None] == every).sum(0)  # bincount would wait for the device
+
+    def _live(self, counts: torch.Tensor) -> list[int]:
+        """How many samples of all processes chose each candidate; in a recorded step, which must not ask, one each.
+
+        The gradient of a candidate that none chose is zero, and computed as such then.
+        """
+        if self.state.recorded:
+            return [1] * len(self.candidates)
+        whole = counts if self.state.reduce_sum is None else self.state.reduce_sum(counts)
+        return whole.tolist()
 
     def _is_constant(self, layer: nn.Module) -> bool:
         return self._held(layer) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, Literal
 
 import torch
@@ -98,6 +99,10 @@ class PFQ(Method):
         precision = self._precision()
         for layer in self._layers:
             layer.precision = precision
+
+    def step_key(self, step: int) -> Hashable | None:
+        """The stage."""
+        return self._clock.indicator.stage
 
     def on_step_end(self, step: int, loss: torch.Tensor, extra: torch.Tensor | None = None) -> None:
         """Authors' clock only."""

@@ -63,10 +63,8 @@ def _pick(choice: torch.Tensor, outs: Sequence[torch.Tensor]) -> torch.Tensor:
     fused = fused_for(outs[0], "auto") if alike else None
     if fused is None:
         out = outs[0].clone()
-        for k in range(1, len(outs)):
-            rows = (choice == k).nonzero().squeeze(1)
-            if len(rows):
-                out[rows] = outs[k][rows]
+        for k in range(1, len(outs)):  # all of them, lest a device be asked which samples chose k
+            out = torch.where((choice == k).view(-1, *([1] * (out.dim() - 1))), outs[k], out)
         return out
     module, parallel = fused
     out, chosen = blocks.empty_like(outs[0]), choice.numpy()

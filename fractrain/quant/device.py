@@ -71,11 +71,12 @@ class Launcher:
             codes = torch.empty_like(x, dtype=torch.int16 if code_bits > 8 else torch.uint8)
             shift = SHIFT16 if code_bits > 8 else 0.0
         words = (0, 0, 0) if noise is None else _words(noise, x.numel())
+        keys = _kept_keys(noise)
         with _current(x):
             self.module.quantize[(rows * parts,)](
-                x, values, values if codes is None else codes, *params, *(int(p.numel() > 1) for p in params),
-                columns, parts, shift, *words,
-                STOCHASTIC=noise is not None, CODES=codes is not None, BLOCK=block, **EXACT,
+                x, values, values if codes is None else codes, *params, *(keys or (x, x)),
+                *(int(p.numel() > 1) for p in params), columns, parts, shift, *words,
+                STOCHASTIC=noise is not None, CODES=codes is not None, KEYS=keys is not None, BLOCK=block, **EXACT,
             )  # fmt: skip
         return values, codes
 
@@ -221,10 +222,18 @@ def _cut(x: torch.Tensor, rows: int, steps: int) -> tuple[int, int, int]:
 
 
 def _words(noise: NoiseKey, count: int) -> tuple[int, ...]:
-    """The three words of a key as signed 32-bit integers."""
+    """The three words of a key as signed 32-bit integers; zero for those that are kept in tensors."""
     if noise.base + count > MASK32:
         raise ValueError(f"stochastic rounding numbers at most 2**32 elements, got {noise.base + count}")
-    return tuple(w - (1 << 32) if w >> 31 else w for w in (noise.k0, noise.k1, noise.base))
+    words = (0 if isinstance(w, torch.Tensor) else w for w in (noise.k0, noise.k1, noise.base))
+    return tuple(w - (1 << 32) if w >> 31 else w for w in words)
+
+
+def _kept_keys(noise: NoiseKey | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The first two words of a key where they are kept in tensors."""
+    if noise is None or not (isinstance(noise.k0, torch.Tensor) and isinstance(noise.k1, torch.Tensor)):
+        return None
+    return noise.k0, noise.k1
 
 
 def _current(x: torch.Tensor) -> AbstractContextManager[Any]:

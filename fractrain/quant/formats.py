@@ -50,6 +50,13 @@ class PerAxis:
 Granularity = PerTensor | PerAxis | PerTile
 
 
+def widths_like(bits: Bits, like: torch.Tensor) -> torch.Tensor:
+    """Widths as numbers of the type of ``like``, on its device; nothing waits for that."""
+    if isinstance(bits, torch.Tensor):
+        return bits.to(like.device, like.dtype)
+    return like.new_full((), float(bits))
+
+
 def check_bits(bits: Bits) -> None:
     """Refuse widths outside 2..16 (0 = the sample or tile is skipped: its values become 0).
 

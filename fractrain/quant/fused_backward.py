@@ -128,17 +128,19 @@ def _add_codes(codes, sums):  # type: ignore[no-untyped-def]
 
 
 def _backward(  # type: ignore[no-untyped-def]
-    e, a, zero, top, eb, gc,
+    e, a, which, zero, top, eb, gc,
     weights, scales, rest, table, kernel, left, scale, maps, boxes, out,
     stride, padding, budget, lines, packed, sums, totals, e_sums, a_sums, planes,
 ):  # fmt: skip
-    # e [N, H', W', F], a [N, H, W, C]; the first axis of maps .. planes counts the parts that run side by side
-    parts, samples = planes.shape[0], e.shape[0]
+    # e [N, H', W', F], a [N, H, W, C], of which the samples `which` [M] are done; the first axis of maps .. planes
+    # counts the parts that run side by side
+    parts, samples = planes.shape[0], which.shape[0]
     words = a.view(np.uint64)
     for t in prange(parts):
         planes[t][:] = zero
         waiting = 0
-        for n in range(t * samples // parts, (t + 1) * samples // parts):
+        for k in range(t * samples // parts, (t + 1) * samples // parts):
+            n = which[k]
             _fill_planes(e[n], np.int64(zero), top, planes[t])
             if eb:
                 _box_sums(planes[t], np.int32(zero), rest, kernel, left, maps[t], boxes[t])
@@ -149,7 +151,7 @@ def _backward(  # type: ignore[no-untyped-def]
                 _add_codes(e[n].reshape(-1), e_sums[t].reshape(-1))
                 _add_codes(a[n].reshape(-1), a_sums[t].reshape(-1))
                 waiting += 1
-                if waiting == budget or n + 1 == (t + 1) * samples // parts:
+                if waiting == budget or k + 1 == (t + 1) * samples // parts:
                     _flush(sums[t].reshape(-1), totals[t].reshape(-1))
                     waiting = 0
 
@@ -171,7 +173,7 @@ def inside(places, stride, padding, k, size):  # type: ignore[no-untyped-def]
 
 @njit(**_OPTIONS)
 def finish_weights(totals, e_sums, a_sums, samples, stride, padding, zero, e_scale, e_rest, a_scale, a_offset, out):  # type: ignore[no-untyped-def]
-    """Closed form of GC from the sums of codes; all in float64 but ``out`` ``[F, kh, kw, C]`` float32.
+    """Closed form of GC from the sums of codes; all in float64; ``out`` ``[F, kh, kw, C]``.
 
     ``totals`` [kh, F, kw, C]: of error times (activation - 128); ``e_sums`` [H', W', F], ``a_sums`` [H, W, C].
     """
@@ -194,7 +196,7 @@ def finish_weights(totals, e_sums, a_sums, samples, stride, padding, zero, e_sca
                     codes = totals[k, f, q, c] + 128 * e_here[f] - zero * a_here[c]
                     linear = a_offset * (e_scale * np.float64(e_here[f] - zero * count) + e_rest * np.float64(count))
                     both = e_scale * a_scale * np.float64(codes) + e_rest * a_scale * np.float64(a_here[c])
-                    out[f, k, q, c] = np.float32(both + linear)
+                    out[f, k, q, c] = both + linear
 
 
 @njit(**_OPTIONS)

@@ -32,15 +32,19 @@ def _row_of(lines, weights, scales, slope, boxes, table, kernel, stride, first, 
                                boxes, 4 * x, table, x * base + f, base, out, x * own + f, own)  # fmt: skip
 
 
-def _forward(a, zero, weights, scales, slope, table, kernel, stride, padding, lines, sums, columns, boxes, y):  # type: ignore[no-untyped-def]
-    # a [N, H, W, C / 8] (words), y [N, H', W', F]; the first axis of lines .. boxes counts the parts side by side
-    parts, samples = lines.shape[0], a.shape[0]
+def _forward(  # type: ignore[no-untyped-def]
+    a, which, zero, weights, scales, slope, table, kernel, stride, padding, lines, sums, columns, boxes, y
+):
+    # a [N, H, W, C / 8] (words), y [N, H', W', F], of which the samples `which` [M] are done; the first axis of lines
+    # .. boxes counts the parts side by side
+    parts, samples = lines.shape[0], which.shape[0]
     fill = np.uint64(zero) * np.uint64(0x0101010101010101)
     zeros, start = np.int32(zero * 8 * a.shape[3]), padding[1] * a.shape[3]
     for t in prange(parts):
         lines[t][:] = fill
         sums[t][:] = np.int32(0)
-        for n in range(t * samples // parts, (t + 1) * samples // parts):
+        for k in range(t * samples // parts, (t + 1) * samples // parts):
+            n = which[k]
             for i in range(a.shape[1]):
                 source, target = a[n, i].reshape(-1), lines[t, i + padding[0]]
                 for w in range(source.shape[0]):

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fractrain.quant import integer_forward
+from fractrain.quant import blocks, integer_forward
 from fractrain.quant.capability import tried
 from fractrain.quant.formats import Affine, PerAxis, PerTensor, Symmetric
 from fractrain.quant.grid import Grid
@@ -81,13 +81,28 @@ def suits(a: Operand, w: Operand) -> bool:
 
 
 def suits_tensor(operand: Operand) -> bool:
-    """Whether an activation or error has codes of at most 8 bits on one grid."""
+    """Whether an activation or error has codes of at most 8 bits on one grid, or on one per sample."""
+    if isinstance(operand.bits, torch.Tensor):
+        return _per_sample(operand) and operand.widest <= 8
     return _narrow(operand) and operand.format.granularity == PerTensor()
+
+
+def suits_some(operand: Operand) -> bool:
+    """As :func:`suits_tensor`; with one width per sample it is enough that some have at most 8 bits."""
+    if isinstance(operand.bits, torch.Tensor):
+        return _per_sample(operand) and int(operand.bits.min()) <= 8
+    return suits_tensor(operand)
 
 
 def suits_weight(operand: Operand) -> bool:
     """Whether a weight has codes of at most 8 bits on one grid, or one per filter."""
     return _narrow(operand) and operand.format.granularity in (PerTensor(), PerAxis(0))
+
+
+def _per_sample(operand: Operand) -> bool:
+    bits, form = operand.bits, operand.format
+    assert isinstance(bits, torch.Tensor)
+    return bits.dim() == 1 and bits.device.type == "cpu" and type(form) is Affine and form.granularity == PerTensor()
 
 
 def _narrow(operand: Operand) -> bool:
@@ -181,9 +196,37 @@ def convolve(a: Quantized, w: Quantized, bias: torch.Tensor | None, g: Geometry)
     Returns:
         float32 ``[N, F, H', W']`` in channels-last memory; None where compiled kernels did not quantize the activation.
     """
-    if a.rows is None:
+    if a.rows is None or (a.rows.vary and not _own(g)):
         return None
-    scale, offset = float(a.rows.scale[0]), _offset(a.rows)[0]
+    groups = alike(a)
+    y = blocks.empty((a.codes.shape[0], g.filters, *g.output), channels_last=True) if _own(g) else None
+    for which in groups:
+        y = _convolve(a, w, bias, g, which, y)
+    return y
+
+
+def alike(*operands: Quantized) -> list[np.ndarray]:
+    """The samples by equal grids of all operands; those that have no codes are left out."""
+    rows = [q.rows for q in operands if q.rows is not None]
+    vary = [r for r in rows if r.vary]
+    if not vary:
+        return [np.arange(operands[0].codes.shape[0])]
+    groups: dict[tuple[float, ...], list[int]] = {}
+    coded = [r.coded for r in vary if r.coded is not None]
+    left = set.intersection(*(set(c.tolist()) for c in coded)) if coded else None
+    for i, key in enumerate(zip(*(p.tolist() for r in vary for p in (r.scale, r.offset)), strict=True)):
+        if left is None or i in left:
+            groups.setdefault(key, []).append(i)
+    return [np.array(g) for g in groups.values()]
+
+
+def _convolve(
+    a: Quantized, w: Quantized, bias: torch.Tensor | None, g: Geometry, which: np.ndarray, y: torch.Tensor | None
+) -> torch.Tensor:
+    """:func:`convolve` of samples of one grid, into ``y`` by own kernels; by oneDNN if there is none."""
+    assert a.rows is not None
+    first = int(which[0])
+    scale, offset = float(a.rows.scale[first]), _offset(a.rows)[first]
     zero = int(min(max(round(-offset / scale), 0), 255))
     rest = offset + scale * zero
     rows = w.rows or _row_grid(w, a.rows)
@@ -195,10 +238,10 @@ def convolve(a: Quantized, w: Quantized, bias: torch.Tensor | None, g: Geometry)
         table = inside[0].permute(1, 2, 0).numpy() * np.float32(rest)
     if bias is not None:
         table = table + bias.detach().numpy()
-    if _own(g):
+    if y is not None:
         scales, slope = rows.scale * np.float32(scale), slope.astype(np.float32)
         return integer_forward.convolve(
-            a.codes, zero, w.codes, shift, scales, slope, np.ascontiguousarray(table, np.float32), g
+            a.codes, zero, w.codes, shift, scales, slope, np.ascontiguousarray(table, np.float32), g, which, y
         )
     v = w.codes.sub(shift).view(torch.int8)  # wraps around
     y = _sums(a.codes, zero, scale, v, torch.from_numpy(rows.scale), g)

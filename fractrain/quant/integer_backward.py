@@ -25,7 +25,7 @@ import torch
 from fractrain.quant import blocks
 from fractrain.quant.capability import byte_products, nhwc, parts_of, room, tried
 from fractrain.quant.grid import Grid
-from fractrain.quant.integer import MIN_MACS, Geometry, _centre, _offset, _row_grid
+from fractrain.quant.integer import MIN_MACS, Geometry, _centre, _offset, _row_grid, alike
 from fractrain.quant.kernels import Quantized, RowGrid, probed
 
 MOST_WEIGHTS = 1 << 20  # beyond, sums per thread take more memory than is worth it
@@ -115,46 +115,61 @@ def products(
     """EB and GC as ``want`` says.
 
     Args:
-        e: error ``[N, F, H', W']`` on one grid, in channels-last memory.
-        a: activation ``[N, C, H, W]`` on one grid, in channels-last memory; for GC.
+        e: error ``[N, F, H', W']`` on one grid, or one per sample, in channels-last memory.
+        a: activation ``[N, C, H, W]``, likewise; for GC.
         w: weight ``[F, C, kh, kw]``, one grid per filter or one; for EB.
         plan: a part of what is :func:`possible`.
 
     Returns:
-        Gradients of input (channels-last memory) and weight, float32; None where not wanted.
+        Gradients of input (channels-last memory) and weight, float32; None where not wanted. Samples whose error has
+        no codes are in neither: their place in the input's is not written.
     """
+    g = plan.geometry
+    da = blocks.empty((e.codes.shape[0], *g.image) if plan.eb else (0, 1, 1, 1), channels_last=True)
+    groups = alike(e, a) if plan.gc and a is not None else alike(e)
+    parts = [_products(e, a, w, plan, which, da) for which in groups]
+    dw = None
+    if plan.gc:
+        total = sum(parts[1:], parts[0])
+        dw = torch.from_numpy(total.astype(np.float32, copy=False)).permute(0, 3, 1, 2)
+    return da if plan.eb else None, dw
+
+
+def _products(
+    e: Quantized, a: Quantized | None, w: Quantized | None, plan: Plan, which: np.ndarray, da: torch.Tensor
+) -> np.ndarray:
+    """EB of samples of one grid into ``da``; return their GC ``[F, kh, kw, C]`` in float64 (if it is wanted)."""
     from fractrain.quant import fused_backward  # needs numba
 
-    g = plan.geometry
+    g, first = plan.geometry, int(which[0])
     assert e.rows is not None
-    scale, offset = float(e.rows.scale[0]), float(_offset(e.rows)[0])
+    scale, offset = float(e.rows.scale[first]), float(_offset(e.rows)[first])
     zero = int(min(max(round(-offset / scale), 0), 255))
     rest = offset + scale * zero
-    (rows, columns), n, parts = g.output, e.codes.shape[0], parts_of(e.codes)
+    (rows, columns), n, parts = g.output, len(which), min(parts_of(e.codes), len(which))
     top = g.kernel[0] - 1 - g.padding[0] if plan.eb else 0
     lines = g.image[1] + g.kernel[0] - 1 if plan.eb else rows
     planes = room(parts, g.filters, lines, fused_backward.plane_row(columns), kind=torch.uint8)
-    da = blocks.empty((n, *g.image) if plan.eb else (0, 1, 1, 1), channels_last=True)
     inputs = _input_arrays(w, e.rows, zero, rest, planes.shape, g) if plan.eb else _nothing(_INPUT_KINDS)
     sums = _weight_arrays(parts, g) if plan.gc else _nothing(_WEIGHT_KINDS)
     left = fused_backward.LEFT - (g.kernel[1] - 1 - g.padding[1])
     codes = e.codes if a is None or not plan.gc else a.codes
     fused_backward.backward[parts > 1](
-        nhwc(_dense(e.codes)), nhwc(_dense(codes)), zero, top, plan.eb, plan.gc,
+        nhwc(_dense(e.codes)), nhwc(_dense(codes)), which, zero, top, plan.eb, plan.gc,
         *inputs[:4], g.kernel, left, np.float32(scale), *inputs[4:], nhwc(da),
         g.stride, g.padding, max(1, MOST_TERMS // (rows * columns)), *sums, planes,
     )  # fmt: skip
+    dw = np.empty((g.filters, *g.kernel, g.image[0]))
     if not plan.gc:
-        return da, None
+        return dw
     assert a is not None
     assert a.rows is not None
     totals, e_sums, a_sums = (t.sum(0) for t in sums[3:])
-    dw = np.empty((g.filters, *g.kernel, g.image[0]), np.float32)
-    a_scale, a_offset = float(a.rows.scale[0]), float(_offset(a.rows)[0])
+    a_scale, a_offset = float(a.rows.scale[first]), float(_offset(a.rows)[first])
     fused_backward.finish_weights(
         totals, e_sums, a_sums, n, g.stride, g.padding, zero, scale, rest, a_scale, a_offset, dw
     )
-    return da if plan.eb else None, torch.from_numpy(dw).permute(0, 3, 1, 2)
+    return dw
 
 
 def _dense(codes: torch.Tensor) -> torch.Tensor:

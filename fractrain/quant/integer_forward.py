@@ -25,7 +25,7 @@ def possible(g: Geometry) -> bool:
 
 def convolve(
     a: torch.Tensor, zero: int, codes: torch.Tensor, shift: torch.Tensor, scales: np.ndarray, slope: np.ndarray,
-    table: np.ndarray, g: Geometry,
+    table: np.ndarray, g: Geometry, which: np.ndarray | None = None, y: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """``scales * sum (a - zero) (codes - shift) + slope * sum (a - zero) + table``, float32 ``[N, F, H', W']``.
 
@@ -37,6 +37,8 @@ def convolve(
         scales, slope: float32 per filter.
         table: float32 ``[H', W', F]`` or ``[1, 1, F]``.
         g: geometry.
+        which: samples to do, int64; None: all.
+        y: where to put them; None: a new tensor.
 
     Returns:
         A tensor in channels-last memory; sums are exact in int32.
@@ -44,12 +46,14 @@ def convolve(
     from fractrain.quant import fused_forward
 
     channels, height, width = g.image
-    parts, lines, columns = parts_of(a), height + 2 * g.padding[0], width + 2 * g.padding[1]
+    which = np.arange(a.shape[0]) if which is None else which
+    parts = min(parts_of(a), len(which))
+    lines, columns = height + 2 * g.padding[0], width + 2 * g.padding[1]
     weights = room(g.filters // 16, g.kernel[0] + 1, g.kernel[1] * channels // 4, 16, 4, kind=torch.int8)
     fused_forward.pack_filters(codes.contiguous().numpy(), shift.reshape(-1).numpy(), np.int32(zero), weights)
-    y = blocks.empty((a.shape[0], g.filters, *g.output), channels_last=True)
+    y = blocks.empty((a.shape[0], g.filters, *g.output), channels_last=True) if y is None else y
     fused_forward.forward[parts > 1](
-        nhwc(a).view(np.uint64), zero, weights, scales, slope, table, g.kernel, g.stride, g.padding,
+        nhwc(a).view(np.uint64), which, zero, weights, scales, slope, table, g.kernel, g.stride, g.padding,
         np.empty((parts, lines, columns * channels // 8), np.uint64), np.empty((parts, lines, columns), np.int32),
         np.empty((parts, columns), np.int32), np.empty((parts, g.output[1]), np.float32), nhwc(y),
     )  # fmt: skip

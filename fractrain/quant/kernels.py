@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
@@ -68,6 +68,13 @@ class Quantized:
             return out
         assert g is not None
         return (self.codes.to(torch.float32) + (g.qmin + shift)) * g.scale + g.offset
+
+    def take(self, rows: np.ndarray) -> Quantized:
+        """Some samples of a tensor that compiled kernels have quantized."""
+        assert self.rows is not None
+        codes = self.codes[torch.from_numpy(rows)]
+        form = torch.channels_last if codes.dim() == 4 else torch.contiguous_format
+        return Quantized(codes.contiguous(memory_format=form), self.grid, self.kernels, self.rows.take(rows))
 
     def nbytes(self) -> int:
         """Bytes kept for backward: the codes, and the parameters of the grid where they are kept."""
@@ -237,7 +244,12 @@ def _parallel(x: torch.Tensor) -> bool:
 
 @dataclass
 class RowGrid:
-    """The grid with one value per row, each float32 ``[rows]``, and the compiled kernels to use."""
+    """The grid with one value per row, each float32 ``[rows]``, and the compiled kernels to use.
+
+    Attributes:
+        vary: whether rows of a tensor of samples have grids of their own; else all have that of the first.
+        coded: the rows that have codes, int64; None: all.
+    """
 
     module: ModuleType
     parallel: bool
@@ -245,6 +257,13 @@ class RowGrid:
     offset: np.ndarray
     qmin: np.ndarray
     qmax: np.ndarray
+    vary: bool = field(default=False, kw_only=True)
+    coded: np.ndarray | None = field(default=None, kw_only=True)
+
+    def take(self, rows: np.ndarray) -> RowGrid:
+        """Of some rows."""
+        some = (p[rows] for p in (self.scale, self.offset, self.qmin, self.qmax))
+        return RowGrid(self.module, self.parallel, *some, vary=self.vary)
 
 
 def flat(x: torch.Tensor) -> np.ndarray:

@@ -18,7 +18,7 @@ from fractrain.quant.integer import Geometry, convolve
 from fractrain.quant.integer_backward import Plan
 from fractrain.quant.kernels import Quantized, quantize
 from fractrain.quant.measured import quantize_uniform
-from fractrain.quant.noise import NoiseKey, noise_key
+from fractrain.quant.noise import NoiseKey
 from fractrain.quant.precision import Operand, Precision
 from fractrain.quant.products import Activation, run_products
 from fractrain.quant.running import all_finite, update_range
@@ -262,7 +262,9 @@ class QuantLayer(nn.Module):
         bits = op.bits if isinstance(op.bits, int) else (id(op.bits), op.bits._version)
         key = (op.format, bits)
         step = self.state.step if op.format.rounding == "stochastic" else None
-        version = (self.weight._version, self.weight.data_ptr(), step)
+        # What was computed outside of a recording is a constant in it, and would stay so in all its replays.
+        number = None if self.state.table is None else self.state.table.recording
+        version = (self.weight._version, self.weight.data_ptr(), step, number)
         if self._weights_of != version:
             self._weights, self._weights_of = {}, version
         kept = self._weights.get(key) if self.training else None
@@ -273,8 +275,8 @@ class QuantLayer(nn.Module):
             values, codes, _ = self._to_grid(w, op, self._noise(op, "W", w), code_bits, "weight")
             assert values is not None
             self._observe(name, op, w, values)
-            # holds the map, so that its id stays taken
-            self._weights[key] = (None if slim and codes is not None else values, codes, op.bits)
+            if self.training:  # holds the map, so that its id stays taken
+                self._weights[key] = (None if slim and codes is not None else values, codes, op.bits)
             return values, codes
         values, codes, _ = kept
         if values is None:
@@ -295,11 +297,14 @@ class QuantLayer(nn.Module):
     def error_operand(
         self, g: torch.Tensor, op: Operand, name: str, integer: bool = False, values: bool = True
     ) -> tuple[torch.Tensor | None, Quantized | None]:
-        """Quantized output gradient: values, and codes for ``integer`` products; either may come unasked."""
+        """Quantized output gradient: values, and codes for ``integer`` products; either may come unasked.
+
+        With one width per sample only those of at most 8 bits have codes.
+        """
         if op.is_float:
             return g, None
         only_codes = integer and not values and self.observer is None
-        code_bits = op.widest if integer else 0
+        code_bits = min(op.widest, 8) if integer else 0
         e, codes, _ = self._to_grid(
             g, op, self._noise(op, name, g), code_bits, "output gradient", None, only_codes, known_range.of(g)
         )
@@ -313,7 +318,7 @@ class QuantLayer(nn.Module):
         s = self.state
         suffix = "" if s.scope is None else f"#{s.scope.index}"
         base = 0 if tensor == "W" else s.sample_offset * (x.numel() // x.shape[0])
-        return noise_key(s.seed, s.step, f"{self.site}.{tensor}{suffix}", base)
+        return s.noise(f"{self.site}.{tensor}{suffix}", base)
 
     def _check(self, limits: Limits, what: str) -> None:
         low, high = limits

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fractrain.errors import ConfigError
 from fractrain.quant.gemm import linear, matmul
-from fractrain.quant.integer import Geometry, pays, suits, suits_tensor, suits_weight
+from fractrain.quant.integer import Geometry, pays, suits, suits_some, suits_tensor, suits_weight
 from fractrain.quant.integer_backward import Plan, possible
 from fractrain.quant.layer import QuantLayer
 from fractrain.quant.precision import Precision
@@ -69,8 +69,8 @@ class QuantConv2d(QuantLayer):
     def integer_backward(self, x: torch.Tensor) -> Plan | None:
         """Which of EB and GC run on integer codes, see ``quant.integer_backward``."""
         p = self.precision
-        eb = suits_tensor(p.eb_e) and suits_weight(p.eb_w)
-        gc = suits_tensor(p.gc_e) and suits_tensor(p.gc_a)
+        eb = suits_some(p.eb_e) and suits_weight(p.eb_w)
+        gc = suits_some(p.gc_e) and suits_tensor(p.gc_a)
         geometry = self._geometry(x) if eb or gc else None
         return None if geometry is None else possible(geometry).only(eb, gc)
 

@@ -50,7 +50,7 @@ def quantize_uniform(
         x: the tensor.
         fmt, bits: format and width.
         noise: key for stochastic rounding, or None.
-        code_bits: as in :func:`fractrain.quant.kernels.quantize`.
+        code_bits: as in :func:`fractrain.quant.kernels.quantize`; samples of greater width get values only.
         kernels: as there.
         known: range to use instead of measuring it (per tensor only).
         only_codes: leave the values out (they can be restored from the codes).
@@ -74,7 +74,7 @@ def quantize_uniform(
     else:
         ranges[0], ranges[1] = known
     if isinstance(bits, torch.Tensor):
-        return _per_sample(x, data, bits, ranges, noise, code_bits, kernels, module, parallel)
+        return _per_sample(x, data, bits, ranges, noise, code_bits, kernels, module, parallel, only_codes)
     symmetric = type(fmt) is Symmetric
     top = np.float32(2 ** (bits - 1) - 1 if symmetric else 2**bits - 1)
     grid = np.empty((4, n), np.float32)
@@ -88,7 +88,7 @@ def quantize_uniform(
 
 def _per_sample(
     x: torch.Tensor, data: np.ndarray, bits: torch.Tensor, ranges: np.ndarray, noise: NoiseKey | None, code_bits: int,
-    kernels: Kernels, module: ModuleType, parallel: bool,
+    kernels: Kernels, module: ModuleType, parallel: bool, only_codes: bool,
 ) -> Measured:  # fmt: skip
     """Affine grids over one range, one width per sample (0: the sample becomes 0)."""
     low, high = ranges[0].min(), ranges[1].max()
@@ -98,8 +98,11 @@ def _per_sample(
     top = np.exp2(widths.astype(np.float32)) - np.float32(1)
     scale = np.maximum((high - low) / np.maximum(top, np.float32(1)), np.float32(MIN_SCALE))
     grid = np.stack([scale, np.where(widths > 0, low, np.float32(0)), np.zeros_like(top), top])
-    rows = RowGrid(module, parallel, *grid)
-    values, codes = quantize_rows(x, data, rows, noise, code_bits)
+    coded = np.flatnonzero(widths <= code_bits) if 0 < code_bits < widths.max() else None
+    if coded is not None and not len(coded):
+        coded, code_bits = None, 0
+    rows = RowGrid(module, parallel, *grid, vary=True, coded=coded)
+    values, codes = quantize_rows(x, data, rows, noise, code_bits, only_codes and code_bits > 0 and coded is None)
     shape = (len(widths), *([1] * (x.dim() - 1)))
     kept = None if codes is None else Quantized(codes, lambda: _grid(grid, shape), kernels, rows)
     return Measured(values, kept, float(low), float(high), True)

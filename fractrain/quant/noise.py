@@ -43,12 +43,12 @@ class NoiseKey:
     """Which noise: two 32-bit keys, and the element number at which this process's part of the tensor begins.
 
     Attributes:
-        k0, k1: keys derived from seed, step and tensor name.
+        k0, k1: keys derived from seed, step and tensor name; 0-dim int64 tensors if from a :class:`NoiseTable`.
         base: number of elements before the first one here (sample offset times elements per sample).
     """
 
-    k0: int
-    k1: int
+    k0: int | torch.Tensor
+    k1: int | torch.Tensor
     base: int = 0
 
 
@@ -63,6 +63,49 @@ def noise_key(seed: int, step: int, name: str, base: int = 0) -> NoiseKey:
     """
     z = _splitmix(_splitmix(_splitmix(seed & 0xFFFFFFFFFFFFFFFF) ^ step) ^ _name_hash(name))
     return NoiseKey(z >> 32, z & MASK32, base)
+
+
+class NoiseTable:
+    """The keys of a step's tensors, kept on a device: work recorded there reads those of the step it is replayed in.
+
+    Args:
+        seed: rounding seed of the run.
+        device: where the keys are kept.
+        room: tensors, at most.
+
+    Attributes:
+        recording: number of the recording being made, during which no tensor may be added; None: none is.
+    """
+
+    def __init__(self, seed: int, device: torch.device, room: int = 4096) -> None:
+        self._seed, self._step = seed, 0
+        self._rows: dict[str, int] = {}
+        self._keys = torch.zeros(room, 2, dtype=torch.int64, device=device)
+        self.recording: int | None = None
+
+    def set_step(self, step: int) -> None:
+        """Put in the keys of another step; one copy to the device, which nothing waits for."""
+        self._step = step
+        if self._rows:
+            self._keys[: len(self._rows)].copy_(self._of(list(self._rows)), non_blocking=True)
+
+    def key(self, name: str, base: int = 0) -> NoiseKey:
+        """The key of one tensor, as :func:`noise_key` gives it for this seed and step.
+
+        Raises:
+            LookupError: the tensor is new, and the table full or read by a recording.
+        """
+        row = self._rows.get(name)
+        if row is None:
+            if self.recording is not None or len(self._rows) == len(self._keys):
+                raise LookupError(f"no row for the rounding of {name}")
+            row = self._rows[name] = len(self._rows)
+            self._keys[row].copy_(self._of([name])[0])
+        return NoiseKey(self._keys[row, 0], self._keys[row, 1], base)
+
+    def _of(self, names: list[str]) -> torch.Tensor:
+        keys = (noise_key(self._seed, self._step, name) for name in names)
+        return torch.tensor([[k.k0, k.k1] for k in keys])
 
 
 def element_numbers(shape: torch.Size, device: torch.device) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -185,7 +186,11 @@ def _errors_and_integer_products(
         e, codes = layer.error_operand(g, op, name, True, values)
         if codes is None or codes.rows is None:  # not quantized by the compiled kernels: there are values
             return e, None, None
-        return (e, *products(codes, kept, weight, part))
+        da, dw = products(codes, kept, weight, part)
+        if codes.rows.coded is not None:
+            assert e is not None
+            dw = _others(layer, e, codes.rows.coded, kept, weight, part, da, dw)
+        return e, da, dw
 
     if p.eb_e.same_as(p.gc_e):
         e, da, dw = run(p.gc_e, "E", plan, float_a or float_w)
@@ -198,3 +203,24 @@ def _errors_and_integer_products(
     if wants[0]:
         e_eb, da, _ = run(p.eb_e, "E.eb", plan and plan.only(True, False), float_a)
     return e_eb, e_gc, da, dw
+
+
+def _others(
+    layer: QuantLayer, e: torch.Tensor, coded: np.ndarray, kept: Quantized | None, weight: Quantized | None,
+    part: Plan, da: torch.Tensor | None, dw: torch.Tensor | None,
+) -> torch.Tensor | None:  # fmt: skip
+    """The products of samples whose errors have no codes, in float32, into ``da``; return their GC added to ``dw``."""
+    rows = np.setdiff1d(np.arange(e.shape[0]), coded)
+    which = torch.from_numpy(rows)
+    error = e[which].contiguous(memory_format=torch.channels_last)
+    a = None
+    if part.gc:
+        assert kept is not None
+        a = kept.take(rows).values()
+    w = layer.weight.detach() if weight is None else weight.values()
+    shape = torch.Size((len(rows), *part.geometry.image))
+    some_da, some_dw = layer.backward_products(error, a, w, shape, part.eb, part.gc)
+    if da is not None:
+        assert some_da is not None
+        da[which] = some_da
+    return dw if some_dw is None or dw is None else dw + some_dw

@@ -10,7 +10,6 @@ from torch import nn
 from fractrain.errors import ConfigError
 from fractrain.quant.formats import Affine
 from fractrain.quant.kernels import quantize
-from fractrain.quant.noise import noise_key
 from fractrain.quant.state import QuantState
 
 CHUNKS = 16  # the range is the mean over this many chunks of the batch (Banner et al.'s code)
@@ -106,8 +105,8 @@ class _QuantGrad(torch.autograd.Function):
         g = grads[0].contiguous(memory_format=torch.channels_last)
         f = Affine(rounding="stochastic")
         base = state.sample_offset * (g.numel() // g.shape[0])
-        key = noise_key(state.seed, state.step, name, base)
-        return quantize(g, f.grid(f.limits(g), bits, g), key, kernels=state.kernels)[0], None, None, None
+        grid = f.grid(f.limits(g), bits, g)
+        return quantize(g, grid, state.noise(name, base), kernels=state.kernels)[0], None, None, None
 
 
 def replace_batch_norm(model: nn.Module, state: QuantState, bits: int, grad_bits: int) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 
 from fractrain.cost.ledger import Ledger
 from fractrain.quant.kernels import Kernels
+from fractrain.quant.noise import NoiseKey, NoiseTable, noise_key
 from fractrain.quant.pool import Pool
 from fractrain.seeds import derive_seed
 
@@ -60,6 +61,9 @@ class QuantState:
             means over samples (else None), to the limits of the whole; None: ranges are each process's own.
         kernels: ``auto``, ``reference`` or ``fused``; all round to the same bits.
         scope: the active :class:`CandidateScope`, or None.
+        table: keys of stochastic rounding on the device, while steps are recorded or about to be (see
+            :mod:`fractrain.engine.recording`): nothing that a step does may then depend on what the host reads from the
+            device; else None.
     """
 
     def __init__(self, seed: int = 0, ledger: Ledger | None = None, kernels: Kernels = "auto") -> None:
@@ -72,11 +76,21 @@ class QuantState:
         self.ledger = ledger if ledger is not None else Ledger()
         self.kernels: Kernels = kernels
         self.scope: CandidateScope | None = None
+        self.table: NoiseTable | None = None
         self._watched: dict[tuple[str, str], torch.Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantState:
         """Copies of a model keep sharing one state (a deep copy would split it layer by layer)."""
         return self
+
+    @property
+    def recorded(self) -> bool:
+        """Whether what a step does must not depend on what the host reads from the device."""
+        return self.table is not None
+
+    def noise(self, name: str, base: int = 0) -> NoiseKey:
+        """Key of the rounding of one tensor in this step; ``base`` as in :class:`NoiseKey`."""
+        return noise_key(self.seed, self.step, name, base) if self.table is None else self.table.key(name, base)
 
     def watch(self, site: str, what: str, low: torch.Tensor, high: torch.Tensor) -> None:
         """Note on the device whether limits were finite; :meth:`bad_site` reads the notes later."""
@@ -84,8 +98,11 @@ class QuantState:
 
     def note(self, site: str, what: str, bad: torch.Tensor) -> None:
         """Note on the device whether an operand had inf or nan (0-dim bool)."""
-        key = (site, what)
-        self._watched[key] = self._watched[key] | bad if key in self._watched else bad
+        noted = self._watched.get((site, what))
+        if noted is None:
+            self._watched[site, what] = bad.clone()
+        else:
+            noted.logical_or_(bad)  # in place: a recorded step finds it where it was
 
     def bad_site(self) -> tuple[str, str] | None:
         """First (layer, operand) whose limits were not finite since the start, or None; reads the device once."""

@@ -102,13 +102,14 @@ def finish(
 
 @triton.jit(do_not_specialize=["k0", "k1", "base"])
 def quantize(
-    x_ptr, values_ptr, codes_ptr, scale_ptr, offset_ptr, qmin_ptr, qmax_ptr,
+    x_ptr, values_ptr, codes_ptr, scale_ptr, offset_ptr, qmin_ptr, qmax_ptr, k0_ptr, k1_ptr,
     scale_step, offset_step, qmin_step, qmax_step, columns, parts, shift, k0, k1, base,
-    STOCHASTIC: tl.constexpr, CODES: tl.constexpr, BLOCK: tl.constexpr,
+    STOCHASTIC: tl.constexpr, CODES: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Move a part of a row to its grid: values float32, and with ``CODES`` codes (uint8, or int16 moved by ``shift``).
 
-    ``k0``, ``k1`` and ``base`` are the words of a ``NoiseKey`` as int32, so that one build serves all keys.
+    ``k0``, ``k1`` and ``base`` are the words of a ``NoiseKey`` as int32, so that one build serves all keys; with
+    ``KEYS`` the first two are read from memory (int64), where a recorded launch finds those of its step.
     """
     program = tl.program_id(0)
     row = (program // parts).to(tl.int64)
@@ -119,6 +120,8 @@ def quantize(
     qmin, qmax = tl.load(qmin_ptr + row * qmin_step), tl.load(qmax_ptr + row * qmax_step)
     v = tl.div_rn(tl.load(x_ptr + at, mask=inside, other=0.0) - offset, scale)
     if STOCHASTIC:
+        if KEYS:
+            k0, k1 = tl.load(k0_ptr).to(tl.int32), tl.load(k1_ptr).to(tl.int32)
         f = tl.floor(v)
         number = at.to(tl.uint32) + base.to(tl.uint32, bitcast=True)
         q = _clamp(f + (_uniform(number, k0, k1) < v - f).to(tl.float32), qmin, qmax)

@@ -25,7 +25,7 @@ def test_id_is_readable_and_pinned():
     assert len(digest) == 12
     assert int(digest, 16) >= 0
     # A change of these values means that every stored run is run again: then raise FORMAT_VERSION and say so.
-    assert config.run_id == "fake-tiny-digits-s0-f50eb653f843"
+    assert config.run_id == "fake-tiny-digits-s0-116199e32b3f"
 
 
 @pytest.mark.parametrize(("method", "digest"), [
@@ -47,7 +47,7 @@ def test_recorded_runs_keep_their_ids():
 def test_default_spelled_out_gives_the_same_id():
     assert create().run_id == create(settings={"bits": 8, "noise": 0.01, "stages": [1, 2]}).run_id
     assert create().run_id == create(settings={"bits": "8"}).run_id
-    assert create().run_id == create(profile="smoke", recipe={"momentum": 0.9, "iterations": 160}).run_id
+    assert create().run_id == create(profile="smoke", recipe={"momentum": 0.9, "iterations": 120}).run_id
     assert create(recipe={"lr": 1}).run_id == create(recipe={"lr": 1.0}).run_id
 
 

@@ -192,7 +192,7 @@ def test_which_operands_and_sizes_qualify() -> None:
     assert suits(a, w)
     assert suits(Operand(2, Symmetric()), Operand(3, Symmetric()))
     for bad in (Operand(), Operand(9), Operand(8, Affine(PerAxis(1))), Operand(8, Affine(PerTile(4, 4))),
-                Operand(torch.tensor([3, 4]))):  # fmt: skip
+                Operand(torch.tensor([3, 9])), Operand(torch.tensor([3, 4]), Symmetric())):  # fmt: skip
         assert not suits(bad, w)
         assert not suits(a, bad)
     assert not suits(Operand(8, Affine(PerAxis(0))), w)

@@ -259,7 +259,9 @@ def test_which_operands_qualify() -> None:
         (Precision(A, W, Operand(8, Affine(PerAxis(0))), W, A, E), False, True),
         (Precision(A, W, E, Operand(8, Affine(PerAxis(1))), A, E), False, True),
         (Precision(A, W, E, W, A, E.at(9)), True, False),
-        (Precision(A, W, E, W, A.at(torch.tensor([3, 4])), E), True, False),
+        (Precision(A, W, E, W, A.at(torch.tensor([3, 4])), E), True, True),
+        (Precision(A, W, E, W, A.at(torch.tensor([3, 9])), E), True, False),
+        (Precision(A, W, E.at(torch.tensor([9, 12])), W, A, E.at(torch.tensor([8, 12]))), False, True),
     ):
         layer.precision = precision
         assert layer.integer_backward(x) == Plan(BIG, eb, gc)

@@ -1,0 +1,215 @@
+"""Recorded training steps, on a pretended device: the same bits as steps that are not, whatever changes in between."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from pretend import DEVICE, Device, pretending, real
+from small_registries import SmallRegistries
+
+from fractrain.engine import recording
+from fractrain.engine.config import RunConfig
+from fractrain.engine.loop import TrainingLoop
+from fractrain.methods.registry import names
+
+STAGES = {"window": 2, "epsilon": 1e6, "scale_epochs": 1}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("fp32", {}),
+    ("sbm", {}),
+    ("sbm", {"variant": "banner"}),
+    ("static8", {}),
+    ("static", {"bits": 4, "grad_bits": 12}),
+    ("dorefa", {}),
+    ("wageubn", {}),
+    ("pfq", STAGES),
+    ("cpt", {"cycles": 1, "bits": (7, 8)}),
+    ("dfq", {}),
+    ("fractrain", STAGES),
+]
+NOT_RECORDED = {"slu": "asks which samples are open", "dynasty": "plans by what it reads"}
+
+
+def config(method: str, settings: dict[str, Any], **recipe: Any) -> RunConfig:
+    recipe = {"iterations": 9, "batch_size": 60, "eval_every": 3, "val_fraction": 0.0, "milestones": [7], **recipe}
+    return RunConfig.create(method=method, model="resnet38", dataset="digits", settings=settings, recipe=recipe)
+
+
+def loop_of(run: RunConfig, device: Device, recorded: bool = True) -> TrainingLoop:
+    return TrainingLoop(
+        run, DEVICE, None, False, SmallRegistries(), lambda line: None, lambda: False, kernels="reference",
+        recorder=device if recorded else None,
+    )  # fmt: skip
+
+
+def trained(loop: TrainingLoop) -> dict[str, Any]:
+    while not loop.finished:
+        loop.advance()
+    loop.check_finite()
+    assert loop.method.state.bad_site() is None
+    return outcome(loop)
+
+
+def outcome(loop: TrainingLoop) -> dict[str, Any]:
+    lines = [{k: v for k, v in line.items() if "second" not in k} for line in loop.lines]
+    weights = {n: real(t).clone() for n, t in loop.model.state_dict().items()}
+    return {"weights": weights, "ledger": loop.ledger.digest(), "lines": lines}
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a["weights"].keys() == b["weights"].keys()
+    different = [n for n, t in a["weights"].items() if not torch.equal(t, b["weights"][n])]
+    assert not different
+    assert a["ledger"] == b["ledger"]
+    figures = [
+        {k: v for k, v in line.items() if not any(word in k for word in ("per_s", "wait", "step"))}
+        for line in (*a["lines"], *b["lines"])
+    ]
+    half = len(figures) // 2
+    assert figures[:half] == figures[half:]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch):
+    """One step of a kind before it is recorded; the generators are as they were afterwards."""
+    monkeypatch.setattr(recording, "WARM_UP", 1)
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+@pytest.mark.parametrize(("method", "settings"), CASES)
+def test_recorded_steps_give_the_bits_of_steps_done_anew(
+    method: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(method, settings)
+    with pretending() as device:
+        recorded = trained(loop_of(run, device))
+        assert device.records
+        assert device.replays >= 3
+        replays = device.replays
+        monkeypatch.setattr(recording, "WARM_UP", 1000)
+        same(recorded, trained(loop_of(run, device)))
+        assert device.replays == replays
+        plain = trained(loop_of(run, device, recorded=False))
+    if method not in ("dfq", "fractrain"):  # with all candidates live, sums have more terms
+        same(recorded, plain)
+    assert recorded["ledger"] == plain["ledger"] or method in ("dfq", "fractrain")
+    for name, value in recorded["weights"].items():
+        assert value.shape == plain["weights"][name].shape
+
+
+@pytest.mark.parametrize("method", ["dfq", "fractrain"])
+def test_a_step_with_all_candidates_live_is_that_with_those_that_were_chosen(method: str) -> None:
+    """Up to the order of sums, which stochastic rounding makes visible: so for one step only."""
+    run = config(method, {}, iterations=1, eval_every=1, milestones=[])
+    with pretending() as device:
+        recorded, plain = (trained(loop_of(run, device, r)) for r in (True, False))
+    assert recorded["ledger"] == plain["ledger"]
+    for name, value in recorded["weights"].items():
+        other = plain["weights"][name]
+        if name.endswith("num_batches_tracked"):  # counts passes, frozen ones included
+            continue
+        assert torch.allclose(value.double(), other.double(), rtol=0, atol=1e-5 * float(other.abs().max() + 1)), name
+
+
+def test_every_method_is_recorded_or_it_is_known_why_not() -> None:
+    assert {m for m, _ in CASES} | NOT_RECORDED.keys() == set(names())
+    with pretending() as device:
+        for method in NOT_RECORDED:
+            assert loop_of(config(method, {}), device).recorded is None
+        assert loop_of(config("dfq", {"forward": "selected"}), device).recorded is None
+
+
+@pytest.mark.parametrize(("method", "stops"), [("pfq", (2, 7)), ("fractrain", (5,)), ("fp32", (6,))])
+def test_a_run_that_is_stopped_and_loaded_ends_with_the_same_bits(method: str, stops: tuple[int, ...]) -> None:
+    settings = STAGES if method != "fp32" else {}
+    run = config(method, settings)
+    with pretending() as device:
+        straight = trained(loop_of(run, device))
+        loop = loop_of(run, device)
+        for stop in stops:
+            while loop.step < stop:
+                loop.advance()
+            state = loop.state_dict()
+            loop = loop_of(run, device)
+            loop.load_state_dict(state)
+        same(straight, trained(loop))
+
+
+def test_adam_clipping_and_a_smaller_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = config("sbm", {}, optimizer="adamw", lr=1e-3, clip_norm=0.5, batch_size=500, iterations=9, eval_every=9)
+    with pretending() as device:
+        recorded = trained(loop_of(run, device))
+        assert device.records == 2  # of the batches of 500, and of the last of each pass
+        monkeypatch.setattr(recording, "WARM_UP", 1000)
+        same(recorded, trained(loop_of(run, device)))
+
+
+def test_a_recording_that_does_something_else_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
+    run = config("sbm", {})
+    with pretending() as device, caplog.at_level(logging.WARNING):
+        plain = trained(loop_of(run, device, recorded=False))
+        whole = device.record
+
+        def half(work):
+            _, result = whole(work)
+            return (lambda: None), result  # a replay that does nothing
+
+        device.record = half  # type: ignore[method-assign]
+        loop = loop_of(run, device)
+        while loop.step < recording.WARM_UP + 1:
+            loop.advance()
+        assert loop.recorded is not None
+        before = outcome(loop)["weights"]
+        loop.advance()
+        assert not loop.recorded.on
+        assert any(not torch.equal(t, before[n]) for n, t in outcome(loop)["weights"].items())
+        assert loop.method.state.table is None
+        trained(loop)
+    assert len([r for r in caplog.records if "differs from the same update" in r.getMessage()]) == 1
+    assert plain["lines"]
+
+
+@pytest.mark.parametrize("what", ["reads", "grows", "copies"])
+def test_what_cannot_be_recorded_is_done_step_by_step_with_one_line(
+    what: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config("sbm", {})
+    with pretending() as device, caplog.at_level(logging.WARNING):
+        plain = trained(loop_of(run, device, recorded=False))
+        loop = loop_of(run, device)
+        step = loop.task.step
+
+        def odd(model, x, y):
+            done = step(model, x, y)
+            if what == "reads":
+                float(done.loss.detach())
+            elif what == "grows":
+                (y == 1).nonzero()
+            else:
+                torch.arange(3).to(y.device)
+            return done
+
+        monkeypatch.setattr(loop.task, "step", odd)
+        same(trained(loop), plain)
+        assert device.replays == 0
+    lines = [r.getMessage() for r in caplog.records if "are not recorded" in r.getMessage()]
+    assert len(lines) == 1
+    assert "\n" not in lines[0]
+
+
+def test_the_device_of_these_tests_refuses_what_a_graph_cannot_hold() -> None:
+    with pretending() as device:
+        x = torch.ones(3, device=DEVICE)
+        for work in (lambda: x.sum().item(), lambda: x[x > 0], lambda: x.cpu(), lambda: torch.ones(3).to(DEVICE),
+                     lambda: x.tolist(), lambda: bool((x > 0).all()), lambda: x + torch.ones(3)):  # fmt: skip
+            with pytest.raises(RuntimeError, match=r"waits for the device|between host and device"):
+                device.record(work)
+        replay, out = device.record(lambda: x.add_(1) * 2)
+        assert real(x).tolist() == [1.0, 1.0, 1.0]
+        replay()
+        replay()
+        assert real(x).tolist() == [3.0, 3.0, 3.0]
+        assert real(out).tolist() == [6.0, 6.0, 6.0]
