@@ -65,6 +65,14 @@ SHOWN = (
         help="A setting of the method, or recipe.KEY=VALUE (source.KEY=VALUE: of the source run); may be repeated.",
     ),
     click.option(
+        "--preset",
+        type=NearestChoice(("none", "paper")),
+        default="none",
+        show_default=True,
+        help="paper: the settings the papers give for this model and data set, where they differ from the method's "
+        "defaults (which are those for CIFAR's ResNets); --set goes before.",
+    ),
+    click.option(
         "--force",
         is_flag=True,
         help="Start from the beginning: what the store has of this run, its result too, is deleted; no other run is.",
@@ -86,6 +94,7 @@ def run_command(
     setting: str,
     seed: int,
     sets: tuple[str, ...],
+    preset: str,
     force: bool,
     kernels: Any,
     graphs: Any,
@@ -102,11 +111,14 @@ def run_command(
     from fractrain.engine.progress import make_progress
     from fractrain.engine.store import RunStore
     from fractrain.engine.trainer import Trainer
+    from fractrain.methods.presets import paper_settings
 
     settings, recipe = collect_sets(text for text in sets if not text.startswith(SOURCE_KEYS))
     _, source = collect_sets(
         "recipe." + text.removeprefix(SOURCE_KEYS) for text in sets if text.startswith(SOURCE_KEYS)
     )
+    if preset == "paper":
+        settings = {**paper_settings(method, model, dataset), **settings}
     config = RunConfig.create(
         method=method, model=model, dataset=dataset, profile=profile, seed=seed, settings=settings, recipe=recipe,
         setting=setting, source_recipe=source, origin="--set",

@@ -308,6 +308,9 @@ class TrainingLoop:
         restore(self, state)
         if self.recorded is not None:
             self.recorded.forget()
+        for group in self.optimizer.param_groups:  # Adam's comes with the checkpoint, perhaps of another device
+            if "capturable" in group:
+                group["capturable"] = self.recorded is not None
 
     def restart_clock(self, seconds: float) -> None:
         """Go on counting from so many seconds."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import os
 import select
 import signal
@@ -20,7 +21,10 @@ from collections.abc import Callable
 from typing import Final
 
 PACKET: Final = 1 << 16
-PRELOAD: Final = ("fractrain.engine.worker", "torch._dynamo", "fractrain.quant.fused", "sklearn.datasets")
+PRELOAD: Final = (
+    "fractrain.engine.worker", "torch._dynamo", "fractrain.quant.fused", "fractrain.quant.fused_backward",
+    "fractrain.quant.fused_forward", "fractrain.quant.fused_norm", "fractrain.methods.registry", "sklearn.datasets",
+)  # fmt: skip
 
 
 def main(arguments: list[str], worker: Callable[[], int] | None = None, preload: tuple[str, ...] = PRELOAD) -> int:
@@ -96,5 +100,14 @@ def _tell(pipe: int, line: str) -> None:
         os.write(pipe, line.encode())
 
 
+def _leave(code: int) -> None:
+    """End at once: taking an interpreter with all these packages apart takes a second or two, once per run."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _leave(main(sys.argv[1:]))

@@ -105,7 +105,8 @@ class DFQ(Method):
         (self._blocks[0] if isinstance(model, nn.Sequential) else model).add_module("precision_gate", gate)
         self._costs = torch.tensor([c.cost() for c in candidates])
         self._constant_cost = Candidate(s.depthwise_bits[0], s.depthwise_bits[0], s.depthwise_bits[1]).cost()
-        self._cp: torch.Tensor | None = None
+        self._cp: torch.Tensor | None = None  # of the last step, where that is recorded
+        self._cp_due = False
         self._cp_sum: Any = 0.0
         self._cp_steps = 0
         return model
@@ -135,7 +136,7 @@ class DFQ(Method):
         if self.settings.compat == "authors":
             batch = self.context.batch_size
         cp = 100 * self.context.reduce_sum(total.detach()) / (3 * batch * len(masks))
-        self._cp = cp
+        self._note(cp)
         beta: float = self.settings.beta
         return beta * total * self.force(cp)
 
@@ -145,10 +146,22 @@ class DFQ(Method):
         return costs * (1 - share) + share * self._constant_cost if share else costs
 
     def on_step_end(self, step: int, loss: torch.Tensor, extra: torch.Tensor | None = None) -> None:
-        """Add up cp."""
-        if self._cp is not None:
+        """Add up the cp of a recorded step, in whose replays nothing else of the method runs."""
+        if self._cp is not None and (self.state.recorded or self._cp_due):
             self._cp_sum = self._cp_sum + self._cp
             self._cp_steps += 1
+        self._cp_due = False
+
+    def _note(self, cp: torch.Tensor) -> None:
+        """Add up the cp of a step, or leave it to the step's end where a replay finds it."""
+        self._cp_due = self.state.recorded
+        if not self._cp_due:
+            self._cp_sum = self._cp_sum + cp
+            self._cp_steps += 1
+        elif self._cp is None:
+            self._cp = cp.clone()
+        else:
+            self._cp.copy_(cp)  # in place: a recorded step writes where it is read
 
     def step_key(self, step: int) -> Hashable | None:
         """The target, which the cost term compares with; ``forward=selected`` asks which sample chose what."""

@@ -198,7 +198,9 @@ def agrees(launcher: Launcher, device: torch.device) -> bool:
         for fmt, bits in product((Affine(), Symmetric(PerAxis(0))), (5, 8, 12)):
             limits = fmt.limits(x, "reference")
             grid = fmt.grid(limits, bits, x)
-            for noise in (None, NoiseKey(123, 0xFEDCBA98, 7)):
+            keys = NoiseKey(123, 0xFEDCBA98, 7)
+            kept = torch.tensor([keys.k0, keys.k1], device=device)
+            for noise in (None, keys, NoiseKey(kept[0], kept[1], keys.base)):
                 plain, plain_codes = quantize_reference(x, grid, noise, bits)
                 fast = launcher.quantize_measured(x, fmt, bits, noise, bits)
                 assert plain_codes is not None

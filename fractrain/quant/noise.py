@@ -13,6 +13,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 MASK32 = 0xFFFFFFFF
@@ -80,6 +81,7 @@ class NoiseTable:
     def __init__(self, seed: int, device: torch.device, room: int = 4096) -> None:
         self._seed, self._step = seed, 0
         self._rows: dict[str, int] = {}
+        self._hashes: list[int] = []
         self._keys = torch.zeros(room, 2, dtype=torch.int64, device=device)
         self.recording: int | None = None
 
@@ -87,7 +89,9 @@ class NoiseTable:
         """Put in the keys of another step; one copy to the device, which nothing waits for."""
         self._step = step
         if self._rows:
-            self._keys[: len(self._rows)].copy_(self._of(list(self._rows)), non_blocking=True)
+            keys = self._of(self._hashes)
+            keys = keys.pin_memory() if self._keys.device.type == "cuda" else keys
+            self._keys[: len(keys)].copy_(keys, non_blocking=True)
 
     def key(self, name: str, base: int = 0) -> NoiseKey:
         """The key of one tensor, as :func:`noise_key` gives it for this seed and step.
@@ -100,12 +104,19 @@ class NoiseTable:
             if self.recording is not None or len(self._rows) == len(self._keys):
                 raise LookupError(f"no row for the rounding of {name}")
             row = self._rows[name] = len(self._rows)
-            self._keys[row].copy_(self._of([name])[0])
+            self._hashes.append(_name_hash(name))
+            self._keys[row].copy_(self._of(self._hashes[-1:])[0])
         return NoiseKey(self._keys[row, 0], self._keys[row, 1], base)
 
-    def _of(self, names: list[str]) -> torch.Tensor:
-        keys = (noise_key(self._seed, self._step, name) for name in names)
-        return torch.tensor([[k.k0, k.k1] for k in keys])
+    def _of(self, hashes: list[int]) -> torch.Tensor:
+        """What :func:`noise_key` gives, for many names at once, int64 ``[names, 2]``."""
+        seeded = np.uint64(_splitmix(_splitmix(self._seed & 0xFFFFFFFFFFFFFFFF) ^ self._step))
+        z = (np.array(hashes, np.uint64) ^ seeded) + np.uint64(0x9E3779B97F4A7C15)  # wraps around
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+        words = np.stack([z >> np.uint64(32), z & np.uint64(MASK32)], axis=1)
+        return torch.from_numpy(words.astype(np.int64))
 
 
 def element_numbers(shape: torch.Size, device: torch.device) -> torch.Tensor:

@@ -77,6 +77,21 @@ def test_missing_data_leaves_no_run(cli: Any, one_line_error: Any, tmp_path: Pat
     assert not list((tmp_path / "runs").rglob("*.json"))
 
 
+def test_the_papers_settings_for_a_model_are_asked_for_by_name(cli: Any, tmp_path: Path) -> None:
+    """Defaults are CIFAR's; what is set goes before the preset."""
+    from fractrain.engine.config import RunConfig
+    from fractrain.methods.presets import paper_settings
+
+    args = ("run", "--method", "fractrain", "--model", "resnet18", "--dataset", "imagenet", "--data-dir", tmp_path)
+    paper = paper_settings("fractrain", "resnet18", "imagenet")
+    for more, settings in (
+        ((), {}), (("--preset", "paper"), paper),
+        (("--preset", "paper", "--set", "target_cp=2"), {**paper, "target_cp": 2.0}),
+    ):  # fmt: skip
+        config = RunConfig.create(method="fractrain", model="resnet18", dataset="imagenet", settings=settings)
+        assert f"run {config.run_id}" in cli(*args, *more).stderr
+
+
 @pytest.mark.parametrize("args", [[*RUN], ["reproduce", "table2"]], ids=["run", "reproduce"])
 def test_no_gpu(cli: Any, one_line_error: Any, args: list[str], tmp_path: Path) -> None:
     result = cli(*args, "--device", "cuda")

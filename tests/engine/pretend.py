@@ -70,6 +70,8 @@ class Device(TorchDispatchMode):
         self.tape: list[tuple[Any, Any, Any, list[torch.Tensor]]] | None = None
         self.before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.records = self.replays = 0
+        self.watches = True  # whether warming up says what cannot be recorded
+        self.seen: list[str] | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -81,6 +83,8 @@ class Device(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         if self.tape is not None and (ours or here):
             self._allowed(func, flat, ours, here)
+        if self.seen is not None and ours and func.overloadpacket in WAITS:
+            self.seen.append(f"{func} waits for the device")
         outer = {id(t.inner): t for t in ours}
         inner_args, inner_kwargs = tree_map(lambda t: t.inner if isinstance(t, Pretended) else t, (args, kwargs))
         taped = self.tape is not None and (ours or here)
@@ -124,8 +128,17 @@ class Device(TorchDispatchMode):
 
     # -- a recorder, see fractrain.engine.recording.Recorder -----------------------------------------------------------
 
-    def warm(self, work: Callable[[], Any]) -> Any:
-        return work()
+    def warm(self, work: Callable[[], Any]) -> tuple[Any, str | None]:
+        """On a GPU only waiting shows, and not in all cases."""
+        self.seen = []
+        try:
+            result = work()
+            return result, self.seen[0] if self.seen and self.watches else None
+        finally:
+            self.seen = None
+
+    def forget(self) -> None:
+        pass
 
     def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """Do the work to learn its operations, then undo it: recording does nothing."""

@@ -47,6 +47,7 @@ JOBS = {
     "pfq-step": {"method": "pfq", **SHORT},
     "cpt-step": {"method": "cpt", "settings": {"cycles": 1}, **SHORT},
     "dorefa-step": {"method": "dorefa", **SHORT},
+    "static-step": {"method": "static", "settings": {"bits": 6}, **SHORT},
     "text-fp32-step": {"method": "fp32", **TEXT},
     "text-static8-step": {"method": "static8", **TEXT},
     "static8": {"method": "static8", "same_norms": True},
@@ -55,6 +56,9 @@ JOBS = {
     "dfq-single": {"method": "dfq", "settings": DFQ, "recipe": {"batch_size": 7, "iterations": 9}, "same_norms": True},
     "slu": {"method": "slu"},
     "dropout": {"method": "fp32", "model": "dropout"},
+    "banner": {"method": "sbm", "settings": {"variant": "banner"}},
+    "wageubn": {"method": "wageubn"},
+    "dynasty": {"method": "dynasty"},
     "apart": {"method": "sbm", "recipe": {"sync_ranges": False, "sync_batch_norm": False}},
 }
 # How close: floating point, and the first step of a quantized run, up to the order of float32 sums. From then on a
@@ -62,8 +66,8 @@ JOBS = {
 # usually these runs are as close as floating point).
 TOLERANCE = {
     "fp32": 1e-4, "fp32-single": 1e-4, "static8-step": 1e-5, "sbm-step": 1e-5, "dfq-step": 1e-5, "pfq-step": 1e-5,
-    "cpt-step": 1e-5, "dorefa-step": 1e-5, "text-fp32-step": 1e-5, "text-static8-step": 1e-5, "static8": 0.02,
-    "dfq": 0.3, "fractrain": 0.3, "dfq-single": 0.3,
+    "cpt-step": 1e-5, "dorefa-step": 1e-5, "static-step": 1e-5, "text-fp32-step": 1e-5, "text-static8-step": 1e-5,
+    "static8": 0.02, "dfq": 0.3, "fractrain": 0.3, "dfq-single": 0.3,
 }  # fmt: skip
 
 
@@ -156,7 +160,7 @@ def test_the_ledger_is_that_of_one_rank(runs, name):
     assert runs["together"][name][0]["summary"]["ledger_sha256"] == runs["alone"][name]["summary"]["ledger_sha256"]
 
 
-@pytest.mark.parametrize("name", ["slu", "dropout", "apart"])
+@pytest.mark.parametrize("name", ["slu", "dropout", "apart", "banner", "wageubn", "dynasty"])
 def test_what_is_each_ranks_own_runs_all_the_same(runs, name):
     """Statistics of each rank's own, and masks drawn from torch's generator: other numbers, same amount of work."""
     alone, (first, second) = runs["alone"][name], runs["together"][name]

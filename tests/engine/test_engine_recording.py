@@ -14,6 +14,7 @@ from fractrain.engine import recording
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.methods.registry import names
+from fractrain.quant.noise import NoiseTable, noise_key
 
 STAGES = {"window": 2, "epsilon": 1e6, "scale_epochs": 1}
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -33,7 +34,9 @@ NOT_RECORDED = {"slu": "asks which samples are open", "dynasty": "plans by what 
 
 
 def config(method: str, settings: dict[str, Any], **recipe: Any) -> RunConfig:
-    recipe = {"iterations": 9, "batch_size": 60, "eval_every": 3, "val_fraction": 0.0, "milestones": [7], **recipe}
+    """Stages move after every second evaluation; where there are none, fewer steps show as much."""
+    length = {"iterations": 8, "eval_every": 2} if settings.get("window") else {"iterations": 6, "eval_every": 3}
+    recipe = {**length, "batch_size": 60, "val_fraction": 0.0, "milestones": [5], **recipe}
     return RunConfig.create(method=method, model="resnet38", dataset="digits", settings=settings, recipe=recipe)
 
 
@@ -56,6 +59,20 @@ def outcome(loop: TrainingLoop) -> dict[str, Any]:
     lines = [{k: v for k, v in line.items() if "second" not in k} for line in loop.lines]
     weights = {n: real(t).clone() for n, t in loop.model.state_dict().items()}
     return {"weights": weights, "ledger": loop.ledger.digest(), "lines": lines}
+
+
+def test_a_table_of_keys_has_the_keys_of_every_step() -> None:
+    table = NoiseTable(7, torch.device("cpu"), room=3)
+    tensors = ["a.E", "b.E#1", "c"]
+    for step in (0, 5, 2**40):
+        table.set_step(step)
+        for name in tensors:
+            found, right = table.key(name, 3), noise_key(7, step, name, 3)
+            assert (int(found.k0), int(found.k1), found.base) == (right.k0, right.k1, right.base)
+    with pytest.raises(LookupError, match="no row for the rounding of d"):
+        table.key("d")
+    table.recording = 1
+    assert int(table.key("c").k0) == noise_key(7, 2**40, "c").k0
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -122,7 +139,7 @@ def test_every_method_is_recorded_or_it_is_known_why_not() -> None:
         assert loop_of(config("dfq", {"forward": "selected"}), device).recorded is None
 
 
-@pytest.mark.parametrize(("method", "stops"), [("pfq", (2, 7)), ("fractrain", (5,)), ("fp32", (6,))])
+@pytest.mark.parametrize(("method", "stops"), [("pfq", (3, 6)), ("fractrain", (5,)), ("fp32", (4,))])
 def test_a_run_that_is_stopped_and_loaded_ends_with_the_same_bits(method: str, stops: tuple[int, ...]) -> None:
     settings = STAGES if method != "fp32" else {}
     run = config(method, settings)
@@ -172,12 +189,14 @@ def test_a_recording_that_does_something_else_is_found_out(caplog: pytest.LogCap
     assert plain["lines"]
 
 
+@pytest.mark.parametrize("watches", [True, False])
 @pytest.mark.parametrize("what", ["reads", "grows", "copies"])
 def test_what_cannot_be_recorded_is_done_step_by_step_with_one_line(
-    what: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    what: str, watches: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = config("sbm", {})
     with pretending() as device, caplog.at_level(logging.WARNING):
+        device.watches = watches
         plain = trained(loop_of(run, device, recorded=False))
         loop = loop_of(run, device)
         step = loop.task.step

@@ -135,6 +135,15 @@ def test_presets_are_settings_their_methods_have() -> None:
         registry.create(method, imagenet)
         assert paper_settings(method, "resnet38", "cifar100") == {}
     assert paper_settings("dynasty", "resnet18", "digits32") == {}
+    four = {"bits": [3, 4, 6, 8], "grad_bits": [6, 8, 12, 16]}
+    gate = {"weight_bits": 6, "gate_hidden": 0, "gate_embed": 40, "gate_state": 20}
+    stages = {"target_cp": 3.0, "target_step": 0.5, "sharp": False, "running": 0.9}
+    for model in ("resnet18", "resnet34"):
+        assert paper_settings("pfq", model, "imagenet") == four
+        assert paper_settings("dfq", model, "imagenet") == {**four, **gate}
+        assert paper_settings("fractrain", model, "imagenet") == {**four, **gate, **stages}
+        for method in ("sbm", "static"):
+            assert paper_settings(method, model, "imagenet") == {"bits": 8, "grad_bits": 16}
     assert paper_settings("fractrain", "mobilenet_v2", "digits") == {"gate_hidden": 64, "gate_embed": 32}
 
 

@@ -24,11 +24,13 @@ BUILDS = [
     ("extremes", {"x_ptr": FLOAT, "low_ptr": "*i32", "high_ptr": "*i32"}, {"STEPS": 8, "BLOCK": 1024}),
     ("finish", {"low_ptr": "*i32", "high_ptr": "*i32", "out_ptr": FLOAT, "bad_ptr": "*u8", "rows": INT, "top": "fp32",
                 "smallest": "fp32"}, {"GRID": True, "SYMMETRIC": True, "BLOCK": 256}),
-    ("quantize", {"codes_ptr": "*u8"}, {"STOCHASTIC": True, "CODES": True, "BLOCK": 1024}),
-    ("quantize", {"codes_ptr": "*i16"}, {"STOCHASTIC": False, "CODES": True, "BLOCK": 256}),
+    ("quantize", {"codes_ptr": "*u8"}, {"STOCHASTIC": True, "CODES": True, "KEYS": False, "BLOCK": 1024}),
+    ("quantize", {"codes_ptr": "*u8"}, {"STOCHASTIC": True, "CODES": True, "KEYS": True, "BLOCK": 1024}),
+    ("quantize", {"codes_ptr": "*i16"}, {"STOCHASTIC": False, "CODES": True, "KEYS": False, "BLOCK": 256}),
     ("dequantize", {"codes_ptr": "*i16"}, {"BLOCK": 1024}),
 ]  # fmt: skip
-COMMON = GRID | SIZES | {"x_ptr": FLOAT, "values_ptr": FLOAT, "shift": "fp32", "k0": INT, "k1": INT, "base": INT}
+COMMON = GRID | SIZES | {"x_ptr": FLOAT, "values_ptr": FLOAT, "shift": "fp32", "k0": INT, "k1": INT, "base": INT,
+                        "k0_ptr": "*i64", "k1_ptr": "*i64"}  # fmt: skip
 
 
 def build(name: str, types: dict[str, str], constants: dict[str, object], arch: int) -> dict[str, object]:

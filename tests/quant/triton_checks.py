@@ -28,6 +28,7 @@ from fractrain.quant.precision import Operand, Precision
 from fractrain.quant.state import QuantState
 
 KEY = NoiseKey(0x89ABCDEF, 0xFEDCBA98, 1_000_003)
+KEPT = NoiseKey(torch.tensor(KEY.k0), torch.tensor(KEY.k1), KEY.base)  # in memory, where a recorded step finds them
 REAL = (device.BLOCK, device.SHORT, device.STEPS)
 BLOCK, SHORT, STEPS = 64, 32, 2  # what the checks run with: in the interpreter a program costs milliseconds
 SHAPES = [(1, 1), (7, 5), (1, BLOCK + 1), (3, SHORT), (4, 3, 5), (2, 3, 5, 4), (1, 3, 1, 1), (2, 5, 3, 3), (2, BLOCK)]
@@ -129,7 +130,7 @@ def check_special_values(check: Check, gpu: Launcher) -> None:
     want = [7, -3, -3, 7, 0, 2, 2, 0, -2, 6, 7, -3, 0, 0, 0]
     got = gpu.quantize(x, grid, None, 0)[0][0]
     check(bool(got[0].isnan()) and got[1:].tolist() == want, got)
-    for noise in (None, KEY):
+    for noise in (None, KEY, KEPT):
         for g in (grid, Grid(*(torch.tensor(v) for v in (0.3, -1.7, 0.0, 255.0)))):
             check(same(gpu.quantize(x, g, noise, 0)[0], quantize_reference(x, g, noise, 0)[0]), noise, g)
     ties = (torch.arange(-40, 40) / 2).view(8, 10)

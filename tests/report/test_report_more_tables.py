@@ -28,7 +28,7 @@ from fractrain.report.stats import paired_ratio
 from fractrain.report.values import PublishedColumn, QuantityKey
 
 NEW = ("table5", "table6", "overview")
-ALL = (*NEW, "table1", "table2", "table3", "figure-pfq", "figure-dfq")
+ALL = (*NEW, "table1", "table2", "table3", "table4", "figure-pfq", "figure-dfq")
 
 
 @pytest.fixture
