@@ -9,6 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -223,6 +224,29 @@ def test_rows_that_end_early(parquet, tmp_path):
     write_parquet(parquet / "validation-00000-of-00001.parquet", [0, 1, 2])
     with pytest.raises(DataError, match="gave 3 rows, expected 7"):
         list(data.eval_stream("test", 4, torch.device("cpu")))
+
+
+def test_the_hub_is_asked_for_the_pinned_revision_and_streamed(parquet, tmp_path, monkeypatch):
+    """What comes from there is served by ``datasets`` itself, from local files: there is no network here."""
+    files = {"train": sorted(map(str, parquet.glob("train-*"))), "validation": sorted(map(str, parquet.glob("val*")))}
+    local = list(registry.load("imagenet", tmp_path).eval_stream("test", 3, torch.device("cpu")))
+    first = RowFetcher(registry.load("imagenet", tmp_path).train, (16, 16), 8, 5, True, True).fetch(1, 0)
+    asked, load = [], datasets.load_dataset
+
+    def served(name, *, revision, split, streaming):
+        asked.append((name, revision, split, streaming))
+        return load("parquet", data_files=files, split=split, streaming=streaming)
+
+    monkeypatch.setattr(datasets, "load_dataset", served)
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abc")
+    data = registry.load("imagenet", tmp_path / "nothing")
+    for (x, y), (want, labels) in zip(data.eval_stream("test", 3, torch.device("cpu")), local, strict=True):
+        assert torch.equal(x, want)
+        assert torch.equal(y, labels)
+    again = RowFetcher(data.train, (16, 16), 8, 5, True, True).fetch(1, 0)
+    assert torch.equal(again.images, first.images)
+    assert torch.equal(again.labels, first.labels)
+    assert set(asked) == {("owner/name", "abc", "validation", True), ("owner/name", "abc", "train", True)}
 
 
 class Breaking:

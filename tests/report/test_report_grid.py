@@ -18,7 +18,7 @@ def test_every_run_once_in_order(spec, sources):
     keys = [(r.request.model, r.request.dataset, r.request.method, r.seed) for r in runs]
     assert len(set(keys)) == len(keys)
     assert keys[:2] == [("resnet38", "digits", "fp32", 0), ("resnet38", "digits", "fp32", 1)]
-    assert Counter(r.state for r in runs) == {"to run": 40, "no plugin": 16}
+    assert Counter(r.state for r in runs) == {"to run": 30, "no plugin": 12, "left out": 14}
 
 
 def test_default_seeds_come_from_the_table(spec, sources):
@@ -59,7 +59,7 @@ def test_settings_of_the_row_reach_the_request(spec, sources):
 def test_text_counts_states(spec, mixed_store, sources):
     lines = plan_text(plan(spec, "smoke", 3, mixed_store, sources)).splitlines()
     assert len(lines) == 4 * 7 * 3 + 1
-    assert lines[-1] == "84 runs: 40 cached, 24 no plugin, 20 to run"
+    assert lines[-1] == "84 runs: 40 cached, 18 no plugin, 5 to run, 21 left out"
     assert any("diverged before" in line for line in lines)
 
 
@@ -95,10 +95,10 @@ def test_sources_are_listed_first_and_once(spec, store, sources):
     assert {key: (s.state, s.reason, len(s.targets)) for key, s in found.items()} == {
         "source-digits-s0": ("cached", "", 10),  # of two models, which share it here, and five methods
         "source-digits-s1": ("to run", "failed before", 10),
-        "source-digits100-s0": ("to run", "", 10),
-        "source-digits100-s1": ("to run", "", 10),
+        "source-digits100-s0": ("to run", "", 5),  # the other model's pair is left out
+        "source-digits100-s1": ("to run", "", 5),
     }
     lines = plan_text(runs).splitlines()
     assert len(lines) == 4 + 4 * 7 * 2 + 1
     assert lines[1].endswith("seed 1 adaptation-source  source-digits-s1  (source of 10 runs, failed before)")
-    assert lines[-1] == "56 runs: 40 to run, 16 no plugin; and 4 source runs: 1 cached, 3 to run"
+    assert lines[-1] == "56 runs: 30 to run, 12 no plugin, 14 left out; and 4 source runs: 1 cached, 3 to run"
