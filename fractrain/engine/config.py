@@ -93,9 +93,7 @@ class RunConfig(pydantic.BaseModel):
         """Resolve and validate a run.
 
         Args:
-            method: registry name of the method.
-            model: registry name of the model.
-            dataset: registry name of the data set.
+            method, model, dataset: registry names.
             profile: None means ``smoke`` for an embedded data set and ``paper`` for a real one.
             seed: the run's seed.
             settings: the method's settings that differ from its defaults.

@@ -30,8 +30,8 @@ from torch.nn import functional as F
 from fractrain.quant import blocks, integer_forward
 from fractrain.quant.capability import tried
 from fractrain.quant.formats import Affine, PerAxis, PerTensor, Symmetric
-from fractrain.quant.grid import Grid
-from fractrain.quant.kernels import Quantized, RowGrid, probed
+from fractrain.quant.grid import Grid, RowGrid
+from fractrain.quant.kernels import Quantized, probed
 from fractrain.quant.precision import Operand
 
 MIN_MACS = 1 << 19  # per sample; below, what comes with the int8 convolution costs more than it saves

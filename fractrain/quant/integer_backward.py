@@ -24,9 +24,9 @@ import torch
 
 from fractrain.quant import blocks
 from fractrain.quant.capability import byte_products, nhwc, parts_of, room, tried
-from fractrain.quant.grid import Grid
+from fractrain.quant.grid import Grid, RowGrid
 from fractrain.quant.integer import MIN_MACS, Geometry, _centre, _offset, _row_grid, alike
-from fractrain.quant.kernels import Quantized, RowGrid, probed
+from fractrain.quant.kernels import Quantized, probed
 
 MOST_WEIGHTS = 1 << 20  # beyond, sums per thread take more memory than is worth it
 MOST_TERMS = (2**31 - 1) // (255 * 128)  # that int32 holds whatever the codes

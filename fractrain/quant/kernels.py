@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fractrain.quant import blocks
-from fractrain.quant.grid import Grid
+from fractrain.quant.grid import Grid, RowGrid
 from fractrain.quant.noise import NoiseKey, element_numbers, uniform
 from fractrain.quant.tiles import PerTile, matrix_size, tile_blocks, tile_counts
 
@@ -240,30 +240,6 @@ def _parallel(x: torch.Tensor) -> bool:
 
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     return True
-
-
-@dataclass
-class RowGrid:
-    """The grid with one value per row, each float32 ``[rows]``, and the compiled kernels to use.
-
-    Attributes:
-        vary: whether rows of a tensor of samples have grids of their own; else all have that of the first.
-        coded: the rows that have codes, int64; None: all.
-    """
-
-    module: ModuleType
-    parallel: bool
-    scale: np.ndarray
-    offset: np.ndarray
-    qmin: np.ndarray
-    qmax: np.ndarray
-    vary: bool = field(default=False, kw_only=True)
-    coded: np.ndarray | None = field(default=None, kw_only=True)
-
-    def take(self, rows: np.ndarray) -> RowGrid:
-        """Of some rows."""
-        some = (p[rows] for p in (self.scale, self.offset, self.qmin, self.qmax))
-        return RowGrid(self.module, self.parallel, *some, vary=self.vary)
 
 
 def flat(x: torch.Tensor) -> np.ndarray:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from fractrain.quant.formats import MIN_SCALE, Affine, Bits, Format, PerAxis, PerTensor, Symmetric
-from fractrain.quant.grid import Grid
-from fractrain.quant.kernels import Kernels, Quantized, RowGrid, flat, fused_for, quantize_rows
+from fractrain.quant.grid import Grid, RowGrid
+from fractrain.quant.kernels import Kernels, Quantized, flat, fused_for, quantize_rows
 from fractrain.quant.noise import NoiseKey
 
 
