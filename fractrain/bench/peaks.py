@@ -13,30 +13,38 @@ figures, from the narrowest to the widest:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import baselines
+import fractrain
 from fractrain.bench.memory import resident
+from fractrain.engine import environment
 from fractrain.engine.calibrate import RandomRegistries
 from fractrain.engine.config import RunConfig
+from fractrain.engine.files import atomic_write, storing
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.progress import Progress
 from fractrain.engine.registries import Registries
 from fractrain.errors import ConfigError, RunError
+from fractrain.methods import registry
 from fractrain.methods.presets import paper_settings
 from fractrain.quant.blocks import blocks
 from fractrain.quant.kernels import probed
 
+FORMAT_VERSION: Final = 2
 CASES = {  # model: data set whose shape is used, samples a step
     "resnet38": ("cifar10", 128),
     "resnet74": ("cifar10", 128),
@@ -45,7 +53,10 @@ CASES = {  # model: data set whose shape is used, samples a step
     "resnet34": ("imagenet", 32),
     "transformer_base": ("wikitext103", 4),
 }
-METHODS = ("fp32", "sbm", "dfq", "fractrain", "dynasty")
+VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {  # measured beside the settings the paper gives
+    "dfq": {"forward": "selected"},
+    "fractrain": {"forward": "selected"},
+}
 STEPS = 4  # the heap still grows in the second
 
 
@@ -55,10 +66,10 @@ class Peak:
 
     Attributes:
         model, method, dataset, batch: what was trained.
+        variant: settings beside the paper's, as ``name=value``; empty without.
         kept: held for backward after the forward pass.
         tensors: peak of all tensors of a step, above what lived before it.
         peak: of the process, above its size after importing.
-        step_s: seconds of the last step.
         missing: why there is none; empty where there is.
     """
 
@@ -66,25 +77,91 @@ class Peak:
     method: str
     dataset: str
     batch: int
+    variant: str = ""
     kept: int = 0
     tensors: int = 0
     peak: int = 0
-    step_s: float = 0.0
     missing: str = ""
 
 
-def measure(
-    progress: Progress, models: Sequence[str] = tuple(CASES), methods: Sequence[str] = METHODS, threads: int = 1
-) -> list[Peak]:
-    """Measure every pair, one after the other, on the CPU."""
-    pairs = [(model, method) for model in models for method in methods]
-    progress.start("peak memory", len(pairs))
-    found = []
-    for number, (model, method) in enumerate(pairs, start=1):
-        found.append(_in_a_process(model, method, threads))
-        progress.update(number)
+Pair = tuple[str, str, str]  # model, method, variant
+
+
+def pairs(models: Sequence[str] = tuple(CASES), methods: Sequence[str] | None = None) -> list[Pair]:
+    """Every model with every method, FP32 first; methods default to all that are registered."""
+    names = methods or sorted(registry.names(), key=lambda name: (name != "fp32", name))
+    variants = {name: ["", *([_text(VARIANTS[name])] if name in VARIANTS else [])] for name in names}
+    return [(model, name, variant) for model in models for name in names for variant in variants[name]]
+
+
+def measure(progress: Progress, wanted: Sequence[Pair], threads: int, out: Path) -> dict[str, Any]:
+    """Measure pair by pair on the CPU; each is written to ``out/memory.json`` at once.
+
+    What the file has of the same code, on the same machine, is not measured again.
+
+    Returns:
+        the document that was written.
+
+    Raises:
+        RunError: a measuring process failed.
+        StoreError: the folder cannot be written.
+    """
+    machine = environment.capture(torch.device("cpu"))
+    del machine["git"]  # the file itself may be a tracked one, and change what git says
+    machine |= {"threads": threads, "packages": {"torch": machine["packages"]["torch"]}}
+    machine |= {"memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "code_sha256": _code()}
+    file = out / "memory.json"
+    found: dict[Pair, Peak] = {(p.model, p.method, p.variant): p for p in _stored(file, machine)}
+    found = {pair: found[pair] for pair in wanted if pair in found}
+    progress.start("peak memory", len(wanted), len(found))
+    for pair in wanted:
+        if pair not in found:
+            found[pair] = _in_a_process(*pair, threads)
+            peaks = [asdict(found[p]) for p in wanted if p in found]
+            with storing(out):
+                out.mkdir(parents=True, exist_ok=True)
+                value = {"format_version": FORMAT_VERSION, "machine": machine, "peaks": peaks}
+                atomic_write(file, json.dumps(value, indent=2).encode() + b"\n")
+        progress.update(len(found))
     progress.close()
-    return found
+    return {"format_version": FORMAT_VERSION, "machine": machine, "peaks": [asdict(found[pair]) for pair in wanted]}
+
+
+def _stored(file: Path, machine: Mapping[str, Any]) -> list[Peak]:
+    """What an earlier, perhaps interrupted, measurement of the same code on the same machine has found."""
+    try:
+        value = json.loads(file.read_text())
+        if value["format_version"] != FORMAT_VERSION or value["machine"] != machine:
+            return []
+        return [Peak(**entry) for entry in value["peaks"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def _code() -> str:
+    """Hash of the package and of the methods that come with it."""
+    total = hashlib.sha256()
+    for package in (fractrain, baselines):
+        folder = Path(package.__path__[0])
+        for file in sorted(folder.rglob("*.py")):
+            total.update(f"{folder.name}/{file.relative_to(folder).as_posix()}\n".encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+def _text(settings: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in settings.items())
+
+
+def page(value: Mapping[str, Any]) -> str:
+    """The document as Markdown: on what, the table, what the columns are."""
+    machine = value["machine"]
+    where = (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, {machine['threads']} "
+        f"thread(s), torch {machine['packages']['torch']}, fractrain {machine['fractrain']} (hash of its code "
+        f"{machine['code_sha256'][:12]})"
+    )
+    table = markdown(Peak(**entry) for entry in value["peaks"])
+    return f"# Peak memory of training steps\n\nMeasured on the CPU: {where}.\n\n{table}\n\n{__doc__ or ''}"
 
 
 def markdown(peaks: Iterable[Peak]) -> str:
@@ -96,32 +173,23 @@ def markdown(peaks: Iterable[Peak]) -> str:
     lines = []
     for p in peaks:
         base = plain.get(p.model)
-        if p.missing:
-            lines.append([p.model, p.dataset, p.batch, p.method, *["–"] * 6, p.missing])
-            continue
+        name = f"{p.method} ({p.variant})" if p.variant else p.method
         sizes = []
         for field in ("kept", "tensors", "peak"):
             value, other = getattr(p, field), getattr(base, field, 0)
             sizes += [f"{value / 2**20:.0f}", f"{value / other:.2f}" if other else "–"]
-        lines.append([p.model, p.dataset, p.batch, p.method, *sizes, f"{p.step_s:.2f}"])
-    head = [
-        "model",
-        "shape of",
-        "batch",
-        "method",
-        "kept MiB",
-        "x FP32",
-        "tensors MiB",
-        "x FP32",
-        "process MiB",
-        "x FP32",
-    ]
-    head.append("step s")
+        lines.append([p.model, p.dataset, p.batch, name, *(["–"] * 6 if p.missing else sizes), p.missing])
+    head = ["model", "shape of", "batch", "method"]
+    head += [text for name in ("kept", "tensors", "process") for text in (f"{name} MiB", "x FP32")]
+    if any(p.missing for p in peaks):
+        head.append("why not")
+    else:
+        lines = [line[:-1] for line in lines]
     return tabulate(lines, headers=head, tablefmt="github", disable_numparse=True)
 
 
-def _in_a_process(model: str, method: str, threads: int) -> Peak:
-    job = json.dumps({"model": model, "method": method, "threads": threads})
+def _in_a_process(model: str, method: str, variant: str, threads: int) -> Peak:
+    job = json.dumps({"model": model, "method": method, "variant": variant, "threads": threads})
     variables = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", __name__, job]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
@@ -131,7 +199,7 @@ def _in_a_process(model: str, method: str, threads: int) -> Peak:
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def run_here(model: str, method: str, threads: int) -> Peak:
+def run_here(model: str, method: str, variant: str = "", threads: int = 1) -> Peak:
     """Do some steps in this process.
 
     Raises:
@@ -143,14 +211,15 @@ def run_here(model: str, method: str, threads: int) -> Peak:
     device = torch.device("cpu")
     known = RandomRegistries(Registries())
     try:
+        settings = {**paper_settings(method, model, dataset), **(VARIANTS[method] if variant else {})}
         config = RunConfig.create(
-            method=method, model=model, dataset=dataset, profile="paper",
-            settings=paper_settings(method, model, dataset), recipe={"batch_size": batch},
+            method=method, model=model, dataset=dataset, profile="paper", settings=settings,
+            recipe={"batch_size": batch},
         )  # fmt: skip
         base = resident("VmRSS")
         loop = TrainingLoop(config, device, None, False, known, lambda line: None, lambda: False)
     except ConfigError as error:
-        return Peak(model, method, dataset, batch, missing=str(error))
+        return Peak(model, method, dataset, batch, variant, missing=str(error))
     kept: dict[int, int] = {}
     own = {t.untyped_storage().data_ptr() for t in (*loop.model.parameters(), *loop.model.buffers())}
 
@@ -160,17 +229,15 @@ def run_here(model: str, method: str, threads: int) -> Peak:
             kept[storage.data_ptr()] = storage.nbytes()
         return x
 
-    for _ in range(STEPS - 1):
+    for _ in range(STEPS):
         loop.advance()
-    loop.advance()
     peak = resident("VmHWM") - base
-    seconds = loop.pace.step_seconds[-1]
     tensors = _peak_of_tensors(loop.advance)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         x, y = loop.stream.batch(0, 0)
         outcome = loop.task.step(loop.model, x, y)  # the graph, and with it what is kept, lives until here
     del outcome
-    return Peak(model, method, dataset, batch, sum(kept.values()), tensors, peak, seconds)
+    return Peak(model, method, dataset, batch, variant, sum(kept.values()), tensors, peak)
 
 
 def _peak_of_tensors(step: Callable[[], object]) -> int:

@@ -47,7 +47,8 @@ DEFAULT_OUT = "results/bench"
     click.option(
         "--peaks",
         is_flag=True,
-        help="Peak memory of every model under five methods instead (minutes; needs about 8 GiB).",
+        help="Peak memory of every model under every method instead (an hour; needs about 8 GiB; goes on where it "
+        "was stopped).",
     ),
     click.option("--model", default=catalog.MODEL, show_default=True, metavar="NAME"),
     click.option("--batch", type=click.IntRange(min=2), metavar="N", help=f"[default: {catalog.BATCH}]"),
@@ -116,26 +117,19 @@ def bench_command(
 
 def _peaks(threads: int, out: Path, as_json: bool) -> None:
     """Measure, write and print the peak memory of every model."""
-    import json
-    from dataclasses import asdict
-
     with stdout_to_stderr():
         from fractrain.bench import peaks
         from fractrain.engine.files import atomic_write, storing
         from fractrain.engine.progress import make_progress
 
-        found = peaks.measure(make_progress(), threads=threads)
-        text = peaks.markdown(found)
-        values = [asdict(p) for p in found]
+        value = peaks.measure(make_progress(), peaks.pairs(), threads, out)
+        page = peaks.page(value)
         with storing(out):
-            out.mkdir(parents=True, exist_ok=True)
-            atomic_write(out / "memory.json", json.dumps(values, indent=2).encode() + b"\n")
-            page = f"# Peak memory of training steps (CPU, {threads} thread)\n\n{text}\n\n{peaks.__doc__ or ''}"
             atomic_write(out / "memory.md", page.encode())
     if as_json:
-        emit_json(values)
+        emit_json(value)
     else:
-        click.echo(text)
+        click.echo(page.rstrip("\n"))
     say(f"written: {out / 'memory.json'}, {out / 'memory.md'}")
 
 
