@@ -108,5 +108,6 @@ def test_the_page_says_on_what_it_was_measured(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(peaks, "_in_a_process", lambda *pair: peaks.Peak(*pair[:2], "cifar10", 4, pair[2], 1, 2, 3))
     value = peaks.measure(SilentProgress(), peaks.pairs(("resnet38",), ("fp32", "fractrain")), 1, tmp_path)
     page = peaks.page(value)
-    for text in (value["machine"]["cpu"], "1 thread(s)", value["machine"]["packages"]["torch"], "fractrain (forward=selected)"):
+    machine = value["machine"]
+    for text in (machine["cpu"], "1 thread(s)", machine["packages"]["torch"], "fractrain (forward=selected)"):
         assert text in page
