@@ -150,7 +150,7 @@ def _fetch_archive(entry: DatasetInfo, folder: Path) -> None:
 def _images(part: FolderPart | RowPart) -> Iterator[tuple[str, bytes]]:
     """Yield (name, encoded image) of a whole part."""
     if isinstance(part, RowPart):
-        for name, encoded, _ in part.read():
+        for name, encoded, _ in part.in_order():
             yield name, encoded
         return
     for index in range(len(part)):

@@ -107,8 +107,12 @@ class EvalLoader(_Loader):
     """
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.share(0, 1)
+
+    def share(self, rank: int, world: int) -> Iterator[Batch]:
+        """Yield the ``rank``-th of ``world`` parts of the batches; nothing but these (and a few after) is read."""
         try:
-            for index in range(len(self)):
+            for index in range(rank * len(self) // world, (rank + 1) * len(self) // world):
                 yield self._batch(0, index)
         finally:
             self.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
@@ -12,6 +12,7 @@ import torch
 
 from fractrain.data.batches import HOW_TO_SKIP, Fetched, prepare
 from fractrain.data.decode import BadImage, Pixels
+from fractrain.data.lanes import Lanes, share
 from fractrain.data.loader import EvalLoader, TrainLoader, bad_image_policy
 from fractrain.data.prefetch import worker_count
 from fractrain.data.registry import DatasetInfo
@@ -88,12 +89,12 @@ class RowFetcher:
 
     def _run(self, epoch: int, index: int) -> Iterator[Fetched]:
         """Yield the batches of ``epoch`` from ``index`` on, the next ones in preparation."""
-        rows = islice(self.part.read(self.seed, epoch), index * self.batch_size, None)
         waiting: deque[Future[Fetched]] = deque()
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self.threads) as decoders:
+            lanes, rows = self._open(epoch, index)
             try:
                 for following in range(index, len(self)):
-                    waiting.append(reader.submit(self._make, rows, decoders, epoch, following))
+                    waiting.append(reader.submit(self._make, lanes, rows, decoders, epoch, following))
                     if len(waiting) > _AHEAD:
                         yield waiting.popleft().result()
                 while waiting:
@@ -102,23 +103,39 @@ class RowFetcher:
                 for future in waiting:
                     future.cancel()
 
-    def _make(self, rows: Iterator[Row], decoders: ThreadPoolExecutor, epoch: int, index: int) -> Fetched:
-        """Read one batch and decode this rank's part of it."""
-        count = min(self.batch_size, len(self.part) - index * self.batch_size)
-        mine = range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+    def _open(self, epoch: int, index: int) -> tuple[Lanes, Mapping[int, Iterator[Row]]]:
+        """The lanes of this rank, each at its first row of batch ``index``."""
+        if self.seed is None:  # evaluation: the table's order, which can be entered anywhere
+            first = index * self.batch_size
+            return Lanes(len(self.part), self.batch_size, 1), {0: self.part.in_order(range(first, len(self.part)))}
+        lanes, rows = self.part.lanes(self.batch_size), {}
+        for lane in lanes.of(self.rank, self.world):
+            done = index * len(lanes.places(lane, self.batch_size))
+            rows[lane] = islice(self.part.read(self.seed, epoch, lanes, lane), done, None)
+        return lanes, rows
+
+    def _make(
+        self, lanes: Lanes, rows: Mapping[int, Iterator[Row]], decoders: ThreadPoolExecutor, epoch: int, index: int
+    ) -> Fetched:
+        """Read this rank's lanes of one batch and decode its part of it."""
+        size = min(self.batch_size, len(self.part) - index * self.batch_size)
+        mine = share(size, self.rank, self.world)
         names, labels, futures = [], [], []
-        for row, (name, data, label) in enumerate(islice(rows, count)):
-            if row in mine:
-                position = index * self.batch_size + row
-                seed = (
-                    derive_seed(self.seed, "crop", epoch, position) if self.augment and self.seed is not None else None
-                )
-                futures.append(decoders.submit(prepare, data, self.size, seed, self.mirror))
-                names.append(name)
-                labels.append(label)
+        for lane, stretch in rows.items():
+            places = lanes.places(lane, size)
+            for place, (name, data, label) in zip(places, islice(stretch, len(places)), strict=True):
+                if place in mine:
+                    seed = self._crop_seed(epoch, index * self.batch_size + place)
+                    futures.append(decoders.submit(prepare, data, self.size, seed, self.mirror))
+                    names.append(name)
+                    labels.append(label)
         if index == len(self) - 1:
-            next(rows, None)  # lets the part count its rows to the end
+            for stretch in rows.values():
+                next(stretch, None)  # lets the part count its rows to the end
         return self._collect(names, labels, futures)
+
+    def _crop_seed(self, epoch: int, position: int) -> int | None:
+        return derive_seed(self.seed, "crop", epoch, position) if self.augment and self.seed is not None else None
 
     def _collect(self, names: list[str], labels: list[int], futures: list[Future[Pixels]]) -> Fetched:
         images = np.zeros((len(names), *self.size, 3), dtype=np.uint8)

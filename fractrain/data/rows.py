@@ -1,17 +1,21 @@
 """ImageNet as rows of a table (encoded image, label), streamed by ``datasets`` from parquet files or from the hub.
 
-Rows can only be read one after the other, so a pass is shuffled as streams are: the files in random order, and rows
-within a window that moves over them. The shuffle is ours: that of ``datasets`` differs between its releases. The order
-is a function of (seed, epoch); a jump reads its way to the place. Every rank reads all rows and decodes its own: the
-order does not depend on the number of ranks.
+Rows can only be read one after the other, so a pass is shuffled as streams are: the files in random order, the stretch
+of each lane (:mod:`fractrain.data.lanes`) on its own, and its rows within a window that moves over them. The shuffle is
+ours: that of ``datasets`` differs between its releases. The order is a function of (seed, epoch) and of the size of a
+batch, not of the number of processes; a jump reads its way to the place. Each process reads the lanes it needs, which
+takes the number of rows of every file. Parquet files tell it at their end; a data set on the hub in another format has
+one lane, and every process reads all of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,12 +23,15 @@ import numpy as np
 import torch
 
 from fractrain.data.images import permutation
+from fractrain.data.lanes import LANES, Lanes
 from fractrain.data.offline import offline
 from fractrain.data.registry import DatasetInfo
 from fractrain.errors import ConfigError, DataError, MachineError
 from fractrain.seeds import derive_seed
 
-WINDOW: Final = 2048  # rows: 0.2 GB of ImageNet's files
+WINDOW: Final = 2048  # rows over all lanes: 0.2 GB of ImageNet's files
+_ASKING: Final = 16  # connections at a time
+_ORDER: Final = 2  # raised when the order of the rows changes
 _SPLITS: Final = {"train": ("train",), "test": ("validation", "val")}
 
 Row = tuple[str, bytes, int]
@@ -39,6 +46,7 @@ class RowPart:
         rows: how many there are.
         classes: labels are below this.
         files: parquet files; empty for a data set on the hub.
+        sizes: rows of each of them.
         hub: ``owner/name@revision``, or empty.
     """
 
@@ -46,29 +54,81 @@ class RowPart:
     rows: int
     classes: int
     files: tuple[Path, ...] = ()
+    sizes: tuple[int, ...] = ()
     hub: str = ""
 
     def __len__(self) -> int:
         return self.rows
 
-    def read(self, seed: int | None = None, epoch: int = 0) -> Iterator[Row]:
-        """Yield (name, encoded image, label) of every row; shuffled by (seed, epoch) unless ``seed`` is None.
+    @cached_property
+    def file_rows(self) -> tuple[int, ...]:
+        """Rows of each file, in the order of the table; empty where that cannot be told without reading them.
+
+        Raises:
+            DataError: there are not as many rows as known.
+            MachineError: the hub cannot be reached.
+        """
+        found = self.sizes or (self._sizes_on_hub() if self.hub else ())
+        if found and sum(found) != self.rows:
+            raise DataError(f"{self.origin} has {sum(found):,} rows, expected {self.rows:,}")
+        return found
+
+    def lanes(self, batch_size: int) -> Lanes:
+        """Return how a pass in batches is divided."""
+        return Lanes(self.rows, batch_size, LANES if self.file_rows else 1)
+
+    def read(self, seed: int, epoch: int, lanes: Lanes, lane: int) -> Iterator[Row]:
+        """Yield (name, encoded image, label) of the rows of one lane, shuffled by (seed, epoch).
 
         Raises:
             DataError: another number of rows, other columns, or files that cannot be read.
             MachineError: the hub cannot be reached (any more), or ``datasets`` is not installed.
         """
-        if seed is None:
-            return self._in_order(None)
-        return window_shuffle(self._in_order(derive_seed(seed, "files", epoch)), derive_seed(seed, "rows", epoch))
+        rows = self.in_order(lanes.stretch(lane), derive_seed(seed, "files", epoch))
+        return window_shuffle(rows, derive_seed(seed, "rows", epoch, lane), WINDOW // lanes.count)
 
-    def _in_order(self, files_seed: int | None) -> Iterator[Row]:
-        """Yield the rows file by file, the files shuffled unless ``files_seed`` is None."""
-        rows = _files_in_order(self._open(), files_seed)
-        number = 0
-        while (row := self._take(rows, number)) is not None:
-            yield self._checked(number, row)
-            number += 1
+    def in_order(self, wanted: range | None = None, files_seed: int | None = None) -> Iterator[Row]:
+        """Yield a range of the rows, all by default, file by file; files are shuffled unless ``files_seed`` is None.
+
+        Raises:
+            DataError, MachineError: as :meth:`read`.
+        """
+        wanted = range(self.rows) if wanted is None else wanted
+        sizes, stream = self.file_rows, self._stream
+        files = int(stream.num_shards)
+        if not sizes:
+            yield from self._table(
+                stream, range(files) if files_seed is None else permutation(files, files_seed), wanted
+            )
+            return
+        if len(sizes) != files:
+            raise DataError(f"{self.origin} is read as {files} files, but has {len(sizes)}")
+        starts = [0, *accumulate(sizes)]
+        passed = 0  # rows of the files before, in this order
+        for file in range(files) if files_seed is None else permutation(files, files_seed).tolist():
+            first, last = (min(max(at - passed, 0), sizes[file]) for at in (wanted.start, wanted.stop))
+            passed += sizes[file]
+            if first < last:
+                yield from self._of_file(stream.shard(files, file), starts[file], first, last)
+
+    def _of_file(self, file: Any, start: int, first: int, last: int) -> Iterator[Row]:
+        """Yield the rows ``first`` to ``last`` of a file, the first of which is the table's row ``start``."""
+        rows = iter(file.skip(first) if first else file)
+        for at in range(first, last):
+            row = self._take(rows, start + at)
+            if row is None:
+                raise DataError(f"{self.origin}: a file gave {at:,} rows, expected {last:,} or more: it has changed")
+            yield self._checked(start + at, row)
+
+    def _table(self, stream: Any, files: Any, wanted: range) -> Iterator[Row]:
+        """Yield ``wanted`` of the rows of files of unknown size."""
+        rows = (row for file in files for row in stream.shard(int(stream.num_shards), int(file)))
+        for number in count():
+            row = self._take(rows, number)
+            if row is None:
+                break
+            if number in wanted:
+                yield self._checked(number, row)
         if number != self.rows:
             raise DataError(f"{self.origin} gave {number:,} rows, expected {self.rows:,}")
 
@@ -79,23 +139,46 @@ class RowPart:
         except MemoryError:
             raise
         except Exception as error:  # datasets lets through what pyarrow, fsspec, aiohttp and httpx raise
-            what = f"{self.origin}: row {number:,} cannot be read: {type(error).__name__}: {_line(error)}"
-            if self.hub:
-                raise MachineError(f"{what}; check the network, then resume the run, or use files on disk") from error
-            raise DataError(what) from error
+            raise self._broken(f"row {number:,} cannot be read", error) from error
+
+    def _broken(self, what: str, error: Exception) -> DataError | MachineError:
+        text = f"{self.origin}: {what}: {type(error).__name__}: {_line(error)}"
+        if self.hub:
+            return MachineError(f"{text}; check the network, then resume the run, or use files on disk")
+        return DataError(text)
+
+    def _sizes_on_hub(self) -> tuple[int, ...]:
+        """Rows of each parquet file on the hub, from the last bytes of each; empty if the files are others."""
+        datasets = self._package()
+        name, _, revision = self.hub.partition("@")
+        try:
+            files = datasets.load_dataset_builder(name, revision=revision).config.data_files or {}
+            urls = [str(url) for url in files.get(self.split, ())]
+            if not urls or not all(url.endswith(".parquet") for url in urls):
+                return ()
+            with ThreadPoolExecutor(_ASKING) as pool:
+                return tuple(pool.map(_rows_at, urls))
+        except Exception as error:  # as for a row
+            raise self._broken("its files cannot be listed", error) from error
 
     @property
     def origin(self) -> str:
         """Where the rows come from, for messages."""
         return f"{self.hub or self.files[0].parent} ({self.split})"
 
-    def _open(self) -> Any:
+    def _package(self) -> Any:
         try:
             import datasets
         except ImportError as error:
             raise MachineError(
                 f"reading {self.origin} needs the package datasets ({error}); mend with `pip install datasets`"
             ) from error
+        return datasets
+
+    @cached_property
+    def _stream(self) -> Any:
+        """The table as ``datasets`` reads it; lanes share it, because opening it asks the hub for its list of files."""
+        datasets = self._package()
         try:
             if self.hub:
                 name, _, revision = self.hub.partition("@")
@@ -136,7 +219,7 @@ class RowData:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over name and size of every file, or over the name and revision on the hub."""
-        total = hashlib.sha256()
+        total = hashlib.sha256(f"order {_ORDER}\n".encode())
         for name, part in (("train", self.train), ("test", self.test)):
             total.update(f"{name}:{part.rows}:{part.hub}\n".encode())
             for path in part.files:
@@ -156,13 +239,6 @@ class RowData:
         from fractrain.data.row_loader import eval_loader
 
         return eval_loader(getattr(self, split), self.info, batch_size, device)
-
-
-def _files_in_order(stream: Any, seed: int | None) -> Iterator[dict[str, Any]]:
-    """Yield the rows file by file, the files shuffled unless ``seed`` is None."""
-    count = int(stream.num_shards)
-    for file in range(count) if seed is None else permutation(count, seed).tolist():
-        yield from stream.shard(count, file)
 
 
 def window_shuffle(rows: Iterator[Row], seed: int, window: int = WINDOW) -> Iterator[Row]:
@@ -207,10 +283,11 @@ def parquet_data(entry: DatasetInfo, folder: Path, val_fraction: float = 0.0) ->
         split = _SPLITS[part][0]
         if not files.get(part):
             raise DataError(f"{entry.name}: {folder} has no files {split}-*.parquet")
-        rows = sum(_rows(path) for path in files[part])
+        sizes = tuple(_rows(path) for path in files[part])
+        rows = sum(sizes)
         if known not in (0, rows):
             raise DataError(f"{entry.name}: {folder}/{split}-*.parquet have {rows:,} rows, the data set has {known:,}")
-        parts[part] = RowPart(split, rows, entry.classes, files=files[part])
+        parts[part] = RowPart(split, rows, entry.classes, files[part], sizes)
     _no_validation(entry, val_fraction)
     info = replace(entry, train_size=len(parts["train"]), test_size=len(parts["test"]))
     return RowData(info, parts["train"], parts["test"])
@@ -254,6 +331,14 @@ def _rows(path: Path) -> int:
         return int(parquet.read_metadata(path).num_rows)
     except (ArrowException, OSError) as error:
         raise DataError(f"{path} is no whole parquet file: {_line(error)}") from error
+
+
+def _rows_at(url: str) -> int:
+    import fsspec  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    with fsspec.open(url, "rb") as handle:
+        return int(parquet.read_metadata(handle).num_rows)
 
 
 def _line(error: BaseException) -> str:

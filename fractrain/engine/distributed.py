@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,15 @@ from fractrain.seeds import derive_seed
 
 T = TypeVar("T")
 BUCKET: Final = 1 << 25  # elements of one all-reduce of gradients
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """Batches of which a part can be had without reading the rest."""
+
+    def share(self, rank: int, world: int) -> Iterator[Any]:
+        """Yield the ``rank``-th of ``world`` parts."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -125,8 +134,15 @@ class Ranks(Peers):
             )
 
     def deal(self, batches: Iterable[T]) -> Iterator[T]:
-        """Every ``world``-th batch of an evaluation: whole batches, so that each is computed as on one process."""
-        return iter(batches) if not self.several else islice(batches, self.rank, None, self.world)
+        """Batches of an evaluation for this rank: whole ones, so that each is computed as on one process.
+
+        Loaders give a part of them without reading the others; of what is in memory each rank takes every ``world``-th.
+        """
+        if not self.several:
+            return iter(batches)
+        if isinstance(batches, Divisible):
+            return batches.share(self.rank, self.world)
+        return islice(batches, self.rank, None, self.world)
 
     # -- sums --------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Small folders of JPEG files in torchvision's layout, and registry entries for them."""
+"""Small folders of JPEG files in torchvision's layout or parquet files of them, and registry entries for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from fractrain.data import registry
@@ -46,3 +48,20 @@ def install(monkeypatch, info) -> None:
     """Put ``info`` in the registry in place of the entry of the same name."""
     infos = tuple(info if one.name == info.name else one for one in registry._INFOS)
     monkeypatch.setattr(registry, "_INFOS", infos)
+
+
+def write_parquet(path, labels, image=jpeg, first=0, columns=("image", "label")) -> None:
+    """Write rows of (image, label); image i is ``image(first + i)``."""
+    images = [{"bytes": image(first + i), "path": f"{path.stem}-{i}.jpg"} for i in range(len(labels))]
+    table = pa.table({columns[0]: images, columns[1]: labels})
+    pq.write_table(table, path, row_group_size=4)
+
+
+def parquet_folder(folder: Path, rows: int = 30) -> Path:
+    """Write a table of 3 classes: training rows in three files, 7 rows of validation."""
+    folder.mkdir()
+    for i in range(3):
+        labels = [r % 3 for r in range(rows // 3)]
+        write_parquet(folder / f"train-{i:05}-of-00003.parquet", labels, first=rows // 3 * i)
+    write_parquet(folder / "validation-00000-of-00001.parquet", [r % 3 for r in range(7)], first=900)
+    return folder
