@@ -186,7 +186,7 @@ class RecordedSteps:
         self._seen[key] = self._seen.get(key, 0) + 1
         if self._seen[key] <= WARM_UP:
             done, why = self._recorder.warm(lambda: work(x, y))
-            if why is not None:
+            if why is not None and self._seen[key] == WARM_UP:  # before, what is tried once per process may have waited
                 self._stop(why)
             return done
         made = self._recordings.get(key)

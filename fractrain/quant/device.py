@@ -7,7 +7,7 @@ finite stay there. A tensor that the kernels do not cover takes the plain path, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -93,6 +93,16 @@ class Launcher:
             self.module.dequantize[(rows * parts,)](*args, BLOCK=block, **EXACT)
         return values
 
+    def rescale(self, sums: torch.Tensor, terms: Sequence[torch.Tensor]) -> torch.Tensor:
+        """:func:`rescale_reference` in one pass; all contiguous."""
+        out = torch.empty(sums.shape, device=sums.device)
+        columns, parts, block = _cut(sums, sums.shape[0], 1)
+        with _current(sums):
+            self.module.rescale[(sums.shape[0] * parts,)](
+                sums, out, *(t.contiguous() for t in terms), columns, parts, BLOCK=block, **EXACT
+            )
+        return out
+
     def quantize_measured(
         self, x: torch.Tensor, fmt: Format, bits: int, noise: NoiseKey | None, code_bits: int
     ) -> OnDevice:
@@ -119,6 +129,28 @@ class Launcher:
             args = (low, high, out, bad, rows, parts, top, MIN_SCALE)
             self.module.finish[(rows,)](*args, GRID=grid, SYMMETRIC=symmetric, BLOCK=SHORT, **EXACT)
         return out, bad.view(torch.bool)
+
+
+def rescale(sums: torch.Tensor, terms: Sequence[torch.Tensor], kernels: Kernels = "auto") -> torch.Tensor:
+    """What :func:`rescale_reference` returns, by a kernel where there is one."""
+    launcher = probed(sums.device) if sums.device.type == "cuda" and kernels != "reference" else None
+    return rescale_reference(sums, terms) if launcher is None else launcher.rescale(sums, terms)
+
+
+def rescale_reference(sums: torch.Tensor, terms: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Integer sums of a product to its values.
+
+    Args:
+        sums: int32 ``[R, C]``.
+        terms: what is added to the sums of each row and column (int32 ``[R]``, ``[C]``), scale of each column, and what
+            is added then: the product of the fourth ``[R]`` and the fifth ``[C]``, and the sixth ``[C]``; float32.
+
+    Returns:
+        float32 ``[R, C]``.
+    """
+    add_rows, add_columns, scale, of_rows, by_columns, of_columns = terms
+    whole = sums + add_rows[:, None] + add_columns
+    return whole.float() * scale + of_rows[:, None] * by_columns + of_columns
 
 
 def covered(x: torch.Tensor, grid: Grid | None = None) -> bool:
@@ -209,7 +241,19 @@ def agrees(launcher: Launcher, device: torch.device) -> bool:
                 got = (fast.low, fast.high, fast.values, fast.codes.codes, back, fast.bad)
                 if not _equal(got, (*limits, plain, plain_codes.codes, plain, torch.zeros_like(fast.bad))):
                     return False
+        if x.dim() == 2:
+            terms = _some_terms(x.shape[0], x.shape[1], gen, device)
+            sums = (x * 1e6).int()
+            if not torch.equal(launcher.rescale(sums, terms), rescale_reference(sums, terms)):
+                return False
     return True
+
+
+def _some_terms(rows: int, columns: int, gen: torch.Generator, device: torch.device) -> list[torch.Tensor]:
+    """Terms for :func:`rescale_reference`, drawn on the CPU."""
+    whole = [torch.randint(-(1 << 20), 1 << 20, (n,), dtype=torch.int32, generator=gen) for n in (rows, columns)]
+    parts = [torch.randn(n, generator=gen) for n in (columns, rows, columns, columns)]
+    return [t.to(device) for t in (*whole, *parts)]
 
 
 def _equal(some: Iterable[torch.Tensor], others: Iterable[torch.Tensor]) -> bool:

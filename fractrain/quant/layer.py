@@ -14,7 +14,8 @@ from fractrain.quant import known_range
 from fractrain.quant.accounting import count_layer, entries_for
 from fractrain.quant.device import quantize_measured
 from fractrain.quant.formats import Bits, Limits, PerTensor
-from fractrain.quant.integer import Geometry, convolve
+from fractrain.quant.int8_gemm import GemmPlan, Shape
+from fractrain.quant.integer import Geometry
 from fractrain.quant.integer_backward import Plan
 from fractrain.quant.kernels import Quantized, quantize
 from fractrain.quant.measured import quantize_uniform
@@ -96,19 +97,31 @@ class QuantLayer(nn.Module):
         """FW."""
         raise NotImplementedError
 
-    def integer_geometry(self, x: torch.Tensor) -> Geometry | None:
+    def integer_geometry(self, x: torch.Tensor) -> Geometry | Shape | None:
         """How FW runs on integer codes, where the layer can do that and it pays; else None."""
         return None
 
-    def integer_backward(self, x: torch.Tensor) -> Plan | None:
+    def integer_backward(self, x: torch.Tensor) -> Plan | GemmPlan | None:
         """Which backward products run on integer codes, where the layer can do that and it pays; else None."""
         return None
+
+    def integer_product(
+        self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Any
+    ) -> torch.Tensor | None:
+        """FW on integer codes as :meth:`integer_geometry` says; None where the codes are not what it needs."""
+        raise NotImplementedError
+
+    def integer_products(
+        self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+        """EB and GC (None where not in the plan) on integer codes; None where the codes are not what they need."""
+        raise NotImplementedError
 
     def forward_product(self, a: Activation, w: Operand, bias: torch.Tensor | None) -> torch.Tensor:
         """FW of a quantized activation and the weight."""
         if a.geometry is not None and a.codes is not None:
             _, codes = self.weight_operand(w, "fw_w", True)
-            y = None if codes is None else convolve(a.codes, codes, bias, a.geometry)
+            y = None if codes is None else self.integer_product(a.codes, codes, bias, a.geometry)
             if y is not None:
                 return y
         values = a.codes.values() if a.values is None and a.codes is not None else a.values

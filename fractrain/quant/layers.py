@@ -7,11 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from fractrain.errors import ConfigError
+from fractrain.quant import int8_gemm
 from fractrain.quant.gemm import linear, matmul
-from fractrain.quant.integer import Geometry, pays, suits, suits_some, suits_tensor, suits_weight
-from fractrain.quant.integer_backward import Plan, possible
+from fractrain.quant.int8_gemm import GemmPlan, Shape
+from fractrain.quant.integer import Geometry, convolve, pays, suits, suits_some, suits_tensor, suits_weight
+from fractrain.quant.integer_backward import Plan, possible, products
+from fractrain.quant.kernels import Quantized
 from fractrain.quant.layer import QuantLayer
-from fractrain.quant.precision import Precision
+from fractrain.quant.precision import Operand, Precision
 from fractrain.quant.products import Backward
 from fractrain.quant.state import QuantState
 
@@ -73,6 +76,18 @@ class QuantConv2d(QuantLayer):
         gc = suits_some(p.gc_e) and suits_tensor(p.gc_a)
         geometry = self._geometry(x) if eb or gc else None
         return None if geometry is None else possible(geometry).only(eb, gc)
+
+    def integer_product(
+        self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Geometry
+    ) -> torch.Tensor | None:
+        """FW, see ``quant.integer``; None where compiled kernels did not quantize the activation."""
+        return convolve(a, w, bias, geometry)
+
+    def integer_products(
+        self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: Plan
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+        """EB and GC, see ``quant.integer_backward``; None where compiled kernels did not quantize the error."""
+        return None if e.rows is None else products(e, a, w, plan)
 
     def _geometry(self, x: torch.Tensor) -> Geometry | None:
         """Of dense convolutions of float32 on the CPU, where the compiled kernels may be used."""
@@ -143,6 +158,38 @@ class QuantLinear(QuantLayer):
             return y.reshape(*x.shape[:-1], y.shape[-1])
         return super().forward(x)
 
+    def integer_geometry(self, x: torch.Tensor) -> Shape | None:
+        """How FW runs on integer codes, see ``quant.int8_gemm``."""
+        shape = Shape(x.numel() // self.in_features, self.in_features, self.out_features)
+        suited = _of_one_grid(self.precision.fw_a) and suits_weight(self.precision.fw_w)
+        return shape if suited and self._multiplies(x, shape) else None
+
+    def integer_backward(self, x: torch.Tensor) -> GemmPlan | None:
+        """Which of EB and GC run on integer codes: EB where the weight has one grid."""
+        p, rows = self.precision, x.numel() // self.in_features
+        eb = _of_one_grid(p.eb_e) and _of_one_grid(p.eb_w)
+        gc = _of_one_grid(p.gc_e) and _of_one_grid(p.gc_a)
+        return GemmPlan(
+            eb and self._multiplies(x, Shape(rows, self.out_features, self.in_features)),
+            gc and self._multiplies(x, Shape(self.out_features, rows, self.in_features)),
+        )
+
+    def _multiplies(self, x: torch.Tensor, shape: Shape) -> bool:
+        return x.dtype == torch.float32 and self.state.kernels != "reference" and int8_gemm.possible(shape, x.device)
+
+    def integer_product(
+        self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Shape
+    ) -> torch.Tensor | None:
+        """FW, see ``quant.int8_gemm``."""
+        return int8_gemm.forward(a, w, bias)
+
+    def integer_products(
+        self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: GemmPlan
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+        """EB and GC, see ``quant.int8_gemm``."""
+        da = int8_gemm.input_gradient(e, w) if plan.eb and w is not None else None
+        return da, int8_gemm.weight_gradient(e, a) if plan.gc and a is not None else None
+
     def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """FW."""
         return linear(a, w, bias)
@@ -164,3 +211,8 @@ class QuantLinear(QuantLayer):
     def sample_macs(self, output: torch.Tensor) -> int:
         """Forward MACs per sample (first axis)."""
         return output[0].numel() * self.in_features
+
+
+def _of_one_grid(operand: Operand) -> bool:
+    """Whether an operand has codes of at most 8 bits on one grid."""
+    return isinstance(operand.bits, int) and suits_tensor(operand)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from fractrain.quant.int8_gemm import GemmPlan, Shape
 from fractrain.quant.integer import Geometry
-from fractrain.quant.integer_backward import Plan, products
+from fractrain.quant.integer_backward import Plan
 from fractrain.quant.kernels import Quantized
 from fractrain.quant.pool import Term
 from fractrain.quant.precision import Operand, Precision
@@ -31,7 +32,7 @@ class Activation:
 
     values: torch.Tensor | None
     codes: Quantized | None
-    geometry: Geometry | None = None
+    geometry: Geometry | Shape | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class _Products(torch.autograd.Function):
 
 def _errors_and_integer_products(
     layer: QuantLayer, p: Precision, g: torch.Tensor, kept: Quantized | None, weight: Quantized | None,
-    plan: Plan | None, wants: tuple[bool, bool, bool],
+    plan: Plan | GemmPlan | None, wants: tuple[bool, bool, bool],
 ) -> tuple[Any, Any, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
     """Quantize the error, and do what the plan says on its codes.
 
@@ -180,15 +181,17 @@ def _errors_and_integer_products(
     eb, gc = (False, False) if plan is None else (plan.eb, plan.gc)
     float_a, float_w = wants[0] and not eb, (wants[1] and not gc) or wants[2]
 
-    def run(op: Operand, name: str, part: Plan | None, values: bool) -> tuple[torch.Tensor | None, Any, Any]:
+    def run(op: Operand, name: str, part: Plan | GemmPlan | None, values: bool) -> tuple[torch.Tensor | None, Any, Any]:
         if not part:
             return layer.quantized_error(g, op, name), None, None
         e, codes = layer.error_operand(g, op, name, True, values)
-        if codes is None or codes.rows is None:  # not quantized by the compiled kernels: there are values
+        done = None if codes is None else layer.integer_products(codes, kept, weight, part)
+        if done is None:  # not quantized by the compiled kernels: there are values
             return e, None, None
-        da, dw = products(codes, kept, weight, part)
-        if codes.rows.coded is not None:
+        da, dw = done
+        if codes is not None and codes.rows is not None and codes.rows.coded is not None:
             assert e is not None
+            assert isinstance(part, Plan)
             dw = _others(layer, e, codes.rows.coded, kept, weight, part, da, dw)
         return e, da, dw
 

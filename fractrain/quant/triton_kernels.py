@@ -150,3 +150,21 @@ def dequantize(
     qmin = tl.load(qmin_ptr + row * qmin_step)
     code = tl.load(codes_ptr + at, mask=inside, other=0).to(tl.float32)
     tl.store(values_ptr + at, (code + (qmin + shift)) * scale + offset, mask=inside)
+
+
+@triton.jit
+def rescale(
+    sums_ptr, out_ptr, add_rows_ptr, add_columns_ptr, scale_ptr, of_rows_ptr, by_columns_ptr, of_columns_ptr,
+    columns, parts, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Integer sums to float32: ``(sums + row + column) * scale + row * column + column``, see ``int8_gemm``."""
+    program = tl.program_id(0)
+    row = (program // parts).to(tl.int64)
+    column = (program % parts).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    whole = tl.load(sums_ptr + row * columns + column, mask=inside, other=0)
+    whole = whole + tl.load(add_rows_ptr + row) + tl.load(add_columns_ptr + column, mask=inside, other=0)
+    y = whole.to(tl.float32) * tl.load(scale_ptr + column, mask=inside, other=0.0)
+    y = y + tl.load(of_rows_ptr + row) * tl.load(by_columns_ptr + column, mask=inside, other=0.0)
+    y = y + tl.load(of_columns_ptr + column, mask=inside, other=0.0)
+    tl.store(out_ptr + row * columns + column, y, mask=inside)

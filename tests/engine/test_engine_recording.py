@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import pytest
 import torch
 from pretend import DEVICE, Device, pretending, real
 from small_registries import SmallRegistries
+from torch import nn
 
 from fractrain.engine import recording
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.methods.registry import names
+from fractrain.quant import int8_gemm
 from fractrain.quant.noise import NoiseTable, noise_key
 
 STAGES = {"window": 2, "epsilon": 1e6, "scale_epochs": 1}
@@ -217,6 +220,40 @@ def test_what_cannot_be_recorded_is_done_step_by_step_with_one_line(
     lines = [r.getMessage() for r in caplog.records if "are not recorded" in r.getMessage()]
     assert len(lines) == 1
     assert "\n" not in lines[0]
+
+
+class LinearRegistries(SmallRegistries):
+    """Layers whose int8 products a GPU makes."""
+
+    def model(self, name: str, dataset: str, seed: int) -> nn.Module:
+        info = self.dataset_info(dataset)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layers = (nn.Linear(math.prod(info.shape), 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU())
+            return nn.Sequential(nn.Flatten(), *layers, nn.Linear(32, info.classes))
+
+
+def test_int8_products_are_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the first step waits for the device: it tries whether they are exact."""
+    monkeypatch.setattr(recording, "WARM_UP", 2)
+    int8_gemm._tried.cache_clear()
+    made = []
+    sums = int8_gemm._sums
+    monkeypatch.setattr(int8_gemm, "DEVICES", {DEVICE.type})
+    monkeypatch.setattr(int8_gemm, "_sums", lambda x, y: made.append(x.shape) or sums(x, y))
+    run = config("static", {"bits": 8, "grad_bits": 8}, batch_size=64)
+
+    def loop(device: Device, recorded: bool) -> TrainingLoop:
+        return TrainingLoop(
+            run, DEVICE, None, False, LinearRegistries(), lambda line: None, lambda: False,
+            recorder=device if recorded else None,
+        )  # fmt: skip
+
+    with pretending() as device:
+        recorded = trained(loop(device, True))
+        assert device.replays >= 3
+        assert {(64, 48), (32, 64)} <= {tuple(shape) for shape in made}  # FW and GC of the second layer
+        same(recorded, trained(loop(device, False)))
 
 
 def test_the_device_of_these_tests_refuses_what_a_graph_cannot_hold() -> None:

@@ -28,6 +28,8 @@ BUILDS = [
     ("quantize", {"codes_ptr": "*u8"}, {"STOCHASTIC": True, "CODES": True, "KEYS": True, "BLOCK": 1024}),
     ("quantize", {"codes_ptr": "*i16"}, {"STOCHASTIC": False, "CODES": True, "KEYS": False, "BLOCK": 256}),
     ("dequantize", {"codes_ptr": "*i16"}, {"BLOCK": 1024}),
+    ("rescale", {"sums_ptr": "*i32", "out_ptr": FLOAT, "add_rows_ptr": "*i32", "add_columns_ptr": "*i32",
+                 "of_rows_ptr": FLOAT, "by_columns_ptr": FLOAT, "of_columns_ptr": FLOAT}, {"BLOCK": 1024}),
 ]  # fmt: skip
 COMMON = GRID | SIZES | {"x_ptr": FLOAT, "values_ptr": FLOAT, "shift": "fp32", "k0": INT, "k1": INT, "base": INT,
                         "k0_ptr": "*i64", "k1_ptr": "*i64"}  # fmt: skip

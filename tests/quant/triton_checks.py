@@ -276,12 +276,23 @@ def layer_check(check: Check, x: torch.Tensor, weight_format: formats.Format) ->
     check(state.bad_site() == ("conv", "input"), state.bad_site())
 
 
+def check_rescale(check: Check, gpu: Launcher) -> None:
+    gen = torch.Generator().manual_seed(1)
+    for shape in ((1, 1), (3, SHORT), (2, SHORT + 1), (5, BLOCK + 7), (17, 8)):
+        terms = device._some_terms(*shape, gen, torch.device("cpu"))
+        for top in (1 << 10, 1 << 30):
+            sums = torch.randint(-top, top, shape, dtype=torch.int32, generator=gen)
+            check(same(gpu.rescale(sums, terms), device.rescale_reference(sums, terms)), shape, top)
+        one = [*terms[:2], terms[2][:1].expand(shape[1]), *terms[3:]]
+        check(same(gpu.rescale(sums, one), device.rescale_reference(sums, one)), shape, "one scale")
+
+
 def check_probe(check: Check, gpu: Launcher) -> None:
     check(agrees(gpu, torch.device("cpu")), "these kernels")
 
     def broken(name: str, change) -> bool:
         """Whether the probe accepts kernels of which one is given other arguments."""
-        parts = {n: getattr(gpu.module, n) for n in ("extremes", "finish", "quantize", "dequantize")}
+        parts = {n: getattr(gpu.module, n) for n in ("extremes", "finish", "quantize", "dequantize", "rescale")}
 
         class Launch:
             def __getitem__(self, grid):
@@ -295,6 +306,7 @@ def check_probe(check: Check, gpu: Launcher) -> None:
     check(not broken("quantize", more(16)), "another first number")
     check(not broken("dequantize", more(10)), "another shift")
     check(not broken("finish", more(6)), "another highest code")
+    check(not broken("rescale", lambda args: [*args[:4], args[4] + 1, *args[5:]]), "another scale")
 
 
 def main() -> None:
