@@ -76,7 +76,7 @@ def verify(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus
 def fetch(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:
     """Put a text in place: from the hub, at a fixed revision, prepared; does nothing when it is there.
 
-    A connection that breaks is taken up again where it broke, a few times, by the hub's client. After a call that was
+    A connection that breaks is taken up again, a few times, by the hub's client. After a call that was
     interrupted, whole files are still in its cache and not downloaded again; a file that was begun is.
 
     Raises:
