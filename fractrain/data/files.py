@@ -15,15 +15,16 @@ class FileStatus:
     Attributes:
         path: the file.
         state: ``ok``; ``missing``; ``wrong`` (the checksum differs: truncated or changed); ``unreadable``;
-            ``unchecked`` (it is there, nobody has read it).
-        expected: MD5 it should have; empty where none is known.
-        found: MD5 it has, or None.
+            ``unchecked`` (it is there, nobody has read it); ``differs`` (a text that is not the official one).
+        expected: MD5 it should have (of a text: SHA-256, see :mod:`fractrain.data.text_official`); empty where none is
+            known.
+        found: the checksum it has, or None.
         bytes: its size (0 when missing or unreadable).
         reason: the system's message when unreadable.
     """
 
     path: str
-    state: Literal["ok", "missing", "wrong", "unreadable", "unchecked"]
+    state: Literal["ok", "missing", "wrong", "unreadable", "unchecked", "differs"]
     expected: str
     found: str | None
     bytes: int
@@ -34,6 +35,8 @@ class FileStatus:
         """What is wrong with a file that is not ``ok``, in a few words."""
         if self.state == "unchecked":
             return f"{self.path} was not read"
+        if self.state == "differs":
+            return f"{self.path} differs from the official file: sha256 of its text {self.found}, not {self.expected}"
         if self.state == "missing":
             return f"{self.path} is missing (expected md5 {self.expected})"
         if self.state == "unreadable":

@@ -30,8 +30,8 @@ class DataStatus:
         looked_in: folder that was searched, or the package of an embedded set.
         chosen_by: what chose it: ``--data-dir``, ``FRACTRAIN_DATA``, ``default`` or ``embedded``.
         ok: complete, and nothing wrong was found. CIFAR's files were compared with their checksums; images in folders
-            and rows were counted by :func:`status` and decoded by :func:`verify` only; text files were found by
-            :func:`status` (state ``unchecked``) and read by :func:`verify` only.
+            and rows were counted by :func:`status` and decoded by :func:`verify` only; of a text, :func:`status` read
+            the parts with a known checksum, the others (state ``unchecked``) are read by :func:`verify` only.
         bytes: size of the files found.
         download_bytes: size of the download that would be needed (0 when ok or embedded).
         files: one record per file (empty for embedded sets).
@@ -67,8 +67,8 @@ class DataStatus:
 def status(name: str, data_dir: str | Path | None = None) -> DataStatus:
     """Look for a data set; how far it is checked, see :attr:`DataStatus.ok`. Raises for an unknown name only.
 
-    CIFAR's files are read and compared with their checksums. ImageNet's are only counted, texts only looked for:
-    reading them takes minutes to hours.
+    CIFAR's files are read and compared with their checksums. ImageNet's are only counted, and of the
+    WikiTexts only the small parts are read: all of them would take minutes to hours.
 
     Raises:
         ConfigError: unknown name.

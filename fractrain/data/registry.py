@@ -39,6 +39,8 @@ class DatasetInfo:
         val_size: words in the validation part that a text has of its own.
         stride: words from one window of a text's evaluation to the next.
         unknowns: of a text: ``<unk>`` in the training, validation and test part; 0 where that is not known.
+        checksums: likewise SHA-256 of the official token file, which every form of it must come to
+            (:mod:`fractrain.data.text_official`); empty where anything goes.
     """
 
     name: str
@@ -62,6 +64,7 @@ class DatasetInfo:
     val_size: int = 0
     stride: int = 0
     unknowns: tuple[int, int, int] = (0, 0, 0)
+    checksums: tuple[str, str, str] = ("", "", "")
 
     @property
     def protocol(self) -> str:
@@ -220,6 +223,11 @@ _INFOS = (
         train_size=103_227_021,
         bytes=313_093_838,
         unknowns=(0, 1_657, 2_492),
+        checksums=(
+            "",
+            "9aee9f52d6e77de6c7751fc5e7c44287db3ec0eaf15477098acc6b93c1c4250b",
+            "56db52eb157b1ab5c89646eef70510c1eca6e12a3bfdb99f0d6b05b4eacb75b9",
+        ),
         **_WIKITEXT,
     ),
     DatasetInfo(
@@ -229,6 +237,11 @@ _INFOS = (
         train_size=2_088_628,
         bytes=7_371_282,
         unknowns=(54_625, 11_718, 15_218),
+        checksums=(
+            "",  # whoever has its articles in another order has the same vocabulary and may train
+            "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+            "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+        ),
         **_WIKITEXT,
     ),
     DatasetInfo(

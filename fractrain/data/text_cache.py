@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from fractrain.data.registry import DatasetInfo
 from fractrain.data.text_files import PARTS, Text
+from fractrain.data.text_official import check_official, difference, expected_sha256, official_sha256, prepared_blocks
 from fractrain.data.tokens import FileTokens
 from fractrain.data.vocabulary import UNK, Vocabulary, by_frequency, count_words, number_type
 from fractrain.errors import DataError
@@ -107,14 +108,20 @@ def read(entry: DatasetInfo, folder: Path) -> Prepared:
     return Prepared(folder, words, parts, digest)
 
 
-def check(prepared: Prepared) -> str:
-    """Read everything and compare it with the record; return what is wrong, or an empty string."""
+def check(entry: DatasetInfo, prepared: Prepared) -> str:
+    """Read everything, compare it with the record and the official files; return what is wrong, or an empty string."""
     record = json.loads((prepared.folder / RECORD).read_text(encoding="utf-8"))
     expected = {WORDS: record["vocabulary_sha256"], **{f"{p}.npy": record["parts"][p]["file_sha256"] for p in PARTS}}
     for file, digest in expected.items():
         with open(prepared.folder / file, "rb") as handle:
             if hashlib.file_digest(handle, "sha256").hexdigest() != digest:
                 return f"{prepared.folder / file} has changed since it was made; delete {prepared.folder}"
+    vocabulary = prepared.vocabulary()
+    for part, tokens in prepared.parts.items():  # a checkout that knew no checksums may have made it
+        if expected_sha256(entry, part):
+            found = official_sha256(prepared_blocks(vocabulary, tokens))
+            if problem := difference(entry, part, str(tokens.path), found):
+                return f"{problem}; delete {prepared.folder}, and take the official {part} file"
     return ""
 
 
@@ -179,6 +186,8 @@ def _make(entry: DatasetInfo, texts: Mapping[str, Text], folder: Path) -> None:
         counts = count_words(texts[part].blocks())
         sizes[part], unknowns[part] = counts.total(), counts[UNK]
     check_release(entry, len(words), sizes, unknowns)
+    for part in PARTS:
+        check_official(entry, part, texts[part])
     vocabulary = Vocabulary(words)
     with _draft(folder) as draft:
         word_bytes = "".join(f"{word}\n" for word in vocabulary.words).encode()
@@ -199,7 +208,9 @@ def _make(entry: DatasetInfo, texts: Mapping[str, Text], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _draft(folder: Path) -> Iterator[Path]:
-    """Give a folder to fill, which becomes ``folder`` if nothing goes wrong."""
+    """Give a folder to fill, which becomes ``folder`` if nothing goes wrong; the caller holds its lock."""
+    for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed while it filled it
+        shutil.rmtree(left)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         yield draft

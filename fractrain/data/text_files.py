@@ -16,6 +16,7 @@ from fractrain.errors import DataError, MachineError
 BLOCK: Final = 1 << 20  # bytes of text held at a time; its words take about ten times as much
 ROWS: Final = 10_000
 PARTS: Final = ("train", "val", "test")
+_BY_HAND: Final = "put the official token files in place by hand"
 _SPLIT: Final = {"train": "train", "val": "validation", "test": "test"}
 
 
@@ -100,6 +101,9 @@ class HubText:
     def blocks(self) -> Iterator[str]:
         """Yield the text; the package downloads it when it is not in its cache.
 
+        Where a variable says that this machine is offline, only the cache is read, and only if the package was loaded
+        with that variable set: it reads variables once, and takes fewer values for a yes than we do.
+
         Raises:
             MachineError: no network (or a variable forbids it), or the package is not installed.
         """
@@ -107,16 +111,18 @@ class HubText:
             import datasets
         except ImportError as error:
             raise MachineError(f"{self.hub} needs the package datasets ({error}): `pip install datasets`") from error
+        variable = offline()
+        if variable and not datasets.config.HF_HUB_OFFLINE:
+            raise MachineError(f"cannot get {self.origin}: {variable} is set; unset it, or {_BY_HAND}")
         name, _, rest = self.hub.partition("@")
         revision, _, config = rest.partition("/")
         try:
             rows = datasets.load_dataset(name, config, revision=revision, split=_SPLIT[self.part])
         except Exception as error:  # datasets lets through what pyarrow, fsspec and the hub's client raise
-            variable = offline()
             forbidden = f"; {variable} is set" if variable else ""
             raise MachineError(
-                f"cannot get {self.origin}: {type(error).__name__}: {_line(error)}{forbidden}; put the official token "
-                "files in place by hand, or try again with a network"
+                f"cannot get {self.origin}: {type(error).__name__}: {_line(error)}{forbidden}; {_BY_HAND}, or "
+                "try again with a network"
             ) from error
         for batch in rows.iter(batch_size=ROWS):
             yield _rows_block(batch["text"])

@@ -6,29 +6,41 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from fractrain.data.cifar import DATA_VARIABLE
 from fractrain.data.files import FileStatus
 from fractrain.data.manage import DataStatus
 from fractrain.data.registry import DatasetInfo
 from fractrain.data.text import how_to_mend, hub_cache, hub_texts, locate, root_of
+from fractrain.data.text_files import TextFiles
+from fractrain.data.text_official import expected_sha256, official_sha256
 from fractrain.errors import DataError, FractrainError
 
 
 def status(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:
-    """Look for a text; nothing is read, so its files are ``unchecked``."""
+    """Look for a text.
+
+    Parts of which the official file's checksum is known, which are small, are read and compared with it; the others are
+    ``unchecked``.
+    """
     if entry.embedded:
         return _embedded(entry)
     found, missing = locate(entry, data_dir)
     if found is None:
         return _record(entry, data_dir, message=missing, advice=how_to_mend(entry, data_dir))
     if isinstance(found, Path):
-        files = tuple(found.glob("*.npy"))
+        files = tuple(_unchecked(path) for path in found.glob("*.npy"))
         return _record(
             entry, data_dir, found, files, f"{entry.name}: from the hub, prepared in {found}{_unread(entry)}"
         )
-    files = tuple(path for text in found.values() for path in text.paths)
-    where = files[0].parent
+    files = tuple(file for part, text in found.items() for file in _compared(entry, part, text))
+    where = next(iter(found.values())).paths[0].parent
+    bad = [file for file in files if file.state in ("differs", "unreadable")]
+    if bad:
+        message = f"{entry.name}: {bad[0].reason or bad[0].problem}"
+        advice = f"put the official files into {where}, or delete these and run `fractrain data fetch {entry.name}`"
+        return _record(entry, data_dir, where, files, message, advice, ok=False)
     return _record(entry, data_dir, where, files, f"{entry.name}: {len(files)} files in {where}{_unread(entry)}")
 
 
@@ -43,7 +55,7 @@ def verify(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus
 
     data = registry.load(entry.name, data_dir)
     folder = getattr(data, "folder", None)
-    if folder is not None and (problem := text_cache.check(text_cache.read(entry, folder))):
+    if folder is not None and (problem := text_cache.check(entry, text_cache.read(entry, folder))):
         raise DataError(f"{entry.name}: {problem}")
     train, val, test = len(data.train), len(data.val or ()), len(data.test)
     info = data.info
@@ -64,7 +76,8 @@ def verify(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus
 def fetch(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:
     """Put a text in place: from the hub, at a fixed revision, prepared; does nothing when it is there.
 
-    What an interrupted call has downloaded is in the cache of the package ``datasets`` and not downloaded again.
+    A connection that breaks is taken up again, a few times, by the hub's client. After a call that was
+    interrupted, whole files are still in its cache and not downloaded again; a file that was begun is.
 
     Raises:
         DataError: the folder cannot be written.
@@ -75,6 +88,24 @@ def fetch(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:
     if not entry.embedded and locate(entry, data_dir)[0] is None:
         prepare(entry, hub_texts(entry), hub_cache(entry, data_dir))
     return status(entry, data_dir)
+
+
+def _unchecked(path: Path) -> FileStatus:
+    return FileStatus(str(path), "unchecked", "", None, path.stat().st_size)
+
+
+def _compared(entry: DatasetInfo, part: str, text: TextFiles) -> tuple[FileStatus, ...]:
+    """The files of a part, compared with the official one where its checksum is known."""
+    files = tuple(_unchecked(path) for path in text.paths)
+    expected = expected_sha256(entry, part)
+    if not expected:
+        return files
+    try:
+        digest = official_sha256(text.blocks())
+    except FractrainError as error:
+        return tuple(replace(file, state="unreadable", expected=expected, reason=str(error)) for file in files)
+    state: Literal["ok", "differs"] = "ok" if digest == expected else "differs"
+    return tuple(replace(file, state=state, expected=expected, found=digest) for file in files)
 
 
 def _unread(entry: DatasetInfo) -> str:
@@ -101,14 +132,15 @@ def _record(
     entry: DatasetInfo,
     data_dir: str | Path | None,
     where: Path | None = None,
-    paths: Iterable[Path] = (),
+    files: Iterable[FileStatus] = (),
     message: str = "",
     advice: str = "",
+    ok: bool = True,
 ) -> DataStatus:
-    files = tuple(FileStatus(str(path), "unchecked", "", None, path.stat().st_size) for path in sorted(paths))
+    files = tuple(sorted(files, key=lambda file: file.path))
     chosen = "--data-dir" if data_dir else DATA_VARIABLE if os.environ.get(DATA_VARIABLE) else "default"
     return DataStatus(
         name=entry.name, title=entry.title, embedded=False, looked_in=str(where or root_of(data_dir)),
-        chosen_by=chosen, ok=where is not None, bytes=sum(file.bytes for file in files),
+        chosen_by=chosen, ok=ok and where is not None, bytes=sum(file.bytes for file in files),
         download_bytes=0 if where else entry.bytes, files=files, message=message, advice=advice,
     )  # fmt: skip

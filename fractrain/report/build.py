@@ -47,7 +47,7 @@ def build_table(
             built[row.key] = method_row(spec, pair, row, own, sources, index)
             notes += built[row.key].notes
             caveats += [(built[row.key].row, m.caveat) for m in built[row.key].measured.values() if m.caveat]
-        rows += [with_relative(spec, pair, row, built, index) for row in spec.rows_of(pair)]
+        rows += [with_relative(spec, pair, row, built, index, known) for row in spec.rows_of(pair)]
         more, remarks = improvement_rows(spec, pair, spec.dataset(pair, known), built, index)
         rows += more
         notes += remarks

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from fractrain.cost.hardware import HARDWARE
-from fractrain.report.spec import Relative, TableSpec
+from fractrain.report.spec import TableSpec
+from fractrain.report.spec_relative import Claim, Relative
 from fractrain.report.stats import CONFIDENCE
 from fractrain.report.values import Column, Measured, Part, QuantityKey, fitted_text, fixed_text, macs_text
 from fractrain.report.verdict import rule_text
@@ -159,7 +160,7 @@ def columns(spec: TableSpec) -> tuple[Column, ...]:
 
 
 def relative_columns(spec: TableSpec, relative: Relative) -> list[Column]:
-    """The columns of one relative quantity: the claim as published, if there is one, and ours, derived."""
+    """The columns of one relative quantity: the claim as published, if there is one, ours, derived, and the verdict."""
     quantity = next(q for q in QUANTITIES if q.key == relative.quantity)
     named = next(c for c in _catalogue(spec.hardware) if c.key == quantity.key)
     parts = ACC if quantity.is_quality else COST
@@ -171,7 +172,19 @@ def relative_columns(spec: TableSpec, relative: Relative) -> list[Column]:
     if relative.claim:
         head = f"{relative.claim.label} [{unit}] {better}, claimed by the source"
         found.insert(0, Column(f"{quantity.key}_claim", head, relative.claim.short, parts, "published"))
+    if relative.claim and relative.claim.saving:
+        short = "claim's verdict" if relative.short else ""
+        found.append(Column(f"{quantity.key}_claim_verdict", f"{relative.label}: verdict on the claim", short, parts))
     return found
+
+
+def _claim_rule(claim: Claim) -> str:
+    """How a claimed saving is shown and judged."""
+    return (
+        f"{claim.label}, as claimed: a saving of s % stands as the ratio 1/(1 - s/100). Its verdict sets s beside the "
+        "measured saving, 100 x (1 - the row's cost / the other row's), in percentage points: by the rule below, but "
+        f"with a tolerance of {claim.tolerance:g} points. It is no part of the row's own verdict."
+    )
 
 
 def _what(column: Column) -> str:
@@ -213,6 +226,7 @@ def rules(spec: TableSpec) -> tuple[str, ...]:
             "divided by the row's own, so above 1 is a saving. Both are paired over common seeds. No step was timed: a "
             "speed-up is a ratio of counted operations or of modelled latency, as its heading says."
         )
+    texts += [_claim_rule(relative.claim) for relative in spec.relative if relative.claim and relative.claim.saving]
     if spec.improvement:
         names = ", ".join(spec.row(key).label for key in spec.improvement.baselines)
         texts.append(

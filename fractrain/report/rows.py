@@ -206,7 +206,7 @@ def _notes(pair: Pair, row: RowSpec, runs: Sequence[PlannedRun], printed: Mappin
     elif runs[0].state in ("no model", "no data", "left out"):
         notes.append(f"{pair.model_label}, {pair.dataset_label} was not run: {runs[0].reason}.")
     elif runs[0].state == "incompatible":
-        notes.append(f"{where} was not run: {runs[0].reason}")
+        notes.append(f"{where} {row.precision} was not run: {runs[0].reason}")
     return notes
 
 

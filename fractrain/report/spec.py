@@ -16,17 +16,14 @@ import pydantic
 from fractrain.engine.recipes import PROFILES, Profile
 from fractrain.errors import ConfigError, did_you_mean
 from fractrain.methods.presets import paper_settings
+from fractrain.report.spec_relative import Claim, Relative, Strict
 from fractrain.report.values import PublishedColumn, QuantityKey
 from fractrain.report.verdict import VerdictRule
 
 Setting = Literal["standard", "adaptation", "fine-tuning"]
 
 
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Override(_Strict):
+class Override(Strict):
     """What one profile changes in one row: settings of the method and keys of the training recipe."""
 
     settings: dict[str, Any] = {}
@@ -47,7 +44,7 @@ class ProfileSpec(Override):
     leave_out: tuple[str, ...] = pydantic.Field(default=(), strict=False)
 
 
-class Pair(_Strict):
+class Pair(Strict):
     """A model and a data set: registry names and the names in the published rows.
 
     Attributes:
@@ -66,7 +63,7 @@ class Pair(_Strict):
         return f"{self.model}/{self.dataset}"
 
 
-class PublishedKey(_Strict):
+class PublishedKey(Strict):
     """Which published rows belong to a row: method and precision as the source spells them.
 
     Attributes:
@@ -82,7 +79,7 @@ class PublishedKey(_Strict):
     dataset: str = ""
 
 
-class RowSpec(_Strict):
+class RowSpec(Strict):
     """One row of every pair: a method with its settings, and the published rows it is compared with.
 
     Attributes:
@@ -111,38 +108,7 @@ class RowSpec(_Strict):
     tag: str = ""
 
 
-class Claim(_Strict):
-    """What a row's source claims: a metric of the published rows, shown in a column of its own in the source's words.
-
-    Attributes:
-        metric: as in the published rows.
-        label, short: first words of the column's heading, and its heading in the compact layout.
-    """
-
-    metric: str
-    label: str
-    short: str = ""
-
-
-class Relative(_Strict):
-    """A column that sets each row against another one of its pair (``against`` of the row).
-
-    Accuracy is a difference in points; costs are ratios, the other row's cost by the row's own: a factor saved.
-
-    Attributes:
-        quantity: key of the measured column that is compared.
-        label: first words of the heading, for example ``Speed-up``.
-        short: heading of the compact layout; empty: not shown there.
-        claim: what the row's source says of it; None: nothing.
-    """
-
-    quantity: QuantityKey
-    label: str
-    short: str = ""
-    claim: Claim | None = None
-
-
-class Series(_Strict):
+class Series(Strict):
     """One series of a figure: ``published`` is the method as the published rows spell it."""
 
     key: str
@@ -150,7 +116,7 @@ class Series(_Strict):
     published: str = ""
 
 
-class Drawing(_Strict):
+class Drawing(Strict):
     """How a figure is drawn: accuracy against effective MACs, one panel per pair.
 
     Attributes:
@@ -168,7 +134,7 @@ class Drawing(_Strict):
     tags: str = ""
 
 
-class Improvement(_Strict):
+class Improvement(Strict):
     """Improvement rows: one row of the table against a list of others; ``published`` names the printed ones."""
 
     subject: str
@@ -176,7 +142,7 @@ class Improvement(_Strict):
     published: str = ""
 
 
-class RuleSpec(_Strict):
+class RuleSpec(Strict):
     """The numbers of the verdict, see :class:`fractrain.report.verdict.VerdictRule`."""
 
     min_seeds: int = pydantic.Field(default=3, ge=2)
@@ -188,7 +154,7 @@ class RuleSpec(_Strict):
         return VerdictRule(self.min_seeds, self.tolerance, self.max_half_width)
 
 
-class RunRequest(_Strict):
+class RunRequest(Strict):
     """Arguments of one run apart from the seed, with the overrides of the profile applied."""
 
     method: str
@@ -200,7 +166,7 @@ class RunRequest(_Strict):
     setting: Setting = "standard"
 
 
-class TableSpec(_Strict):
+class TableSpec(Strict):
     """A whole table, or the table behind a figure.
 
     Attributes:
@@ -367,7 +333,7 @@ def read_spec(file: Path) -> TableSpec:
     return spec
 
 
-_OWNERS: dict[str, type[_Strict]] = {
+_OWNERS: dict[str, type[Strict]] = {
     "": TableSpec,
     "pairs": Pair,
     "rows": RowSpec,

@@ -1,4 +1,4 @@
-"""A tiny data set in the layout of the CIFAR files, with torchvision told its checksums."""
+"""A tiny data set in the layout of the CIFAR files, with torchvision told its checksums; a small text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import text_corpus
 from torchvision import datasets
 
 LAYOUT = {
@@ -84,3 +85,12 @@ def fake_archive(fake_cifar, tmp_path, monkeypatch):
     ):
         monkeypatch.delenv(variable, raising=False)
     return archive, folder
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """Return the folder of data sets, the three texts, and the data set's entry with the facts of these texts."""
+    for variable in ("FRACTRAIN_DATA", "FRACTRAIN_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+    texts, entry = text_corpus.write(tmp_path / "data" / "wikitext-2")
+    return tmp_path / "data", texts, entry

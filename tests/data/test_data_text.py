@@ -5,7 +5,6 @@ import lzma
 import math
 import os
 import pickle
-import random
 import subprocess
 import sys
 import types
@@ -19,57 +18,17 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from text_corpus import lines, load, loop_tokens
 
 from fractrain.commands.data import data_group
 from fractrain.data import embedded_text, manage, registry, text, text_cache, text_files
+from fractrain.data.text_official import expected_sha256, official_sha256
 from fractrain.data.text_stream import IGNORED, TextEvalStream, TextTrainStream
 from fractrain.data.tokens import FileTokens, MemoryTokens
 from fractrain.data.vocabulary import UNK, Vocabulary, by_frequency, count_words
 from fractrain.errors import ConfigError, DataError, MachineError
 
 REAL = os.environ.get("FRACTRAIN_TEST_WIKITEXT")
-
-
-def lines(seed: int, count: int, words: int = 60) -> str:
-    """English of our own: lines with a blank at both ends, some of them empty, as the official files have."""
-    draw = random.Random(seed)
-    made = []
-    for _ in range(count):
-        size = draw.choice([0, 3, 9])
-        made.append(" " + "".join(f"w{min(int(draw.expovariate(0.1)), words - 1)} " for _ in range(size)) + "\n")
-    return "".join(made)
-
-
-def loop_tokens(text_: str) -> list[str]:
-    """The slow way: line by line."""
-    found = []
-    for line in text_.split("\n")[:-1]:
-        found += [*line.split(), "<eos>"]
-    return found
-
-
-@pytest.fixture
-def corpus(tmp_path, monkeypatch):
-    """Return the folder of data sets, the three texts, and the data set's entry with the facts of these texts."""
-    for variable in ("FRACTRAIN_DATA", "FRACTRAIN_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.delenv(variable, raising=False)
-    folder = tmp_path / "data" / "wikitext-2"
-    folder.mkdir(parents=True)
-    train = lines(0, 400) + " " + " ".join(f"w{i}" for i in range(60)) + " <unk> é \n"
-    texts = {"train": train, "valid": lines(1, 40), "test": lines(2, 50) + " é <unk> \n"}
-    for part, content in texts.items():
-        (folder / f"wiki.{part}.tokens").write_text(content, encoding="utf-8")
-    entry = replace(
-        registry.info("wikitext2"),
-        classes=len(set(loop_tokens(train))), train_size=len(loop_tokens(train)), shape=(16,), stride=16,
-        val_size=len(loop_tokens(texts["valid"])), test_size=len(loop_tokens(texts["test"])),
-        unknowns=tuple(loop_tokens(content).count("<unk>") for content in texts.values()),
-    )  # fmt: skip
-    return folder.parent, texts, entry
-
-
-def load(entry, root, **options):
-    return text.load(entry, root, options.get("download", False), options.get("val_fraction", 0.0), 0)
 
 
 # -- vocabulary and tokens --------------------------------------------------------------------------------------------
@@ -239,12 +198,12 @@ def test_a_damaged_preparation_is_named(corpus, damage):
 def test_verify_reads_the_tokens(corpus):
     root, _, entry = corpus
     folder = load(entry, root).folder
-    assert text_cache.check(text_cache.read(entry, folder)) == ""
+    assert text_cache.check(entry, text_cache.read(entry, folder)) == ""
     path = folder / "test.npy"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert "test.npy has changed" in text_cache.check(text_cache.read(entry, folder))
+    assert "test.npy has changed" in text_cache.check(entry, text_cache.read(entry, folder))
 
 
 def test_missing_files(corpus, tmp_path):
@@ -311,7 +270,8 @@ def test_no_network_is_one_line(corpus, tmp_path, monkeypatch):
     def load_dataset(*args, **options):
         raise ConnectionError("cannot reach\nthe hub")
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    agreed = types.SimpleNamespace(HF_HUB_OFFLINE=True)  # as it has it where the variable was set before it was loaded
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, config=agreed))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MachineError, match=r"cannot reach the hub; HF_HUB_OFFLINE is set") as caught:
         load(entry, tmp_path / "new", download=True)
@@ -417,7 +377,8 @@ from fractrain.data import registry, text_cache, text_files, text_stream
 def peak():  # not ru_maxrss, which a process inherits from its parent: growth below that would not be seen
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 folder = Path(sys.argv[1])
-entry = replace(registry.info("wikitext2"), classes=0, train_size=0, val_size=0, test_size=0, unknowns=(0, 0, 0))
+entry = replace(registry.info("wikitext2"), classes=0, train_size=0, val_size=0, test_size=0, unknowns=(0, 0, 0),
+                checksums=("", "", ""))
 texts = text_files.find_files(folder, "wikitext-2")
 before = peak()
 prepared = text_cache.prepare(entry, texts, text_cache.cache_folder("x", texts, folder))
@@ -580,4 +541,6 @@ def test_the_real_wikitext2(monkeypatch, tmp_path):
             counts = count_words(files.blocks())
             sizes = {"train": info.train_size, "val": info.val_size, "test": info.test_size}
             assert (counts.total(), counts[UNK]) == (sizes[part], known[part])
+            if part != "train":  # WikiText-2's at hand may have its articles in another order
+                assert official_sha256(files.blocks()) == expected_sha256(info, part)
     assert data.test.windows([0], 5)[0].tolist() == [words.index(w) for w in ("<eos>", "=", "Robert", "<unk>", "=")]

@@ -144,14 +144,19 @@ def test_blocks_come_in_the_order_data_flows(name: str, shape: tuple[int, int], 
     assert tuple(seen[-1][1]) == (2, 320 if name == "mobilenet_v2" else 512, *out)
 
 
-def test_the_resnets_are_torchvisions_to_the_bit() -> None:
-    from torchvision.models import resnet18
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_the_resnets_are_torchvisions_to_the_bit(name: str) -> None:
+    from torchvision import models
 
-    theirs = resnet18(num_classes=10)
-    ours = build("resnet18")
+    theirs = models.get_model(name, num_classes=10)
+    ours = build(name)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    assert torch.equal(ours.train()(x), theirs.train()(x))  # batch statistics, which are kept
+    kept, expected = ours.state_dict(), theirs.state_dict()
+    assert all(torch.equal(kept[key], expected[key]) for key in expected)
 
 
 def test_shortcuts_of_mobilenet() -> None:

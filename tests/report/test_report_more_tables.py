@@ -96,6 +96,7 @@ def test_settings_are_those_of_the_methods(name):
     for profile in ("smoke", "short", "paper"):
         states = {(r.row.key, r.pair.model): (r.state, r.reason) for r in plan(spec, profile, 1)}
         senseless = {("dorefa", "transformer_base")}  # clipped activations lose every negative value
+        senseless |= {("cpt-8-32", "resnet18"), ("cpt-8-32", "resnet34")}  # published values alone: no 32-bit codes
         wrong = {key: why for key, why in states.items() if why[0] == "incompatible" and key not in senseless}
         assert wrong == {}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import figure_fakes
 import pytest
 
@@ -130,12 +132,12 @@ def test_a_published_row_of_two_numbers_is_found_by_either():
     assert index.get("ResNet-34", "ImageNet", method, "", "MACs_saving").value == "51.90%"
 
 
-@pytest.mark.parametrize(("name", "count"), [("table1", 28), ("table3", 10)])
+@pytest.mark.parametrize(("name", "count"), [("table1", 38), ("table3", 10)])
 def test_tables_1_and_3_show_every_published_number_of_their_sources(name, count):
     """By hand. Table 3: accuracy and MACs of two methods and CPT's FP32 accuracy, for two models. Table 1: for two
 
-    ResNets the two FP32 and FW-8/BW-16 accuracies and CPT's four rows of accuracy and operations; CPT's four
-    Transformer rows of perplexity and operations.
+    ResNets the FP32, FW-8/BW-16 and CPT 8-32 accuracies; for these and ResNet-50 CPT's four rows of accuracy and
+    operations; CPT's four Transformer rows of perplexity and operations. FracTrain's claims are no rows.
     """
     table = build_table(load_spec(name), None, "paper", 1, default_sources())
     shown = [c for r in table.rows if r.kind == "method" for k, c in r.cells.items()
@@ -151,4 +153,4 @@ def test_a_method_that_makes_no_sense_on_a_model_is_skipped_with_its_reason():
     assert "dorefa does not fit transformer_base: " in run.reason
     assert runs[("sbm", "transformer_base")].state == "to run"
     table = build_table(spec, None, "smoke", 1, default_sources())
-    assert any("DoReFa was not run: dorefa does not fit transformer_base" in note for note in table.notes)
+    assert any(re.search("DoReFa .* was not run: dorefa does not fit transformer_base", note) for note in table.notes)

@@ -1,0 +1,55 @@
+"""The part of a specification that sets rows against each other: relative columns, and what the sources claim."""
+
+from __future__ import annotations
+
+import pydantic
+
+from fractrain.report.values import QuantityKey
+
+
+class Strict(pydantic.BaseModel):
+    """A section of a specification: closed, unchangeable, no types converted."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Claim(Strict):
+    """What a row's source claims: a metric of the published rows, shown in a column of its own.
+
+    Attributes:
+        metric: as in the published rows.
+        label, short: first words of the column's heading, and its heading in the compact layout.
+        saving: the metric is a saving of cost in percent. It is shown as the ratio that it means, and a column beside
+            our own ratio judges it; otherwise the claim stands in the source's words, and nobody judges it.
+        tolerance: percentage points of saving that the source leaves open, for example by rounding.
+    """
+
+    metric: str
+    label: str
+    short: str = ""
+    saving: bool = False
+    tolerance: float = pydantic.Field(default=0.5, ge=0)
+
+
+class Relative(Strict):
+    """A column that sets each row against another one of its pair (``against`` of the row).
+
+    Accuracy is a difference in points; costs are ratios, the other row's cost by the row's own: a factor saved.
+
+    Attributes:
+        quantity: key of the measured column that is compared.
+        label: first words of the heading, for example ``Speed-up``.
+        short: heading of the compact layout; empty: not shown there.
+        claim: what the row's source says of it; None: nothing.
+    """
+
+    quantity: QuantityKey
+    label: str
+    short: str = ""
+    claim: Claim | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _only_costs_are_saved(self) -> Relative:
+        if self.claim and self.claim.saving and self.quantity.startswith(("accuracy", "perplexity")):
+            raise ValueError(f"claim.saving: {self.quantity} is no cost")
+        return self
