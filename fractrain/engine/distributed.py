@@ -1,7 +1,7 @@
 """One run on several processes, started by ``torchrun``: each takes its share of every batch, and the sums are shared.
 
-Rank r of W takes rows ``r*B//W .. (r+1)*B//W`` of each global batch of B samples, and scales its mean loss by its share
-of the batch, so that the *sum* of the ranks' gradients is the gradient of the mean over the global batch, and every
+Rank r of W takes rows ``r*B//W .. (r+1)*B//W`` of each global batch of B samples, and divides the sum of its losses by
+B, so that the *sum* of the ranks' gradients is the gradient of the mean over the global batch, and every
 output gradient has the size it has on one process (widths and stochastic rounding see the same numbers). A batch of
 fewer samples than ranks is computed by all ranks in full.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
@@ -34,6 +34,7 @@ from fractrain.errors import ConfigError, MachineError
 from fractrain.seeds import derive_seed
 
 T = TypeVar("T")
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs, targets
 BUCKET: Final = 1 << 25  # elements of one all-reduce of gradients
 
 
@@ -82,6 +83,11 @@ class Ranks(Peers):
         self._together = world > 1
 
     @property
+    def of(self) -> int | None:
+        """Samples of the global batch of which this rank has a part; None where it has all."""
+        return self.samples if self._together else None
+
+    @property
     def counts(self) -> bool:
         """Whether this rank's work belongs in the ledger: not where all ranks do the same."""
         return self.first or self._together
@@ -98,20 +104,25 @@ class Ranks(Peers):
     # -- batches -----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def share(self, x: torch.Tensor, y: torch.Tensor, cut: bool = True) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def share(self, fetch: Callable[[], Batch], cut: bool = True) -> Iterator[Batch]:
         """Give this rank's rows of a global batch, and hold for the time of the block how large that is.
 
         Args:
-            x, y: inputs and targets, samples along the first axis.
-            cut: they are the global batch; otherwise they are this rank's rows already.
+            fetch: returns inputs and targets, samples along the first axis.
+            cut: they are the global batch, in memory on all ranks; otherwise they are this rank's rows already.
 
         Raises:
             ConfigError: a batch that comes in shares has fewer samples than there are ranks.
+            PeerError: another rank could not read its share.
         """
         if not self.several:
-            yield x, y
+            yield fetch()
             return
-        total = len(y) if cut else int(self.sum(torch.tensor(len(y))))
+        if cut:
+            x, y = fetch()
+            total = len(y)
+        else:
+            (x, y), total = self.counted(fetch, lambda batch: len(batch[1]))
         whole = total < self.world
         if whole and not cut:
             raise ConfigError(f"a batch of {total} samples on {self.world} processes: choose another recipe.batch_size")
@@ -169,13 +180,13 @@ class Ranks(Peers):
         return -negative, high
 
     def combine(self, outcome: Outcome, extra: torch.Tensor | None) -> StepSums:
-        """Add up one step's results; ``extra`` is a sum over the samples of this rank."""
+        """Add up one step's results: the loss is this rank's part of the mean, ``extra`` a sum over its samples."""
         if not self._together:
             total = outcome.loss if extra is None else outcome.loss + extra
             own = None if extra is None else extra.detach()
             return StepSums(total, total.detach(), outcome.loss.detach(), own, outcome.correct, outcome.count)
         samples = self.rows if self.samples is None else self.samples
-        part = outcome.loss * (self.rows / samples)
+        part = outcome.loss
         figures = (part, 0 if outcome.correct is None else outcome.correct, 0 if extra is None else extra)
         values = [torch.as_tensor(v, device=part.device).detach().double() for v in figures]
         sums = reduced(torch.stack(values), dist.ReduceOp.SUM)
@@ -220,10 +231,16 @@ class Ranks(Peers):
     def sum_scores(
         self, loss: torch.Tensor | None, correct: torch.Tensor | None, samples: int
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-        """Add up the sums of an evaluation whose batches were dealt out; a rank without a batch has None."""
+        """Add up the sums of an evaluation whose batches were dealt out; a rank without a batch has None.
+
+        Raises:
+            PeerError: another rank could not read, or compute, its batches.
+        """
         if not self.several:
             return loss, correct, samples
-        found = self.gather((None if loss is None else loss.item(), None if correct is None else int(correct), samples))
+        found = self.collect(
+            (None if loss is None else loss.item(), None if correct is None else int(correct), samples)
+        )
         losses, rights = ([f[i] for f in found if f[i] is not None] for i in (0, 1))
         total = torch.tensor(sum(losses), dtype=torch.float64) if losses else None
         return total, torch.tensor(sum(rights)) if rights else None, sum(f[2] for f in found)

@@ -29,7 +29,7 @@ from fractrain.cost.ledger import Ledger
 from fractrain.engine.config import RunConfig
 from fractrain.engine.diagnose import first_nonfinite
 from fractrain.engine.distributed import Ranks, StepSums
-from fractrain.engine.evaluate import EvaluationStopped, channels_last, evaluate
+from fractrain.engine.evaluate import EvaluationStopped, Scores, channels_last, evaluate
 from fractrain.engine.feed import Pace, Replaced
 from fractrain.engine.jobs import Kernels
 from fractrain.engine.metrics import metrics_line
@@ -92,7 +92,9 @@ class TrainingLoop:
         self._on_epoch, self._should_stop = on_epoch, should_stop
         torch.manual_seed(derive_seed(config.seed, "torch"))
         self.task = task_of(registries.dataset_info(config.dataset))
-        self.data = data = registries.data(config.dataset, data_dir, download, recipe.val_fraction, config.seed)
+        self.data = data = self.ranks.attempt(
+            lambda: registries.data(config.dataset, data_dir, download, recipe.val_fraction, config.seed)
+        )
         self.data_digest = str(data.digest)
         self.stream = registries.train_stream(data, recipe.batch_size, config.seed, device, recipe.augment)
         self._cut = getattr(self.stream, "world", 1) == 1  # else batches come in shares
@@ -186,7 +188,7 @@ class TrainingLoop:
 
     def _train_step(self) -> None:
         self.method.on_step_start(self.step)
-        with self.ranks.share(*self._batch(self.step), cut=self._cut) as (x, y):
+        with self.ranks.share(lambda: self._batch(self.step), self._cut) as (x, y):
             self._optimize(x, y)
 
     def _optimize(self, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -215,7 +217,7 @@ class TrainingLoop:
     def _work(self, x: torch.Tensor, y: torch.Tensor, see: Callable[[torch.Tensor], None] | None = None) -> StepSums:
         """The device's part of a step; ``see`` is shown the loss before the backward pass."""
         self.optimizer.zero_grad(set_to_none=True)
-        done = self.ranks.combine(self.task.step(self.model, x, y), self.method.extra_loss())
+        done = self.ranks.combine(self.task.step(self.model, x, y, self.ranks.of), self.method.extra_loss())
         if see is not None:
             see(done.total)
         done.objective.backward()  # type: ignore[no-untyped-call]
@@ -237,10 +239,7 @@ class TrainingLoop:
         self.ledger.begin("eval", self.epoch)
         try:
             with self.ranks.apart():
-                scores = {
-                    name: evaluate(self.model, batches, self.ledger, self._should_stop, self.task, self.ranks)
-                    for name, batches in self.eval_streams.items()
-                }
+                scores = {name: self._evaluate(batches) for name, batches in self.eval_streams.items()}
         except EvaluationStopped:
             self.ledger.load_state_dict(before)
             self.ledger.begin("train", self.epoch)
@@ -254,6 +253,10 @@ class TrainingLoop:
         self._on_epoch(line)
         self.epoch += 1
         self._reset_sums()
+
+    def _evaluate(self, batches: Any) -> Scores:
+        with self.ranks.answering():
+            return evaluate(self.model, batches, self.ledger, self._should_stop, self.task, self.ranks)
 
     def _reset_sums(self) -> None:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)

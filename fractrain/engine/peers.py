@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import torch
@@ -18,11 +19,23 @@ _NUMBERS: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 
 
 class PeerError(FractrainError):
-    """Rank 0 could not go on; the message is its own."""
+    """Another rank could not go on; the message is its own."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """What a rank that cannot go on gives in place of its value."""
+
+    message: str
+    exit_code: int
+
+
+class LostPeer(RunError):
+    """Another process has ended, or cannot be reached."""
 
 
 class Peers:
@@ -93,6 +106,73 @@ class Peers:
             raise PeerError(*fault)
         return value
 
+    # -- what may fail on one rank alone -----------------------------------------------------------------------------
+
+    def counted(self, action: Callable[[], T], count: Callable[[T], int]) -> tuple[T, int]:
+        """Do something on every rank; where it fails on one, it fails on all, and all are still in step.
+
+        Args:
+            action: what is done; it must not talk to other ranks.
+            count: a number of its value, summed over the ranks. Failures travel with that sum: a caller who needs it
+                pays nothing to learn of them.
+
+        Returns:
+            This rank's value, and the sum.
+
+        Raises:
+            FractrainError: the rank's own, where it failed here.
+            PeerError: where it failed on another rank, with that rank's number and message.
+        """
+        if not self.several:
+            value = action()
+            return value, count(value)
+        try:
+            value = action()
+        except FractrainError as error:
+            with contextlib.suppress(LostPeer):  # what failed here is what counts
+                reduced(torch.tensor([0, 1]), dist.ReduceOp.SUM)
+                self.fail(error)
+            raise
+        total, failed = reduced(torch.tensor([count(value), 0]), dist.ReduceOp.SUM).tolist()
+        if failed:
+            self.collect(None)
+        return value, int(total)
+
+    def attempt(self, action: Callable[[], T]) -> T:
+        """:meth:`counted` without a sum."""
+        return self.counted(action, lambda value: 0)[0]
+
+    def collect(self, value: T) -> list[T]:
+        """Return every rank's value, by rank.
+
+        Raises:
+            PeerError: a rank called :meth:`fail` instead.
+        """
+        found = self.gather(value)
+        for rank, other in enumerate(found):
+            if isinstance(other, _Fault):
+                raise PeerError(f"rank {rank}: {other.message}", other.exit_code)
+        return found
+
+    def fail(self, error: FractrainError) -> None:
+        """Tell the ranks that are in :meth:`collect`, or on their way there, why this one cannot go on."""
+        self.gather(_Fault(str(error), error.exit_code))
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Inside the block every rank works for itself and calls :meth:`collect` once, at the end of its work.
+
+        What fails on one rank alone before that is told to the others, who fail where they collect.
+        """
+        try:
+            yield
+        except (PeerError, LostPeer):
+            raise  # the others know, or are not there
+        except FractrainError as error:
+            with contextlib.suppress(LostPeer):
+                self.fail(error)
+            raise
+
     def agree(self, facts: Mapping[str, Any]) -> None:
         """Make sure that all ranks mean the same run.
 
@@ -116,7 +196,7 @@ def reduced(value: torch.Tensor, op: dist.ReduceOp.RedOpType) -> torch.Tensor:
     """Reduce a tensor over all processes, in place, and return it.
 
     Raises:
-        RunError: another process has ended.
+        LostPeer: another process has ended.
     """
     with listening():
         dist.all_reduce(value, op)
@@ -128,12 +208,12 @@ def listening() -> Iterator[None]:
     """Say in one line that another process has ended while this one was waiting for it.
 
     Raises:
-        RunError: so it is.
+        LostPeer: so it is.
     """
     try:
         yield
     except RuntimeError as error:
-        raise RunError(
+        raise LostPeer(
             "another process of this run has ended or cannot be reached: see its message (FRACTRAIN_DEBUG=1 shows more)"
         ) from error
 

@@ -22,7 +22,7 @@ class Outcome:
     """A batch's result.
 
     Attributes:
-        loss: mean loss, 0-dim, with its graph.
+        loss: mean loss, or this batch's part of a larger one's mean, 0-dim, with its graph.
         correct: number of right answers (int64, 0-dim), or None where the task does not count them.
         count: number of answers: images, or scored words.
     """
@@ -43,8 +43,16 @@ class Task:
     name: ClassVar[str] = ""
     metric: ClassVar[str] = "accuracy"
 
-    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Outcome:
-        """Return the result of one training batch."""
+    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> Outcome:
+        """Return the result of one training batch.
+
+        Args:
+            model: what is trained.
+            x, y: inputs and targets.
+            of: samples of the global batch of which these are a part, on several processes: the loss is then this
+                part's share of the global mean. It is the sum divided once: gradients of the part's own mean, scaled
+                by its share, would be rounded twice, and rounded to a grid they may land on the other side.
+        """
         raise NotImplementedError
 
     def sums(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, int]:
@@ -63,10 +71,10 @@ class Classification(Task):
     name = "classification"
     metric = "accuracy"
 
-    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Outcome:
+    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> Outcome:
         """Mean cross-entropy over the images of the batch."""
         output = model(x)
-        loss = F.cross_entropy(output, y)
+        loss = F.cross_entropy(output, y) if of is None else F.cross_entropy(output, y, reduction="sum") / of
         return Outcome(loss, (output.detach().argmax(dim=1) == y).sum(), len(y))
 
     def sums(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, int]:
@@ -86,10 +94,10 @@ class LanguageModel(Task):
     name = "language model"
     metric = "perplexity"
 
-    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Outcome:
+    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> Outcome:
         """Mean over the words of the batch."""
         nll: torch.Tensor = model(x, y)
-        return Outcome(nll.mean(), None, y.numel())
+        return Outcome(nll.mean() if of is None else nll.sum() / (of * y.shape[1]), None, y.numel())
 
     def sums(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, int]:
         """Sums over the scored words."""

@@ -9,14 +9,20 @@ import functools
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+import image_folders
+
 from fractrain.data.tokens import MemoryTokens
+from fractrain.engine import environment
 from fractrain.engine import loop as loop_module
 from fractrain.engine.config import RunConfig
 from fractrain.engine.distributed import Ranks, connect
@@ -25,7 +31,7 @@ from fractrain.engine.registries import Registries
 from fractrain.engine.store import RunStore
 from fractrain.engine.synced_norm import replace_norms
 from fractrain.engine.trainer import Trainer
-from fractrain.errors import FractrainError
+from fractrain.errors import DataError, FractrainError
 from fractrain.models.transformer import TransformerLM
 from fractrain.seeds import derive_seed
 
@@ -71,7 +77,9 @@ class SmallModels(Registries):
             torch.manual_seed(derive_seed(seed, "init"))
             if info.kind == "text":
                 return TransformerLM(info.classes, 2, 16, 32, 2, 0.0)
-            return Small(self.dataset_info(dataset).classes, 0.3 if name == "dropout" else 0.0)
+            if name.startswith("resnet"):
+                return super().model(name, dataset, seed)
+            return Small(info.classes, 0.3 if name == "dropout" else 0.0)
 
     def data(self, name: str, data_dir: Path | None, download: bool, val_fraction: float, seed: int) -> Any:
         import numpy as np
@@ -79,6 +87,8 @@ class SmallModels(Registries):
         if self.dataset_info(name).kind == "text":
             return text()
         data = super().data(name, data_dir, download, val_fraction, seed)
+        if not self.dataset_info(name).embedded:
+            return data
         return replace(data, train=data.train.take(np.arange(50)), test=data.test.take(np.arange(90)))
 
 
@@ -99,52 +109,87 @@ def config_of(job: dict[str, Any]) -> RunConfig:
 
 
 def do(job: dict[str, Any], ranks: Ranks | None = None) -> dict[str, Any]:
-    """Run a job; with ``stop``, only so many steps; with ``differ``, rank 1 has another seed, data or weights.
+    """Run a job; with ``stop``, only so many steps; with ``differ``, rank 1 has another seed, data, weights or trouble.
 
-    With ``same_norms``, batch norm is computed as on several ranks also on one.
+    With ``same_norms``, batch norm is computed as on several ranks also on one. ``images`` says what the registry is to
+    know of a data set of images (name, size, classes, train, test) below ``data_dir``.
     """
-    config, known = config_of(job), SmallModels()
-    other = ranks is not None and not ranks.first
-    if other and job.get("differ") == "seed":
-        config = config_of({**job, "seed": 1})
-    if other and job.get("differ") == "data":
-        known.data = _other_data(known)  # type: ignore[method-assign]
-    stop, real = job.get("stop"), TrainingLoop.advance
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "packages", dict)  # these two take longer than a job's steps
+        patch.setattr(environment, "source_revision", lambda: None)
+        patch.setenv("FRACTRAIN_WORKERS", "0")
+        patch.setenv("FRACTRAIN_BAD_IMAGES", job.get("bad_images", "stop"))
+        if "images" in job:
+            image_folders.install(patch, image_folders.entry(**job["images"]))
+        config, known = config_of(job), SmallModels()
+        if ranks is not None and not ranks.first and "differ" in job:
+            config = _differ(patch, job, config, known)
+        if job.get("same_norms"):
+            patch.setattr(loop_module, "synchronise_norms", replace_norms)
+        stop = job.get("stop")
+        if stop is not None:
+            _before_each_step(patch, lambda loop: _interrupt(loop.step == stop))
+        try:
+            trainer = Trainer(
+                config, RunStore(job["store"]), torch.device("cpu"), job.get("data_dir"), registries=known, ranks=ranks,
+                checkpoint_seconds=60 if stop is None else 0,
+            )  # fmt: skip
+            record = trainer.run()
+            return {"summary": record.summary, "metrics": record.metrics()}
+        except FractrainError as error:
+            return {"error": str(error), "code": error.exit_code}
+
+
+def _differ(patch: pytest.MonkeyPatch, job: dict[str, Any], config: RunConfig, known: SmallModels) -> RunConfig:
+    """Give this rank what the other one does not have; return its config."""
+    load, kind = known.data, job["differ"]
+    if kind == "seed":
+        return config_of({**job, "seed": 1})
+    if kind == "data":
+        patch.setattr(known, "data", lambda *arguments: _with_other_test(load(*arguments)))
+    elif kind == "weights":
+        _before_each_step(patch, _move_weights)
+    elif kind == "missing":
+        patch.setattr(known, "data", _missing)
+    elif kind == "evaluation":
+        patch.setattr(SmallModels, "eval_stream", lambda *arguments: Breaks())
+    return config
+
+
+def _with_other_test(data: Any) -> Any:
+    return replace(data, test=data.train)
+
+
+def _missing(*arguments: Any) -> Any:
+    raise DataError("no data here")
+
+
+class Breaks:
+    """Evaluation batches that cannot be read."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise DataError("photo.jpg cannot be decoded")
+
+
+def _move_weights(loop: TrainingLoop) -> None:
+    if loop.step == 1:
+        with torch.no_grad():
+            loop.model.get_parameter("head.bias").add_(1.0)
+
+
+def _interrupt(now: bool) -> None:
+    if now:
+        raise KeyboardInterrupt
+
+
+def _before_each_step(patch: pytest.MonkeyPatch, action: Callable[[TrainingLoop], None]) -> None:
+    real = TrainingLoop.advance
 
     def advance(loop: TrainingLoop) -> None:
-        if loop.step == stop:
-            raise KeyboardInterrupt
-        if other and job.get("differ") == "weights" and loop.step == 1:
-            with torch.no_grad():
-                loop.model.get_parameter("head.bias").add_(1.0)
+        action(loop)
         real(loop)
 
-    TrainingLoop.advance = advance  # type: ignore[method-assign]
-    synchronise = loop_module.synchronise_norms
-    if job.get("same_norms"):
-        loop_module.synchronise_norms = replace_norms
-    try:
-        device = torch.device("cpu")
-        trainer = Trainer(
-            config, RunStore(job["store"]), device, registries=known, ranks=ranks, checkpoint_seconds=0 if stop else 60
-        )
-        record = trainer.run()
-        return {"summary": record.summary, "metrics": record.metrics()}
-    except FractrainError as error:
-        return {"error": str(error), "code": error.exit_code}
-    finally:
-        TrainingLoop.advance = real  # type: ignore[method-assign]
-        loop_module.synchronise_norms = synchronise
-
-
-def _other_data(known: SmallModels) -> Any:
-    load = known.data
-
-    def data(*arguments: Any) -> Any:
-        loaded = load(*arguments)
-        return replace(loaded, test=loaded.train)
-
-    return data
+    patch.setattr(TrainingLoop, "advance", advance)
 
 
 def main(path: str) -> None:

@@ -6,11 +6,6 @@ to step; one run has batches of 7, whose eighth has a single image, fewer than t
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +13,7 @@ import pytest
 import torch
 from engine_fakes import FakeRegistries, fake_config
 from rank_jobs import config_of, do
+from rank_pairs import distance, launch, on_two_ranks
 from torch import nn
 
 from fractrain.cli import main
@@ -61,6 +57,7 @@ JOBS = {
     "dynasty": {"method": "dynasty"},
     "apart": {"method": "sbm", "recipe": {"sync_ranges": False, "sync_batch_norm": False}},
 }
+DIFFER = ("missing", "evaluation", "seed", "data", "weights")
 # How close: floating point, and the first step of a quantized run, up to the order of float32 sums. From then on a
 # value that lies next to the middle between two grid points may go either way, by a whole step of the grid (rarely:
 # usually these runs are as close as floating point).
@@ -69,46 +66,6 @@ TOLERANCE = {
     "cpt-step": 1e-5, "dorefa-step": 1e-5, "static-step": 1e-5, "text-fp32-step": 1e-5, "text-static8-step": 1e-5,
     "static8": 0.02, "dfq": 0.3, "fractrain": 0.3, "dfq-single": 0.3,
 }  # fmt: skip
-
-
-def launch(command, *, extra=((), ()), **options):
-    """Run a command on two ranks; return (exit code, stderr) of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in (0, 1):
-        variables = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
-        }  # fmt: skip
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *command, *extra[rank]],
-                env=variables,
-                text=True,
-                stderr=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                **options,
-            )
-        )
-    found = []
-    for process in processes:
-        try:
-            out, errors = process.communicate(timeout=90)
-        finally:
-            process.kill()
-        found.append((process.returncode, out, errors))
-    return found
-
-
-def on_two_ranks(folder, jobs):
-    """Run jobs on two ranks; return what each rank says of each."""
-    path = folder / "jobs.json"
-    path.write_text(json.dumps(jobs))
-    ended = launch([str(HERE / "rank_jobs.py"), str(path)])
-    assert [code for code, _, _ in ended] == [0, 0], "\n".join(errors for _, _, errors in ended)
-    return [json.loads(Path(f"{path}.{rank}").read_text()) for rank in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +80,9 @@ def runs(tmp_path_factory):
     other = {**JOBS["dfq"], "store": str(folder / "other")}
     jobs = [{**job, "store": str(two)} for job in JOBS.values()]
     jobs += [changed, {**other, "stop": 3}]
-    jobs += [{"method": "fp32", "store": str(folder / d), "differ": d} for d in ("seed", "data", "weights")]
+    jobs += [{"method": "fp32", "store": str(folder / d), "differ": d} for d in DIFFER]
     said = on_two_ranks(folder, jobs)
-    together = dict(zip([*JOBS, "changed", "stopped", "seed", "data", "weights"], zip(*said, strict=True), strict=True))
+    together = dict(zip([*JOBS, "changed", "stopped", *DIFFER], zip(*said, strict=True), strict=True))
     together["resumed"] = (do(other),) * 2
     return {"alone": alone, "together": together, "one": one, "two": two, "folder": folder}
 
@@ -133,12 +90,6 @@ def runs(tmp_path_factory):
 def weights(store, name):
     config = config_of(JOBS[name])
     return checkpoint.load(store / config.run_id / checkpoint.NAME, config.run_id)["model"]
-
-
-def distance(a, b):
-    """Largest difference of two states, by the size of the tensor's largest element."""
-    assert a.keys() == b.keys()
-    return max(float((a[n].double() - b[n].double()).abs().max() / a[n].abs().max().clamp(min=1e-3)) for n in a)
 
 
 @pytest.mark.parametrize("name", TOLERANCE)
@@ -194,6 +145,14 @@ def test_ranks_that_disagree(runs, what, word):
     assert "rank 1 has " in first["error"]
 
 
+@pytest.mark.parametrize(("what", "said"), [("missing", "no data here"), ("evaluation", "photo.jpg cannot be decoded")])
+def test_what_fails_on_one_rank_alone_is_told_by_all(runs, what, said):
+    """And they go on together: the jobs that follow on the same two processes are done."""
+    first, second = runs["together"][what]
+    assert second == {"error": said, "code": 2}
+    assert first == {"error": f"rank 1: {said}", "code": 2}
+
+
 def test_a_process_whose_peer_is_killed_says_so_in_one_line(tmp_path):
     """What the network said, with paths of torch's build, is in the error's cause: for FRACTRAIN_DEBUG alone."""
     script = tmp_path / "peer.py"
@@ -241,7 +200,7 @@ def test_one_process_is_left_alone(monkeypatch):
     x, y = torch.randn(5, 3), torch.arange(5)
     with connect("cpu") as ranks:
         assert (ranks.rank, ranks.world, ranks.first, ranks.context(True)) == (0, 1, True, {})
-        with ranks.share(x, y) as (a, b):
+        with ranks.share(lambda: (x, y)) as (a, b):
             assert a is x
             assert b is y
             assert ranks.samples is None
@@ -278,7 +237,9 @@ def test_variables_that_torchrun_never_sets(monkeypatch, capsys, name, value, wo
 
 
 @pytest.mark.parametrize(("samples", "batch", "world", "last"), [(33, 16, 2, 1), (50, 8, 3, 2), (5, 16, 8, 5)])
-def test_shares_that_would_be_empty_are_refused_before_the_first_step(samples, batch, world, last):
+def test_shares_that_would_be_empty_are_refused_before_the_first_step(samples, batch, world, last, monkeypatch):
+    monkeypatch.setattr(Ranks, "attempt", lambda ranks, action: action())  # the other ranks are not there
+
     class Pair(tuple):
         def __len__(self):
             return len(self[1])
@@ -311,7 +272,7 @@ def test_shares_make_up_the_batch(total, world):
     rows = []
     for rank in range(world):
         ranks = Ranks(CPU, rank, world)
-        with ranks.share(x, y) as (own, targets):
+        with ranks.share(lambda: (x, y)) as (own, targets):
             assert torch.equal(own, x[ranks.start : ranks.start + len(targets)])
             assert (ranks.rows, ranks.samples) == (len(targets), total)
             rows += targets.tolist()
@@ -322,7 +283,7 @@ def test_fewer_samples_than_ranks_are_done_by_all_and_counted_once():
     counted = []
     for rank in range(4):
         ranks = Ranks(CPU, rank, 4)
-        with ranks.share(torch.zeros(3, 1), torch.zeros(3)) as (x, _):
+        with ranks.share(lambda: (torch.zeros(3, 1), torch.zeros(3))) as (x, _):
             assert len(x) == 3
             assert ranks.sum(x) is x
             counted.append(ranks.counts)

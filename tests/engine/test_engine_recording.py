@@ -204,7 +204,7 @@ def test_what_cannot_be_recorded_is_done_step_by_step_with_one_line(
         loop = loop_of(run, device)
         step = loop.task.step
 
-        def odd(model, x, y):
+        def odd(model, x, y, of=None):
             done = step(model, x, y)
             if what == "reads":
                 float(done.loss.detach())
