@@ -33,6 +33,7 @@ from pydantic import Field
 from torch import nn
 
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Width
+from fractrain.quant.clip import clip
 from fractrain.quant.convert import convert, quant_layers
 from fractrain.quant.formats import Affine, Bits, Format, Limits, PerAxis, widths_like
 from fractrain.quant.grid import Grid
@@ -103,9 +104,9 @@ class SampleError(Format):
         return Grid(((hi - lo) / n.clamp(min=1.0)).clamp(min=TINY), lo, torch.zeros_like(n), n)
 
 
-def clip_input(clip: float, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Clip a layer's input to [0, clip] (a forward pre-hook); the gradient is zero where it was outside."""
-    return (inputs[0].clamp(0.0, clip), *inputs[1:])
+def clip_input(top: float, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Clip a layer's input to [0, top] (a forward pre-hook); the gradient is zero where it was outside."""
+    return (clip(inputs[0], 0.0, top), *inputs[1:])
 
 
 class DoReFaSettings(MethodSettings):

@@ -40,9 +40,11 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from fractrain.errors import ConfigError
 from fractrain.methods.base import Method, MethodContext, MethodSettings
+from fractrain.quant.clip import clip
 from fractrain.quant.convert import convert, quant_layers
 from fractrain.quant.formats import Bits, Format, Limits, widths_like
 from fractrain.quant.grid import Grid
@@ -163,18 +165,52 @@ class DirectBatchNorm2d(nn.Module):
         """Normalise."""
         mean, var = self.running_mean, self.running_var
         if self.training:
-            var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
             with torch.no_grad():
+                var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(var, self.momentum)
-        # A filter whose weights all round to zero has no variance, where the root has no derivative.
-        std = _Direct.apply(var.clamp(min=1e-12).sqrt(), STATISTICS_BITS) + NORM_EPS
-        mean = _Direct.apply(mean, STATISTICS_BITS)
-        gamma, beta = (_Direct.apply(p, self.bits) for p in (self.weight, self.bias))
-        view = (1, -1, 1, 1)
-        normal = _Direct.apply((x - mean.view(view)) / std.view(view), self.bits)
-        out: torch.Tensor = normal * gamma.view(view) + beta.view(view)
+        out: torch.Tensor = _Normalise.apply(x, self.weight, self.bias, mean, var, self.bits, self.training)
         return out
+
+
+def _normalised(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, bits: int
+) -> torch.Tensor:
+    """``x`` normalised with these statistics, as described above; differentiable in all of them."""
+    # A filter whose weights all round to zero has no variance, where the root has no derivative.
+    std = _Direct.apply(var.clamp(min=1e-12).sqrt(), STATISTICS_BITS) + NORM_EPS
+    mean = _Direct.apply(mean, STATISTICS_BITS)
+    gamma, beta = (_Direct.apply(p, bits) for p in (weight, bias))
+    view = (1, -1, 1, 1)
+    normal = _Direct.apply((x - mean.view(view)) / std.view(view), bits)
+    out: torch.Tensor = normal * gamma.view(view) + beta.view(view)
+    return out
+
+
+class _Normalise(torch.autograd.Function):
+    """:func:`_normalised`, which keeps ``x`` for backward and nothing else of its size: the rest is made anew."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, var: torch.Tensor,
+        bits: int, own: bool,
+    ) -> torch.Tensor:  # fmt: skip
+        ctx.save_for_backward(x, weight, bias, *(() if own else (mean, var)))
+        ctx.bits = bits
+        return _normalised(x, weight, bias, mean, var, bits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        *given, mean, var = (*ctx.saved_tensors, None, None)[:5]
+        wanted = ctx.needs_input_grad[:3]
+        with torch.enable_grad():
+            x, weight, bias = (t.detach().requires_grad_(want) for t, want in zip(given[:3], wanted, strict=True))
+            if mean is None:
+                var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+            out = _normalised(x, weight, bias, mean, var, ctx.bits)
+        found = iter(torch.autograd.grad(out, [t for t in (x, weight, bias) if t.requires_grad], grads[0]))
+        return *(next(found) if want else None for want in wanted), None, None, None, None
 
 
 def input_hook(precision: Precision, e1: Operand, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
@@ -194,7 +230,7 @@ def _saturating(precision: Precision, e1: Operand, x: torch.Tensor) -> torch.Ten
 
     a = precision.fw_a
     grid = a.format.grid(a.format.limits(x.detach()), a.bits, x)
-    y = x.clamp(grid.qmin * grid.scale, grid.qmax * grid.scale)
+    y = clip(x, grid.qmin * grid.scale, grid.qmax * grid.scale)
     _on_gradient(y, backward)
     return y
 
