@@ -122,6 +122,7 @@ class DoReFa(Method):
     """DoReFa-Net: tanh weights, activations clipped (source at 1, default here 8), errors per sample, stochastic."""
 
     name = "dorefa"
+    version = 2  # gradients at the limits of clipping pass, whatever PyTorch's release
     source = "Zhou et al., DoReFa-Net (arXiv 1606.06160); tensorpack examples/DoReFa-Net"
     steps_alike = True
     Settings = DoReFaSettings

@@ -264,6 +264,7 @@ class Wageubn(Method):
     """WAGEUBN: W, A, G, E, BatchNorm on power-of-two grids at 8 bits (stored weights 24), the harness's optimizer."""
 
     name = "wageubn"
+    version = 2  # gradients at the limits of clipping pass, whatever PyTorch's release
     source = "Yang et al., Neural Networks 125 (2020), arXiv 1909.02384; authors' code yang-yk/wageubn"
     steps_alike = True
     Settings = WageubnSettings

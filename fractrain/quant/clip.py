@@ -1,4 +1,8 @@
-"""Clipping that keeps a byte per element for backward, where ``torch.clamp`` keeps its float32 input."""
+"""Clipping that keeps a byte per element for backward, where ``torch.clamp`` keeps its float32 input.
+
+At the limits themselves the gradient passes, as in TensorFlow's ``clip_by_value`` and earlier releases of PyTorch.
+Later ones (seen in 2.15) give zero there, or half where the limits are tensors.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import torch
 
 
 def clip(x: torch.Tensor, low: torch.Tensor | float, high: torch.Tensor | float) -> torch.Tensor:
-    """``x.clamp(low, high)``: same values, and same gradients for ``x``; the limits have none.
+    """``x.clamp(low, high)``; the gradient of ``x`` passes from ``low`` to ``high``, and the limits have none.
 
     Args:
         x: float tensor of any shape.

@@ -81,3 +81,32 @@ def test_a_channel_without_variance_has_a_finite_gradient() -> None:
     assert torch.isfinite(x.grad).all()
     with pytest.raises(ConfigError, match=r"bn: .*affine"):
         wageubn.DirectBatchNorm2d(nn.BatchNorm2d(2, affine=False), "bn")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("wanted", [(True, True, True), (False, True, True), (True, False, True), (True, False, False)])
+def test_backward_makes_anew_what_forward_had(training: bool, wanted: tuple[bool, bool, bool]) -> None:
+    """Bit for bit the gradients of a graph that keeps everything; of its size only the input is kept."""
+    norm = nn.BatchNorm2d(3)
+    norm.weight.data, norm.bias.data = torch.tensor([0.7, -1.1, 0.3]), torch.tensor([0.3, 0.0, -1.0])
+    norm.running_mean.copy_(torch.tensor([0.1, -0.2, 0.5]))
+    layer = wageubn.DirectBatchNorm2d(norm, "bn").train(training)
+    x, g = normal(6, 3, 4, 4, scale=2.0), normal(6, 3, 4, 4, seed=1)
+    inputs = [
+        t.detach().clone().requires_grad_(want) for t, want in zip((x, norm.weight, norm.bias), wanted, strict=True)
+    ]
+    layer.weight, layer.bias = (nn.Parameter(t.detach(), t.requires_grad) for t in inputs[1:])
+    kept = []
+    mean, var = layer.running_mean.clone(), layer.running_var.clone()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        y = layer(inputs[0])
+    y.backward(g)
+    assert sum(n for n in kept if n > 3) == x.numel()
+    if training:
+        var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
+    whole = wageubn._normalised(inputs[0], inputs[1], inputs[2], mean, var, 8)
+    right = iter(torch.autograd.grad(whole, [t for t in inputs if t.requires_grad], g))
+    assert torch.equal(y, whole)
+    for got, want in zip((inputs[0], layer.weight, layer.bias), wanted, strict=True):
+        assert (got.grad is not None) == want
+        assert not want or torch.equal(got.grad, next(right))
