@@ -14,44 +14,20 @@ import dataclasses
 import json
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from fractrain.data import registry
-from fractrain.data.folder import FolderData, read_folder
+from fractrain.data.folder import FolderData
 from fractrain.data.loader import train_loader
-
-
-def made_up(root: Path, classes: int = 2, per_class: int = 40) -> FolderData:
-    """Write a folder of smooth 500x375 JPEG files, the usual size of ImageNet's, read at 224x224."""
-    rng = np.random.default_rng(0)
-    for part in ("train", "val"):
-        for c in range(classes):
-            folder = root / part / f"class{c}"
-            folder.mkdir(parents=True)
-            for i in range(per_class):
-                small = Image.fromarray(rng.integers(0, 256, (75, 100, 3), dtype=np.uint8))
-                small.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{i}.JPEG", quality=90)
-    return read_folder(dataclasses.replace(registry.info("imagenette"), classes=classes, shape=(3, 224, 224)), root)
+from fractrain.data.made_up import photo_folder
+from fractrain.engine.loading import reading_rate
 
 
 def measure(data: FolderData, batch: int, workers: int, seconds: float) -> dict[str, Any]:
     """Read training batches for some seconds; return images per second and the time to the first batch."""
-    loader = train_loader(data.train, data.info, batch, 0, "cpu", workers=workers)
-    started = time.perf_counter()
-    loader.batch(0, 0)
-    first = time.perf_counter() - started
-    images, number, started = 0, 1, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        images += len(loader.batch(*divmod(number, len(loader)))[1])
-        number += 1
-    taken = time.perf_counter() - started
-    loader.close()
-    return {"workers": workers, "images_per_second": round(images / taken, 1), "first_batch_s": round(first, 2)}
+    rate, first = reading_rate(train_loader(data.train, data.info, batch, 0, "cpu", workers=workers), seconds)
+    return {"workers": workers, "images_per_second": round(rate, 1), "first_batch_s": round(first, 2)}
 
 
 def main() -> None:
@@ -64,8 +40,9 @@ def main() -> None:
     parser.add_argument("--workers", default=f"0,1,{os.cpu_count()}")
     args = parser.parse_args()
     counts = sorted({int(text) for text in args.workers.split(",")})
+    photos = dataclasses.replace(registry.info("imagenette"), shape=(3, 224, 224))
     with tempfile.TemporaryDirectory() as scratch:
-        found: Any = registry.load(args.dataset, args.dir) if args.dir else made_up(Path(scratch))
+        found: Any = registry.load(args.dataset, args.dir) if args.dir else photo_folder(photos, Path(scratch))
         if not isinstance(found, FolderData):
             parser.error(f"{args.dataset} is no folder of images")
         rows = [measure(found, args.batch, workers, args.seconds) for workers in counts]

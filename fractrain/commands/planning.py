@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fractrain.commands.common import (
+    data_option,
     device_option,
     emit_json,
     json_option,
@@ -23,6 +23,7 @@ from fractrain.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from fractrain.commands.forecast import Forecast
     from fractrain.engine.calibrate import Estimate
     from fractrain.engine.config import RunConfig
     from fractrain.report.grid import PlannedRun
@@ -44,25 +45,37 @@ seeds_option = click.option(
     seeds_option,
     click.option("--no-times", is_flag=True, help="Do not try a few steps of each kind of run; list the runs alone."),
     device_option,
+    data_option,
     results_option,
     plugin_option,
     json_option,
 )
 def plan_command(
-    tables: tuple[str, ...], profile: str, seeds: int | None, no_times: bool, device: str, results: Path, as_json: bool
+    tables: tuple[str, ...],
+    profile: str,
+    seeds: int | None,
+    no_times: bool,
+    device: str,
+    data_dir: Path | None,
+    results: Path,
+    as_json: bool,
 ) -> None:
-    """Show the runs of TABLE (or figure): what is cached already, what would run, how long it takes, how much it keeps.
+    """Show the runs of TABLE (or figure): what is cached already, what would run, how long it takes, its disk.
 
     Several tables, or "all" of them, are shown as the one job that `fractrain reproduce` makes of them.
 
-    Times come from a few training steps of each kind of run on random data of the right shape, on this machine; no
-    data set is needed and nothing is stored.
+    Times come from a few training steps of each kind of run on random data of the right shape, on this machine, and
+    from some seconds of reading photos where a data set is read while training. No data set is needed: what there is
+    of them is looked for as `fractrain data status` does. Nothing is stored.
     """
+    from fractrain.commands.forecast import make_forecast
+
+    say(f"{', '.join(tables)}, profile {profile}: planning ...")
     runs = merged(plan_tables(tables, profile, seeds, results))
-    estimates = {} if no_times else _estimates(runs, device)
-    show_plan(runs, as_json, estimates)
-    if estimates and not as_json:
-        click.echo("\n".join(_totals(runs, estimates, device)))
+    found = None if no_times else make_forecast(runs, device, data_dir, results)
+    show_plan(runs, as_json, found)
+    if found and not as_json:
+        click.echo("\n".join(found.lines()))
 
 
 def plan_runs(table: str, profile: str, seeds: int | None, results: Path) -> tuple[TableSpec, list[PlannedRun]]:
@@ -105,20 +118,20 @@ def counts_text(runs: Sequence[PlannedRun]) -> str:
     return grid.counts_text(runs)
 
 
-def show_plan(runs: Sequence[PlannedRun], as_json: bool, estimates: dict[str, Estimate | str] | None = None) -> None:
+def show_plan(runs: Sequence[PlannedRun], as_json: bool, forecast: Forecast | None = None) -> None:
     """Print the plan, for people or as JSON.
 
     Args:
         runs: the runs.
         as_json: which of the two.
-        estimates: by run id, what is left of it will take, or why that cannot be told.
+        forecast: what is left of them takes; None: that was not asked for.
     """
     from fractrain.report.grid import plan_text, source_runs
 
     if not as_json:
         click.echo(plan_text(runs))
         return
-    found = estimates or {}
+    found = forecast.estimates if forecast else {}
     sources = source_runs(runs)
     emit_json(
         {
@@ -137,6 +150,7 @@ def show_plan(runs: Sequence[PlannedRun], as_json: bool, estimates: dict[str, Es
                 | _estimate_json(found.get(run.run_id))
                 for run in runs
             ],
+            **(forecast.as_dict() if forecast else {}),
         }
     )
 
@@ -146,10 +160,10 @@ def _estimate_json(found: Estimate | str | None) -> dict[str, Any]:
         return {"estimate": None, "estimate_error": found} if found else {}
     from dataclasses import asdict
 
-    return {"estimate": {**asdict(found), "seconds": found.seconds}}
+    return {"estimate": {**asdict(found), "seconds": found.seconds, "bound": found.bound}}
 
 
-def _waiting(runs: Sequence[PlannedRun]) -> dict[str, RunConfig]:
+def waiting(runs: Sequence[PlannedRun]) -> dict[str, RunConfig]:
     """What is still to be done, by run id: source runs, then runs."""
     from fractrain.engine.config import RunConfig
     from fractrain.report.grid import source_runs
@@ -157,77 +171,3 @@ def _waiting(runs: Sequence[PlannedRun]) -> dict[str, RunConfig]:
     sources = [source.config for source in source_runs(runs) if source.state == "to run"]
     configs = [*sources, *(run.config for run in runs if run.state == "to run")]
     return {config.run_id: config for config in configs if isinstance(config, RunConfig)}
-
-
-def _estimates(runs: Sequence[PlannedRun], device: str) -> dict[str, Estimate | str]:
-    """Try each kind of run that is still to be done once: runs that differ by their seed alone take the same time."""
-    from fractrain.engine.calibrate import estimate
-    from fractrain.engine.device import resolve_device
-    from fractrain.engine.progress import make_progress
-    from fractrain.errors import FractrainError
-
-    where = resolve_device(device)
-    kinds: dict[str, list[RunConfig]] = {}
-    for config in _waiting(runs).values():
-        value = {**config.model_dump(mode="json", exclude={"source"}), "seed": 0}
-        kinds.setdefault(json.dumps(value, sort_keys=True), []).append(config)
-    found: dict[str, Estimate | str] = {}
-    progress = make_progress()
-    if kinds:
-        progress.start("trying a few steps", len(kinds))
-    for number, same in enumerate(kinds.values(), start=1):
-        config = same[0]
-        result: Estimate | str
-        try:
-            with stdout_to_stderr():
-                result = estimate(config, where)
-        except FractrainError as error:  # the run itself would stop here too, with the same line
-            result = str(error)
-            say(f"{config.run_id}: no time can be told: {error}")
-        found |= dict.fromkeys((config.run_id for config in same), result)
-        progress.update(number)
-    progress.close()
-    return found
-
-
-def _totals(runs: Sequence[PlannedRun], estimates: dict[str, Estimate | str], device: str) -> list[str]:
-    """Iterations, hours and disk of what is still to be done; one line per model, data set and setting; the sum."""
-    from fractrain.engine.calibrate import Estimate
-    from fractrain.engine.device import resolve_device
-    from fractrain.engine.progress import duration
-
-    kind = "GPU" if resolve_device(device).type == "cuda" else "CPU"
-    groups: dict[str, list[Estimate]] = {}
-    sources = 0
-    for run_id, config in _waiting(runs).items():
-        value = estimates.get(run_id)
-        if isinstance(value, Estimate):
-            part = "" if config.setting == "standard" else f", {config.setting}"
-            groups.setdefault(f"{config.model} on {config.dataset}{part}", []).append(value)
-            sources += config.setting.endswith("-source")
-    if not groups:
-        return ["nothing left to run"]
-    lines = ["", f"Still to run, on this machine ({kind}), one run at a time:"]
-    width = max(32, *map(len, groups))
-    for name, group in groups.items():
-        scaled = "" if all(e.trial_batch == e.batch for e in group) else (
-            f"; tried with {group[0].trial_batch} of {group[0].batch} samples a step and scaled up"
-        )  # fmt: skip
-        lines.append(
-            f"  {name:<{width}} {len(group):>4} runs  {sum(e.iterations for e in group):>12,} iterations  "
-            f"{duration(sum(e.seconds for e in group)):>14}  steps of {_span([e.step_s for e in group])}{scaled}"
-        )
-    every = [e for group in groups.values() for e in group]
-    hours = sum(e.seconds for e in every) / 3600
-    some = f" ({sources} of them source runs)" if sources else ""
-    disk = sum(e.disk_bytes for e in every) / 1e9
-    lines.append(
-        f"  in all: {len(every)} runs{some}, {sum(e.iterations for e in every):,} iterations, "
-        f"{hours:,.1f} {kind}-hours, {disk:.2f} GB of checkpoints kept"
-    )
-    return lines
-
-
-def _span(seconds: Sequence[float]) -> str:
-    low, high = min(seconds), max(seconds)
-    return f"{low:.3g} s" if high < 1.05 * low else f"{low:.3g} to {high:.3g} s"

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
@@ -125,6 +126,7 @@ class WorkerFetcher:
         context: Any = multiprocessing.get_context(kind)
         if kind == "forkserver":
             context.set_forkserver_preload([__name__, "torchvision.transforms"])
+            _start_server()
         loader: DataLoader[Fetched] = DataLoader(
             _AsDataset(self._batches),
             batch_size=None,
@@ -184,6 +186,19 @@ class _Ascending(Sampler[At]):
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _start_server() -> None:
+    """Start the server that forks workers, unless it runs. For seconds it imports torch: Ctrl-C is not for it then."""
+    from multiprocessing import forkserver
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored stays so in a process that is started now
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _leave_signals(worker: int) -> None:

@@ -34,6 +34,7 @@ class DatasetInfo:
         source: where it comes from.
         licence: under what terms.
         bytes: size of the download (0 when embedded).
+        disk_bytes: size of the files in place; 0 where :func:`fractrain.data.needs.disk_need` derives it.
         module: module below ``fractrain.data`` that loads it; empty means ``embedded`` or ``cifar``.
         kind: ``image`` or ``text``.
         val_size: words in the validation part that a text has of its own.
@@ -65,6 +66,12 @@ class DatasetInfo:
     stride: int = 0
     unknowns: tuple[int, int, int] = (0, 0, 0)
     checksums: tuple[str, str, str] = ("", "", "")
+    disk_bytes: int = 0
+
+    @property
+    def read_while_training(self) -> bool:
+        """Whether its images stay on disk and are decoded batch by batch, instead of being held in memory."""
+        return self.module == "imagenet"
 
     @property
     def protocol(self) -> str:
@@ -117,6 +124,7 @@ _INFOS = (
         source=_CIFAR_SOURCE,
         licence="none stated by the authors",
         bytes=170_498_071,
+        disk_bytes=186_214_026,
     ),
     DatasetInfo(
         name="cifar100",
@@ -135,6 +143,7 @@ _INFOS = (
         source=_CIFAR_SOURCE,
         licence="none stated by the authors",
         bytes=169_001_437,
+        disk_bytes=186_301_098,
     ),
     DatasetInfo(
         name="digits",
@@ -194,7 +203,7 @@ _INFOS = (
         stands_for=None,
         source="Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015",
         licence="non-commercial research and education only (image-net.org)",
-        bytes=154_642_401_280,
+        bytes=154_642_401_280,  # ILSVRC2012_img_train.tar 147,897,477,120 and ILSVRC2012_img_val.tar 6,744,924,160
         module="imagenet",
     ),
     DatasetInfo(

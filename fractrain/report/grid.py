@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Final, Literal, NamedTuple
 
 from fractrain.errors import ConfigError, FractrainError, PluginError
 from fractrain.report.sources import Config, NotInRelease, Record, SourceConfig, Sources, Store, default_sources
@@ -13,6 +14,7 @@ from fractrain.report.spec import Pair, RowSpec, RunRequest, TableSpec, check_pr
 
 State = Literal["cached", "to run", "no plugin", "no model", "no data", "incompatible", "left out"]
 SourceState = Literal["cached", "to run", "not needed"]
+_MOST: Final = 24  # characters of a setting's value
 
 
 @dataclass(frozen=True)
@@ -158,27 +160,60 @@ def _source_run(targets: Sequence[PlannedRun]) -> SourceRun:
 
 
 def plan_text(runs: Sequence[PlannedRun]) -> str:
-    """The plan for people: one line per run, those that others start from first, then the counts."""
-    lines = []
+    """The plan for people: one line for the seeds of a row, those that others start from first, then the counts."""
+    entries: list[tuple[_Entry, int, str]] = []
     for source in source_runs(runs):
         of = f"source of {len(source.targets)} run{'s' if len(source.targets) > 1 else ''}"
         c = source.config
-        what = _what(c.method, c.model, c.dataset, c.profile, c.seed, c.setting)
-        lines.append(_line(source.state, what, source.run_id, ", ".join(filter(None, (of, source.reason)))))
+        remark = ", ".join(filter(None, (of, source.reason)))
+        entries.append(
+            (_Entry(source.state, c.method, c.model, c.dataset, c.profile, c.setting, remark), c.seed, source.run_id)
+        )
     for run in runs:
         r = run.request
-        what = _what(r.method, r.model, r.dataset, r.profile, run.seed, r.setting)
-        lines.append(_line(run.state, what, run.run_id or "-", run.reason))
+        settings = tuple(f"{key}={_brief(value)}" for key, value in r.settings.items())
+        entry = _Entry(run.state, r.method, r.model, r.dataset, r.profile, r.setting, run.reason, settings, run.row.key)
+        entries.append((entry, run.seed, run.run_id))
+    groups = [(entry, [(seed, run_id) for _, seed, run_id in same]) for entry, same in groupby(entries, lambda e: e[0])]
+    columns = [(e.state, e.method, e.model, e.dataset, e.profile, _seeds([seed for seed, _ in s])) for e, s in groups]
+    widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
+    lines = []
+    for (entry, same), column in zip(groups, columns, strict=True):
+        aligned = " ".join(f"{text:<{width}}" for text, width in zip(column, widths, strict=True))
+        setting = "" if entry.setting == "standard" else entry.setting
+        ids = same[0][1] if len(same) == 1 else f"{len(same)} runs"
+        remark = f"({entry.remark})" if entry.remark else ""
+        lines.append("  ".join(filter(None, (aligned, setting, ids or "-", " ".join(entry.settings), remark))))
     return "\n".join([*lines, counts_text(runs)])
 
 
-def _what(method: str, model: str, dataset: str, profile: str, seed: int, setting: str) -> str:
-    what = f"{method:<10} {model:<10} {dataset:<10} {profile:<6} seed {seed}"
-    return what if setting == "standard" else f"{what} {setting}"
+class _Entry(NamedTuple):
+    """What the runs of one line have in common."""
+
+    state: str
+    method: str
+    model: str
+    dataset: str
+    profile: str
+    setting: str
+    remark: str
+    settings: tuple[str, ...] = ()
+    row: str = ""
 
 
-def _line(state: str, what: str, run_id: str, remark: str) -> str:
-    return f"{state:<12} {what}  {run_id}" + (f"  ({remark})" if remark else "")
+def _seeds(seeds: Sequence[int]) -> str:
+    """``seed 0``, ``seeds 0-2`` or ``seeds 3, 7``."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    if list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"seeds {seeds[0]}-{seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}"
+
+
+def _brief(value: object) -> str:
+    """A setting's value; of a long one the beginning."""
+    text = str(value)
+    return text if len(text) <= _MOST else f"{text[: _MOST - 3]}..."
 
 
 def counts_text(runs: Sequence[PlannedRun]) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from fractrain.commands import forecast
 from fractrain.commands.planning import plan_runs
 from fractrain.data import registry
-from fractrain.engine import calibrate
+from fractrain.engine import calibrate, checkpoint
 from fractrain.engine.calibrate import _samples, estimate
 from fractrain.engine.config import RunConfig
 from fractrain.engine.registries import Registries
@@ -68,12 +69,71 @@ def test_a_trial_on_large_images_has_eight_of_them(monkeypatch: pytest.MonkeyPat
     assert found.disk_bytes == pytest.approx(2 * 4 * 11_689_512, rel=0.01)
 
 
+@pytest.mark.parametrize(("seconds", "calls"), [(1.9, 1 + 2 + 1), (2.1, 1 + 1 + 1)])
+def test_slow_steps_are_timed_once(monkeypatch: pytest.MonkeyPatch, seconds: float, calls: int) -> None:
+    """A first step, those that count, an evaluation."""
+    timed: list[Any] = []
+    monkeypatch.setattr(calibrate, "_timed", lambda call, device: timed.append(call()) or seconds)
+    found = estimate(RunConfig.create(method="fp32", model="resnet38", dataset="digits"), torch.device("cpu"))
+    assert (len(timed), found.step_s) == (calls, seconds * found.batch / found.trial_batch)
+
+
+def test_what_is_held_in_memory_is_cropped_within_the_step() -> None:
+    """The inputs of a trial on CIFAR are whole pixels, normalized; those of ImageNet come from elsewhere."""
+    for name, whole in (("cifar10", True), ("imagenet", False)):
+        info = registry.info(name)
+        x, _ = calibrate._RandomData(info, 8, torch.device("cpu"), 50_000, augment=True).batch(0, 0)
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (info.mean, info.std))
+        pixels = (x * std + mean) * 255
+        assert torch.allclose(pixels, pixels.round(), atol=1e-3) is whole
+
+
 def test_plan_for_people_ends_with_the_sum(cli: Any, tiny_table: Path) -> None:
     result = cli("plan", tiny_table, "--device", "cpu")
     assert result.exit_code == 0, result.stderr
-    last = result.stdout.rstrip().splitlines()[-1]
-    assert last.startswith("  in all: 1 runs, 4 iterations, 0.0 CPU-hours, ")
+    assert "  in all: 1 runs, 4 iterations, 0.0 CPU-hours" in result.stdout.splitlines()
+    disk = result.stdout[result.stdout.index("Disk:") :].splitlines()
+    assert disk[1] == "  digits  nothing needed (scikit-learn)"
+    # 564,122 weights and as many of momentum make 4.5 MB; two more generations of it while the run lasts.
+    assert disk[2].startswith("  checkpoints: 5 MB to come and kept, the last one of each run; 9 MB more")
+    assert disk[3] == "  in all: 0 kB already there, 5 MB to come, at most 14 MB at any one time"
+    assert disk[4].startswith("  free now: ")
     assert "in all" not in cli("plan", tiny_table, "--no-times").stdout
+
+
+def test_a_checkpoint_being_written_is_the_third(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the plan allows for while a run lasts, against the files that lie there when the third one is written."""
+    path = tmp_path / "checkpoint.pt"
+    most: list[int] = []
+
+    def count(descriptor: int) -> None:
+        most.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
+
+    monkeypatch.setattr("fractrain.engine.checkpoint.os.fsync", count)
+    for _ in range(4):
+        checkpoint.save(path, {"weights": torch.zeros(100_000)}, "a-run")
+    assert max(most) == pytest.approx(forecast.GENERATIONS * path.stat().st_size, rel=0.01)
+
+
+def test_a_busy_machine_is_named(monkeypatch: pytest.MonkeyPatch, cli: Any, tiny_table: Path) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (1.5, 0.0, 0.0))
+    monkeypatch.setattr(forecast, "cores", lambda: 2)
+    note = "NOTE: other programs use this machine (0.8 per core): times are too long"
+    assert note in cli("plan", tiny_table, "--device", "cpu").stdout
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 9.0, 9.0))
+    assert "NOTE" not in cli("plan", tiny_table, "--device", "cpu").stdout
+
+
+def test_a_stop_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, cli: Any, tiny_table: Path) -> None:
+    def stop(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(forecast, "attempt", stop)
+    before = sorted(tiny_table.parent.rglob("*"))
+    result = cli("plan", tiny_table, "--device", "cpu")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "Traceback" not in result.stderr
+    assert sorted(tiny_table.parent.rglob("*")) == before
 
 
 def test_a_trial_with_fewer_samples_is_scaled_up_and_said(cli: Any, tiny_table: Path) -> None:
@@ -119,14 +179,14 @@ def test_a_source_run_is_listed_once_and_counted(cli: Any, transfer_table: Path,
 
 def test_sums_for_people_hold_the_source(cli: Any, transfer_table: Path) -> None:
     lines = cli("plan", transfer_table, "--device", "cpu").stdout.splitlines()
-    assert lines[0].startswith("to run       fp32 ")
+    assert lines[0].startswith("to run fp32 ")
     assert lines[0].endswith("(source of 2 runs)")
     assert lines[3] == "2 runs: 2 to run; and 1 source runs: 1 to run"
-    assert [line.split()[:5] for line in lines[6:8]] == [
+    assert [line.split()[:5] for line in lines[7:9]] == [
         ["resnet38", "on", "digits100,", "adaptation-source", "1"],
         ["resnet38", "on", "digits100,", "adaptation", "2"],
     ]
-    assert lines[-1].startswith("  in all: 3 runs (1 of them source runs), 232 iterations, ")
+    assert any(line.startswith("  in all: 3 runs (1 of them source runs), 232 iterations, ") for line in lines)
 
 
 def test_a_dry_run_lists_sources_too(cli: Any, transfer_table: Path) -> None:
@@ -145,18 +205,19 @@ def test_a_source_is_cached_or_no_longer_needed(cli: Any, transfer_table: Path, 
     assert plan()["source_counts"] == {"to run": 1}  # the other one still starts from it
     finish(plan()["sources"][0]["run_id"], transfer_table, store)
     assert plan()["source_counts"] == {"cached": 1}
-    last = cli("plan", transfer_table, "--device", "cpu").stdout.splitlines()[-1]
-    assert last.startswith("  in all: 1 runs, 4 iterations, ")
+    assert "\n  in all: 1 runs, 4 iterations, " in cli("plan", transfer_table, "--device", "cpu").stdout
 
     store = RunStore(tmp_path / "other")
     for run_id in ids:
         finish(run_id, transfer_table, store)
     text = cli("plan", transfer_table, "--device", "cpu", "--results", store.root).stdout
-    assert text.startswith("not needed   fp32 ")
-    assert text.endswith("2 runs: 2 cached; and 1 source runs: 1 not needed\n")
+    assert text.startswith("not needed fp32 ")
+    assert text.endswith("2 runs: 2 cached; and 1 source runs: 1 not needed\nnothing left to run\n")
 
 
 def test_seeds_of_a_run_with_a_source_are_tried_once(cli: Any, transfer_table: Path) -> None:
     result = cli("plan", transfer_table, "--device", "cpu", "--seeds", "3")
-    assert "trying a few steps: 3/3 steps" in result.stderr  # the source and its two targets, not nine
+    # Nine runs of two methods; the source is the same network as its target in full precision, with as many classes.
+    assert "trying a few steps: 2/2 steps" in result.stderr
+    assert "tried 2 of 3 kinds of run; the others do the same on the same network" in result.stdout
     assert "in all: 9 runs (3 of them source runs), 696 iterations" in result.stdout

@@ -58,7 +58,9 @@ def test_settings_of_the_row_reach_the_request(spec, sources):
 
 def test_text_counts_states(spec, mixed_store, sources):
     lines = plan_text(plan(spec, "smoke", 3, mixed_store, sources)).splitlines()
-    assert len(lines) == 4 * 7 * 3 + 1
+    # A line for the three seeds of a row; two rows of which each seed ended in another way, one with one left over.
+    assert len(lines) == 4 * 7 + 2 + 2 + 1 + 1
+    assert "seeds 0-1  2 runs" in next(line for line in lines if line.startswith("cached    dfq       resnet74"))
     assert lines[-1] == "84 runs: 40 cached, 18 no plugin, 5 to run, 21 left out"
     assert any("diverged before" in line for line in lines)
 
@@ -99,6 +101,7 @@ def test_sources_are_listed_first_and_once(spec, store, sources):
         "source-digits100-s1": ("to run", "", 5),
     }
     lines = plan_text(runs).splitlines()
-    assert len(lines) == 4 + 4 * 7 * 2 + 1
-    assert lines[1].endswith("seed 1 adaptation-source  source-digits-s1  (source of 10 runs, failed before)")
+    assert len(lines) == 3 + 4 * 7 + 1
+    assert lines[1].endswith("seed 1     adaptation-source  source-digits-s1  (source of 10 runs, failed before)")
+    assert lines[2].endswith("seeds 0-1  adaptation-source  2 runs  (source of 5 runs)")
     assert lines[-1] == "56 runs: 30 to run, 12 no plugin, 14 left out; and 4 source runs: 1 cached, 3 to run"
