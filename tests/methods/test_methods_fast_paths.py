@@ -32,7 +32,7 @@ from fractrain.methods.dfq import DFQ
 from fractrain.methods.gated_block import GatedBlock
 from fractrain.models.resnet_cifar import ResNetCifar
 from fractrain.models.transformer import TransformerLM
-from fractrain.quant import layer as layer_module
+from fractrain.quant import layers as layers_module
 from fractrain.quant import products as products_module
 from fractrain.quant.convert import quant_layers
 from fractrain.quant.formats import Affine, PerAxis
@@ -353,7 +353,7 @@ class Recorder:
         self._watch(monkeypatch)
 
     def _watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        convolve, products, settle = vars(layer_module)["convolve"], vars(products_module)["products"], Pool.settle
+        convolve, products, settle = vars(layers_module)["convolve"], vars(layers_module)["products"], Pool.settle
         on_errors = vars(products_module)["_errors_and_integer_products"]
 
         def forward(*args: Any) -> Any:
@@ -381,8 +381,8 @@ class Recorder:
                 self._add(pool, found[2])
             return found
 
-        monkeypatch.setattr(layer_module, "convolve", forward)
-        monkeypatch.setattr(products_module, "products", backward)
+        monkeypatch.setattr(layers_module, "convolve", forward)
+        monkeypatch.setattr(layers_module, "products", backward)
         monkeypatch.setattr(products_module, "_errors_and_integer_products", errors)
         monkeypatch.setattr(Pool, "settle", settled)
 
