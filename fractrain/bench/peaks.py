@@ -19,8 +19,9 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
@@ -44,7 +45,7 @@ from fractrain.methods.presets import paper_settings
 from fractrain.quant.blocks import blocks
 from fractrain.quant.kernels import probed
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 CASES = {  # model: data set whose shape is used, samples a step
     "resnet38": ("cifar10", 128),
     "resnet74": ("cifar10", 128),
@@ -71,6 +72,7 @@ class Peak:
         tensors: peak of all tensors of a step, above what lived before it.
         peak: of the process, above its size after importing.
         missing: why there is none; empty where there is.
+        code: hash of the code it was measured with.
     """
 
     model: str
@@ -82,6 +84,7 @@ class Peak:
     tensors: int = 0
     peak: int = 0
     missing: str = ""
+    code: str = ""
 
 
 Pair = tuple[str, str, str]  # model, method, variant
@@ -109,14 +112,15 @@ def measure(progress: Progress, wanted: Sequence[Pair], threads: int, out: Path)
     machine = environment.capture(torch.device("cpu"))
     del machine["git"]  # the file itself may be a tracked one, and change what git says
     machine |= {"threads": threads, "packages": {"torch": machine["packages"]["torch"]}}
-    machine |= {"memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "code_sha256": _code()}
+    machine |= {"memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
+    code = _code()
     file = out / "memory.json"
-    found: dict[Pair, Peak] = {(p.model, p.method, p.variant): p for p in _stored(file, machine)}
+    found = {(p.model, p.method, p.variant): p for p in _stored(file, machine) if p.code == code}
     found = {pair: found[pair] for pair in wanted if pair in found}
     progress.start("peak memory", len(wanted), len(found))
     for pair in wanted:
         if pair not in found:
-            found[pair] = _in_a_process(*pair, threads)
+            found[pair] = replace(_in_a_process(*pair, threads), code=code)
             peaks = [asdict(found[p]) for p in wanted if p in found]
             with storing(out):
                 out.mkdir(parents=True, exist_ok=True)
@@ -128,7 +132,7 @@ def measure(progress: Progress, wanted: Sequence[Pair], threads: int, out: Path)
 
 
 def _stored(file: Path, machine: Mapping[str, Any]) -> list[Peak]:
-    """What an earlier, perhaps interrupted, measurement of the same code on the same machine has found."""
+    """What an earlier, perhaps interrupted, measurement on the same machine has found."""
     try:
         value = json.loads(file.read_text())
         if value["format_version"] != FORMAT_VERSION or value["machine"] != machine:
@@ -157,9 +161,10 @@ def page(value: Mapping[str, Any]) -> str:
     machine = value["machine"]
     where = (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, {machine['threads']} "
-        f"thread(s), torch {machine['packages']['torch']}, fractrain {machine['fractrain']} (hash of its code "
-        f"{machine['code_sha256'][:12]})"
+        f"thread(s), torch {machine['packages']['torch']}, fractrain {machine['fractrain']}"
     )
+    codes = Counter(entry["code"][:12] for entry in value["peaks"])
+    where += "; hash of its code " + ", ".join(f"{code} ({count} lines)" for code, count in codes.most_common())
     table = markdown(Peak(**entry) for entry in value["peaks"])
     return f"# Peak memory of training steps\n\nMeasured on the CPU: {where}.\n\n{table}\n\n{__doc__ or ''}"
 

@@ -117,5 +117,11 @@ def test_the_page_says_on_what_it_was_measured(monkeypatch: pytest.MonkeyPatch, 
     value = peaks.measure(SilentProgress(), peaks.pairs(("resnet38",), ("fp32", "fractrain")), 1, tmp_path)
     page = peaks.page(value)
     machine = value["machine"]
-    for text in (machine["cpu"], "1 thread(s)", machine["packages"]["torch"], "fractrain (forward=selected)"):
+    for text in (
+        machine["cpu"],
+        "1 thread(s)",
+        machine["packages"]["torch"],
+        "fractrain (forward=selected)",
+        peaks._code()[:12],
+    ):
         assert text in page
