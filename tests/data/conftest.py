@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import text_corpus
+from image_folders import ROWS, entry, install, parquet_folder
 from torchvision import datasets
 
 LAYOUT = {
@@ -94,3 +95,18 @@ def corpus(tmp_path, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     texts, entry = text_corpus.write(tmp_path / "data" / "wikitext-2")
     return tmp_path / "data", texts, entry
+
+
+@pytest.fixture
+def plain_environment(monkeypatch):
+    """None of the variables that say where images are, or how they are read."""
+    for name in ("FRACTRAIN_BAD_IMAGES", "FRACTRAIN_WORKERS", "FRACTRAIN_DATA", "FRACTRAIN_IMAGENET",
+                 "FRACTRAIN_DATA_MIRROR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def parquet(tmp_path, monkeypatch):
+    """An ``imagenet`` of 3 classes in parquet files: 30 + 7 rows, training in three files."""
+    install(monkeypatch, entry("imagenet", 32, 3, ROWS, 7))
+    return parquet_folder(tmp_path / "imagenet")

@@ -14,6 +14,7 @@ from PIL import Image
 from fractrain.data import registry
 
 CLASSES = ("n01", "n02", "n03")
+ROWS = 30  # of a table's training part
 
 
 def jpeg(seed: int, width: int = 40, height: int = 30) -> bytes:
@@ -57,7 +58,7 @@ def write_parquet(path, labels, image=jpeg, first=0, columns=("image", "label"))
     pq.write_table(table, path, row_group_size=4)
 
 
-def parquet_folder(folder: Path, rows: int = 30) -> Path:
+def parquet_folder(folder: Path, rows: int = ROWS) -> Path:
     """Write a table of 3 classes: training rows in three files, 7 rows of validation."""
     folder.mkdir()
     for i in range(3):
@@ -65,3 +66,10 @@ def parquet_folder(folder: Path, rows: int = 30) -> Path:
         write_parquet(folder / f"train-{i:05}-of-00003.parquet", labels, first=rows // 3 * i)
     write_parquet(folder / "validation-00000-of-00001.parquet", [r % 3 for r in range(7)], first=900)
     return folder
+
+
+def one_line(error) -> str:
+    """The text of a caught error, which has one line."""
+    text = str(error.value)
+    assert "\n" not in text
+    return text

@@ -9,34 +9,14 @@ import tarfile
 import pytest
 import torch
 from click.testing import CliRunner
-from image_folders import CLASSES, entry, install, make_folder, parquet_folder, write_parquet
+from image_folders import CLASSES, ROWS, entry, install, make_folder, one_line, write_parquet
 
 from fractrain.commands.data import data_group
 from fractrain.data import folder_status, manage, registry
 from fractrain.engine.recipes import recipe_values
 from fractrain.errors import ConfigError, DataError, MachineError
 
-ROWS = 30
-
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch):
-    for name in ("FRACTRAIN_BAD_IMAGES", "FRACTRAIN_WORKERS", "FRACTRAIN_DATA", "FRACTRAIN_IMAGENET",
-                 "FRACTRAIN_DATA_MIRROR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # fmt: skip
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def parquet(tmp_path, monkeypatch):
-    """An ``imagenet`` of 3 classes in parquet files: 30 + 7 rows, training in three files."""
-    install(monkeypatch, entry("imagenet", 32, 3, ROWS, 7))
-    return parquet_folder(tmp_path / "imagenet", ROWS)
-
-
-def one_line(error) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 # -- the registry and the recipe -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from image_folders import entry, install, jpeg, parquet_folder, write_parquet
+from image_folders import ROWS, entry, install, jpeg, one_line, write_parquet
 
 from fractrain.data import registry
 from fractrain.data.decode import decode, eval_pixels
@@ -22,27 +22,7 @@ from fractrain.data.row_loader import RowFetcher
 from fractrain.data.rows import RowPart, window_shuffle
 from fractrain.errors import DataError, MachineError
 
-ROWS = 30
-
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch):
-    for name in ("FRACTRAIN_BAD_IMAGES", "FRACTRAIN_WORKERS", "FRACTRAIN_DATA", "FRACTRAIN_IMAGENET",
-                 "FRACTRAIN_DATA_MIRROR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # fmt: skip
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def parquet(tmp_path, monkeypatch):
-    """An ``imagenet`` of 3 classes in parquet files: 30 + 7 rows, training in three files."""
-    install(monkeypatch, entry("imagenet", 32, 3, ROWS, 7))
-    return parquet_folder(tmp_path / "imagenet", ROWS)
-
-
-def one_line(error) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 def test_rows_are_evaluated_in_order(parquet, tmp_path):
