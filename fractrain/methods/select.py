@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from fractrain.quant import blocks
+from fractrain.quant import blocks, known_range
 from fractrain.quant.kernels import flat, fused_for
 from fractrain.quant.precision import Precision
 
@@ -51,6 +52,13 @@ def per_sample(precisions: Sequence[Precision], choice: torch.Tensor) -> Precisi
 
 def row_products(g: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
     """Inner product per sample of two tensors ``[N, ...]``, ``[N]``; one pass over memory in either layout."""
+    alike = g.dtype == o.dtype == torch.float32 and g.stride() == o.stride()
+    fused = fused_for(g, "auto") if alike else None
+    if fused is not None:
+        module, parallel = fused
+        out = torch.empty(g.shape[0])
+        module.dot_rows[parallel](flat(g.detach()), flat(o.detach()), out.numpy())
+        return out
     if g.dim() == 4:
         g, o = g.permute(0, 2, 3, 1), o.permute(0, 2, 3, 1)
     products: torch.Tensor = torch.linalg.vecdot(g.reshape(g.shape[0], -1), o.reshape(o.shape[0], -1))
@@ -80,8 +88,9 @@ def _only(choice: torch.Tensor, k: int, g: torch.Tensor) -> torch.Tensor:
         chosen = (choice == k).view(-1, *([1] * (g.dim() - 1)))
         return torch.where(chosen, g, g.new_zeros(()))
     module, parallel = fused
-    out = blocks.empty_like(g)
-    module.only_rows[parallel](choice.numpy(), k, flat(g), flat(out))
+    out, live = blocks.empty_like(g), (choice.numpy() == k).astype(np.uint8)
+    module.only_rows[parallel](live, flat(g), flat(out))
+    known_range.note_samples(out, live)
     return out
 
 

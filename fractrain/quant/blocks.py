@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
+import threading
 import weakref
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -25,23 +30,58 @@ KINDS = {torch.float32: np.float32, torch.uint8: np.uint8, torch.bool: np.bool_,
 FLAGS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
 
 
+@dataclass(eq=False, slots=True)
+class Piece:
+    """A stretch of a segment, which is what the system gave in one go; ``before`` and ``after`` lie beside it."""
+
+    segment: np.ndarray
+    start: int
+    size: int
+    before: Piece | None = None
+    after: Piece | None = None
+    free: bool = False
+
+
 class Blocks:
-    """Blocks by size: in use as long as the tensor (or any other with its storage) lives, else free.
+    """Blocks of memory: in use as long as the tensor (or any other with its storage) lives, else free.
+
+    A free block serves tensors up to its size: what is left over is a block of its own, until its neighbours are free.
 
     Attributes:
-        used: bytes in use.
-        idle: bytes that are free.
         peak: most bytes that were in use at once; with what is idle there are hardly more.
         watch: called with the size of every tensor that is made, and with its negative when it is freed, where set.
     """
 
     def __init__(self) -> None:
-        self.used = self.idle = self.peak = 0
+        self.peak = 0
         self.watch: Callable[[int], None] | None = None
-        self._free: dict[int, list[np.ndarray]] = {}
+        self._used = self._idle = 0
+        self._free: dict[int, dict[int, Piece]] = {}  # by size, then by id
+        self._sizes: list[int] = []  # of free pieces, ascending
         self._taken: dict[int, int] = {}  # when a size was asked for
         self._clock = count()
         self._users: dict[int, weakref.ref[np.ndarray]] = {}
+        # Tensors are freed anywhere, also while this is at work: what they leave waits here. Appending is atomic.
+        self._returned: deque[Piece] = deque()
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """In a forked process, where another thread may have held it."""
+        self._lock = threading.Lock()
+
+    @property
+    def used(self) -> int:
+        """Bytes in use."""
+        with self._lock:
+            self._collect()
+            return self._used
+
+    @property
+    def idle(self) -> int:
+        """Bytes that are free."""
+        with self._lock:
+            self._collect()
+            return self._idle
 
     def tensor(self, shape: Sequence[int], dtype: torch.dtype, channels_last: bool = False) -> torch.Tensor:
         """Uninitialized; its block is free again when its storage is.
@@ -52,9 +92,8 @@ class Blocks:
             channels_last: for 4-D shapes.
         """
         bytes_ = math.prod(shape) * dtype.itemsize
-        size = size_of_block(bytes_)
-        block = self._take(size)
-        array: np.ndarray = block[:bytes_].view(KINDS[dtype])
+        piece = self._take(size_of_block(bytes_))
+        array: np.ndarray = piece.segment[piece.start : piece.start + bytes_].view(KINDS[dtype])
         if channels_last:
             n, c, h, w = shape
             array = array.reshape(n, h, w, c).transpose(0, 3, 1, 2)
@@ -65,40 +104,90 @@ class Blocks:
 
         def freed(_: weakref.ref[np.ndarray]) -> None:
             del self._users[number]
-            self.used -= size
-            self.idle += size
             if self.watch is not None:
                 self.watch(-bytes_)
-            self._free.setdefault(size, []).append(block)
+            self._returned.append(piece)
 
         self._users[number] = weakref.ref(array, freed)
         if self.watch is not None:
             self.watch(bytes_)
         return torch.from_numpy(array)
 
-    def _take(self, size: int) -> np.ndarray:
-        self._taken[size] = next(self._clock)
-        free = self._free.get(size)
-        try:
-            block = free.pop() if free else None
-        except IndexError:  # another thread was faster
-            block = None
-        if block is None:
-            self._give_back(size)
-            block = np.frombuffer(mmap.mmap(-1, size, **FLAGS), np.uint8)
-        else:
-            self.idle -= size
-        self.used += size
-        self.peak = max(self.peak, self.used)
-        return block
+    def _take(self, size: int) -> Piece:
+        with self._lock:
+            self._collect()
+            self._taken[size] = next(self._clock)
+            at = bisect_left(self._sizes, size)
+            if at < len(self._sizes):
+                found = self._free[self._sizes[at]]
+                piece = found[next(reversed(found))]
+                self._forget(piece)
+                if piece.size - size >= SMALLEST:
+                    self._cut(piece, size)
+            else:
+                self._give_back(size)
+                piece = Piece(np.frombuffer(mmap.mmap(-1, size, **FLAGS), np.uint8), 0, size)
+            self._used += piece.size
+            self.peak = max(self.peak, self._used)
+            return piece
+
+    def _collect(self) -> None:
+        """Take back what tensors have left, and join it with free neighbours."""
+        while True:
+            try:
+                piece = self._returned.popleft()
+            except IndexError:
+                return
+            self._used -= piece.size
+            if piece.before is not None and piece.before.free:
+                self._forget(piece.before)
+                piece = _joined(piece.before, piece)
+            if piece.after is not None and piece.after.free:
+                self._forget(piece.after)
+                piece = _joined(piece, piece.after)
+            self._keep(piece)
+
+    def _cut(self, piece: Piece, size: int) -> None:
+        """Keep ``size`` bytes of a piece; the rest is a free one."""
+        rest = Piece(piece.segment, piece.start + size, piece.size - size, piece, piece.after)
+        if rest.after is not None:
+            rest.after.before = rest
+        piece.after, piece.size = rest, size
+        self._keep(rest)
+
+    def _keep(self, piece: Piece) -> None:
+        piece.free = True
+        self._idle += piece.size
+        if piece.size not in self._free:
+            self._free[piece.size] = {}
+            insort(self._sizes, piece.size)
+        self._free[piece.size][id(piece)] = piece
+
+    def _forget(self, piece: Piece) -> None:
+        piece.free = False
+        self._idle -= piece.size
+        found = self._free[piece.size]
+        del found[id(piece)]
+        if not found:
+            del self._free[piece.size]
+            self._sizes.remove(piece.size)
 
     def _give_back(self, needed: int) -> None:
-        """Return idle blocks to the system, of sizes not asked for longest first, until there is room for another."""
-        for size in sorted(self._free, key=lambda s: self._taken[s]):
-            free = self._free[size]
-            while free and self.used + self.idle + needed > self.peak + SPARE:
-                free.pop()
-                self.idle -= size
+        """Return idle segments to the system, of sizes not asked for longest first, until there is room for another."""
+        whole = [p for found in self._free.values() for p in found.values() if p.size == p.segment.nbytes]
+        for piece in sorted(whole, key=lambda p: self._taken.get(p.size, 0)):
+            if self._used + self._idle + needed <= self.peak + SPARE:
+                return
+            self._forget(piece)
+
+
+def _joined(left: Piece, right: Piece) -> Piece:
+    """Two neighbours as one: the left."""
+    left.size += right.size
+    left.after = right.after
+    if right.after is not None:
+        right.after.before = left
+    return left
 
 
 def size_of_block(wanted: int) -> int:
@@ -108,6 +197,8 @@ def size_of_block(wanted: int) -> int:
 
 
 _BLOCKS = Blocks()  # one per process, as an allocator is
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_BLOCKS.renew_lock)
 
 
 def blocks() -> Blocks:

@@ -33,7 +33,7 @@ def smaller(model: nn.Module, state: QuantState) -> nn.Module:
         if type(module) is nn.ReLU:
             new: nn.Module = CompactReLU(module.inplace)
         elif type(module) is SumReLU:
-            new = CompactSumReLU()
+            new = CompactSumReLU(state)
         elif type(module) is nn.MaxPool2d:
             new = CompactMaxPool2d.of(module)
         elif type(module) is nn.BatchNorm2d:

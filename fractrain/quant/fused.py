@@ -172,8 +172,11 @@ def _sum_relu(x, z, y, signs):  # type: ignore[no-untyped-def]
                 bits[c] = (eights[c] * _PACK) >> np.uint64(56)
 
 
-def _where(signs, g, out):  # type: ignore[no-untyped-def]
+def _where(signs, g, live, out):  # type: ignore[no-untyped-def]
     for r in prange(g.shape[0]):
+        if live[r] == 0:
+            out[r, :] = np.float32(0.0)
+            continue
         wait = np.empty(CHUNK, np.uint8)
         eights = wait.view(np.uint64)
         for first in range(0, g.shape[1], CHUNK):
@@ -185,6 +188,31 @@ def _where(signs, g, out):  # type: ignore[no-untyped-def]
                 da[c] = np.float32(0.0) if wait[c] == 0 else e[c]
 
 
+def _where_onto(signs, g, live, out, total, first):  # type: ignore[no-untyped-def]
+    # as above; total: the same if it is the first, else added to
+    for r in prange(g.shape[0]):
+        if live[r] == 0:
+            out[r, :] = np.float32(0.0)
+            if first:
+                total[r, :] = np.float32(0.0)
+            continue
+        wait = np.empty(CHUNK, np.uint8)
+        eights = wait.view(np.uint64)
+        for start in range(0, g.shape[1], CHUNK):
+            bits = signs[r, start // 8 : (start + CHUNK) // 8]
+            for c in range(bits.shape[0]):
+                eights[c] = (np.uint64(bits[c]) * _SPREAD) & _BITS
+            e, da, sum_ = g[r, start : start + CHUNK], out[r, start : start + CHUNK], total[r, start : start + CHUNK]
+            for c in range(e.shape[0]):
+                da[c] = np.float32(0.0) if wait[c] == 0 else e[c]
+            if first:
+                for c in range(e.shape[0]):
+                    sum_[c] = da[c]
+            else:
+                for c in range(e.shape[0]):
+                    sum_[c] += da[c]
+
+
 def _take_rows(choice, which, x, out):  # type: ignore[no-untyped-def]
     for r in prange(x.shape[0]):
         if choice[r] == which:
@@ -192,14 +220,32 @@ def _take_rows(choice, which, x, out):  # type: ignore[no-untyped-def]
                 out[r, c] = x[r, c]
 
 
-def _only_rows(choice, which, x, out):  # type: ignore[no-untyped-def]
+def _only_rows(live, x, out):  # type: ignore[no-untyped-def]
     for r in prange(x.shape[0]):
-        if choice[r] == which:
+        if live[r] != 0:
             for c in range(x.shape[1]):
                 out[r, c] = x[r, c]
         else:
             for c in range(x.shape[1]):
                 out[r, c] = np.float32(0.0)
+
+
+@njit(fastmath={"reassoc", "contract"}, **_OPTIONS)
+def _dot(x, z):  # type: ignore[no-untyped-def]
+    # the order of a sum is the compiler's, so that it can be one of vectors
+    total = np.float32(0.0)
+    for c in range(x.shape[0]):
+        total += x[c] * z[c]
+    return total
+
+
+def _dot_rows(x, z, out):  # type: ignore[no-untyped-def]
+    # out [rows] = inner products of rows: float32 sums of a chunk, float64 above
+    for r in prange(x.shape[0]):
+        total = 0.0
+        for first in range(0, x.shape[1], CHUNK):
+            total += np.float64(_dot(x[r, first : first + CHUNK], z[r, first : first + CHUNK]))
+        out[r] = total
 
 
 @njit(**_OPTIONS)
@@ -222,6 +268,7 @@ def fill_grid(low, high, per_row, symmetric, top, smallest, scale, offset, qmin,
 nearest_values, nearest_codes = builds(_nearest_values), builds(_nearest_codes)
 stochastic_values, stochastic_codes = builds(_stochastic_values), builds(_stochastic_codes)
 nearest_only, stochastic_only = builds(_nearest_only), builds(_stochastic_only)
-take_rows, only_rows = builds(_take_rows), builds(_only_rows)
+take_rows, only_rows, dot_rows = builds(_take_rows), builds(_only_rows), builds(_dot_rows)
 extremes, dequantize = builds(_extremes), builds(_dequantize)
-relu, sum_relu, where = builds(_relu), builds(_sum_relu), builds(_where)
+relu, sum_relu = builds(_relu), builds(_sum_relu)
+where, where_onto = builds(_where), builds(_where_onto)

@@ -172,11 +172,25 @@ def inside(places, stride, padding, k, size):  # type: ignore[no-untyped-def]
 
 
 @njit(**_OPTIONS)
+def _join(sums):  # type: ignore[no-untyped-def]
+    first = sums[0].reshape(-1)
+    for p in range(1, sums.shape[0]):
+        other = sums[p].reshape(-1)
+        for i in range(first.shape[0]):
+            first[i] += other[i]
+
+
+@njit(**_OPTIONS)
 def finish_weights(totals, e_sums, a_sums, samples, stride, padding, zero, e_scale, e_rest, a_scale, a_offset, out):  # type: ignore[no-untyped-def]
     """Closed form of GC from the sums of codes; all in float64; ``out`` ``[F, kh, kw, C]``.
 
-    ``totals`` [kh, F, kw, C]: of error times (activation - 128); ``e_sums`` [H', W', F], ``a_sums`` [H, W, C].
+    Of each part: ``totals`` [parts, kh, F, kw, C]: of error times (activation - 128); ``e_sums`` [parts, H', W', F],
+    ``a_sums`` [parts, H, W, C]. The first part takes up the others.
     """
+    _join(totals)
+    _join(e_sums)
+    _join(a_sums)
+    totals, e_sums, a_sums = totals[0], e_sums[0], a_sums[0]
     height, filters, width, channels = totals.shape
     for k in range(height):
         r0, r1 = inside(e_sums.shape[0], stride[0], padding[0], k, a_sums.shape[0])

@@ -113,10 +113,11 @@ def _apply(x, scale, shift, floor, y, low, high):  # type: ignore[no-untyped-def
         low[p], high[p] = lo.min(), hi.max()
 
 
-def _reduce(x, g, scale, shift, floor, centre, sums, products):  # type: ignore[no-untyped-def]
-    # Per part: sum of the error, and of the error times distances from the mean.
+def _reduce(x, g, live, scale, shift, floor, centre, sums, products):  # type: ignore[no-untyped-def]
+    # Per part: sum of the error, and of the error times distances from the mean. Samples that are not live add zeros.
     parts, columns = sums.shape
     rows = x.shape[0]
+    lines = rows // live.shape[0]
     for p in prange(parts):
         first, last = p * rows // parts, (p + 1) * rows // parts
         s, t = np.empty(columns, np.float32), np.empty(columns, np.float32)
@@ -128,6 +129,8 @@ def _reduce(x, g, scale, shift, floor, centre, sums, products):  # type: ignore[
                 s[i] = np.float32(0.0)
                 t[i] = np.float32(0.0)
             for r in range(start, min(start + TOGETHER, last)):
+                if live[r // lines] == 0:
+                    continue
                 for i in range(columns):
                     v = x[r, i] * scale[i] + shift[i]
                     e = np.float32(0.0) if v <= floor else g[r, i]
@@ -164,13 +167,21 @@ def terms(sums, products, count, mean, deviation, scale, centre, slope, rest, dw
     return finite
 
 
-def _input_error(x, g, scale, shift, floor, centre, slope, rest, dx, low, high):  # type: ignore[no-untyped-def]
+def _input_error(x, g, live, scale, shift, floor, centre, slope, rest, dx, low, high):  # type: ignore[no-untyped-def]
     # scale * error + (x - mean) * slope + rest
     parts = low.shape[0]
     rows, columns = x.shape
+    lines = rows // live.shape[0]
     for p in prange(parts):
         lo, hi = np.full(columns, np.float32(np.inf)), np.full(columns, np.float32(-np.inf))
         for r in range(p * rows // parts, (p + 1) * rows // parts):
+            if live[r // lines] == 0:  # as below, with an error of zero
+                for i in range(columns):
+                    d = (x[r, i] - centre[i]) * slope[i] + rest[i]
+                    dx[r, i] = d
+                    lo[i] = d if d < lo[i] else lo[i]
+                    hi[i] = d if d > hi[i] else hi[i]
+                continue
             for i in range(columns):
                 v = x[r, i] * scale[i] + shift[i]
                 e = np.float32(0.0) if v <= floor else g[r, i]

@@ -164,10 +164,9 @@ def _products(
         return dw
     assert a is not None
     assert a.rows is not None
-    totals, e_sums, a_sums = (t.sum(0) for t in sums[3:])
     a_scale, a_offset = float(a.rows.scale[first]), float(_offset(a.rows)[first])
     fused_backward.finish_weights(
-        totals, e_sums, a_sums, n, g.stride, g.padding, zero, scale, rest, a_scale, a_offset, dw
+        *sums[3:], n, g.stride, g.padding, zero, scale, rest, a_scale, a_offset, dw
     )
     return dw
 

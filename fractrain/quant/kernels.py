@@ -9,6 +9,7 @@ plain path's result on this machine; otherwise the plain path, with one log line
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +32,7 @@ SHIFT16 = 32768.0  # 9..16-bit codes are stored in int16, moved down by 2^15
 PARALLEL_FROM = 1 << 16  # elements; below, starting threads costs more than it saves
 
 log = logging.getLogger(__name__)
+_THREADS = threading.local()  # how many were last set: numba's number is one per thread, and slow to set
 
 
 @dataclass
@@ -236,9 +238,11 @@ def _parallel(x: torch.Tensor) -> bool:
     threads = torch.get_num_threads()
     if threads == 1 or x.numel() < PARALLEL_FROM:
         return False
-    import numba
+    if getattr(_THREADS, "set", None) != threads:
+        import numba
 
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        _THREADS.set = threads
     return True
 
 

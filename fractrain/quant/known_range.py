@@ -1,12 +1,13 @@
-"""What the maker of a tensor knows and the next quantizer would have to read it for: its smallest and largest value.
+"""What the maker of a tensor knows and who is next would have to read it for: extremes, and samples that are all zero.
 
-The note is on the tensor object itself and holds for the version of its data that it was made for.
+A note is on the tensor object itself and holds for the version of its data that it was made for.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 
@@ -30,3 +31,20 @@ def mark_rectified(x: torch.Tensor) -> None:
 def rectified(x: torch.Tensor) -> bool:
     """Whether a ReLU has nothing left to do."""
     return bool(getattr(x, "_rectified", None) == x._version)
+
+
+def note_samples(x: torch.Tensor, live: np.ndarray) -> None:
+    """Note which samples of a tensor are not all zero: uint8 ``[N]``."""
+    x._live_samples = (live, x._version)  # type: ignore[attr-defined]
+
+
+def samples_of(x: torch.Tensor) -> np.ndarray | None:
+    """Which samples may differ from zero, uint8 ``[N]``, if known and nothing was written to the tensor since."""
+    known = getattr(x, "_live_samples", None)
+    live: np.ndarray | None = known[0] if known is not None and known[1] == x._version else None
+    return live
+
+
+def every(x: torch.Tensor) -> np.ndarray:
+    """All samples, as :func:`samples_of` has them."""
+    return np.ones(x.shape[0], np.uint8)

@@ -26,6 +26,7 @@ from fractrain.quant.state import QuantState
 LINE = 512  # elements of a line, at most, where it holds more than one pixel
 PARTS = 32
 MIN_ROWS = 64  # of a part
+ONE = np.ones(1, np.uint8)  # all lines are of one live sample
 
 
 class CompactBatchNorm2d(nn.BatchNorm2d):
@@ -147,12 +148,15 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (x,) = ctx.saved_tensors
         kernels, parallel = ctx.fused
+        live = known_range.samples_of(grads[0])
         g = grads[0].contiguous(memory_format=torch.channels_last)
         lines, errors, floor = _lines(x), _lines(g), ctx.floor
         scale, shift, centre = ctx.lines
         channels, columns = x.shape[1], lines.shape[1]
+        if live is None or lines.shape[0] % x.shape[0]:  # a line of pixels of several samples
+            live = ONE
         sums, products = np.empty((2, ctx.parts, columns))
-        kernels.reduce[parallel](lines, errors, scale, shift, floor, centre, sums, products)
+        kernels.reduce[parallel](lines, errors, live, scale, shift, floor, centre, sums, products)
         slope, rest = np.empty((2, columns), np.float32)
         dw, db = np.empty((2, channels), np.float32)
         finite = kernels.terms(sums, products, ctx.count, ctx.mean, ctx.deviation, scale, centre, slope, rest, dw, db)
@@ -161,7 +165,7 @@ class _Normalise(torch.autograd.Function):
             dx = blocks.empty_like(x)
             low, high = np.empty((2, ctx.parts), np.float32)
             kernels.input_error[parallel](
-                lines, errors, scale, shift, floor, centre, slope, rest, _lines(dx), low, high
+                lines, errors, live, scale, shift, floor, centre, slope, rest, _lines(dx), low, high
             )  # fmt: skip
             if finite:
                 known_range.note(dx, float(low.min()), float(high.max()))

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from fractrain.quant import blocks
 from fractrain.quant.kernels import Quantized
+from fractrain.quant.relu import rectify_gradient
 
 if TYPE_CHECKING:
     from fractrain.quant.formats import Format
@@ -51,11 +53,13 @@ class Pool:
     Attributes:
         input: the block's input, to be given to all candidates that go backward.
         weights: the layers' weights by ``id(layer)``, to be used by all candidates.
+        gradient: of the input where it goes to the block's end directly, summed over candidates; nobody else's tensor.
     """
 
     def __init__(self) -> None:
         self.input = torch.empty(0)
         self.weights: dict[int, torch.Tensor] = {}
+        self.gradient: torch.Tensor | None = None
         self._layers: list[QuantLayer] = []
         self._terms: dict[tuple[int, int], dict[Any, Term]] = {}
 
@@ -89,9 +93,17 @@ class Pool:
         else:
             terms[key] = term
 
+    def rectified(self, signs: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        """``g`` where the bit is set (see :func:`.rectify_gradient`), which is also added to the input's gradient."""
+        first = self.gradient is None
+        if self.gradient is None:  # g may have another layout
+            self.gradient = blocks.empty(g.shape, g.dtype, channels_last=True)
+        return rectify_gradient(signs, g, torch.channels_last, self.gradient, first)
+
     def settle(self) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
         """Do the products; return parts of the input's gradient, and the gradient of each weight."""
-        inputs: list[torch.Tensor] = []
+        inputs = [] if self.gradient is None else [self.gradient]
+        self.gradient = None
         weights: dict[int, torch.Tensor] = {}
         layers = {id(layer): layer for layer in self._layers}
         left, self._terms = self._terms, {}

@@ -9,7 +9,9 @@ from torch import nn
 
 from fractrain.quant import blocks
 from fractrain.quant.kernels import flat
+from fractrain.quant.pool import Pool
 from fractrain.quant.relu import CompactReLU, kernels_for, layout_of, rectify_gradient, room_for_signs
+from fractrain.quant.state import QuantState
 
 
 class SumReLU(nn.Module):
@@ -23,14 +25,18 @@ class SumReLU(nn.Module):
 class CompactSumReLU(SumReLU):
     """:class:`SumReLU`, same values and gradients bit by bit; keeps for backward what :class:`CompactReLU` keeps."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: QuantState | None = None) -> None:
         super().__init__()
+        self._state = state or QuantState()
         self._relu = CompactReLU(inplace=True)
 
     def forward(self, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Add and rectify."""
-        out: torch.Tensor
-        out = _SumReLU.apply(y, shortcut) if _alike(y, shortcut) else self._relu(y + shortcut)
+        if not _alike(y, shortcut):
+            return self._relu(y + shortcut)  # type: ignore[no-any-return]
+        scope = self._state.scope
+        pool = scope.pool if scope is not None and shortcut is scope.input and shortcut.dim() == 4 else None
+        out: torch.Tensor = _SumReLU.apply(y, shortcut, pool)
         return out
 
 
@@ -42,7 +48,7 @@ def _alike(y: torch.Tensor, shortcut: torch.Tensor) -> bool:
 
 class _SumReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, y: torch.Tensor, shortcut: torch.Tensor, pool: Pool | None) -> torch.Tensor:
         fused = kernels_for(y)
         assert fused is not None
         module, parallel = fused
@@ -50,11 +56,13 @@ class _SumReLU(torch.autograd.Function):
         signs = room_for_signs(y)
         module.sum_relu[parallel](flat(y.detach()), flat(shortcut.detach()), flat(out), flat(signs))
         ctx.save_for_backward(signs)
-        ctx.layout = layout_of(y)
+        ctx.layout, ctx.pool = layout_of(y), pool
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         (signs,) = ctx.saved_tensors
+        if ctx.pool is not None and ctx.needs_input_grad[1]:
+            return ctx.pool.rectified(signs, grads[0]), None, None
         da = rectify_gradient(signs, grads[0], ctx.layout)
-        return da, da
+        return da, da, None

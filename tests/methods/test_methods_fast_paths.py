@@ -367,9 +367,11 @@ class Recorder:
             return da, dw
 
         def settled(pool: Pool) -> Any:
+            past = pool.gradient  # what goes round the block: no product of it
             inputs, weights = settle(pool)
             for part in inputs:
-                self._add(pool, part)
+                if part is not past:
+                    self._add(pool, part)
             return inputs, weights
 
         def errors(layer: QuantLayer, *args: Any) -> Any:

@@ -100,6 +100,42 @@ def test_what_a_step_needs_is_not_given_back_step_by_step() -> None:
     assert places[-1] == places[-2]
 
 
+def test_a_large_block_serves_small_tensors_and_is_whole_again() -> None:
+    mine = Blocks()
+    large = mine.tensor((8 << 20,), torch.uint8)
+    place, size = large.data_ptr(), mine.used
+    del large
+    kept = [mine.tensor((2 << 20,), torch.uint8) for _ in range(4)]
+    assert sorted(t.data_ptr() - place for t in kept) == [0, 2 << 20, 4 << 20, 6 << 20]
+    for i in (2, 0, 3, 1):  # a hole, the ends, and what joins them all
+        kept[i] = torch.empty(0)
+    assert (mine.used, mine.idle) == (0, size)
+    assert mine.tensor((8 << 20,), torch.uint8).data_ptr() == place
+
+
+def test_tensors_in_use_never_overlap_and_all_bytes_are_accounted_for() -> None:
+    mine, generator = Blocks(), torch.Generator().manual_seed(0)
+    kept: list[torch.Tensor] = []
+    for i in range(3000):
+        draw = torch.randint(0, 1 << 30, (2,), generator=generator).tolist()
+        if kept and (len(kept) > 40 or draw[0] % 2):
+            x = kept.pop(draw[1] % len(kept))
+            assert bool((x[:: len(x) - 1] == x[0]).all())  # first and last byte are what was written
+            del x
+        else:
+            kept.append(mine.tensor((SMALLEST * (1 + draw[0] % 24) // 2 + SMALLEST,), torch.uint8).fill_(i % 251))
+        places = sorted((t.data_ptr(), size_of_block(len(t))) for t in kept)
+        assert all(a + n <= b for (a, n), (b, _) in zip(places, places[1:], strict=False))
+        assert sum(n for _, n in places) <= mine.used <= sum(n for _, n in places) + len(places) * SMALLEST
+    segments = {id(p.segment): p.segment.nbytes for found in mine._free.values() for p in found.values()}
+    kept.clear()
+    assert mine.used == 0
+    whole = [p for found in mine._free.values() for p in found.values()]
+    assert all(p.size == p.segment.nbytes for p in whole)
+    assert mine.idle == sum(p.size for p in whole)
+    assert len(segments) > 1
+
+
 @pytest.mark.parametrize("wanted", [1, 4096, 4097, SMALLEST, SMALLEST + 1, 8 << 20, (8 << 20) + 1, 10_000_019])
 def test_sizes(wanted: int) -> None:
     size = size_of_block(wanted)
