@@ -11,7 +11,7 @@ from torch import nn
 from fractrain.bench.memory import memory_fractrain
 from fractrain.bench.overhead import harness_overhead
 from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
-from fractrain.bench.timing import Measurement, Tick, median, paired, ratios, seconds_of
+from fractrain.bench.timing import Measurement, Tick, interleaved, median, paired, ratios, seconds_of
 from fractrain.errors import ConfigError
 from fractrain.methods import registry
 from fractrain.quant.layers import QuantConv2d
@@ -28,15 +28,17 @@ def rounds(name: str, repeats: int) -> int:
     return repeats + (0 if name == "memory_fractrain" else WARMUP)
 
 
-def _against_fp32(setup: Setup, step: PlainStep | MethodStep, tick: Tick) -> Measurement:
-    path, base = paired(step, PlainStep(setup), setup.device, setup.repeats, tick, WARMUP)
-    if isinstance(step, MethodStep):
-        step.check()
-    return Measurement(ratios(path, base), path, base)
+def _against_fp32(setup: Setup, step: MethodStep, tick: Tick) -> Measurement:
+    plain = (PlainStep(setup), PlainStep(setup, torch.contiguous_format))
+    path, base, contiguous = interleaved((step, *plain), setup.device, setup.repeats, tick, WARMUP)
+    step.check()
+    return Measurement(ratios(path, base), path, base, contiguous)
 
 
 def _fp32_contiguous(setup: Setup, tick: Tick) -> Measurement:
-    return _against_fp32(setup, PlainStep(setup, torch.contiguous_format), tick)
+    step = PlainStep(setup, torch.contiguous_format)
+    path, base = paired(step, PlainStep(setup), setup.device, setup.repeats, tick, WARMUP)
+    return Measurement(ratios(path, base), path, base)
 
 
 def _static8_exact(setup: Setup, tick: Tick) -> Measurement:

@@ -20,6 +20,7 @@ class Measurement:
     Attributes:
         ratios: one per round (to the baseline, or a share).
         path, base: amounts of the path and of the baseline, one per round: seconds or bytes.
+        contiguous: seconds of the baseline in contiguous memory in the same rounds, where that is of interest.
         unit: of these amounts.
         note: how, where it is not the same every time.
         missing: why there is nothing; empty where there is.
@@ -28,6 +29,7 @@ class Measurement:
     ratios: Sequence[float] = ()
     path: Sequence[float] = ()
     base: Sequence[float] = ()
+    contiguous: Sequence[float] = ()
     unit: str = "s"
     note: str = ""
     missing: str = ""
@@ -72,10 +74,18 @@ def seconds_of(call: Call, device: torch.device) -> float:
 def paired(
     path: Call, base: Call, device: torch.device, repeats: int, tick: Tick, warmup: int = 2, inner: int = 1
 ) -> tuple[list[float], list[float]]:
-    """Time two calls in turn, their order reversed every other round.
+    """:func:`interleaved` for two: seconds of ``path`` and of ``base``, one per round."""
+    times = interleaved((path, base), device, repeats, tick, warmup, inner)
+    return times[0], times[1]
+
+
+def interleaved(
+    calls: Sequence[Call], device: torch.device, repeats: int, tick: Tick, warmup: int = 2, inner: int = 1
+) -> list[list[float]]:
+    """Time calls in turn, their order reversed every other round.
 
     Args:
-        path, base: what is compared.
+        calls: what is compared.
         device: where they run.
         repeats: rounds that count.
         tick: called after every round.
@@ -83,14 +93,14 @@ def paired(
         inner: calls per timing, for calls that are short; each time returned is that of one call.
 
     Returns:
-        Seconds of ``path`` and of ``base``, one per round.
+        Seconds of each, one per round.
     """
-    times: dict[bool, list[float]] = {True: [], False: []}
+    times: list[list[float]] = [[] for _ in calls]
+    order = list(zip(calls, times, strict=True))
     for i in range(-warmup, repeats):
-        for first in (True, False) if i % 2 else (False, True):
-            call = path if first else base
+        for call, own in order if i % 2 else reversed(order):
             spent = seconds_of(lambda call=call: [call() for _ in range(inner)], device)  # type: ignore[misc]
             if i >= 0:
-                times[first].append(spent / inner)
+                own.append(spent / inner)
         tick()
-    return times[True], times[False]
+    return times

@@ -165,9 +165,7 @@ def _products(
     assert a is not None
     assert a.rows is not None
     a_scale, a_offset = float(a.rows.scale[first]), float(_offset(a.rows)[first])
-    fused_backward.finish_weights(
-        *sums[3:], n, g.stride, g.padding, zero, scale, rest, a_scale, a_offset, dw
-    )
+    fused_backward.finish_weights(*sums[3:], n, g.stride, g.padding, zero, scale, rest, a_scale, a_offset, dw)
     return dw
 
 

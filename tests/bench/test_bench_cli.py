@@ -22,6 +22,9 @@ ISSUE = {  # names and goals are fixed
 }  # fmt: skip
 
 
+STEPS = {"static8_exact", "dfq_all_live", "dfq_typical", "dfq_selected_only"}
+
+
 @pytest.fixture(scope="module")
 def quick(bench: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """All paths once, at the smallest."""
@@ -58,6 +61,12 @@ def test_the_document_holds_rounds_machine_and_versions(quick: tuple[Result, Pat
         rounds = entry["rounds"]
         assert entry["ratio"] == median(rounds["ratio"])
         assert entry["spread"] == quartiles(rounds["ratio"])
+        beside = entry["to_contiguous"]
+        assert (beside is not None) == (entry["path"] in STEPS)
+        if beside is not None:
+            each = [p / c for p, c in zip(rounds["path"], beside["seconds"], strict=True)]
+            assert (beside["ratio"], beside["spread"]) == (median(each), quartiles(each))
+            assert beside["met"] == (beside["ratio"] <= ISSUE[entry["path"]])
         assert rounds["ratio"] == [p / b for p, b in zip(rounds["path"], rounds["baseline"], strict=True)]
 
 
@@ -150,11 +159,15 @@ def test_numbers_for_people_by_hand() -> None:
 def test_the_table_by_hand() -> None:
     path = {
         "path": "a", "ratio": 0.5, "spread": [0.4, 0.6], "goal": 0.65, "unit": "x", "baseline": "b", "title": "t",
-        "authors": "1.6", "met": True, "absolute": {"path": 0.25, "baseline": 0.5, "unit": "s"}, "note": "",
+        "authors": "1.6", "met": True, "to_contiguous": {"ratio": 0.7, "spread": [0.69, 0.72], "met": False},
+        "absolute": {"path": 0.25, "baseline": 0.5, "unit": "s"}, "note": "",
     }  # fmt: skip
     machine = {"gpu": None, "cpu": "C", "threads": 2, "versions": {"torch": "2"}}
     settings = {"model": "m", "batch": 1, "size": 2, "repeats": 3, "kernels": "auto"}
     document = {"label": "", "paths": [path], "where_time_goes": [], "machine": machine, "settings": settings}
     text = markdown(document)
-    assert "| `a` | 0.50x | 0.40x to 0.60x | at most 0.65x | yes | 1.6x | 250 ms, 500 ms |" in text
+    assert (
+        "| `a` | 0.50x | 0.40x to 0.60x | at most 0.65x | yes | 0.70x (0.69x to 0.72x), met: no | 1.6x | 250 ms, 500 ms |"
+        in text
+    )
     assert "m, batch 1, 2x2, C, 2 threads, torch 2, kernels auto." in text
