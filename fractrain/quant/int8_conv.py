@@ -1,21 +1,21 @@
 """Convolutions on integer codes on a GPU: int8 products that tensor cores make exactly, by Triton kernels.
 
 The algebra is that of :mod:`fractrain.quant.integer`. With one grid per tensor of activations ``A = s (u - z) + m``
-(codes ``u`` in 0..255, integer ``z``), weights ``W = t v + o`` about their zero (``v`` in -128..127; ``t`` and ``o`` per
-filter, or one) and sums over what lies inside the image, FW is::
+(codes ``u`` in 0..255, integer ``z``), weights ``W = t v + o`` about their zero (``v`` in -128..127; ``t`` and ``o`` one
+per filter, or one in all) and sums over what lies inside the image, FW is::
 
     sum A W  =  s t sum (u - z) v  +  s o sum (u - z)  +  m sum W
 
 Outside of the image the kernels read the code ``z``, which adds nothing to the first sum. EB is of the same form, where
 the weight has one grid (else the scales would stand inside the sum); with strides it multiplies the zeros between the
-errors as well. GC has, with what the grids give for code 128, ``e`` and ``a``, and codes less 128, ``p`` and ``q``::
+errors as well. GC has, with ``e`` and ``a`` for what the grids give for code 128, and codes less 128, ``p`` and ``q``::
 
     sum E A  =  r s sum p q  +  r a sum p  +  s e sum q  +  e a sum 1
 
-Sums are exact in int32; where GC has too many terms for that, or too few weights to keep the device busy, it is cut into
-parts, which are added in int64. The order is always the same, and nothing is added by atomic operations. FW and EB then
-round a few times in float32, GC once at its end. Grids stay on the device, and nothing waits for it but the trial, once
-per geometry and product. **None of this has ever run on a GPU**; sizes of tiles are guesses.
+Sums are exact in int32. Where GC has too many terms for that, or too few weights to keep the device busy, it is cut
+into parts, which are added in int64. The order is always the same; nothing is added by atomic operations. FW and EB
+then round a few times in float32, GC once at its end. Grids stay on the device, and nothing waits for it but the trial,
+once per geometry and product. **None of this has ever run on a GPU**; the sizes of tiles are guesses.
 """
 
 from __future__ import annotations
@@ -59,20 +59,16 @@ class Launcher:
         codes, count = _dense(x.codes), x.codes.shape[0]
         channels, filters = (g.filters, g.image[0]) if back else (g.image[0], g.filters)
         size, source = (g.image[1:], g.output) if back else (g.output, g.image[1:])
-        packed, sums, rest = self._pack(w, back)
+        packed = self._pack(x, w, back)
         out = _channels_last((count, filters, *size), codes)
-        of_x, of_w = _params(x), _params(w)
         outputs, terms = count * size[0] * size[1], channels * g.kernel[0] * g.kernel[1]
         tile = _tile(outputs, filters, terms)
         pixels = codes.permute(0, 2, 3, 1).sum(3, dtype=torch.int32)
         self._launch(
             "convolve", codes, (-(-outputs // tile["BLOCK_M"]), -(-filters // tile["BLOCK_N"])),
-            x_ptr=codes, pixels_ptr=pixels, w_ptr=packed, sums_ptr=sums, rest_ptr=rest,
-            bias_ptr=rest if bias is None else bias.detach(), out_ptr=out,
-            x_scale_ptr=of_x[0], x_offset_ptr=of_x[1], x_qmin_ptr=of_x[2],
-            scale_ptr=of_w[0], scale_step=_step(of_w[0]), count=outputs, height=source[0], width=source[1],
-            rows=size[0], columns=size[1], filters=filters, C=channels, **_shape(g), BACK=back,
-            BIAS=bias is not None, **tile,
+            x_ptr=codes, pixels_ptr=pixels, **packed, bias_ptr=out if bias is None else bias.detach(), out_ptr=out,
+            **_grid("x", x), count=outputs, height=source[0], width=source[1], rows=size[0], columns=size[1],
+            filters=filters, C=channels, **_shape(g), BACK=back, BIAS=bias is not None, **tile,
         )  # fmt: skip
         return out
 
@@ -81,49 +77,50 @@ class Launcher:
         errors, activations = _dense(e.codes), _dense(a.codes)
         (channels, height, width), (rows, columns), filters = g.image, g.output, g.filters
         places, terms = g.kernel[0] * g.kernel[1], errors.shape[0] * rows * columns
-        wide = places * (channels + 1)
-        tile = _tile(filters, wide, terms)
-        parts, chunk = _parts(terms, -(-filters // tile["BLOCK_M"]) * -(-wide // tile["BLOCK_N"]), tile["BLOCK_K"])
-        sums = torch.empty((parts, filters + 1, wide), dtype=torch.int32, device=errors.device)
-        whole = -(-filters // tile["BLOCK_M"])
-        # The row after the filters: where tiles of filters leave no room for it, in small tiles of its own.
-        spans = [(0, whole, tile)]
-        if filters % tile["BLOCK_M"] == 0:
-            spans.append((filters, 1, {**tile, "BLOCK_M": 16}))
-        for first, tiles, blocks in spans:
+        tile = _tile(filters, channels if channels % 16 == 0 else places * channels, terms)
+        tiles = -(-filters // tile["BLOCK_M"]), -(-places * channels // tile["BLOCK_N"])
+        parts, chunk = _parts(terms, tiles[0] * tiles[1], tile["BLOCK_K"])
+        sums = torch.empty((parts, filters + 1, places * (channels + 1)), dtype=torch.int32, device=errors.device)
+        launches = [(0, tiles, tile, False)]
+        if filters % tile["BLOCK_M"] == 0:  # the last row does not fit into tiles of filters: small tiles of its own
+            launches.append((filters, (1, tiles[1]), {**tile, "BLOCK_M": 16}, False))
+        counts = _tile(filters + 1, places, terms)
+        programs = -(-(filters + 1) // counts["BLOCK_M"]), -(-places // counts["BLOCK_N"])
+        launches.append((0, programs, {**counts, "BLOCK_K": tile["BLOCK_K"]}, True))
+        for first, programs, blocks, marks in launches:
             self._launch(
-                "correlate", errors, (tiles, -(-wide // blocks["BLOCK_N"]), parts),
+                "correlate", errors, (*programs, parts),
                 e_ptr=errors, a_ptr=activations, out_ptr=sums, first_row=first, filters=filters, count=terms,
-                chunk=chunk, height=height, width=width, rows=rows, columns=columns, C=channels, **_shape(g), **blocks,
+                chunk=chunk, height=height, width=width, rows=rows, columns=columns, C=channels, **_shape(g),
+                COUNTS=marks, **blocks,
             )  # fmt: skip
         out = torch.empty((filters, *g.kernel, channels), device=errors.device)
-        of_e, of_a = _params(e), _params(a)
         self._launch(
             "finish", errors, (filters, -(-places * channels // 256)),
-            sums_ptr=sums, out_ptr=out, e_scale_ptr=of_e[0], e_offset_ptr=of_e[1], e_qmin_ptr=of_e[2],
-            a_scale_ptr=of_a[0], a_offset_ptr=of_a[1], a_qmin_ptr=of_a[2], filters=filters, parts=parts,
+            sums_ptr=sums, out_ptr=out, **_grid("e", e), **_grid("a", a), filters=filters, parts=parts,
             C=channels, PLACES=places, BLOCK=256,
         )  # fmt: skip
         return out.permute(0, 3, 1, 2)
 
-    def _pack(self, w: Quantized, back: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Weights about zero, int8 ``[rows, P, terms]``, their sums over terms ``[P, rows]``, and what is left."""
+    def _pack(self, x: Quantized, w: Quantized, back: bool) -> dict[str, torch.Tensor]:
+        """The kernel's arguments that belong to the weight, by name."""
         filters, channels, high, wide = w.codes.shape
-        f, c, y, x = w.codes.stride()
+        f, c, y_stride, x_stride = w.codes.stride()
         rows, terms = (channels, filters) if back else (filters, channels)
-        params = _params(w)
-        packed = torch.empty((rows, high * wide, terms), dtype=torch.int8, device=w.codes.device)
-        sums = torch.empty((high * wide, rows), dtype=torch.int32, device=w.codes.device)
-        rest = torch.empty(rows, dtype=torch.float64, device=w.codes.device)
-        names = ("scale", "offset", "qmin", "qmax")
+        device = w.codes.device
+        packed = torch.empty((rows, high * wide, terms), dtype=torch.int8, device=device)
+        add = torch.empty(rows, dtype=torch.int32, device=device)
+        factor, slope = torch.empty(2, rows, device=device)
+        values = torch.empty((high * wide, rows), device=device)
+        made = {"add_ptr": add, "factor_ptr": factor, "slope_ptr": slope, "values_ptr": values}
+        params = dict(zip(("scale", "offset", "qmin", "qmax"), _params(w), strict=True))
         self._launch(
-            "pack", w.codes, (rows, high * wide), codes_ptr=w.codes, out_ptr=packed, sums_ptr=sums, rest_ptr=rest,
-            **{f"{n}_ptr": p for n, p in zip(names, params, strict=True)},
-            **{f"{n}_step": _step(p) for n, p in zip(names, params, strict=True)},
-            row_stride=c if back else f, term_stride=f if back else c, y_stride=y, x_stride=x, rows=rows, terms=terms,
-            KW=wide, BLOCK=256,
+            "pack", w.codes, (rows,), codes_ptr=w.codes, **{f"{n}_ptr": p for n, p in params.items()}, **_grid("x", x),
+            out_ptr=packed, **made, **{f"{n}_step": int(p.numel() > 1) for n, p in params.items()},
+            row_stride=c if back else f, term_stride=f if back else c, y_stride=y_stride, x_stride=x_stride,
+            rows=rows, terms=terms, KH=high, KW=wide, BLOCK=256,
         )  # fmt: skip
-        return packed, sums, rest
+        return {"w_ptr": packed, **made}
 
     def _launch(self, name: str, where: torch.Tensor, programs: tuple[int, ...], **args: Any) -> None:
         with _current(where):
@@ -247,8 +244,9 @@ def _params(q: Quantized) -> tuple[torch.Tensor, ...]:
     return tuple(p.float().reshape(-1).contiguous() for p in (g.scale, g.offset, g.qmin, g.qmax))
 
 
-def _step(p: torch.Tensor) -> int:
-    return int(p.numel() > 1)
+def _grid(name: str, q: Quantized) -> dict[str, torch.Tensor]:
+    """A kernel's arguments that tell the one grid of a tensor."""
+    return dict(zip((f"{name}_scale_ptr", f"{name}_offset_ptr", f"{name}_qmin_ptr"), _params(q), strict=False))
 
 
 def _shape(g: Geometry) -> dict[str, int]:
@@ -263,7 +261,9 @@ def _tile(rows: int, columns: int, terms: int) -> dict[str, int]:
         min(most, max(low, 1 << (n - 1).bit_length()))
         for n, low, most in zip((rows, columns, terms), least, TILE, strict=True)
     )
-    return dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), sizes, strict=True))
+    tile = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), sizes, strict=True))
+    large = tile["BLOCK_M"] * tile["BLOCK_N"] > 1 << 13
+    return {**tile, "num_warps": 8 if large else 4}  # with 4, sums of a large tile do not fit into registers
 
 
 def _parts(terms: int, tiles: int, block: int) -> tuple[int, int]:

@@ -21,6 +21,14 @@ def _zero(scale, low, least, most):
 
 
 @triton.jit
+def _zero_of(scale_ptr, offset_ptr, qmin_ptr):
+    """Scale (float64), code of zero (0..255) and value of that code, of the one grid of a tensor."""
+    scale = tl.load(scale_ptr).to(tl.float64)
+    zero, rest = _zero(scale, tl.load(offset_ptr).to(tl.float64) + scale * tl.load(qmin_ptr).to(tl.float64), 0.0, 255.0)
+    return scale, zero, rest
+
+
+@triton.jit
 def _source(
     row, column, ky, kx, height, width,
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, BACK: tl.constexpr,
@@ -44,13 +52,19 @@ def _gather(
 ):  # fmt: skip
     """Codes less 128 of a block of terms for some outputs, int8; outside of the image the code of zero."""
     k = first + tl.arange(0, BLOCK)
-    place = k // C
-    y, x, inside = _source(
-        row[:, None], column[:, None], (place // KW)[None, :], (place % KW)[None, :], height, width,
-        SH, SW, PH, PW, BACK,
-    )  # fmt: skip
-    inside = inside & there[:, None] & (k < C * KH * KW)[None, :]
-    at = (n[:, None] * height + y) * width + x
+    if C % BLOCK == 0:  # one place for the whole block: its pixels are found once, not for every channel
+        place = first // C
+        y, x, inside = _source(row, column, place // KW, place % KW, height, width, SH, SW, PH, PW, BACK)
+        inside = (inside & there)[:, None]
+        at = ((n * height + y) * width + x)[:, None]
+    else:
+        place = k // C
+        y, x, inside = _source(
+            row[:, None], column[:, None], (place // KW)[None, :], (place % KW)[None, :], height, width,
+            SH, SW, PH, PW, BACK,
+        )  # fmt: skip
+        inside = inside & there[:, None] & (k < C * KH * KW)[None, :]
+        at = (n[:, None] * height + y) * width + x
     codes = tl.load(x_ptr + at.to(tl.int64) * C + (k % C)[None, :], mask=inside, other=0)
     codes = tl.where(inside, codes, zero.to(tl.uint8))
     return (codes ^ 128).to(tl.int8, bitcast=True)
@@ -58,55 +72,61 @@ def _gather(
 
 @triton.jit
 def pack(
-    codes_ptr, scale_ptr, offset_ptr, qmin_ptr, qmax_ptr, out_ptr, sums_ptr, rest_ptr,
+    codes_ptr, scale_ptr, offset_ptr, qmin_ptr, qmax_ptr, x_scale_ptr, x_offset_ptr, x_qmin_ptr,
+    out_ptr, add_ptr, factor_ptr, slope_ptr, values_ptr,
     scale_step, offset_step, qmin_step, qmax_step, row_stride, term_stride, y_stride, x_stride, rows, terms,
-    KW: tl.constexpr, BLOCK: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Weights about their zero: a program per row of the product (filter, or channel for EB) and place of the kernel.
+    """Weights about their zero, and what :func:`convolve` does to its sums; a program per row (filter; in EB channel).
 
-    ``out`` is int8 ``[rows, P, terms]``, ``sums`` int32 ``[P, rows]``, and ``rest`` float64 ``[rows]``: the value of
-    the new code 0. Strides are those of the weight's codes (uint8); a step is 1 with a grid per row, else 0.
+    ``out`` is int8 ``[rows, P, terms]``; ``add`` (int32), ``factor`` and ``slope`` (float32) have one value per row,
+    ``values``, what each place inside adds where zero is no code of the input, is ``[P, rows]``. Strides are those of
+    the weight's codes (uint8); a step is 1 with a grid per row, else 0.
     """
-    row, place = tl.program_id(0), tl.program_id(1)
+    row = tl.program_id(0)
+    x_scale, x_zero, x_rest = _zero_of(x_scale_ptr, x_offset_ptr, x_qmin_ptr)
     scale = tl.load(scale_ptr + row * scale_step).to(tl.float64)
     least = tl.load(qmin_ptr + row * qmin_step).to(tl.float64)
     levels = tl.load(qmax_ptr + row * qmax_step).to(tl.float64) - least
     low = tl.load(offset_ptr + row * offset_step).to(tl.float64) + scale * least
     zero, rest = _zero(scale, low, levels - 127.0, 128.0)
-    tl.store(rest_ptr + row, rest)  # the same from every place
-    start = row * row_stride + (place // KW) * y_stride + (place % KW) * x_stride
-    total = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, terms, BLOCK):
-        term = first + tl.arange(0, BLOCK)
-        inside = term < terms
-        code = tl.load(codes_ptr + start + term * term_stride, mask=inside, other=0).to(tl.int32)
-        v = tl.where(inside, code - zero, 0)
-        tl.store(out_ptr + (row * tl.num_programs(1) + place) * terms + term, v.to(tl.int8), mask=inside)
-        total += v
-    tl.store(sums_ptr + place * rows + row, tl.sum(total, 0))
+    whole = tl.zeros((BLOCK,), tl.int32)
+    for place in range(KH * KW):
+        start = codes_ptr + row * row_stride + (place // KW) * y_stride + (place % KW) * x_stride
+        total = tl.zeros((BLOCK,), tl.int32)
+        for first in range(0, terms, BLOCK):
+            term = first + tl.arange(0, BLOCK)
+            inside = term < terms
+            v = tl.load(start + term * term_stride, mask=inside, other=0).to(tl.int32) - zero
+            tl.store(out_ptr + (row * (KH * KW) + place) * terms + term, v.to(tl.int8), mask=inside)
+            total += tl.where(inside, v, 0)
+        value = x_rest * (scale * tl.sum(total, 0).to(tl.float64) + rest * terms)
+        tl.store(values_ptr + place * rows + row, value.to(tl.float32))
+        whole += total
+    tl.store(add_ptr + row, (128 - x_zero) * tl.sum(whole, 0))
+    tl.store(factor_ptr + row, (x_scale * scale).to(tl.float32))
+    tl.store(slope_ptr + row, (x_scale * rest).to(tl.float32))
 
 
 @triton.jit
 def convolve(
-    x_ptr, pixels_ptr, w_ptr, sums_ptr, rest_ptr, bias_ptr, out_ptr, x_scale_ptr, x_offset_ptr, x_qmin_ptr,
-    scale_ptr, scale_step, count, height, width, rows, columns, filters,
+    x_ptr, pixels_ptr, w_ptr, add_ptr, factor_ptr, slope_ptr, values_ptr, bias_ptr, out_ptr,
+    x_scale_ptr, x_offset_ptr, x_qmin_ptr, count, height, width, rows, columns, filters,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr,
     PW: tl.constexpr, BACK: tl.constexpr, BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """FW, or with ``BACK`` EB: codes ``[N, height, width, C]`` to float32 ``[N, rows, columns, filters]``.
 
-    A program makes one tile; ``count`` is ``N * rows * columns``, ``pixels`` the codes' sums over channels, int32.
-    Weights, their sums and rests are what :func:`pack` made; their scales lie ``scale_step`` apart.
+    A program makes one tile; ``count`` is ``N * rows * columns``, ``pixels`` the codes' sums over channels, int32. What
+    belongs to the weights is as :func:`pack` made it.
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     there = m < count
     column, row, n = m % columns, (m // columns) % rows, m // (columns * rows)
     f = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     wanted = f < filters
-    x_scale = tl.load(x_scale_ptr).to(tl.float64)
-    low = tl.load(x_offset_ptr).to(tl.float64) + x_scale * tl.load(x_qmin_ptr).to(tl.float64)
-    zero, x_rest = _zero(x_scale, low, 0.0, 255.0)
+    _scale, zero, rest = _zero_of(x_scale_ptr, x_offset_ptr, x_qmin_ptr)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for first in range(0, C * KH * KW, BLOCK_K):
         p = _gather(x_ptr, zero, first, there, n, row, column, height, width,
@@ -115,28 +135,22 @@ def convolve(
         inside = (k < C * KH * KW)[:, None] & wanted[None, :]
         w = tl.load(w_ptr + f.to(tl.int64)[None, :] * (C * KH * KW) + k[:, None], mask=inside, other=0)
         acc = tl.dot(p, w, acc, out_dtype=tl.int32)
-    scale = tl.load(scale_ptr + f * scale_step, mask=wanted, other=1.0).to(tl.float64)
-    rest = tl.load(rest_ptr + f, mask=wanted, other=0.0)
-    whole = tl.zeros((BLOCK_N,), tl.int32)
-    for place in range(KH * KW):
-        whole += tl.load(sums_ptr + place * filters + f, mask=wanted, other=0)
-    out = (acc + ((128 - zero) * whole)[None, :]).to(tl.float32) * (x_scale * scale).to(tl.float32)[None, :]
-    if tl.max(tl.abs(rest), 0) != 0.0:  # not with symmetric weights; else sums of the codes alone
+    acc += tl.load(add_ptr + f, mask=wanted, other=0)[None, :]
+    out = acc.to(tl.float32) * tl.load(factor_ptr + f, mask=wanted, other=0.0)[None, :]
+    slope = tl.load(slope_ptr + f, mask=wanted, other=0.0)
+    if tl.max(tl.abs(slope), 0) != 0.0:  # not with symmetric weights; else sums of the codes alone
         box = tl.zeros((BLOCK_M,), tl.int32)
         for place in range(KH * KW):
             y, x, read = _source(row, column, place // KW, place % KW, height, width, SH, SW, PH, PW, BACK)
             read = read & there
             pixel = tl.load(pixels_ptr + (n * height + y) * width + x, mask=read, other=0)
             box += tl.where(read, pixel - zero * C, 0)
-        out += box.to(tl.float32)[:, None] * (x_scale * rest).to(tl.float32)[None, :]
-    if x_rest != 0.0:  # not behind a ReLU: zero is no code, and padding is zero
-        more = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        out += box.to(tl.float32)[:, None] * slope[None, :]
+    if rest != 0.0:  # not behind a ReLU: zero is no code of the input, and padding is zero
         for place in range(KH * KW):
-            _, _, read = _source(row, column, place // KW, place % KW, height, width, SH, SW, PH, PW, BACK)
-            part = tl.load(sums_ptr + place * filters + f, mask=wanted, other=0).to(tl.float64)
-            value = (x_rest * (scale * part + C * rest)).to(tl.float32)
-            more += tl.where(read[:, None], value[None, :], 0.0)
-        out += more
+            _y, _x, read = _source(row, column, place // KW, place % KW, height, width, SH, SW, PH, PW, BACK)
+            value = tl.load(values_ptr + place * filters + f, mask=wanted, other=0.0)
+            out += tl.where(read[:, None], value[None, :], 0.0)
     if BIAS:
         out += tl.load(bias_ptr + f, mask=wanted, other=0.0)[None, :]
     tl.store(out_ptr + m.to(tl.int64)[:, None] * filters + f[None, :], out, mask=there[:, None] & wanted[None, :])
@@ -146,21 +160,19 @@ def convolve(
 def correlate(
     e_ptr, a_ptr, out_ptr, first_row, filters, count, chunk, height, width, rows, columns,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr,
-    PW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PW: tl.constexpr, COUNTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """GC's integer sums over ``chunk`` outputs per part: codes less 128 of errors and activations, int32.
 
-    ``out`` is ``[parts, filters + 1, P * C + P]``. The row after the filters holds sums of the activations alone, the
-    columns after ``P * C`` sums of the errors that read inside the image, and where both meet their number. Activations
-    outside count as 0.
+    ``out`` is ``[parts, filters + 1, P * C + P]``. Its last row holds sums of the activations alone. Its last ``P``
+    columns, which a launch with ``COUNTS`` makes, hold sums of the errors that read inside the image, and in the last
+    row their number. Activations outside count as 0.
     """
     f = first_row + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     j = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     start = tl.program_id(2) * chunk
     end = tl.minimum(start + chunk, count)
-    counts = j >= KH * KW * C
-    place = tl.where(counts, j - KH * KW * C, j // C)
-    known = place < KH * KW
+    wanted = j < (KH * KW if COUNTS else KH * KW * C)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for step in range(0, chunk, BLOCK_K):
         k = start + step + tl.arange(0, BLOCK_K)
@@ -170,19 +182,28 @@ def correlate(
         e = tl.load(e_ptr + k.to(tl.int64)[:, None] * filters + f[None, :], mask=mask, other=128)
         e = (e ^ 128).to(tl.int8, bitcast=True)
         e = tl.where(there[:, None] & (f == filters)[None, :], 1, e).to(tl.int8)
-        y, x, inside = _source(
-            row[:, None], column[:, None], (place // KW)[None, :], (place % KW)[None, :], height, width,
-            SH, SW, PH, PW, False,
-        )  # fmt: skip
-        inside = inside & there[:, None] & known[None, :]
-        at = ((n[:, None] * height + y) * width + x).to(tl.int64) * C + (j % C)[None, :]
-        a = tl.load(a_ptr + at, mask=inside & (j < KH * KW * C)[None, :], other=128)
-        a = (a ^ 128).to(tl.int8, bitcast=True)
-        a = tl.where(inside & counts[None, :], 1, a).to(tl.int8)
+        if C % BLOCK_N == 0 and not COUNTS:  # as in :func:`_gather`
+            place = tl.program_id(1) * BLOCK_N // C
+            y, x, inside = _source(row, column, place // KW, place % KW, height, width, SH, SW, PH, PW, False)
+            inside = (inside & there)[:, None]
+            at = ((n * height + y) * width + x)[:, None]
+        else:
+            place = j if COUNTS else j // C
+            y, x, inside = _source(
+                row[:, None], column[:, None], (place // KW)[None, :], (place % KW)[None, :], height, width,
+                SH, SW, PH, PW, False,
+            )  # fmt: skip
+            inside = inside & there[:, None] & wanted[None, :]
+            at = (n[:, None] * height + y) * width + x
+        if COUNTS:
+            a = inside.to(tl.int8)
+        else:
+            a = tl.load(a_ptr + at.to(tl.int64) * C + (j % C)[None, :], mask=inside, other=128)
+            a = (a ^ 128).to(tl.int8, bitcast=True)
         acc = tl.dot(tl.trans(e), a, acc, out_dtype=tl.int32)
-    width_out = KH * KW * (C + 1)
-    at = (tl.program_id(2).to(tl.int64) * (filters + 1) + f[:, None]) * width_out + j[None, :]
-    tl.store(out_ptr + at, acc, mask=(f <= filters)[:, None] & known[None, :])
+    at = (tl.program_id(2).to(tl.int64) * (filters + 1) + f[:, None]) * (KH * KW * (C + 1)) + j[None, :]
+    at += KH * KW * C if COUNTS else 0
+    tl.store(out_ptr + at, acc, mask=(f <= filters)[:, None] & wanted[None, :])
 
 
 @triton.jit
