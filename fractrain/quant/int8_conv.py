@@ -1,8 +1,8 @@
 """Convolutions on integer codes on a GPU: int8 products that tensor cores make exactly, by Triton kernels.
 
 The algebra is that of :mod:`fractrain.quant.integer`. With one grid per tensor of activations ``A = s (u - z) + m``
-(codes ``u`` in 0..255, integer ``z``), weights ``W = t v + o`` about their zero (``v`` in -128..127; ``t`` and ``o`` one
-per filter, or one in all) and sums over what lies inside the image, FW is::
+(codes ``u`` in 0..255, integer ``z``), weights ``W = t v + o`` about their zero (``v`` in -128..127; ``t`` and ``o``
+per filter, or one) and sums over what lies inside the image, FW is::
 
     sum A W  =  s t sum (u - z) v  +  s o sum (u - z)  +  m sum W
 

@@ -65,7 +65,7 @@ class QuantConv2d(QuantLayer):
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, site={self.site!r}"
 
     def integer_geometry(self, x: torch.Tensor) -> Geometry | None:
-        """How FW runs on integer codes: dense, both operands at up to 8 bits; ``quant.integer``, ``quant.int8_conv``."""
+        """How FW runs on integer codes: dense, both operands at up to 8 bits; ``quant.integer``, or ``int8_conv``."""
         p, on_gpu = self.precision, x.device.type in int8_conv.DEVICES
         suited = suits(p.fw_a, p.fw_w) and (_of_one_grid(p.fw_a) or not on_gpu)
         geometry = self._geometry(x) if suited else None
