@@ -40,6 +40,7 @@ DEVICES: Final = {"cuda"}
 LEAST_MACS: Final = 1 << 19  # products per sample, as on the CPU; where it pays on a GPU has never been measured
 MOST_AT_ONCE: Final = (2**31 - 1) // (128 * 128)  # terms of GC that int32 holds whatever the codes
 TILE: Final = (128, 128, 64)  # most outputs (GC: filters), filters (GC: weights per filter) and terms at a time
+TRIAL: Final = 16  # samples of a trial, or as many times more as fill a tile: what is tried is what will be launched
 PROGRAMS: Final = 512  # into which GC is cut, where it has so many terms: a few for each multiprocessor
 
 Product = Literal["forward", "input", "weight"]
@@ -184,9 +185,10 @@ def _tried(g: Geometry, product: Product, device: torch.device) -> bool:
 def _exact(g: Geometry, product: Product, device: torch.device) -> bool:
     """Whether products of random and of the most extreme codes are right, against float64."""
     gen = torch.Generator().manual_seed(0)
-    sizes = {"e": (3, g.filters, *g.output), "a": (3, *g.image), "w": (g.filters, g.image[0], *g.kernel)}
+    count = TRIAL * -(-TILE[0] // (TRIAL * g.output[0] * g.output[1]))
+    sizes = {"e": (count, g.filters, *g.output), "a": (count, *g.image), "w": (g.filters, g.image[0], *g.kernel)}
     codes = {name: torch.randint(0, 256, size, dtype=torch.uint8, generator=gen) for name, size in sizes.items()}
-    codes["e"][1:], codes["a"][1:], codes["w"][::2] = 255, 255, 0
+    codes["e"][::2], codes["a"][::2], codes["w"][::2] = 255, 255, 0
     codes = {name: _dense(c.to(device)) for name, c in codes.items()}
     # Grids on which zero is a code, so that results are integers; and one on which it is not.
     for offsets in ((-101.0, 0.0, -128.0), (0.0, -101.0, -128.0), (-101.25, 0.5, -127.75)):

@@ -162,7 +162,7 @@ def correlate(
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr,
     PW: tl.constexpr, COUNTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """GC's integer sums over ``chunk`` outputs per part: codes less 128 of errors and activations, int32.
+    """GC's integer sums over ``chunk`` outputs per part (whole blocks): codes less 128 of errors and activations, int32.
 
     ``out`` is ``[parts, filters + 1, P * C + P]``. Its last row holds sums of the activations alone. Its last ``P``
     columns, which a launch with ``COUNTS`` makes, hold sums of the errors that read inside the image, and in the last
@@ -171,17 +171,16 @@ def correlate(
     f = first_row + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     j = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     start = tl.program_id(2) * chunk
-    end = tl.minimum(start + chunk, count)
     wanted = j < (KH * KW if COUNTS else KH * KW * C)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for step in range(0, chunk, BLOCK_K):
         k = start + step + tl.arange(0, BLOCK_K)
-        there = k < end
+        there = k < count
         row, column, n = (k // columns) % rows, k % columns, k // (columns * rows)
         mask = there[:, None] & (f < filters)[None, :]
         e = tl.load(e_ptr + k.to(tl.int64)[:, None] * filters + f[None, :], mask=mask, other=128)
         e = (e ^ 128).to(tl.int8, bitcast=True)
-        e = tl.where(there[:, None] & (f == filters)[None, :], 1, e).to(tl.int8)
+        e = tl.where((f == filters)[None, :], 1, e).to(tl.int8)
         if C % BLOCK_N == 0 and not COUNTS:  # as in :func:`_gather`
             place = tl.program_id(1) * BLOCK_N // C
             y, x, inside = _source(row, column, place // KW, place % KW, height, width, SH, SW, PH, PW, False)

@@ -39,6 +39,7 @@ GEOMETRIES = [
     (2, Geometry((4, 6, 6), 6, (1, 1), (2, 2), (0, 0))),  # pixels that nothing reads
     (1, Geometry((2, 5, 4), 2, (5, 5), (1, 1), (2, 2))),
     (2, Geometry((6, 5, 6), 4, (3, 2), (2, 1), (0, 2))),
+    (1, Geometry((24, 3, 4), 3, (1, 2), (1, 1), (0, 1))),  # more channels than a tile, but no whole tiles
     (1, Geometry((1, 4, 3), 1, (1, 1), (1, 1), (2, 2))),  # outputs that lie outside
     (2, Geometry((3, 3, 3), 4, (3, 3), (1, 1), (0, 0))),  # one output
 ]
@@ -220,7 +221,7 @@ def check_layer(check: Check) -> None:
 
 
 def main() -> None:
-    int8_conv.TILE = TILE
+    int8_conv.TILE, int8_conv.TRIAL = TILE, 2
     results = {}
     for name, run in sorted(globals().items()):
         if name.startswith("check_"):
