@@ -162,7 +162,7 @@ def correlate(
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr,
     PW: tl.constexpr, COUNTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """GC's integer sums over ``chunk`` outputs per part (whole blocks): codes less 128 of errors and activations, int32.
+    """GC: integer sums over ``chunk`` outputs (whole blocks) per part: codes less 128 of errors and activations, int32.
 
     ``out`` is ``[parts, filters + 1, P * C + P]``. Its last row holds sums of the activations alone. Its last ``P``
     columns, which a launch with ``COUNTS`` makes, hold sums of the errors that read inside the image, and in the last
