@@ -282,27 +282,32 @@ class Convolutions:
         return torch.ops.aten.convolution_backward(e, a, w, *args)
 
 
-@pytest.mark.parametrize(("variant", "made"), [("fractrain", {"FW", "GC"}), ("banner", {"FW", "EB"})])
-def test_int8_convolutions_are_recorded_too(variant: str, made: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "WARM_UP", 2)
+@pytest.mark.parametrize(
+    ("method", "settings", "made"),
+    [("sbm", {}, {"FW", "GC"}), ("sbm", {"variant": "banner"}, {"FW", "EB"}), ("dfq", {}, {"FW", "GC"})],
+)
+def test_int8_convolutions_are_recorded_too(
+    method: str, settings: dict[str, Any], made: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     launcher = Convolutions()
     monkeypatch.setattr(int8_conv, "DEVICES", {DEVICE.type})
     monkeypatch.setattr(int8_conv, "load", lambda: launcher)
     monkeypatch.setattr(int8_conv, "_tried", lambda g, product, device: True)
     monkeypatch.setattr(int8_conv, "LEAST_MACS", 1)
-    run = config("sbm", {"variant": variant})
+    run = config(method, settings)
 
-    def loop(device: Device, recorded: bool) -> TrainingLoop:
+    def loop(device: Device) -> TrainingLoop:
         return TrainingLoop(
-            run, DEVICE, None, False, SmallRegistries(), lambda line: None, lambda: False,
-            recorder=device if recorded else None,
+            run, DEVICE, None, False, SmallRegistries(), lambda line: None, lambda: False, recorder=device
         )  # fmt: skip
 
     with pretending() as device:
-        recorded = trained(loop(device, True))
-        assert device.replays >= 3
+        recorded = trained(loop(device))
+        assert (replays := device.replays) >= 3
         assert launcher.made == made
-        same(recorded, trained(loop(device, False)))
+        monkeypatch.setattr(recording, "WARM_UP", 1000)
+        same(recorded, trained(loop(device)))
+        assert device.replays == replays
 
 
 def test_launching_int8_convolutions_does_not_wait() -> None:
