@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fractrain.errors import ConfigError
-from fractrain.quant import int8_gemm
+from fractrain.quant import int8_conv, int8_gemm
 from fractrain.quant.gemm import linear, matmul
 from fractrain.quant.int8_gemm import GemmPlan, Shape
 from fractrain.quant.integer import Geometry, convolve, pays, suits, suits_some, suits_tensor, suits_weight
@@ -65,35 +65,50 @@ class QuantConv2d(QuantLayer):
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, site={self.site!r}"
 
     def integer_geometry(self, x: torch.Tensor) -> Geometry | None:
-        """How FW runs on integer codes: dense convolutions of both operands at up to 8 bits, see ``quant.integer``."""
-        geometry = self._geometry(x) if suits(self.precision.fw_a, self.precision.fw_w) else None
-        return geometry if geometry is not None and pays(geometry) else None
+        """How FW runs on integer codes: dense, both operands at up to 8 bits; ``quant.integer``, or ``int8_conv``."""
+        p, on_gpu = self.precision, x.device.type in int8_conv.DEVICES
+        suited = suits(p.fw_a, p.fw_w) and (_of_one_grid(p.fw_a) or not on_gpu)
+        geometry = self._geometry(x) if suited else None
+        if geometry is None:
+            return None
+        return geometry if (int8_conv.possible(geometry, "forward", x.device) if on_gpu else pays(geometry)) else None
 
     def integer_backward(self, x: torch.Tensor) -> Plan | None:
-        """Which of EB and GC run on integer codes, see ``quant.integer_backward``."""
-        p = self.precision
-        eb = suits_some(p.eb_e) and suits_weight(p.eb_w)
-        gc = suits_some(p.gc_e) and suits_tensor(p.gc_a)
+        """Which of EB and GC run on integer codes, see ``quant.integer_backward``; on a GPU ``quant.int8_conv``."""
+        p, on_gpu = self.precision, x.device.type in int8_conv.DEVICES
+        if on_gpu:
+            eb = _of_one_grid(p.eb_e) and _of_one_grid(p.eb_w)
+            gc = _of_one_grid(p.gc_e) and _of_one_grid(p.gc_a)
+        else:
+            eb = suits_some(p.eb_e) and suits_weight(p.eb_w)
+            gc = suits_some(p.gc_e) and suits_tensor(p.gc_a)
         geometry = self._geometry(x) if eb or gc else None
-        return None if geometry is None else possible(geometry).only(eb, gc)
+        if geometry is None:
+            return None
+        return int8_conv.plan(geometry, eb, gc, x.device) if on_gpu else possible(geometry).only(eb, gc)
 
     def integer_product(
         self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Geometry
     ) -> torch.Tensor | None:
         """FW, see ``quant.integer``; None where compiled kernels did not quantize the activation."""
+        if a.codes.device.type in int8_conv.DEVICES:
+            return int8_conv.forward(a, w, bias, geometry)
         return convolve(a, w, bias, geometry)
 
     def integer_products(
         self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: Plan
     ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
         """EB and GC, see ``quant.integer_backward``; None where compiled kernels did not quantize the error."""
+        if e.codes.device.type in int8_conv.DEVICES:
+            da = int8_conv.input_gradient(e, w, plan.geometry) if plan.eb and w is not None else None
+            return da, int8_conv.weight_gradient(e, a, plan.geometry) if plan.gc and a is not None else None
         return None if e.rows is None else products(e, a, w, plan)
 
     def _geometry(self, x: torch.Tensor) -> Geometry | None:
-        """Of dense convolutions of float32 on the CPU, where the compiled kernels may be used."""
-        if self.state.kernels == "reference" or x.device.type != "cpu" or self.groups != 1 or self.dilation != (1, 1):
+        """Of dense convolutions of float32, on devices that have kernels for them, where these may be used."""
+        if self.state.kernels == "reference" or x.device.type not in {"cpu", *int8_conv.DEVICES}:
             return None
-        if x.dtype != torch.float32:
+        if x.dtype != torch.float32 or self.groups != 1 or self.dilation != (1, 1):
             return None
         image = (x.shape[1], x.shape[2], x.shape[3])
         kernel, stride = (self.kernel_size[0], self.kernel_size[1]), (self.stride[0], self.stride[1])

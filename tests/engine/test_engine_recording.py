@@ -16,7 +16,10 @@ from fractrain.engine import recording
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.methods.registry import names
-from fractrain.quant import int8_gemm
+from fractrain.quant import int8_conv, int8_gemm
+from fractrain.quant.grid import Grid
+from fractrain.quant.integer import Geometry
+from fractrain.quant.kernels import Quantized
 from fractrain.quant.noise import NoiseTable, noise_key
 
 STAGES = {"window": 2, "epsilon": 1e6, "scale_epochs": 1}
@@ -254,6 +257,88 @@ def test_int8_products_are_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None
         assert device.replays >= 3
         assert {(64, 48), (32, 64)} <= {tuple(shape) for shape in made}  # FW and GC of the second layer
         same(recorded, trained(loop(device, False)))
+
+
+class Convolutions:
+    """Stands for the launcher of int8 convolutions, which needs a GPU: products of values."""
+
+    def __init__(self) -> None:
+        self.made: set[str] = set()
+
+    def convolve(self, x: Quantized, w: Quantized, bias: Any, g: Geometry, back: bool = False) -> torch.Tensor:
+        self.made.add("EB" if back else "FW")
+        if back:
+            a = torch.zeros(x.codes.shape[0], *g.image, device=x.codes.device)
+            return self.backward(x.values(), a, w.values(), g)[0]
+        return nn.functional.conv2d(x.values(), w.values(), bias, g.stride, g.padding)
+
+    def correlate(self, e: Quantized, a: Quantized, g: Geometry) -> torch.Tensor:
+        self.made.add("GC")
+        w = torch.zeros(g.filters, g.image[0], *g.kernel, device=e.codes.device)
+        return self.backward(e.values(), a.values(), w, g)[1]
+
+    def backward(self, e: torch.Tensor, a: torch.Tensor, w: torch.Tensor, g: Geometry) -> Any:
+        args = (None, g.stride, g.padding, (1, 1), False, (0, 0), 1, (True, True, False))
+        return torch.ops.aten.convolution_backward(e, a, w, *args)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "made"),
+    [("sbm", {}, {"FW", "GC"}), ("sbm", {"variant": "banner"}, {"FW", "EB"}), ("dfq", {}, {"FW", "GC"})],
+)
+def test_int8_convolutions_are_recorded_too(
+    method: str, settings: dict[str, Any], made: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = Convolutions()
+    monkeypatch.setattr(int8_conv, "DEVICES", {DEVICE.type})
+    monkeypatch.setattr(int8_conv, "load", lambda: launcher)
+    monkeypatch.setattr(int8_conv, "_tried", lambda g, product, device: True)
+    monkeypatch.setattr(int8_conv, "LEAST_MACS", 1)
+    run = config(method, settings)
+
+    def loop(device: Device) -> TrainingLoop:
+        return TrainingLoop(
+            run, DEVICE, None, False, SmallRegistries(), lambda line: None, lambda: False, recorder=device
+        )  # fmt: skip
+
+    with pretending() as device:
+        recorded = trained(loop(device))
+        assert (replays := device.replays) >= 3
+        assert launcher.made == made
+        monkeypatch.setattr(recording, "WARM_UP", 1000)
+        same(recorded, trained(loop(device)))
+        assert device.replays == replays
+
+
+def test_launching_int8_convolutions_does_not_wait() -> None:
+    launched = []
+
+    class Nothing:
+        """Kernels that note where their tensors are."""
+
+        def __getattr__(self, name: str) -> Any:
+            class Launch:
+                def __getitem__(_, programs: tuple[int, ...]) -> Any:
+                    return lambda **args: launched.append((name, [t for t in args.values() if torch.is_tensor(t)]))
+
+            return Launch()
+
+    def codes(*shape: int, rows: bool = False) -> Quantized:
+        scale = torch.ones((shape[0], 1, 1, 1) if rows else (), device=DEVICE)
+        whole = (torch.zeros((), device=DEVICE) for _ in range(3))
+        return Quantized(torch.zeros(shape, dtype=torch.uint8, device=DEVICE), Grid(scale, *whole))
+
+    g = Geometry((3, 6, 5), 4, (3, 3), (2, 1), (1, 1))
+    launcher = int8_conv.Launcher(Nothing())  # type: ignore[arg-type]
+    with pretending() as device:
+        a, e = codes(2, *g.image), codes(2, g.filters, *g.output)
+        w, one, bias = codes(4, 3, 3, 3, rows=True), codes(4, 3, 3, 3), torch.zeros(4, device=DEVICE)
+        works = (lambda: launcher.convolve(a, w, bias, g), lambda: launcher.convolve(e, one, None, g, back=True),
+                 lambda: launcher.correlate(e, a, g))  # fmt: skip
+        shapes = [tuple(device.record(work)[1].shape) for work in works]
+    assert shapes == [(2, 4, *g.output), (2, *g.image), (4, 3, 3, 3)]
+    assert [name for name, _ in launched] == ["pack", "convolve"] * 2 + ["correlate"] * 2 + ["finish"]
+    assert all(t.device == DEVICE for _, tensors in launched for t in tensors)
 
 
 def test_the_device_of_these_tests_refuses_what_a_graph_cannot_hold() -> None:

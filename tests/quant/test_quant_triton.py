@@ -7,38 +7,25 @@ is in triton_checks.py and triton_builds.py.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from triton_process import needs_triton, run
 
 from fractrain.quant import device
 from fractrain.quant.device import Launcher, launcher_for, probed
 from fractrain.quant.formats import Affine
 from fractrain.quant.kernels import quantize
 
-HERE = Path(__file__).parent
 CHECKS = {  # and the least number of comparisons each makes
     "dispatch": 22, "flag": 19, "limits": 20, "many_parts": 7, "measured": 100, "noise": 15, "probe": 5, "rescale": 15,
     "shapes": 108,
     "special_values": 6, "what_is_covered": 8, "width_per_sample": 64, "widths": 90,
 }  # fmt: skip
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-
-
-def run(script: str, folder: Path, *args: str, **env: str) -> Any:
-    """Run a script of this folder and return what it prints as JSON."""
-    settings = {"TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path[1:])}
-    command = [sys.executable, str(HERE / script), *args]
-    done = subprocess.run(command, env={**os.environ, **settings, **env}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
