@@ -166,8 +166,6 @@ def test_the_table_by_hand() -> None:
     settings = {"model": "m", "batch": 1, "size": 2, "repeats": 3, "kernels": "auto"}
     document = {"label": "", "paths": [path], "where_time_goes": [], "machine": machine, "settings": settings}
     text = markdown(document)
-    assert (
-        "| `a` | 0.50x | 0.40x to 0.60x | at most 0.65x | yes | 0.70x (0.69x to 0.72x), met: no | 1.6x | 250 ms, 500 ms |"
-        in text
-    )
+    beside = "0.70x (0.69x to 0.72x), met: no"
+    assert f"| `a` | 0.50x | 0.40x to 0.60x | at most 0.65x | yes | {beside} | 1.6x | 250 ms, 500 ms |" in text
     assert "m, batch 1, 2x2, C, 2 threads, torch 2, kernels auto." in text

@@ -1,4 +1,4 @@
-"""Gradients of candidates are zero for samples that chose another: what knows that must give what reading them gives."""
+"""Gradients of candidates are zero for samples that chose another: who knows that finds what reading them finds."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
@@ -125,7 +126,7 @@ def test_tensors_in_use_never_overlap_and_all_bytes_are_accounted_for() -> None:
         else:
             kept.append(mine.tensor((SMALLEST * (1 + draw[0] % 24) // 2 + SMALLEST,), torch.uint8).fill_(i % 251))
         places = sorted((t.data_ptr(), size_of_block(len(t))) for t in kept)
-        assert all(a + n <= b for (a, n), (b, _) in zip(places, places[1:], strict=False))
+        assert all(a + n <= b for (a, n), (b, _) in pairwise(places))
         assert sum(n for _, n in places) <= mine.used <= sum(n for _, n in places) + len(places) * SMALLEST
     segments = {id(p.segment): p.segment.nbytes for found in mine._free.values() for p in found.values()}
     kept.clear()
