@@ -197,14 +197,14 @@ class GatedBlock(nn.Module):
                 outs[k] = shared if outs[k] is None else outs[k]
         if pool is not None:
             pool.close()
-        return mix(mask, choice, [o for o in outs if o is not None]), sites
+        return mix(mask, choice, [o for o in outs if o is not None], self.state.kernels), sites
 
     def _train_selected(
         self, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor
     ) -> tuple[torch.Tensor, list[Any]]:
         mixed = per_sample(self.precisions, choice)
         out, sites = self._pass(lambda layer: self._held(layer) or mixed, CandidateScope(0, x, "selected", {}))
-        return chosen_only(mask, choice, out), sites
+        return chosen_only(mask, choice, out, self.state.kernels), sites
 
     def _evaluate(self, x: torch.Tensor, choice: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, list[Any]]:
         out: torch.Tensor | None = None

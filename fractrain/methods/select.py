@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from fractrain.quant import blocks, known_range
-from fractrain.quant.kernels import flat, fused_for
+from fractrain.quant.kernels import Kernels, flat, fused_for
 from fractrain.quant.precision import Precision
 
 
-def mix(mask: torch.Tensor, choice: torch.Tensor, outs: list[torch.Tensor]) -> torch.Tensor:
+def mix(mask: torch.Tensor, choice: torch.Tensor, outs: list[torch.Tensor], kernels: Kernels = "auto") -> torch.Tensor:
     """Take each sample from the candidate that was chosen for it.
 
     Value: row n of ``outs[choice[n]]``; d mask_k = <dL/d out, out_k> per sample; d out_k = mask_k dL/d out.
@@ -22,17 +22,18 @@ def mix(mask: torch.Tensor, choice: torch.Tensor, outs: list[torch.Tensor]) -> t
         mask: ``[N, K]``, one-hot.
         choice: ``[N]``, the column of the one.
         outs: K tensors ``[N, ...]`` of one shape; those that share memory are kept once.
+        kernels: for the inner products; what only moves values is the same bits by any.
     """
-    out: torch.Tensor = _Mix.apply(mask, choice, *outs)
+    out: torch.Tensor = _Mix.apply(mask, choice, kernels, *outs)
     return out
 
 
-def chosen_only(mask: torch.Tensor, choice: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def chosen_only(mask: torch.Tensor, choice: torch.Tensor, out: torch.Tensor, kernels: Kernels = "auto") -> torch.Tensor:
     """Return ``out`` ``[N, ...]``, every sample already at its choice, and give the mask the gradient that is known.
 
     d mask_k = <dL/d out, out> per sample for the chosen k, and zero for the others, whose outputs were not computed.
     """
-    y: torch.Tensor = _Chosen.apply(mask, choice, out)
+    y: torch.Tensor = _Chosen.apply(mask, choice, kernels, out)
     return y
 
 
@@ -50,10 +51,10 @@ def per_sample(precisions: Sequence[Precision], choice: torch.Tensor) -> Precisi
     return first.with_bits(a=a, e=e)
 
 
-def row_products(g: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
+def row_products(g: torch.Tensor, o: torch.Tensor, kernels: Kernels = "auto") -> torch.Tensor:
     """Inner product per sample of two tensors ``[N, ...]``, ``[N]``; one pass over memory in either layout."""
     alike = g.dtype == o.dtype == torch.float32 and g.stride() == o.stride()
-    fused = fused_for(g, "auto") if alike else None
+    fused = fused_for(g, kernels) if alike else None
     if fused is not None:
         module, parallel = fused
         out = torch.empty(g.shape[0])
@@ -96,7 +97,10 @@ def _only(choice: torch.Tensor, k: int, g: torch.Tensor) -> torch.Tensor:
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mask: torch.Tensor, choice: torch.Tensor, *outs: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, mask: torch.Tensor, choice: torch.Tensor, kernels: Kernels, *outs: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.kernels = kernels
         places: dict[int, int] = {}
         ctx.place = [places.setdefault(o.data_ptr(), len(places)) for o in outs]
         ctx.save_for_backward(choice, *(outs[ctx.place.index(i)] for i in range(len(places))))
@@ -106,17 +110,19 @@ class _Mix(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         choice, *distinct = ctx.saved_tensors
         g = grads[0]
-        products = [row_products(g, o) for o in distinct] if ctx.needs_input_grad[0] else []
+        products = [row_products(g, o, ctx.kernels) for o in distinct] if ctx.needs_input_grad[0] else []
         columns = torch.stack([products[i] for i in ctx.place], dim=1) if products else None
-        need = ctx.needs_input_grad[2:]
-        return (columns, None, *(_only(choice, k, g) if n else None for k, n in enumerate(need)))
+        need = ctx.needs_input_grad[3:]
+        return (columns, None, None, *(_only(choice, k, g) if n else None for k, n in enumerate(need)))
 
 
 class _Chosen(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mask: torch.Tensor, choice: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, mask: torch.Tensor, choice: torch.Tensor, kernels: Kernels, out: torch.Tensor
+    ) -> torch.Tensor:
         ctx.save_for_backward(choice, out)
-        ctx.shape = mask.shape
+        ctx.shape, ctx.kernels = mask.shape, kernels
         return out.clone()  # `out` is kept: what follows may change its input in place
 
     @staticmethod
@@ -125,5 +131,5 @@ class _Chosen(torch.autograd.Function):
         g = grads[0]
         columns = None
         if ctx.needs_input_grad[0]:
-            columns = g.new_zeros(ctx.shape).scatter_(1, choice[:, None], row_products(g, out)[:, None])
-        return columns, None, g
+            columns = g.new_zeros(ctx.shape).scatter_(1, choice[:, None], row_products(g, out, ctx.kernels)[:, None])
+        return columns, None, None, g

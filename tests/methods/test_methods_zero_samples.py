@@ -106,3 +106,9 @@ def test_inner_products_per_sample(shape: tuple[int, ...], threads: int) -> None
     bad = a.clone(memory_format=torch.preserve_format)
     bad[0, 0] = float("nan")
     assert row_products(bad, b).isnan().tolist() == [True, *[False] * (shape[0] - 1)]
+
+
+def test_the_reference_takes_torch_s_inner_products() -> None:
+    a, b = images((3, 16, 8, 8), 0), images((3, 16, 8, 8), 1)
+    plain = torch.linalg.vecdot(*(t.permute(0, 2, 3, 1).reshape(3, -1) for t in (a, b)))
+    assert torch.equal(row_products(a, b, "reference"), plain)
