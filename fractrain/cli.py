@@ -56,7 +56,7 @@ class CommandLine(NearestGroup):
             result = super().main(args, prog_name, **extra)
             sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
         except (KeyboardInterrupt, click.Abort):
-            say("fractrain: interrupted; the same command goes on where this one stopped")
+            say("fractrain: interrupted; nothing is half written, the same command may be given again")
             return INTERRUPTED
         except click.ClickException as error:
             return _tell(_usage_line(error), error, debug, USAGE)
