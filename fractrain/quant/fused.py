@@ -172,45 +172,39 @@ def _sum_relu(x, z, y, signs):  # type: ignore[no-untyped-def]
                 bits[c] = (eights[c] * _PACK) >> np.uint64(56)
 
 
+@njit(**_OPTIONS)
+def _where_row(signs, g, out):  # type: ignore[no-untyped-def]
+    wait = np.empty(CHUNK, np.uint8)
+    eights = wait.view(np.uint64)
+    for first in range(0, g.shape[0], CHUNK):
+        bits = signs[first // 8 : (first + CHUNK) // 8]
+        for c in range(bits.shape[0]):
+            eights[c] = (np.uint64(bits[c]) * _SPREAD) & _BITS
+        e, da = g[first : first + CHUNK], out[first : first + CHUNK]
+        for c in range(e.shape[0]):
+            da[c] = np.float32(0.0) if wait[c] == 0 else e[c]
+
+
 def _where(signs, g, live, out):  # type: ignore[no-untyped-def]
     for r in prange(g.shape[0]):
         if live[r] == 0:
             out[r, :] = np.float32(0.0)
-            continue
-        wait = np.empty(CHUNK, np.uint8)
-        eights = wait.view(np.uint64)
-        for first in range(0, g.shape[1], CHUNK):
-            bits = signs[r, first // 8 : (first + CHUNK) // 8]
-            for c in range(bits.shape[0]):
-                eights[c] = (np.uint64(bits[c]) * _SPREAD) & _BITS
-            e, da = g[r, first : first + CHUNK], out[r, first : first + CHUNK]
-            for c in range(e.shape[0]):
-                da[c] = np.float32(0.0) if wait[c] == 0 else e[c]
+        else:
+            _where_row(signs[r], g[r], out[r])
 
 
 def _where_onto(signs, g, live, out, total, first):  # type: ignore[no-untyped-def]
-    # as above; total: the same if it is the first, else added to
+    # as above; total: the same if it is the first, else it is added
     for r in prange(g.shape[0]):
         if live[r] == 0:
             out[r, :] = np.float32(0.0)
-            if first:
-                total[r, :] = np.float32(0.0)
-            continue
-        wait = np.empty(CHUNK, np.uint8)
-        eights = wait.view(np.uint64)
-        for start in range(0, g.shape[1], CHUNK):
-            bits = signs[r, start // 8 : (start + CHUNK) // 8]
-            for c in range(bits.shape[0]):
-                eights[c] = (np.uint64(bits[c]) * _SPREAD) & _BITS
-            e, da, sum_ = g[r, start : start + CHUNK], out[r, start : start + CHUNK], total[r, start : start + CHUNK]
-            for c in range(e.shape[0]):
-                da[c] = np.float32(0.0) if wait[c] == 0 else e[c]
-            if first:
-                for c in range(e.shape[0]):
-                    sum_[c] = da[c]
-            else:
-                for c in range(e.shape[0]):
-                    sum_[c] += da[c]
+        else:
+            _where_row(signs[r], g[r], out[r])
+        if first:
+            total[r, :] = out[r]
+        elif live[r] != 0:
+            for c in range(g.shape[1]):
+                total[r, c] += out[r, c]
 
 
 def _take_rows(choice, which, x, out):  # type: ignore[no-untyped-def]

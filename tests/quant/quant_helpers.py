@@ -137,3 +137,16 @@ def slow_sum(pairs: Iterator[tuple[int, int]] | list[tuple[int, int]], unit: int
 
 
 Factory = Callable[..., Any]
+
+
+class Check:
+    """Counts comparisons and keeps the names of those that failed."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.failed: list[str] = []
+
+    def __call__(self, ok: bool, *what: object) -> None:
+        self.made += 1
+        if not ok:
+            self.failed.append(" ".join(map(str, what)))

@@ -15,7 +15,7 @@ from unittest.mock import patch
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
 import torch
-from quant_helpers import tensor
+from quant_helpers import Check, tensor
 
 from fractrain.quant import device, formats, kernels
 from fractrain.quant.device import Launcher, agrees, covered
@@ -42,18 +42,6 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.dtype != torch.float32:
         return torch.equal(a, b)
     return bool(((a.view(torch.int32) == b.view(torch.int32)) | (a.isnan() & b.isnan())).all())
-
-
-class Check:
-    """Counts comparisons and keeps the names of those that failed."""
-
-    def __init__(self) -> None:
-        self.made, self.failed = 0, []
-
-    def __call__(self, ok: bool, *what: object) -> None:
-        self.made += 1
-        if not ok:
-            self.failed.append(" ".join(map(str, what)))
 
 
 def grids(x: torch.Tensor, bits: object) -> list[tuple[formats.Format, Grid]]:

@@ -16,7 +16,7 @@ from unittest.mock import patch
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
 import torch
-from quant_helpers import tensor
+from quant_helpers import Check, tensor
 from torch.nn import functional as F
 
 from fractrain.quant import int8_conv
@@ -43,18 +43,6 @@ GEOMETRIES = [
     (1, Geometry((1, 4, 3), 1, (1, 1), (1, 1), (2, 2))),  # outputs that lie outside
     (2, Geometry((3, 3, 3), 4, (3, 3), (1, 1), (0, 0))),  # one output
 ]
-
-
-class Check:
-    """Counts comparisons and keeps the names of those that failed."""
-
-    def __init__(self) -> None:
-        self.made, self.failed = 0, []
-
-    def __call__(self, ok: bool, *what: object) -> None:
-        self.made += 1
-        if not ok:
-            self.failed.append(" ".join(map(str, what)))
 
 
 def coded(shape: tuple[int, ...], seed: int, fmt: Format, bits: int, shift: float) -> tuple[torch.Tensor, Quantized]:
