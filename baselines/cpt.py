@@ -25,10 +25,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from fractrain.errors import ConfigError
+from fractrain.layers.convert import convert_body, quant_layers
 from fractrain.methods.base import Method, MethodContext, MethodSettings
-from fractrain.quant.convert import convert_body, quant_layers
-from fractrain.quant.precision import Precision, fractrain_precision
+from fractrain.numerics.precision import Precision, fractrain_precision
+from fractrain.util.errors import ConfigError
 
 Bits = Annotated[int, Field(ge=2, le=16)]
 

@@ -32,14 +32,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from fractrain.layers.clip import clip
+from fractrain.layers.convert import convert, quant_layers
+from fractrain.layers.matmul import Matmul
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Width
-from fractrain.quant.clip import clip
-from fractrain.quant.convert import convert, quant_layers
-from fractrain.quant.formats import Affine, Bits, Format, Limits, PerAxis, widths_like
-from fractrain.quant.grid import Grid
-from fractrain.quant.kernels import Kernels
-from fractrain.quant.matmul import Matmul
-from fractrain.quant.precision import Operand, Precision
+from fractrain.numerics.formats import Affine, Bits, Format, Limits, PerAxis, widths_like
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.quantize import Kernels
 
 TINY = torch.finfo(torch.float32).tiny
 

@@ -45,15 +45,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from fractrain.layers.conv_linear import Backward, QuantLayer
+from fractrain.layers.convert import convert, quant_layers
+from fractrain.layers.matmul import QuantMatmul
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation
-from fractrain.quant.bitmaps import Pool, average, fold_rows, tile_mean_squares
-from fractrain.quant.convert import convert, quant_layers
-from fractrain.quant.formats import Affine
-from fractrain.quant.kernels import tile_limits
-from fractrain.quant.layers import Backward, QuantLayer
-from fractrain.quant.matmul import QuantMatmul
-from fractrain.quant.precision import Operand, Precision
-from fractrain.quant.tiles import PerTile, tile_counts, tile_period, tile_sizes
+from fractrain.methods.bit_maps import Pool, average, fold_rows, tile_mean_squares
+from fractrain.numerics.formats import Affine
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.quantize import tile_limits
+from fractrain.numerics.tiles import PerTile, tile_counts, tile_period, tile_sizes
 
 BISECTIONS = 9
 POOLS = (("A", "W"), ("E",))  # roles whose sensitivities have the same unit share a budget

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from fractrain.layers.convert import convert
 from fractrain.methods.base import Method, MethodContext
-from fractrain.quant.convert import convert
-from fractrain.quant.precision import Precision
+from fractrain.numerics.precision import Precision
 
 
 class FP32(Method):

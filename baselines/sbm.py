@@ -18,11 +18,11 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from fractrain.layers.convert import convert, convert_body
+from fractrain.layers.range_norm import replace_batch_norm
 from fractrain.methods.base import Method, MethodContext, MethodSettings
-from fractrain.quant.convert import convert, convert_body
-from fractrain.quant.formats import Affine
-from fractrain.quant.precision import FLOAT, Operand, Precision, fractrain_precision
-from fractrain.quant.range_norm import replace_batch_norm
+from fractrain.numerics.formats import Affine
+from fractrain.numerics.precision import FLOAT, Operand, Precision, fractrain_precision
 
 
 class SBMSettings(MethodSettings):

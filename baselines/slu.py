@@ -39,16 +39,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fractrain.cost.ledger import Entry, Ledger
-from fractrain.errors import ConfigError
+from fractrain.layers.conv_linear import QuantLayer
+from fractrain.layers.convert import convert_body, quant_layers
+from fractrain.layers.state import QuantState
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation, Width
 from fractrain.methods.blocks import gateable_blocks
 from fractrain.methods.gate import GateNetwork
-from fractrain.quant.convert import convert_body, quant_layers
-from fractrain.quant.layers import QuantLayer
-from fractrain.quant.noise import noise_key, uniform
-from fractrain.quant.precision import fractrain_precision
-from fractrain.quant.state import QuantState
-from fractrain.seeds import derive_seed
+from fractrain.numerics.precision import fractrain_precision
+from fractrain.numerics.stochastic_rounding import noise_key, uniform
+from fractrain.util.errors import ConfigError
+from fractrain.util.seeds import derive_seed
 
 EMBED = 10  # SkipNet's gate: size of projection and LSTM
 

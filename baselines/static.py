@@ -11,9 +11,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
+from fractrain.layers.convert import convert_body
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Width
-from fractrain.quant.convert import convert_body
-from fractrain.quant.precision import fractrain_precision
+from fractrain.numerics.precision import fractrain_precision
 
 
 class StaticSettings(MethodSettings):

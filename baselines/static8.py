@@ -10,10 +10,10 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
+from fractrain.layers.convert import convert
 from fractrain.methods.base import Method, MethodContext, MethodSettings
-from fractrain.quant.convert import convert
-from fractrain.quant.formats import PerAxis, Symmetric
-from fractrain.quant.precision import Operand, Precision
+from fractrain.numerics.formats import PerAxis, Symmetric
+from fractrain.numerics.precision import Operand, Precision
 
 
 class Static8Settings(MethodSettings):

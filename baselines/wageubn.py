@@ -42,15 +42,15 @@ from pydantic import Field
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from fractrain.errors import ConfigError
+from fractrain.layers.clip import clip
+from fractrain.layers.convert import convert, quant_layers
+from fractrain.layers.state import QuantState
 from fractrain.methods.base import Method, MethodContext, MethodSettings
-from fractrain.quant.clip import clip
-from fractrain.quant.convert import convert, quant_layers
-from fractrain.quant.formats import Bits, Format, Limits, widths_like
-from fractrain.quant.grid import Grid
-from fractrain.quant.kernels import quantize
-from fractrain.quant.precision import Operand, Precision
-from fractrain.quant.state import QuantState
+from fractrain.numerics.formats import Bits, Format, Limits, widths_like
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.quantize import quantize
+from fractrain.util.errors import ConfigError
 
 STATISTICS_BITS, NORM_GRADIENT_BITS, MASTER_BITS = 16, 15, 24
 NORM_EPS = 2.0**-15

@@ -30,7 +30,7 @@ from fractrain.commands.planning import plan_command
 from fractrain.commands.publish import publish_command
 from fractrain.commands.runs import run_command
 from fractrain.commands.tables import reproduce_command, table_command
-from fractrain.errors import FractrainError
+from fractrain.util.errors import FractrainError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 

@@ -27,14 +27,14 @@ from unittest.mock import patch
 
 import torch
 
+from fractrain.distributed.batch_norm import replace_norms
+from fractrain.distributed.ranks import Ranks, connect
 from fractrain.engine import loop as loop_module
 from fractrain.engine.config import RunConfig
-from fractrain.engine.distributed import Ranks, connect
 from fractrain.engine.environment import cpu_model
-from fractrain.engine.files import atomic_write
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
-from fractrain.engine.synced_norm import replace_norms
+from fractrain.util.files import atomic_write
 
 METHODS = ("fp32", "static8", "sbm", "pfq", "dfq", "fractrain")
 BATCH = 63

@@ -36,10 +36,10 @@ import torch
 import torch.nn.functional as F
 
 from fractrain.data import registry as data_registry
-from fractrain.engine.files import atomic_write
 from fractrain.methods.session import Session, attach
 from fractrain.models.resnet_cifar import ResNetCifar
 from fractrain.report.stats import Estimate, estimate
+from fractrain.util.files import atomic_write
 
 FIXED = {"tighten": 0.0, "relax": 0.0}
 SKIP = [0, 2, 4, 8]

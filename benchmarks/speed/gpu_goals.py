@@ -30,12 +30,12 @@ import torch
 
 from fractrain.bench.timing import interleaved, median, quartiles, ratios
 from fractrain.engine import environment
-from fractrain.engine.calibrate import RandomRegistries
 from fractrain.engine.config import RunConfig
-from fractrain.engine.files import atomic_write
 from fractrain.engine.loop import TrainingLoop
-from fractrain.engine.recording import SETTLED, recorder_for
 from fractrain.engine.registries import Registries
+from fractrain.experimental.cuda_graphs import SETTLED, recorder_for
+from fractrain.plan.calibrate import RandomRegistries
+from fractrain.util.files import atomic_write
 
 AGAINST_BF16 = (("resnet18", "imagenet", 64), ("transformer_base", "wikitext103", 8))
 PAPER_RUN = (("sbm", 6.0), ("fractrain", 20.0))  # minutes aimed at

@@ -20,8 +20,8 @@ from typing import Any
 from fractrain.data import registry
 from fractrain.data.folder import FolderData
 from fractrain.data.loader import train_loader
-from fractrain.data.made_up import photo_folder
-from fractrain.engine.loading import reading_rate
+from fractrain.plan.loading import reading_rate
+from fractrain.plan.synthetic_photos import photo_folder
 
 
 def measure(data: FolderData, batch: int, workers: int, seconds: float) -> dict[str, Any]:

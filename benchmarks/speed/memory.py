@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fractrain.layers.conv_linear import QuantLayer
 from fractrain.methods.registry import create
 from fractrain.models.registry import build
-from fractrain.quant.layers import QuantLayer
 
 LAYERS = (nn.Conv2d, nn.Linear, QuantLayer)
 

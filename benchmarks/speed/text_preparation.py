@@ -33,7 +33,7 @@ import numpy as np
 from fractrain.data import registry, text_cache, text_files
 from fractrain.data.text_stream import TextTrainStream
 from fractrain.data.tokens import FileTokens
-from fractrain.engine.files import atomic_write
+from fractrain.util.files import atomic_write
 
 MB = 10**6
 CHUNK = 1 << 20  # words drawn at a time

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fractrain.errors import RunError
 from fractrain.methods.gate import GateNetwork
 from fractrain.methods.gated_block import GatedBlock
+from fractrain.util.errors import RunError
 
 STRENGTH = 0.9  # share of the wanted choice in the probabilities; the rest keeps the gate's own gradient alive
 

@@ -12,8 +12,8 @@ from fractrain.bench.subject import LR, Setup
 from fractrain.bench.timing import Measurement, median, quartiles, ratios
 from fractrain.bench.view import CATEGORIES, View
 from fractrain.engine import environment
-from fractrain.engine.files import atomic_write, storing
-from fractrain.quant.kernels import probed
+from fractrain.numerics.quantize import probed
+from fractrain.util.files import atomic_write, storing
 
 FORMAT_VERSION = 2  # 2: to_contiguous
 VERSIONS = ("torch", "numba", "numpy")

@@ -12,11 +12,11 @@ from fractrain.bench.memory import memory_fractrain
 from fractrain.bench.overhead import harness_overhead
 from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
 from fractrain.bench.timing import Measurement, Tick, interleaved, median, paired, ratios, seconds_of
-from fractrain.errors import ConfigError
+from fractrain.layers.conv_linear import QuantConv2d
+from fractrain.layers.state import QuantState
 from fractrain.methods import registry
-from fractrain.quant.layers import QuantConv2d
-from fractrain.quant.precision import fractrain_precision
-from fractrain.quant.state import QuantState
+from fractrain.numerics.precision import fractrain_precision
+from fractrain.util.errors import ConfigError
 
 WARMUP = 2
 ERROR_CHANNELS = 16

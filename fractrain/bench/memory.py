@@ -16,8 +16,8 @@ import torch
 
 from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
 from fractrain.bench.timing import Measurement, Tick, ratios
-from fractrain.errors import RunError
-from fractrain.quant.kernels import probed
+from fractrain.numerics.quantize import probed
+from fractrain.util.errors import RunError
 
 STATUS = Path("/proc/self/status")
 STEPS = 3

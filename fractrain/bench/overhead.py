@@ -22,8 +22,8 @@ from fractrain.bench.subject import TYPICAL, Setup
 from fractrain.bench.timing import Measurement, Tick, ratios
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
-from fractrain.engine.progress import make_progress
 from fractrain.engine.registries import Registries
+from fractrain.util.progress import make_progress
 
 WARMUP = 2
 DATASET = "cifar10"  # only its number of classes and its recipe: nothing is read

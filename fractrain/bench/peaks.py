@@ -33,17 +33,17 @@ import baselines
 import fractrain
 from fractrain.bench.memory import resident
 from fractrain.engine import environment
-from fractrain.engine.calibrate import RandomRegistries
 from fractrain.engine.config import RunConfig
-from fractrain.engine.files import atomic_write, storing
 from fractrain.engine.loop import TrainingLoop
-from fractrain.engine.progress import Progress
 from fractrain.engine.registries import Registries
-from fractrain.errors import ConfigError, RunError
+from fractrain.kernels.cpu.memory import blocks
 from fractrain.methods import registry
 from fractrain.methods.presets import paper_settings
-from fractrain.quant.blocks import blocks
-from fractrain.quant.kernels import probed
+from fractrain.numerics.quantize import probed
+from fractrain.plan.calibrate import RandomRegistries
+from fractrain.util.errors import ConfigError, RunError
+from fractrain.util.files import atomic_write, storing
+from fractrain.util.progress import Progress
 
 FORMAT_VERSION: Final = 3
 CASES = {  # model: data set whose shape is used, samples a step

@@ -13,7 +13,7 @@ from fractrain.bench.measure import MEASURES, rounds
 from fractrain.bench.subject import Setup
 from fractrain.bench.timing import Measurement
 from fractrain.bench.view import View, view
-from fractrain.engine.progress import Progress
+from fractrain.util.progress import Progress
 
 VIEW_TICKS = 2
 

@@ -98,8 +98,8 @@ def bench_command(
         wanted = paths or (() if views else catalog.NAMES)
         label = _label(setup, paths, views, quick)
         from fractrain.bench import document, runner
-        from fractrain.engine.progress import make_progress
         from fractrain.methods import registry
+        from fractrain.util.progress import make_progress
 
         for method in views:
             registry.get(method)
@@ -119,8 +119,8 @@ def _peaks(threads: int, out: Path, as_json: bool) -> None:
     """Measure, write and print the peak memory of every model."""
     with stdout_to_stderr():
         from fractrain.bench import peaks
-        from fractrain.engine.files import atomic_write, storing
-        from fractrain.engine.progress import make_progress
+        from fractrain.util.files import atomic_write, storing
+        from fractrain.util.progress import make_progress
 
         value = peaks.measure(make_progress(), peaks.pairs(), threads, out)
         page = peaks.page(value)
@@ -139,10 +139,10 @@ def _setup(
 ) -> Setup:  # fmt: skip
     """The settings, resolved and checked before anything is built."""
     from fractrain.bench.subject import Setup
-    from fractrain.engine.device import resolve_device
     from fractrain.engine.environment import cores
-    from fractrain.errors import ConfigError
     from fractrain.models import registry
+    from fractrain.util.device import resolve_device
+    from fractrain.util.errors import ConfigError
 
     known = registry.info(model)
     size = size or (max(catalog.QUICK_SIZE, known.min_size) if quick else catalog.SIZE)

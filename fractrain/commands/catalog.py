@@ -17,7 +17,7 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
-from fractrain.errors import PluginError
+from fractrain.util.errors import PluginError
 
 if TYPE_CHECKING:
     from fractrain.methods.base import Method

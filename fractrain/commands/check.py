@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from fractrain.commands.common import emit_json, json_option, options, plugin_option, say, stdout_to_stderr
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fractrain.contract.report import CheckResult
+    from fractrain.testing.report import CheckResult
 
 FAILED = 1
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from fractrain.errors import did_you_mean
+from fractrain.util.errors import did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 

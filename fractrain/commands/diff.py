@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fractrain.commands.common import emit_json, json_option, options, results_option
-from fractrain.errors import ConfigError, did_you_mean
+from fractrain.util.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from fractrain.engine.store import RunRecord, RunStore

@@ -12,16 +12,16 @@ from typing import Any, Final
 
 from fractrain.commands.common import say, stdout_to_stderr
 from fractrain.commands.planning import waiting
-from fractrain.data.needs import DiskNeed, disk_need
-from fractrain.engine.calibrate import Estimate, attempt
 from fractrain.engine.config import RunConfig
-from fractrain.engine.device import resolve_device
 from fractrain.engine.environment import cores
-from fractrain.engine.loading import Loading, measure_loading
-from fractrain.engine.progress import duration, make_progress
-from fractrain.engine.trials import Trials, try_all
-from fractrain.errors import FractrainError
+from fractrain.plan.calibrate import Estimate, attempt
+from fractrain.plan.disk import DiskNeed, disk_need
+from fractrain.plan.loading import Loading, measure_loading
+from fractrain.plan.trials import Trials, try_all
 from fractrain.report.grid import PlannedRun
+from fractrain.util.device import resolve_device
+from fractrain.util.errors import FractrainError
+from fractrain.util.progress import duration, make_progress
 
 GENERATIONS: Final = 3  # of a checkpoint while a run lasts: the newest, the one before, the one being written
 BUSY: Final = 0.5  # programs per core from which on a time on a CPU is said to be too long

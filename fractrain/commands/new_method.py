@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fractrain.commands.common import options
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 METHOD = '''"""{name}: what it does to A, W and E in FW, EB and GC. Source: paper, section; departures from it."""
 

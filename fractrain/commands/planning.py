@@ -24,8 +24,8 @@ from fractrain.commands.common import (
 
 if TYPE_CHECKING:
     from fractrain.commands.forecast import Forecast
-    from fractrain.engine.calibrate import Estimate
     from fractrain.engine.config import RunConfig
+    from fractrain.plan.calibrate import Estimate
     from fractrain.report.grid import PlannedRun
     from fractrain.report.spec import TableSpec
 

@@ -50,7 +50,7 @@ def publish_command(
     """Send finished runs, their ledgers and the tables to wandb, each exactly once (all runs, or RUN_ID ...)."""
     from fractrain.commands.tables import DEFAULT_FIGURES, DEFAULT_OUT
     from fractrain.engine.store import RunStore
-    from fractrain.report.publish import publish
+    from fractrain.publish.publish import publish
 
     usual = [folder for folder in (Path(DEFAULT_OUT), Path(DEFAULT_FIGURES)) if folder.is_dir()]
     chosen = [] if no_tables else list(tables) or usual

@@ -105,13 +105,13 @@ def run_command(
     as_json: bool,
 ) -> None:
     """Train one model with one method; a finished run is shown at once, an interrupted one goes on."""
+    from fractrain.distributed.ranks import connect
     from fractrain.engine.config import RunConfig, collect_sets
-    from fractrain.engine.distributed import connect
-    from fractrain.engine.jobs import Site
-    from fractrain.engine.progress import make_progress
     from fractrain.engine.store import RunStore
     from fractrain.engine.trainer import Trainer
+    from fractrain.execute.jobs import Site
     from fractrain.methods.presets import paper_settings
+    from fractrain.util.progress import make_progress
 
     settings, recipe = collect_sets(text for text in sets if not text.startswith(SOURCE_KEYS))
     _, source = collect_sets(

@@ -34,10 +34,10 @@ from fractrain.commands.planning import (
     seeds_option,
     show_plan,
 )
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fractrain.engine.executor import Outcome, Site
+    from fractrain.execute.local import Outcome, Site
     from fractrain.report.spec import TableSpec
 
 FORMATS = ("md", "csv", "tex", "html", "json", "svg")
@@ -128,7 +128,7 @@ def reproduce_command(
             "out, or use it with `-m fractrain run` for a single run on several GPUs"
         )
     say(f"{', '.join(tables)}, profile {profile}: planning ...")
-    from fractrain.engine.executor import Site
+    from fractrain.execute.local import Site
     from fractrain.report.output import check
 
     plans = plan_tables(tables, profile, seeds, results)
@@ -155,8 +155,8 @@ def _execute(configs: Sequence[Any], site: Site, jobs: int | None) -> list[Outco
     """Run all configurations; say how those ended that failed."""
     if not configs:
         return []
-    from fractrain.engine.executor import LocalExecutor
-    from fractrain.engine.progress import make_progress
+    from fractrain.execute.local import LocalExecutor
+    from fractrain.util.progress import make_progress
 
     with stdout_to_stderr():
         check_site(configs, site)
@@ -177,8 +177,8 @@ def check_site(configs: Sequence[Any], site: Site) -> None:
         DataError: a data set is missing or corrupt.
     """
     from fractrain.data import manage
-    from fractrain.engine.device import resolve_device
-    from fractrain.errors import DataError
+    from fractrain.util.device import resolve_device
+    from fractrain.util.errors import DataError
 
     resolve_device(site.device)
     for name in dict.fromkeys(config.dataset for config in configs):
@@ -189,8 +189,8 @@ def check_site(configs: Sequence[Any], site: Site) -> None:
 
 def _jobs_on_cpu(device: str) -> int:
     """One single-threaded run per core: small models gain more from that than from several threads each."""
-    from fractrain.engine.device import resolve_device
     from fractrain.engine.environment import cores
+    from fractrain.util.device import resolve_device
 
     return min(8, cores()) if resolve_device(device).type == "cpu" else 1
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 FLOAT_MAC_BITS = 32 * 32
 """Product of the operand widths of one floating-point MAC: what "100 %" refers to."""

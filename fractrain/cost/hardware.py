@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from fractrain.errors import ConfigError, did_you_mean
+from fractrain.util.errors import ConfigError, did_you_mean
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fractrain.cost.formulas import FLOAT_MAC_BITS
 from fractrain.cost.hardware import HARDWARE, HardwareModel, estimate
 from fractrain.cost.sums import EpochSums, collect, cp_of, weights_by_block
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:  # reading a ledger needs no torch
     from fractrain.cost.ledger import Ledger, Phase

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fractrain.errors import ConfigError, DataError, did_you_mean
+from fractrain.util.errors import ConfigError, DataError, did_you_mean
 
 FILE_NAME = "published_rows.json"
 FILTERS = ("paper", "table", "model", "dataset", "method", "precision", "metric")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fractrain.cost.formulas import FLOAT_MAC_BITS
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:  # reading a ledger needs no torch
     from fractrain.cost.ledger import Ledger

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fractrain.data.registry import DatasetInfo
-from fractrain.seeds import derive_seed
+from fractrain.util.seeds import derive_seed
 
 
 @dataclass(frozen=True, eq=False)

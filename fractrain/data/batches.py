@@ -15,8 +15,8 @@ from torch import Tensor
 from fractrain.data.decode import BadImage, Pixels, decode, eval_pixels, train_pixels
 from fractrain.data.folder import FolderPart
 from fractrain.data.images import IntArray
-from fractrain.errors import ConfigError
-from fractrain.seeds import derive_seed
+from fractrain.util.errors import ConfigError
+from fractrain.util.seeds import derive_seed
 
 BAD_VARIABLE: Final = "FRACTRAIN_BAD_IMAGES"
 HOW_TO_SKIP: Final = f"mend the file, or set {BAD_VARIABLE}=skip to have such images replaced and counted"

@@ -13,7 +13,7 @@ import torch
 from fractrain.data.files import FileStatus, check_file
 from fractrain.data.images import ImageData, Split, hold_out
 from fractrain.data.registry import DatasetInfo
-from fractrain.errors import DataError
+from fractrain.util.errors import DataError
 
 DATA_VARIABLE = "FRACTRAIN_DATA"
 DEFAULT_ROOT = "data"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fractrain.data.files import md5_of
 from fractrain.data.offline import offline
-from fractrain.errors import DataError, MachineError
+from fractrain.util.errors import DataError, MachineError
 
 _TIMEOUT_S = 30.0
 _CHUNK = 1 << 16

@@ -16,8 +16,8 @@ import torch
 
 from fractrain.data.images import ImageData, IntArray, Split, hold_out, permutation, stratified, validation_count
 from fractrain.data.registry import DatasetInfo
-from fractrain.errors import DataError, MachineError
-from fractrain.seeds import derive_seed
+from fractrain.util.errors import DataError, MachineError
+from fractrain.util.seeds import derive_seed
 
 # SHA-256 of pixels (uint8 0..16) and labels (uint8) of the 1,797 digits in scikit-learn's order.
 _CONTENT = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"

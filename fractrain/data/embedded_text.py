@@ -26,7 +26,7 @@ from fractrain.data.registry import DatasetInfo
 from fractrain.data.text import TextData, refuse_fraction
 from fractrain.data.tokens import MemoryTokens
 from fractrain.data.vocabulary import EOS, UNK, Vocabulary, by_frequency
-from fractrain.errors import MachineError
+from fractrain.util.errors import MachineError
 
 # SHA-256 of vocabulary and tokens with scikit-learn 1.9.1, the release of the lock file.
 CONTENT: Final = "2364c051c994a99f66057e98e1a2d9baed516f0aa6ca7ab83186379c9ebb1100"

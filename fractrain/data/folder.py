@@ -18,8 +18,8 @@ import torch
 
 from fractrain.data.images import IntArray, stratified, validation_count
 from fractrain.data.registry import DatasetInfo
-from fractrain.errors import DataError
-from fractrain.seeds import derive_seed
+from fractrain.util.errors import DataError
+from fractrain.util.seeds import derive_seed
 
 TRAIN, VAL = "train", "val"
 

@@ -22,7 +22,7 @@ from fractrain.data.imagenet import find_folder, how_to_mend, hub_name, load
 from fractrain.data.manage import MIRROR_VARIABLE, DataStatus
 from fractrain.data.registry import DatasetInfo
 from fractrain.data.rows import RowPart
-from fractrain.errors import DataError, FractrainError, MachineError
+from fractrain.util.errors import DataError, FractrainError, MachineError
 
 # The smallest of the three that fast.ai offers; address and checksum as torchvision.datasets.Imagenette knows them.
 IMAGENETTE_URL: Final = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"

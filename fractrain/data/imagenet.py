@@ -14,7 +14,7 @@ from fractrain.data.cifar import DATA_VARIABLE, DEFAULT_ROOT
 from fractrain.data.folder import FolderData, read_folder
 from fractrain.data.registry import DatasetInfo
 from fractrain.data.rows import RowData, hub_data, parquet_data, parquet_files
-from fractrain.errors import DataError
+from fractrain.util.errors import DataError
 
 HUB_VARIABLE: Final = "FRACTRAIN_IMAGENET"
 HOW_TO_GET: Final = (

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fractrain.data.registry import DatasetInfo
-from fractrain.errors import ConfigError, DataError
-from fractrain.seeds import derive_seed
+from fractrain.util.errors import ConfigError, DataError
+from fractrain.util.seeds import derive_seed
 
 IntArray = npt.NDArray[np.int64]
 

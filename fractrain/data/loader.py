@@ -19,7 +19,7 @@ from fractrain.data.folder import FolderPart
 from fractrain.data.prefetch import Fetcher, WorkerFetcher, worker_count
 from fractrain.data.registry import DatasetInfo
 from fractrain.data.stream import Batch
-from fractrain.errors import ConfigError, DataError
+from fractrain.util.errors import ConfigError, DataError
 
 BadPolicy = Literal["stop", "skip"]
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 from fractrain.data import registry
 from fractrain.data.files import FileStatus, check_file
 from fractrain.data.registry import DatasetInfo
-from fractrain.errors import DataError
+from fractrain.util.errors import DataError
 
 MIRROR_VARIABLE = "FRACTRAIN_DATA_MIRROR"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from fractrain.data.images import ImageData, IntArray, Split
@@ -77,7 +77,7 @@ def half_of_classes(info: DatasetInfo, seed: int) -> tuple[IntArray, IntArray]:
     import numpy as np
 
     from fractrain.data.images import permutation
-    from fractrain.seeds import derive_seed
+    from fractrain.util.seeds import derive_seed
 
     order = permutation(info.classes, derive_seed(seed, ADAPTATION, info.name))
     return np.sort(order[: info.classes // 2]), np.sort(order[info.classes // 2 :])
@@ -85,7 +85,7 @@ def half_of_classes(info: DatasetInfo, seed: int) -> tuple[IntArray, IntArray]:
 
 def _half_of_images(data: ImageData, seed: int) -> tuple[Split, Split]:
     from fractrain.data.images import stratified
-    from fractrain.seeds import derive_seed
+    from fractrain.util.seeds import derive_seed
 
     labels = data.train.labels.numpy()
     first, second = stratified(labels, len(labels) // 2, derive_seed(seed, FINE_TUNING, data.info.name))

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fractrain.data.batches import Fetched
-from fractrain.errors import ConfigError, MachineError
+from fractrain.util.errors import ConfigError, MachineError
 
 WORKERS_VARIABLE: Final = "FRACTRAIN_WORKERS"
 _AHEAD: Final = 2  # batches in preparation per worker

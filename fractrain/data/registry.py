@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from fractrain.errors import ConfigError, did_you_mean
+from fractrain.util.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from fractrain.data.images import ImageData
@@ -34,7 +34,7 @@ class DatasetInfo:
         source: where it comes from.
         licence: under what terms.
         bytes: size of the download (0 when embedded).
-        disk_bytes: size of the files in place; 0 where :func:`fractrain.data.needs.disk_need` derives it.
+        disk_bytes: size of the files in place; 0 where :func:`fractrain.plan.disk.disk_need` derives it.
         module: module below ``fractrain.data`` that loads it; empty means ``embedded`` or ``cifar``.
         kind: ``image`` or ``text``.
         val_size: words in the validation part that a text has of its own.

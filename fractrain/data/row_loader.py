@@ -17,8 +17,8 @@ from fractrain.data.loader import EvalLoader, TrainLoader, bad_image_policy
 from fractrain.data.prefetch import worker_count
 from fractrain.data.registry import DatasetInfo
 from fractrain.data.rows import Row, RowPart
-from fractrain.errors import ConfigError
-from fractrain.seeds import derive_seed
+from fractrain.util.errors import ConfigError
+from fractrain.util.seeds import derive_seed
 
 _AHEAD = 2  # batches
 

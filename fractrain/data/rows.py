@@ -26,8 +26,8 @@ from fractrain.data.images import permutation
 from fractrain.data.lanes import LANES, Lanes
 from fractrain.data.offline import offline
 from fractrain.data.registry import DatasetInfo
-from fractrain.errors import ConfigError, DataError, MachineError
-from fractrain.seeds import derive_seed
+from fractrain.util.errors import ConfigError, DataError, MachineError
+from fractrain.util.seeds import derive_seed
 
 WINDOW: Final = 2048  # rows over all lanes: 0.2 GB of ImageNet's files
 _ASKING: Final = 16  # connections at a time

@@ -23,7 +23,7 @@ from fractrain.data.text_cache import CACHE_VARIABLE, RECORD, cache_folder, prep
 from fractrain.data.text_files import PARTS, HubText, Text, TextFiles, find_files
 from fractrain.data.text_stream import TextEvalStream, TextTrainStream
 from fractrain.data.tokens import Tokens
-from fractrain.errors import ConfigError, DataError
+from fractrain.util.errors import ConfigError, DataError
 
 _REVISION: Final = "b08601e04326c79dfdd32d625aee71d232d685c3"
 OFFICIAL: Final = {"wikitext103": "wikitext-103", "wikitext2": "wikitext-2"}

@@ -26,7 +26,7 @@ from fractrain.data.text_files import PARTS, Text
 from fractrain.data.text_official import check_official, difference, expected_sha256, official_sha256, prepared_blocks
 from fractrain.data.tokens import FileTokens
 from fractrain.data.vocabulary import UNK, Vocabulary, by_frequency, count_words, number_type
-from fractrain.errors import DataError
+from fractrain.util.errors import DataError
 
 FORMAT: Final = 1
 CACHE_VARIABLE: Final = "FRACTRAIN_CACHE"

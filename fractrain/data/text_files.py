@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from fractrain.data.offline import offline
-from fractrain.errors import DataError, MachineError
+from fractrain.util.errors import DataError, MachineError
 
 BLOCK: Final = 1 << 20  # bytes of text held at a time; its words take about ten times as much
 ROWS: Final = 10_000

@@ -14,7 +14,7 @@ from fractrain.data.registry import DatasetInfo
 from fractrain.data.text_files import PARTS, Text
 from fractrain.data.tokens import Tokens
 from fractrain.data.vocabulary import EOS, Vocabulary
-from fractrain.errors import DataError
+from fractrain.util.errors import DataError
 
 
 def official_sha256(blocks: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from fractrain.data.registry import DatasetInfo
 from fractrain.data.text import how_to_mend, hub_cache, hub_texts, locate, root_of
 from fractrain.data.text_files import TextFiles
 from fractrain.data.text_official import expected_sha256, official_sha256
-from fractrain.errors import DataError, FractrainError
+from fractrain.util.errors import DataError, FractrainError
 
 
 def status(entry: DatasetInfo, data_dir: str | Path | None = None) -> DataStatus:

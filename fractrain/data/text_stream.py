@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fractrain.data.tokens import Tokens
-from fractrain.errors import ConfigError
-from fractrain.seeds import derive_seed
+from fractrain.util.errors import ConfigError
+from fractrain.util.seeds import derive_seed
 
 Batch = tuple[Tensor, Tensor]
 IGNORED: Final = -100  # target of a word that an earlier window has scored; as fractrain.engine.task has it

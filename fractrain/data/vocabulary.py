@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from fractrain.errors import DataError
+from fractrain.util.errors import DataError
 
 EOS: Final = "<eos>"
 UNK: Final = "<unk>"

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import torch
 
-from fractrain.engine.files import storing, sync_folder, temporary_name
-from fractrain.errors import CheckpointError
+from fractrain.util.errors import CheckpointError
+from fractrain.util.files import storing, sync_folder, temporary_name
 
 FORMAT_VERSION: Final = 1
 NAME: Final = "checkpoint.pt"  # of the newest generation, in a run's folder

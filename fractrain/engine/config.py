@@ -16,7 +16,7 @@ from fractrain.data.parts import unsuitable
 from fractrain.engine.recipes import PROFILES, Profile, Recipe, default_profile, recipe_values, with_length
 from fractrain.engine.registries import Registries
 from fractrain.engine.transfer import SETTINGS, SOURCE_OF, Setting, transfer_recipe
-from fractrain.errors import ConfigError, did_you_mean
+from fractrain.util.errors import ConfigError, did_you_mean
 
 FORMAT_VERSION: Final = 1
 # Keys of recipe and method settings that came after runs had been recorded, with the value that says nothing new.

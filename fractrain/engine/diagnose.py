@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fractrain.errors import NonFiniteError
+from fractrain.util.errors import NonFiniteError
 
 
 def first_nonfinite(model: nn.Module, forward: Callable[[], object]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
-from fractrain.engine.distributed import Ranks
+from fractrain.distributed.ranks import Ranks
 from fractrain.engine.task import Classification, Task
 
 

@@ -26,24 +26,24 @@ import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
+from fractrain.distributed.batch_norm import synchronise_norms
+from fractrain.distributed.ranks import Ranks, StepSums
 from fractrain.engine.config import RunConfig
 from fractrain.engine.diagnose import first_nonfinite
-from fractrain.engine.distributed import Ranks, StepSums
 from fractrain.engine.evaluate import EvaluationStopped, Scores, channels_last, evaluate
 from fractrain.engine.feed import Pace, Replaced
-from fractrain.engine.jobs import Kernels
 from fractrain.engine.metrics import metrics_line
 from fractrain.engine.optimizer import clip_gradients, make_optimizer
-from fractrain.engine.recording import RecordedSteps, Recorder
 from fractrain.engine.registries import Registries
 from fractrain.engine.schedule import Clock, learning_rate
 from fractrain.engine.snapshot import restore, snapshot
-from fractrain.engine.synced_norm import synchronise_norms
 from fractrain.engine.task import task_of
 from fractrain.engine.watch import BadLoss, Diverged, LossWatch
-from fractrain.errors import ConfigError, NonFiniteError
+from fractrain.execute.jobs import Kernels
+from fractrain.experimental.cuda_graphs import RecordedSteps, Recorder
 from fractrain.methods.base import MethodContext
-from fractrain.seeds import derive_seed
+from fractrain.util.errors import ConfigError, NonFiniteError
+from fractrain.util.seeds import derive_seed
 
 
 class TrainingLoop:
@@ -62,7 +62,8 @@ class TrainingLoop:
         kernels: of the quantizers: ``auto``, ``reference`` or ``fused``: all round alike; last bits of sums may differ.
         ranks: the processes of the run; None: this one alone.
         start: puts weights into the plain model before training begins; None: as the seed initialises it.
-        recorder: records steps on the device, see :mod:`fractrain.engine.recording`; None: every step is done anew.
+        recorder: records steps on the device, see :mod:`fractrain.experimental.cuda_graphs`; None: every step is done
+        anew.
 
     Attributes:
         step: optimizer steps done.

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import pydantic
 from pydantic import Field
 
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 Profile = Literal["smoke", "short", "paper"]
 PROFILES: Final[tuple[Profile, ...]] = ("smoke", "short", "paper")

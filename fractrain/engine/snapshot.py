@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from fractrain.errors import CheckpointError
+from fractrain.util.errors import CheckpointError
 
 if TYPE_CHECKING:
     from fractrain.engine.loop import TrainingLoop

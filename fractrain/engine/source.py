@@ -11,7 +11,7 @@ from fractrain.engine import checkpoint
 from fractrain.engine.config import RunConfig
 from fractrain.engine.store import RunStore
 from fractrain.engine.summary import state_sha256
-from fractrain.errors import CheckpointError
+from fractrain.util.errors import CheckpointError
 
 _OF_LAYERS = ("running_low", "running_high", "running_steps")  # what every wrapped layer keeps besides the plain one
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import filelock
 
 from fractrain.engine.config import RunConfig
-from fractrain.engine.files import append_line, atomic_write, drop_torn_line, storing
-from fractrain.errors import ConfigError, StoreError
+from fractrain.util.errors import ConfigError, StoreError
+from fractrain.util.files import append_line, atomic_write, drop_torn_line, storing
 
 if TYPE_CHECKING:
     from fractrain.cost.ledger import Ledger

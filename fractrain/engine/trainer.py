@@ -11,22 +11,22 @@ from typing import Final
 import torch
 from torch import nn
 
+from fractrain.distributed.ranks import Ranks
 from fractrain.engine import checkpoint, environment
 from fractrain.engine.config import RunConfig
-from fractrain.engine.device import determinism, resolve_device
-from fractrain.engine.distributed import Ranks
-from fractrain.engine.jobs import CHECKPOINT_SECONDS, Graphs, Kernels, Site
 from fractrain.engine.loop import TrainingLoop
-from fractrain.engine.progress import Progress, SilentProgress
-from fractrain.engine.recording import recorder_for
 from fractrain.engine.registries import Registries
-from fractrain.engine.signals import GracefulStop, RunInterrupted
 from fractrain.engine.silent import SilentWriter
 from fractrain.engine.source import source_weights, start_from
 from fractrain.engine.store import LOCK_PATIENCE_S, RunRecord, RunStore, RunWriter
 from fractrain.engine.summary import best_line, summarize_run, weights_sha256
 from fractrain.engine.trivial import trivial_result
-from fractrain.errors import NonFiniteError, RunError, StoreError
+from fractrain.execute.jobs import CHECKPOINT_SECONDS, Graphs, Kernels, Site
+from fractrain.experimental.cuda_graphs import recorder_for
+from fractrain.util.device import determinism, resolve_device
+from fractrain.util.errors import NonFiniteError, RunError, StoreError
+from fractrain.util.progress import Progress, SilentProgress
+from fractrain.util.signals import GracefulStop, RunInterrupted
 
 FOREVER: Final = -1.0
 CHECKPOINT_NAME: Final = checkpoint.NAME
@@ -38,7 +38,7 @@ class Trainer:
     Args:
         config: the run.
         store: where it is kept.
-        device: where it is trained; see :func:`fractrain.engine.device.resolve_device`.
+        device: where it is trained; see :func:`fractrain.util.device.resolve_device`.
         data_dir: folder of the data sets; None means the data registry's default.
         progress: told about every step; silent by default.
         download: fetch missing data.

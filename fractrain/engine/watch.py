@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from fractrain.errors import NonFiniteError
+from fractrain.util.errors import NonFiniteError
 
 READ_EVERY_GPU: Final = 50  # reading the loss waits for the GPU; on the CPU it costs nothing
 

@@ -29,10 +29,10 @@ import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
-from fractrain.errors import ConfigError
-from fractrain.quant.formats import MAX_BITS, MIN_BITS
-from fractrain.quant.precision import FLOAT_BITS
-from fractrain.quant.state import QuantState, ReduceLimits
+from fractrain.layers.state import QuantState, ReduceLimits
+from fractrain.numerics.formats import MAX_BITS, MIN_BITS
+from fractrain.numerics.precision import FLOAT_BITS
+from fractrain.util.errors import ConfigError
 
 
 def _width(value: int) -> int:
@@ -82,7 +82,7 @@ class MethodContext:
         world: number of processes the run is on; each sees its share of every batch, and gradients are added up. A term
             of :meth:`Method.extra_loss` that is no sum over samples must be divided by it.
         reduce_sum: sums a tensor (without its graph) over the processes; to be called by all of them alike.
-        reduce_limits: for the layers, see :class:`fractrain.quant.state.QuantState`.
+        reduce_limits: for the layers, see :class:`fractrain.layers.state.QuantState`.
     """
 
     seed: int = 0

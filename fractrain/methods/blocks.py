@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from fractrain.errors import ConfigError, did_you_mean
 from fractrain.methods.base import MethodContext
+from fractrain.util.errors import ConfigError, did_you_mean
 
 RESIDUAL_TYPES = ("BasicBlock", "Bottleneck", "InvertedResidual")
 

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fractrain.layers.conv_linear import QuantLayer
+from fractrain.layers.convert import quant_layers
 from fractrain.methods.base import Method, MethodContext
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.convert import quant_layers
-from fractrain.quant.formats import Granularity, PerAxis, PerTile
-from fractrain.quant.layers import QuantLayer
-from fractrain.quant.precision import Operand, Precision
+from fractrain.numerics.formats import Granularity, PerAxis, PerTile
+from fractrain.numerics.precision import Operand, Precision
 
 STEPS, PERIOD = 256, 4  # of the driven training; enough for the stages of a schedule
 REAL_STEPS = 3  # forward and backward are done in these only
@@ -292,12 +292,12 @@ def _normalization(model: nn.Module) -> tuple[str, ...]:
 
 
 def _added(model: nn.Module, before: list[nn.Module]) -> tuple[str, ...]:
-    """Kinds of modules, other than torch's own and those of ``fractrain.quant``, that were not in the plain model."""
+    """Kinds of modules, other than torch's own and those of the package, that were not in the plain model."""
     old = {id(m) for m in before}
     new = Counter(
         type(m).__name__
         for m in model.modules()
-        if id(m) not in old and not type(m).__module__.startswith(("torch.", "fractrain.quant."))
+        if id(m) not in old and not type(m).__module__.startswith(("torch.", "fractrain.layers."))
         and "Norm" not in type(m).__name__
     )  # fmt: skip
     return tuple(f"{name} x {count}" for name, count in sorted(new.items()))

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from fractrain.methods.base import Width
-from fractrain.quant.precision import Precision, fractrain_precision
+from fractrain.numerics.precision import Precision, fractrain_precision
 
 DepthwiseBits = Annotated[
     tuple[Width, Width],

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from fractrain.errors import ConfigError
+from fractrain.layers.convert import convert
 from fractrain.methods.base import Method, MethodContext, MethodSettings
 from fractrain.methods.blocks import block_weights, gateable_blocks
 from fractrain.methods.depthwise import (
@@ -21,9 +21,9 @@ from fractrain.methods.depthwise import (
 )
 from fractrain.methods.gate import GateNetwork
 from fractrain.methods.gated_block import Candidate, GatedBlock
-from fractrain.quant.convert import convert
-from fractrain.quant.precision import Precision, fractrain_precision
-from fractrain.seeds import derive_seed
+from fractrain.numerics.precision import Precision, fractrain_precision
+from fractrain.util.errors import ConfigError
+from fractrain.util.seeds import derive_seed
 
 
 class DFQSettings(MethodSettings):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fractrain.cost.ledger import FLOAT_BITS, Entry
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 
 class GateNetwork(nn.Module):

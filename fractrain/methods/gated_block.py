@@ -13,14 +13,14 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from fractrain.cost.ledger import Entry
+from fractrain.layers.conv_linear import QuantLayer
+from fractrain.layers.convert import quant_layers
+from fractrain.layers.shared_backward import Pool
+from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.methods.depthwise import is_depthwise
 from fractrain.methods.gate import GateNetwork, straight_through
 from fractrain.methods.select import chosen_only, mix, per_sample
-from fractrain.quant.convert import quant_layers
-from fractrain.quant.layers import QuantLayer
-from fractrain.quant.pool import Pool
-from fractrain.quant.precision import Precision
-from fractrain.quant.state import CandidateScope, QuantState
+from fractrain.numerics.precision import Precision
 
 RANDOM_TYPES = ("StochasticDepth", "DropPath")
 
@@ -45,7 +45,8 @@ class GatedBlock(nn.Module):
     output), and goes backward only through candidates that some sample chose; the gradient of the others is exactly
     zero, because their mask is. Candidates that differ only in the error's width share their forward products (not in
     blocks with dropout: there every pass draws its own mask).
-    Backward products that are linear in the candidates' errors are done once for all (:mod:`fractrain.quant.pool`).
+    Backward products that are linear in the candidates' errors are done once for all
+    (:mod:`fractrain.layers.shared_backward`).
     BatchNorm's running statistics are updated once per distinct forward precision, from the whole batch. Evaluation
     computes each sample at its own precision only.
 

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from fractrain.layers.convert import convert_body, quant_layers
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation
 from fractrain.methods.depthwise import (
     DEPTHWISE_BITS,
@@ -18,8 +19,7 @@ from fractrain.methods.depthwise import (
     is_depthwise,
 )
 from fractrain.methods.indicator import LossClock, LossIndicator
-from fractrain.quant.convert import convert_body, quant_layers
-from fractrain.quant.precision import Precision, fractrain_precision
+from fractrain.numerics.precision import Precision, fractrain_precision
 
 
 class StageSettings(MethodSettings):

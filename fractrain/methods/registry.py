@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from fractrain.errors import ConfigError, PluginError, did_you_mean
+from fractrain.util.errors import ConfigError, PluginError, did_you_mean
 
 if TYPE_CHECKING:
     from fractrain.methods.base import Method

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fractrain.quant import blocks, known_range
-from fractrain.quant.kernels import Kernels, flat, fused_for
-from fractrain.quant.precision import Precision
+from fractrain.kernels.cpu import memory as blocks
+from fractrain.layers import tensor_hints as known_range
+from fractrain.numerics.precision import Precision
+from fractrain.numerics.quantize import Kernels, flat, fused_for
 
 
 def mix(mask: torch.Tensor, choice: torch.Tensor, outs: list[torch.Tensor], kernels: Kernels = "auto") -> torch.Tensor:

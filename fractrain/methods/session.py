@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
-from fractrain.errors import ConfigError
 from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.blocks import gateable_blocks
+from fractrain.util.errors import ConfigError
 
 
 class Session:

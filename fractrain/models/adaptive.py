@@ -37,7 +37,7 @@ class AdaptiveEmbedding(nn.Module):
         width: width of the model, and of the first band's vectors.
     """
 
-    keeps_float = True  # for fractrain.quant.convert: how many words a projection sees depends on the text
+    keeps_float = True  # for fractrain.layers.convert: how many words a projection sees depends on the text
 
     def __init__(self, words: int, cutoffs: tuple[int, ...], width: int) -> None:
         super().__init__()

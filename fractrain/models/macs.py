@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fractrain.quant.matmul import Matmul
+from fractrain.layers.matmul import Matmul
 
 
 def conv_macs(layer: nn.Conv2d, output: Sequence[int] | torch.Size) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fractrain.errors import ConfigError, did_you_mean
+from fractrain.util.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -161,7 +161,7 @@ def build(name: str, classes: int, shape: Sequence[int], seed: int = 0) -> nn.Mo
     """
     import torch
 
-    from fractrain.seeds import derive_seed
+    from fractrain.util.seeds import derive_seed
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init"))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from fractrain.quant.residual import SumReLU
+from fractrain.layers.residual import SumReLU
 
 WIDTHS = (16, 32, 64)
 

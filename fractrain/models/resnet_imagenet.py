@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from fractrain.quant.residual import SumReLU
+from fractrain.layers.residual import SumReLU
 
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 

@@ -10,7 +10,7 @@ FracTrain trains it on WikiText-103; what of its recipe could be read is the nam
 * ReLU; dropout (0.1) on the embedded words and on what each branch adds, none on attention weights;
 * Q, K, V are three linear layers, not one: their errors differ in size and get a range of their own each.
 
-Attention's two products are :class:`fractrain.quant.matmul.Matmul` modules, so that methods quantize them and the
+Attention's two products are :class:`fractrain.layers.matmul.Matmul` modules, so that methods quantize them and the
 ledger counts them, in full: causal masking saves nothing. Where they are in floating point, torch's fused attention
 computes them. The softmax between them, LayerNorm and the lookup of words stay in floating point.
 """
@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fractrain.errors import ConfigError
+from fractrain.layers.matmul import Matmul
+from fractrain.layers.softmax import causal_softmax
 from fractrain.models.adaptive import DIV_VALUE, AdaptiveEmbedding, adaptive_head, cutoffs_for
-from fractrain.quant.matmul import Matmul
-from fractrain.quant.softmax import causal_softmax
+from fractrain.util.errors import ConfigError
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

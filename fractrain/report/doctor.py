@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from fractrain.errors import FractrainError
+from fractrain.util.errors import FractrainError
 
 State = Literal["works", "limited", "does not work"]
 Importer = Callable[[str], ModuleType]
@@ -153,7 +153,7 @@ def _device_checks() -> Iterator[Check]:
 def kernel_check() -> Check:
     """Say whether the fused CPU quantizers run here and give the plain path's bits."""
     try:
-        from fractrain.quant.kernels import probed
+        from fractrain.numerics.quantize import probed
     except (ImportError, OSError) as error:
         return Check("kernels", "does not work", _line(error), "see torch above", essential=True)
     if probed() is None:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fractrain.errors import MachineError
 from fractrain.report.labels import Box, place
 from fractrain.report.points import FigureData, Panel, Point
+from fractrain.util.errors import MachineError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from fractrain.engine.files import atomic_write, storing
 from fractrain.report import render as tables
 from fractrain.report.build import build_table
 from fractrain.report.draw import draw, require_matplotlib
@@ -14,6 +13,7 @@ from fractrain.report.points import build_figure, points_csv
 from fractrain.report.sources import Sources, Store
 from fractrain.report.spec import TableSpec
 from fractrain.report.values import Table
+from fractrain.util.files import atomic_write, storing
 
 DRAWN: Final = ("svg", "png")
 

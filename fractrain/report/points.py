@@ -14,12 +14,12 @@ from typing import Literal
 
 from fractrain.cost.published import PublishedRow
 from fractrain.engine.recipes import Profile
-from fractrain.errors import ConfigError
 from fractrain.report.build import build_table
 from fractrain.report.rows import data_label
 from fractrain.report.sources import Sources, Store, default_sources
 from fractrain.report.spec import Drawing, Pair, Series, TableSpec, check_profile
 from fractrain.report.values import Row, Table
+from fractrain.util.errors import ConfigError
 
 ACCURACY, MACS = "acc_top1_%", "effective_MACs"
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from fractrain.cost.published import PublishedRow
 from fractrain.engine.recipes import Profile
-from fractrain.errors import DataError
 from fractrain.report.columns import QUANTITIES, Quantity
 from fractrain.report.improve import numbers
 from fractrain.report.rows import MethodRow, published_value
@@ -17,6 +16,7 @@ from fractrain.report.spec_relative import Claim
 from fractrain.report.stats import Estimate, paired_difference, paired_ratio
 from fractrain.report.values import Cell, Measured, Row
 from fractrain.report.verdict import Verdict, judge
+from fractrain.util.errors import DataError
 
 
 def with_relative(

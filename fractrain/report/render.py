@@ -12,10 +12,10 @@ from typing import Final
 import jinja2
 from tabulate import tabulate
 
-from fractrain.engine.files import atomic_write, storing
-from fractrain.errors import ConfigError, did_you_mean
 from fractrain.report.latex import latex
 from fractrain.report.values import Column, Part, Row, Table
+from fractrain.util.errors import ConfigError, did_you_mean
+from fractrain.util.files import atomic_write, storing
 
 PARTS: Final[tuple[tuple[Part, str], ...]] = (
     ("accuracy", "Accuracy"),

@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol
 
 from fractrain.cost import published
 from fractrain.cost.published import PublishedRow
-from fractrain.errors import ConfigError, FractrainError, PluginError, StoreError
 from fractrain.report.spec import RunRequest
 from fractrain.report.values import Measured
+from fractrain.util.errors import ConfigError, FractrainError, PluginError, StoreError
 
 
 class Config(Protocol):

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import pydantic
 
 from fractrain.engine.recipes import PROFILES, Profile
-from fractrain.errors import ConfigError, did_you_mean
 from fractrain.methods.presets import paper_settings
 from fractrain.report.spec_relative import Claim, Relative, Strict
 from fractrain.report.values import PublishedColumn, QuantityKey
 from fractrain.report.verdict import VerdictRule
+from fractrain.util.errors import ConfigError, did_you_mean
 
 Setting = Literal["standard", "adaptation", "fine-tuning"]
 

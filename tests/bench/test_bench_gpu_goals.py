@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fractrain.engine.registries import Registries
-from fractrain.quant.layers import QuantLayer
+from fractrain.layers.conv_linear import QuantLayer
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/speed/gpu_goals.py"
 

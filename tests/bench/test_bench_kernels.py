@@ -14,19 +14,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import fractrain.quant
+import fractrain.kernels.cpu
 from fractrain.bench.subject import MethodStep, Setup
 from fractrain.cli import main
 from fractrain.engine.config import RunConfig
-from fractrain.engine.executor import LocalExecutor
-from fractrain.engine.jobs import Kernels, Outcome, Site
-from fractrain.errors import RunError
+from fractrain.execute.jobs import Kernels, Outcome, Site
+from fractrain.execute.local import LocalExecutor
+from fractrain.layers.batch_norm import CompactBatchNorm2d
 from fractrain.methods import select
 from fractrain.methods.select import row_products
-from fractrain.quant import kernels
-from fractrain.quant.grid import Grid
-from fractrain.quant.noise import NoiseKey
-from fractrain.quant.norm import CompactBatchNorm2d
+from fractrain.numerics import quantize as kernels
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.stochastic_rounding import NoiseKey
+from fractrain.util.errors import RunError
 
 
 def after_two_steps(setup: Setup, method: str, choice: Kernels) -> tuple[dict[str, torch.Tensor], str]:
@@ -117,8 +117,8 @@ def test_without_a_compiler_the_plain_path_and_one_line(
     expected, _ = quantize_twice()
     for cache in (c for c in vars(kernels).values() if hasattr(c, "cache_clear")):
         cache.cache_clear()
-    monkeypatch.setitem(sys.modules, "fractrain.quant.fused", None)
-    monkeypatch.delattr(fractrain.quant, "fused", raising=False)
+    monkeypatch.setitem(sys.modules, "fractrain.kernels.cpu.quantize", None)
+    monkeypatch.delattr(fractrain.kernels.cpu, "quantize", raising=False)
     with caplog.at_level(logging.INFO):
         first, second = quantize_twice()
     assert torch.equal(first, expected)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fractrain.bench import peaks
-from fractrain.engine.progress import SilentProgress
-from fractrain.errors import RunError
 from fractrain.methods import registry
+from fractrain.util.errors import RunError
+from fractrain.util.progress import SilentProgress
 
 
 @pytest.fixture(scope="module")

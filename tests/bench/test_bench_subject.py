@@ -16,7 +16,7 @@ from fractrain.bench.choices import force_choices, wanted_choices
 from fractrain.bench.memory import resident
 from fractrain.bench.overhead import Clock, harness_overhead
 from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
-from fractrain.errors import RunError
+from fractrain.util.errors import RunError
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fractrain.data import manage
-from fractrain.errors import DataError
-from fractrain.quant import kernels
+from fractrain.numerics import quantize as kernels
 from fractrain.report import doctor
+from fractrain.util.errors import DataError
 
 
 def importer(**modules: Any) -> doctor.Importer:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fractrain.cli import main
-from fractrain.errors import ConfigError, RunError
+from fractrain.util.errors import ConfigError, RunError
 
 RUN = ("run", "--method", "sbm", "--model", "resnet38", "--dataset", "digits")
 

@@ -12,11 +12,12 @@ import torch
 from fractrain.commands import forecast
 from fractrain.commands.planning import plan_runs
 from fractrain.data import registry
-from fractrain.engine import calibrate, checkpoint
-from fractrain.engine.calibrate import _samples, estimate
+from fractrain.engine import checkpoint
 from fractrain.engine.config import RunConfig
 from fractrain.engine.registries import Registries
 from fractrain.engine.store import RunStore
+from fractrain.plan import calibrate
+from fractrain.plan.calibrate import _samples, estimate
 
 MODELS = {"docs_text": "transformer_base", "digits32": "resnet18", "digits100": "resnet38"}
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fractrain.commands import forecast
-from fractrain.engine.calibrate import Trial, attempt, estimate, parameters
-from fractrain.engine.calibrate import forecast as expect
 from fractrain.engine.config import RunConfig
-from fractrain.engine.loading import Loading
+from fractrain.plan.calibrate import Trial, attempt, estimate, parameters
+from fractrain.plan.calibrate import forecast as expect
+from fractrain.plan.loading import Loading
 from fractrain.report.spec import table_names
 
 STEP_S, EVALUATION_S, RATE = 1.0, 0.001, 100.0

@@ -12,13 +12,13 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from fractrain.errors import ConfigError
+from fractrain.layers.conv_linear import QuantLayer
+from fractrain.layers.convert import convert, quant_layers
 from fractrain.methods.base import Method, MethodContext, MethodSettings
-from fractrain.quant.convert import convert, quant_layers
-from fractrain.quant.formats import Affine, Bits
-from fractrain.quant.grid import Grid
-from fractrain.quant.layers import QuantLayer
-from fractrain.quant.precision import Operand, Precision
+from fractrain.numerics.formats import Affine, Bits
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.util.errors import ConfigError
 
 
 class Settings(MethodSettings):

@@ -7,10 +7,10 @@ import json
 import contract_broken as broken
 import torch
 
+from fractrain.layers.conv_linear import QuantLayer
 from fractrain.methods import registry
 from fractrain.methods.card import declared_precisions, precision_card
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.layers import QuantLayer
 
 
 def operands(card, place):

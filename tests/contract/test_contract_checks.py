@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fractrain.contract import training
-from fractrain.testing import CHECKS, check_method, describe
+from fractrain.testing import CHECKS, check_method, describe, training
 
 # check, method, part of the reason
 CAUGHT = [

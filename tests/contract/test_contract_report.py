@@ -8,9 +8,9 @@ from pathlib import Path
 import contract_broken as broken
 import pytest
 
-from fractrain.contract.report import CheckResult, ContractReport
-from fractrain.errors import ConfigError, PluginError
 from fractrain.testing import CHECKS, check_method, load_method, run_check
+from fractrain.testing.report import CheckResult, ContractReport
+from fractrain.util.errors import ConfigError, PluginError
 
 
 def report(*statuses):

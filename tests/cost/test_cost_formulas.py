@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fractrain.cost import published
 from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, bitops, gbitops, published_macs, static_cp
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 WIDTH = st.integers(1, 32)
 

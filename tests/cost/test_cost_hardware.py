@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fractrain.cost import published
 from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, published_macs
 from fractrain.cost.hardware import HARDWARE, FittedModel, HardwareModel, HardwareRegistry, estimate
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 EXACT_MACS = {
     ("resnet38", "cifar10"): 83_280_512,

@@ -16,7 +16,7 @@ from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, published_macs, static
 from fractrain.cost.hardware import FittedModel
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.sums import block_of
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 
 def layer(name: str, macs: int, a: int, g: int, w: int | None = None) -> list[Entry]:

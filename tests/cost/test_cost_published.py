@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fractrain.cost.published import PublishedRow, PublishedValue, data_path, load, lookup, rows
-from fractrain.errors import ConfigError, DataError
+from fractrain.util.errors import ConfigError, DataError
 
 ROW = {
     "paper": "A (B)",

@@ -9,7 +9,7 @@ import torch
 from torchvision import datasets
 
 from fractrain.data import manage, registry
-from fractrain.errors import DataError
+from fractrain.util.errors import DataError
 
 REAL = os.environ.get("FRACTRAIN_TEST_CIFAR", "")
 needs_files = pytest.mark.skipif(not REAL, reason="FRACTRAIN_TEST_CIFAR does not name a folder with the CIFAR files")

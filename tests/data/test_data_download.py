@@ -10,7 +10,7 @@ import pytest
 
 from fractrain.data import manage, registry
 from fractrain.data.download import download
-from fractrain.errors import DataError, MachineError
+from fractrain.util.errors import DataError, MachineError
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from fractrain.data import embedded, registry
-from fractrain.errors import DataError, MachineError
+from fractrain.util.errors import DataError, MachineError
 
 
 @pytest.fixture(scope="module")

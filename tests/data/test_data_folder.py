@@ -18,7 +18,7 @@ from fractrain.data.decode import RATIO, SCALE, BadImage, crop_box, decode, eval
 from fractrain.data.folder import list_part, read_folder
 from fractrain.data.loader import eval_loader, train_loader
 from fractrain.data.prefetch import WorkerFetcher, worker_count
-from fractrain.errors import ConfigError, DataError, MachineError
+from fractrain.util.errors import ConfigError, DataError, MachineError
 
 
 @pytest.fixture(autouse=True)

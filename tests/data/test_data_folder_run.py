@@ -6,14 +6,14 @@ import pytest
 import torch
 from image_folders import entry, install, make_folder
 
-from fractrain.contract.subject import TIMES
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
 from fractrain.engine.store import RunStore
 from fractrain.engine.summary import weights_sha256
 from fractrain.engine.trainer import Trainer
-from fractrain.errors import DataError
+from fractrain.testing.subject import TIMES
+from fractrain.util.errors import DataError
 
 
 @pytest.fixture

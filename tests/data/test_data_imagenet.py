@@ -14,7 +14,7 @@ from image_folders import CLASSES, ROWS, entry, install, make_folder, one_line, 
 from fractrain.commands.data import data_group
 from fractrain.data import folder_status, manage, registry
 from fractrain.engine.recipes import recipe_values
-from fractrain.errors import ConfigError, DataError, MachineError
+from fractrain.util.errors import ConfigError, DataError, MachineError
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fractrain.data import images, registry
-from fractrain.errors import ConfigError, DataError
+from fractrain.util.errors import ConfigError, DataError
 
 
 def test_names_and_fields():

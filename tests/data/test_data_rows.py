@@ -20,7 +20,7 @@ from fractrain.data.decode import decode, eval_pixels
 from fractrain.data.lanes import Lanes, share
 from fractrain.data.row_loader import RowFetcher
 from fractrain.data.rows import RowPart, window_shuffle
-from fractrain.errors import DataError, MachineError
+from fractrain.util.errors import DataError, MachineError
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 

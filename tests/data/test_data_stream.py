@@ -12,7 +12,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from fractrain.data import augment, registry, stream
 from fractrain.data.images import Split
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 CIFAR = registry.info("cifar10")
 DIGITS = registry.info("digits")

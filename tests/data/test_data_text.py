@@ -26,7 +26,7 @@ from fractrain.data.text_official import expected_sha256, official_sha256
 from fractrain.data.text_stream import IGNORED, TextEvalStream, TextTrainStream
 from fractrain.data.tokens import FileTokens, MemoryTokens
 from fractrain.data.vocabulary import UNK, Vocabulary, by_frequency, count_words
-from fractrain.errors import ConfigError, DataError, MachineError
+from fractrain.util.errors import ConfigError, DataError, MachineError
 
 REAL = os.environ.get("FRACTRAIN_TEST_WIKITEXT")
 

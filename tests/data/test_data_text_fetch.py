@@ -18,14 +18,14 @@ from text_corpus import load
 from fractrain.commands.data import data_group
 from fractrain.data import manage, registry, text
 from fractrain.data.offline import OFFLINE_VARIABLES
-from fractrain.errors import MachineError
+from fractrain.util.errors import MachineError
 
 # What a process of its own does: the clients read their variables once, when they are loaded.
 CHILD = """
 import json, os, signal, socket, sys
 from pathlib import Path
 from fractrain.data import text_cache
-from fractrain.errors import FractrainError
+from fractrain.util.errors import FractrainError
 from text_corpus import entry_of, load
 texts, root, how = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2], sys.argv[3]
 

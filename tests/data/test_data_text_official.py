@@ -16,7 +16,7 @@ from text_corpus import load, loop_tokens
 from fractrain.commands.data import data_group
 from fractrain.data import manage, registry, text_cache, text_files
 from fractrain.data.text_official import official_sha256
-from fractrain.errors import DataError
+from fractrain.util.errors import DataError
 
 
 def sha256(content: str) -> str:

@@ -11,9 +11,9 @@ from torch import nn
 from fractrain.cost.ledger import Entry
 from fractrain.engine.config import RunConfig
 from fractrain.engine.registries import Registries
-from fractrain.errors import ConfigError, NonFiniteError
 from fractrain.methods.base import Method, MethodContext, MethodSettings
-from fractrain.seeds import derive_seed
+from fractrain.util.errors import ConfigError, NonFiniteError
+from fractrain.util.seeds import derive_seed
 
 CLASSES = 3
 SHAPE = (2, 6, 6)

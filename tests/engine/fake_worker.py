@@ -8,7 +8,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 from engine_fakes import FakeRegistries  # noqa: E402
 
-from fractrain.engine.worker import main  # noqa: E402
+from fractrain.execute.worker import main  # noqa: E402
 
 
 class Registries(FakeRegistries):

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-from fractrain.engine.nursery import main
+from fractrain.execute.nursery import main
 
 
 def worker() -> int:

@@ -143,7 +143,7 @@ def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: fl
 
 def _import_once() -> None:
     """Import before forking what every attempt would otherwise import for itself: seconds each."""
-    for name in ("torch._dynamo", "sklearn.datasets", "fractrain.engine.trainer", "fractrain.quant.fused"):
+    for name in ("torch._dynamo", "sklearn.datasets", "fractrain.engine.trainer", "fractrain.kernels.cpu.quantize"):
         importlib.import_module(name)
 
 

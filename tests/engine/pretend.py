@@ -126,7 +126,7 @@ class Device(TorchDispatchMode):
                     whole = t.new_empty(0).set_(t.untyped_storage())  # type: ignore[call-overload]
                     self.before[t.untyped_storage().data_ptr()] = (whole, whole.clone())
 
-    # -- a recorder, see fractrain.engine.recording.Recorder -----------------------------------------------------------
+    # -- a recorder, see fractrain.experimental.cuda_graphs.Recorder --------------
 
     def warm(self, work: Callable[[], Any]) -> tuple[Any, str | None]:
         """On a GPU only waiting shows, and not in all cases."""

@@ -22,18 +22,18 @@ sys.path.append(str(Path(__file__).parents[1] / "data"))
 import image_folders
 
 from fractrain.data.tokens import MemoryTokens
+from fractrain.distributed.batch_norm import replace_norms
+from fractrain.distributed.ranks import Ranks, connect
 from fractrain.engine import environment
 from fractrain.engine import loop as loop_module
 from fractrain.engine.config import RunConfig
-from fractrain.engine.distributed import Ranks, connect
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
 from fractrain.engine.store import RunStore
-from fractrain.engine.synced_norm import replace_norms
 from fractrain.engine.trainer import Trainer
-from fractrain.errors import DataError, FractrainError
 from fractrain.models.transformer import TransformerLM
-from fractrain.seeds import derive_seed
+from fractrain.util.errors import DataError, FractrainError
+from fractrain.util.seeds import derive_seed
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 
 from fractrain.engine.registries import Registries
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.seeds import derive_seed
+from fractrain.util.seeds import derive_seed
 
 
 class SmallRegistries(Registries):

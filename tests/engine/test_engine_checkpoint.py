@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fractrain.engine import checkpoint
-from fractrain.errors import CheckpointError, StoreError
+from fractrain.util.errors import CheckpointError, StoreError
 
 
 def state(step: int) -> dict[str, object]:

@@ -10,7 +10,7 @@ from engine_fakes import FakeRegistries, fake_config
 from fractrain.engine.config import RunConfig, collect_sets, parse_set
 from fractrain.engine.recipes import Recipe, recipe_values, with_length
 from fractrain.engine.schedule import Clock, learning_rate
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 
 def create(**values):

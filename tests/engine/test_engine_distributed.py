@@ -18,12 +18,12 @@ from torch import nn
 
 from fractrain.cli import main
 from fractrain.cost.ledger import Entry, Ledger
+from fractrain.distributed.batch_norm import RankBatchNorm
+from fractrain.distributed.ranks import Ranks, connect
 from fractrain.engine import checkpoint
-from fractrain.engine.distributed import Ranks, connect
 from fractrain.engine.loop import TrainingLoop
-from fractrain.engine.synced_norm import RankBatchNorm
 from fractrain.engine.task import Outcome
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent
@@ -158,8 +158,8 @@ def test_a_process_whose_peer_is_killed_says_so_in_one_line(tmp_path):
     script = tmp_path / "peer.py"
     script.write_text(
         "import os, torch\n"
-        "from fractrain.engine.distributed import connect\n"
-        "from fractrain.errors import RunError\n"
+        "from fractrain.distributed.ranks import connect\n"
+        "from fractrain.util.errors import RunError\n"
         "with connect('cpu') as ranks:\n"
         "    ranks.sum(torch.ones(1))\n"
         "    if not ranks.first:\n"

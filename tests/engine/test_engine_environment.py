@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fractrain.engine import environment
-from fractrain.engine.device import determinism, resolve_device
-from fractrain.engine.progress import BarProgress, LineProgress, SilentProgress, TableProgress, duration, make_progress
-from fractrain.errors import MachineError
+from fractrain.util.device import determinism, resolve_device
+from fractrain.util.errors import MachineError
+from fractrain.util.progress import BarProgress, LineProgress, SilentProgress, TableProgress, duration, make_progress
 
 
 def test_environment_names_no_person_and_no_machine():

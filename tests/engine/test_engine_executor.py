@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from engine_fakes import fake_config
 
-from fractrain.engine import executor as executor_module
-from fractrain.engine.executor import LocalExecutor
-from fractrain.engine.jobs import Outcome, Site
-from fractrain.engine.signals import RunInterrupted
 from fractrain.engine.store import RunStore
-from fractrain.errors import NonFiniteError, RunError
+from fractrain.execute import local as executor_module
+from fractrain.execute.jobs import Outcome, Site
+from fractrain.execute.local import LocalExecutor
+from fractrain.util.errors import NonFiniteError, RunError
+from fractrain.util.signals import RunInterrupted
 
 WORKER = (sys.executable, "-W", "error", str(Path(__file__).with_name("fake_worker.py")))
 
@@ -103,7 +103,7 @@ def test_gpus_are_dealt_out():
     local = LocalExecutor(jobs=4, gpus=("0", "2"))
     assert [local._variables(slot, 4)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == ["0", "2", "0", "2"]
     assert "CUDA_VISIBLE_DEVICES" not in LocalExecutor()._variables(0, 1)
-    assert executor_module.WORKER[-1] == "fractrain.engine.worker"
+    assert executor_module.WORKER[-1] == "fractrain.execute.worker"
 
 
 def test_site_round_trip(tmp_path):

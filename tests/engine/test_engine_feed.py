@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from fractrain.contract.subject import TIMES
 from fractrain.engine.feed import Pace, Replaced
+from fractrain.testing.subject import TIMES
 
 
 def test_pace():

@@ -3,8 +3,8 @@ from __future__ import annotations
 from engine_fakes import fake_config
 from kill_helper import killed_and_straight
 
-from fractrain.contract.subject import TIMES
 from fractrain.engine.store import RunStore
+from fractrain.testing.subject import TIMES
 
 SAME = (
     "weights_sha256",

@@ -6,10 +6,10 @@ import pytest
 from kill_helper import killed_and_straight
 
 from fractrain.engine.config import RunConfig
+from fractrain.kernels.cpu import cpu_features as capability
+from fractrain.kernels.cpu.int8 import Geometry, pays
+from fractrain.kernels.cpu.int8_backward import Plan, possible
 from fractrain.methods.registry import names
-from fractrain.quant import capability
-from fractrain.quant.integer import Geometry, pays
-from fractrain.quant.integer_backward import Plan, possible
 
 # Stages must move within the few steps of the test, otherwise their state could be lost without a trace.
 QUICK_STAGES = {"window": 2, "epsilon": 10.0, "scale_epochs": 1}

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fractrain.data import registry
-from fractrain.data.made_up import photo_folder
-from fractrain.engine.loading import BATCH, Loading, measure_loading, reading_rate
+from fractrain.plan.loading import BATCH, Loading, measure_loading, reading_rate
+from fractrain.plan.synthetic_photos import photo_folder
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ INTERRUPTED = """
 import os, signal, sys, tempfile, threading, time
 from pathlib import Path
 import torch
-from fractrain.engine.loading import measure_loading
+from fractrain.plan.loading import measure_loading
 tempfile.tempdir = sys.argv[1]
 
 def stop():
@@ -89,9 +89,9 @@ def test_the_rate_leaves_out_the_first_batch_and_goes_on_over_passes() -> None:
 def test_a_folder_that_is_there_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo_folder(registry.info("imagenette"), tmp_path / "imagenette", classes=10, per_class=2)
     read: list[int] = []
-    monkeypatch.setattr("fractrain.engine.loading.photo_folder", lambda *args: pytest.fail("made up"))
+    monkeypatch.setattr("fractrain.plan.loading.photo_folder", lambda *args: pytest.fail("made up"))
     monkeypatch.setattr(
-        "fractrain.engine.loading.reading_rate", lambda stream, *more: (float(read.append(len(stream)) or 7.0), 0.0)
+        "fractrain.plan.loading.reading_rate", lambda stream, *more: (float(read.append(len(stream)) or 7.0), 0.0)
     )
     found = measure_loading("imagenette", CPU, tmp_path, 0.01)
     assert found == Loading(7.0, 0, str(tmp_path / "imagenette"), False)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from fractrain.engine import executor as executor_module
 from fractrain.engine.config import RunConfig
-from fractrain.engine.executor import LocalExecutor, run_here
-from fractrain.engine.forks import Nursery, NurseryError, forks_here
-from fractrain.engine.jobs import Site
-from fractrain.engine.processes import Workers
-from fractrain.engine.progress import SilentProgress
+from fractrain.execute import local as executor_module
+from fractrain.execute.forks import Nursery, NurseryError, forks_here
+from fractrain.execute.jobs import Site
+from fractrain.execute.local import LocalExecutor, run_here
+from fractrain.execute.processes import Workers
+from fractrain.util.progress import SilentProgress
 
 pytestmark = pytest.mark.skipif(not forks_here(), reason="workers are not forked on this system")
 

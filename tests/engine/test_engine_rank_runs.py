@@ -20,7 +20,7 @@ from fractrain.cli import main
 from fractrain.engine import checkpoint
 from fractrain.engine.store import RunStore
 from fractrain.engine.task import Classification, LanguageModel
-from fractrain.seeds import derive_seed
+from fractrain.util.seeds import derive_seed
 
 PER_CLASS, CLASSES, BATCH = 8, 3, 9  # 24 images: batches of 9, 9 and 6, shares of 4 and 5, 3 and 3
 PASS = {"batch_size": BATCH, "iterations": 4, "eval_every": 3, "milestones": [], "lr": 0.05}

@@ -12,15 +12,15 @@ from pretend import DEVICE, Device, pretending, real
 from small_registries import SmallRegistries
 from torch import nn
 
-from fractrain.engine import recording
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
+from fractrain.experimental import cuda_graphs as recording
+from fractrain.experimental import int8_conv, int8_gemm
+from fractrain.kernels.cpu.int8 import Geometry
 from fractrain.methods.registry import names
-from fractrain.quant import int8_conv, int8_gemm
-from fractrain.quant.grid import Grid
-from fractrain.quant.integer import Geometry
-from fractrain.quant.kernels import Quantized
-from fractrain.quant.noise import NoiseTable, noise_key
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.quantize import Quantized
+from fractrain.numerics.stochastic_rounding import NoiseTable, noise_key
 
 STAGES = {"window": 2, "epsilon": 1e6, "scale_epochs": 1}
 CASES: list[tuple[str, dict[str, Any]]] = [

@@ -14,17 +14,17 @@ from fractrain.data.images import ImageData, Split
 from fractrain.data.parts import half_of_classes, part_data, part_info, unsuitable
 from fractrain.engine import checkpoint
 from fractrain.engine.config import RunConfig
-from fractrain.engine.executor import LocalExecutor
-from fractrain.engine.jobs import Site
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
-from fractrain.engine.signals import RunInterrupted
 from fractrain.engine.source import head_name, source_weights, start_from
 from fractrain.engine.store import RunStore
 from fractrain.engine.summary import weights_sha256
 from fractrain.engine.trainer import Trainer
-from fractrain.errors import CheckpointError, ConfigError
-from fractrain.seeds import derive_seed
+from fractrain.execute.jobs import Site
+from fractrain.execute.local import LocalExecutor
+from fractrain.util.errors import CheckpointError, ConfigError
+from fractrain.util.seeds import derive_seed
+from fractrain.util.signals import RunInterrupted
 
 CPU = torch.device("cpu")
 INFO = registry.info("digits100")
@@ -255,7 +255,7 @@ def test_an_interrupted_source_goes_on(store, tmp_path, monkeypatch):
 
 
 def test_the_executor_runs_a_source_once_and_first(store, tmp_path, monkeypatch):
-    import fractrain.engine.executor as module
+    import fractrain.execute.local as module
 
     order = []
 

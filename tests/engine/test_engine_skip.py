@@ -14,11 +14,11 @@ from engine_fakes import FakeMethod, FakeRegistries, fake_config
 
 from fractrain.engine import checkpoint
 from fractrain.engine.schedule import learning_rate
-from fractrain.engine.signals import RunInterrupted
 from fractrain.engine.store import RunStore
 from fractrain.engine.trainer import Trainer
 from fractrain.methods.base import MethodContext
-from fractrain.seeds import derive_seed
+from fractrain.util.seeds import derive_seed
+from fractrain.util.signals import RunInterrupted
 
 CPU = torch.device("cpu")
 SKIPPED = {1, 2, 6, 8, 9, 10, 11}  # the third epoch (8 to 11) is skipped altogether

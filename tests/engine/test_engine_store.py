@@ -13,9 +13,9 @@ from engine_fakes import fake_config
 from kill_helper import ROOT
 
 from fractrain.cost.ledger import Entry, Ledger
-from fractrain.engine import files
 from fractrain.engine.store import RunStore
-from fractrain.errors import StoreError
+from fractrain.util import files
+from fractrain.util.errors import StoreError
 
 
 @pytest.fixture

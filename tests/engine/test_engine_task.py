@@ -23,13 +23,13 @@ from fractrain.engine.evaluate import evaluate
 from fractrain.engine.optimizer import clip_gradients, make_optimizer
 from fractrain.engine.recipes import Recipe, recipe_values
 from fractrain.engine.schedule import learning_rate
-from fractrain.engine.signals import RunInterrupted
 from fractrain.engine.store import RunStore
 from fractrain.engine.task import Classification, LanguageModel, task_of
 from fractrain.engine.trainer import Trainer
-from fractrain.errors import ConfigError
 from fractrain.methods.base import Method, MethodContext, MethodSettings
-from fractrain.seeds import derive_seed
+from fractrain.util.errors import ConfigError
+from fractrain.util.seeds import derive_seed
+from fractrain.util.signals import RunInterrupted
 
 CPU = torch.device("cpu")
 WORDS, CONTEXT = 11, 8

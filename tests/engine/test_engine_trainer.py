@@ -11,16 +11,17 @@ import torch.nn.functional as F
 from engine_fakes import FakeMethod, FakeRegistries, fake_config
 
 from fractrain.commands.runs import run_command
-from fractrain.engine import checkpoint, files
+from fractrain.engine import checkpoint
 from fractrain.engine.evaluate import evaluate
 from fractrain.engine.schedule import learning_rate
-from fractrain.engine.signals import RunInterrupted
 from fractrain.engine.store import RunStore
 from fractrain.engine.summary import state_sha256, weights_sha256
 from fractrain.engine.trainer import Trainer
 from fractrain.engine.watch import BadLoss, LossWatch
-from fractrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoreError
 from fractrain.methods.base import MethodContext
+from fractrain.util import files
+from fractrain.util.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoreError
+from fractrain.util.signals import RunInterrupted
 
 CPU = torch.device("cpu")
 
@@ -84,7 +85,7 @@ def test_against_a_loop_written_by_hand(tmp_path):
 
     known, recipe = FakeRegistries(), config.recipe
     with torch.random.fork_rng(devices=[]):
-        from fractrain.seeds import derive_seed
+        from fractrain.util.seeds import derive_seed
 
         torch.manual_seed(derive_seed(config.seed, "torch"))
         data = known.data("digits", None, False, 0.1, 0)

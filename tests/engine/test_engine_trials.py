@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fractrain.engine.calibrate import Estimate, Trial, parameters
 from fractrain.engine.config import RunConfig
-from fractrain.engine.trials import Trials, try_all
-from fractrain.errors import ConfigError
+from fractrain.plan.calibrate import Estimate, Trial, parameters
+from fractrain.plan.trials import Trials, try_all
+from fractrain.util.errors import ConfigError
 
 
 def static(bits: int, dataset: str = "cifar10", seed: int = 0) -> RunConfig:

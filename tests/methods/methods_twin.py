@@ -17,20 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fractrain.layers.base import QuantLayer
+from fractrain.layers.convert import quant_layers
+from fractrain.layers.matmul import QuantMatmul
+from fractrain.layers.max_pool import CompactMaxPool2d
+from fractrain.layers.products import Backward
+from fractrain.layers.relu import CompactReLU
+from fractrain.layers.state import CandidateScope
 from fractrain.methods.gated_block import GatedBlock
 from fractrain.methods.select import per_sample
-from fractrain.quant.convert import quant_layers
-from fractrain.quant.formats import PerTile
-from fractrain.quant.kernels import Quantized, quantize_reference
-from fractrain.quant.layer import QuantLayer
-from fractrain.quant.matmul import QuantMatmul
-from fractrain.quant.noise import NoiseKey
-from fractrain.quant.pooling import CompactMaxPool2d
-from fractrain.quant.precision import Operand
-from fractrain.quant.products import Backward
-from fractrain.quant.relu import CompactReLU
-from fractrain.quant.running import update_range
-from fractrain.quant.state import CandidateScope
+from fractrain.numerics.formats import PerTile
+from fractrain.numerics.precision import Operand
+from fractrain.numerics.quantize import Quantized, quantize_reference
+from fractrain.numerics.running_range import update_range
+from fractrain.numerics.stochastic_rounding import NoiseKey
 
 
 def on_grid(x: torch.Tensor, op: Operand, noise: NoiseKey | None, limits: Any = None) -> torch.Tensor:

@@ -15,11 +15,11 @@ from sklearn.datasets import load_digits
 
 import fractrain
 from fractrain.cost import metrics
-from fractrain.errors import ConfigError
+from fractrain.layers.convert import quant_layers
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.convert import quant_layers
+from fractrain.util.errors import ConfigError
 
 cpt = sys.modules[registry.get("cpt").__module__]
 

@@ -14,16 +14,16 @@ from torch import nn
 
 import fractrain
 from fractrain.cost import metrics
-from fractrain.errors import ConfigError, NonFiniteError
+from fractrain.layers.convert import quant_layers
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.convert import quant_layers
-from fractrain.quant.formats import PerAxis
-from fractrain.quant.kernels import quantize
-from fractrain.quant.noise import NoiseKey, element_numbers, noise_key, uniform
+from fractrain.numerics.formats import PerAxis
+from fractrain.numerics.quantize import quantize
+from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, noise_key, uniform
 from fractrain.report.grid import plan
 from fractrain.report.spec import load_spec
+from fractrain.util.errors import ConfigError, NonFiniteError
 
 dorefa = sys.modules[registry.get("dorefa").__module__]
 KEY = NoiseKey(0xC0FFEE, 0x1234)

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
-from fractrain.quant.formats import Affine
-from fractrain.quant.layers import QuantConv2d, QuantLinear
-from fractrain.quant.precision import Operand, Precision
-from fractrain.quant.state import QuantState
-from fractrain.quant.tile_count import Window, output_size, pair_counts
-from fractrain.quant.tiles import PerTile, expand_tiles, tile_counts
+from fractrain.cost.tile_count import Window, output_size, pair_counts
+from fractrain.layers.conv_linear import QuantConv2d, QuantLinear
+from fractrain.layers.state import QuantState
+from fractrain.numerics.formats import Affine
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.tiles import PerTile, expand_tiles, tile_counts
 
 CONVS = [
     {"kernel_size": 3, "padding": 1},

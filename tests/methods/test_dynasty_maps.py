@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fractrain.quant.bitmaps import (
+from fractrain.methods.bit_maps import (
     allocate,
     average,
     fold_rows,
@@ -19,7 +19,7 @@ from fractrain.quant.bitmaps import (
     rounding_points,
     tile_mean_squares,
 )
-from fractrain.quant.tiles import PerTile
+from fractrain.numerics.tiles import PerTile
 
 WIDTHS = (2, 4, 8)
 

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from fractrain.cost.ledger import Ledger
+from fractrain.layers.convert import quant_layers
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.methods.session import attach
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.convert import quant_layers
-from fractrain.quant.tiles import expand_tiles, fit_map
+from fractrain.numerics.tiles import expand_tiles, fit_map
 
 FIXED = {"tighten": 0.0, "relax": 0.0}
 
@@ -289,7 +289,7 @@ def test_state_is_a_copy():
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused_in_one_line(settings, told):
-    from fractrain.errors import ConfigError
+    from fractrain.util.errors import ConfigError
 
     with pytest.raises(ConfigError, match=told):
         dynasty(**settings)

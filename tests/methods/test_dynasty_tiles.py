@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from fractrain.errors import ConfigError
-from fractrain.quant.formats import Affine, Symmetric
-from fractrain.quant.kernels import probed_tiles, quantize, tile_limits
-from fractrain.quant.noise import NoiseKey, element_numbers, uniform
-from fractrain.quant.reference import quantize_group
-from fractrain.quant.tiles import PerTile, expand_tiles, fit_map, tile_counts, tile_period, tile_sizes
+from fractrain.numerics.formats import Affine, Symmetric
+from fractrain.numerics.quantize import probed_tiles, quantize, tile_limits
+from fractrain.numerics.reference import quantize_group
+from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, uniform
+from fractrain.numerics.tiles import PerTile, expand_tiles, fit_map, tile_counts, tile_period, tile_sizes
+from fractrain.util.errors import ConfigError
 
 KEY = NoiseKey(0x1234567, 0x89ABCDEF, 77)
 SHAPES = [(7, 5), (1, 1), (33, 17), (3, 4, 5), (2, 5, 3, 3), (3, 17, 4, 5), (4, 16, 4, 4), (1, 3, 1, 1)]

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from fractrain.cost import metrics
-from fractrain.errors import ConfigError
 from fractrain.methods.base import MethodContext
 from fractrain.methods.dfq import DFQ
 from fractrain.methods.fractrain import FracTrain
 from fractrain.methods.gated_block import Candidate
 from fractrain.models import registry as models
 from fractrain.models.resnet_cifar import ResNetCifar
+from fractrain.util.errors import ConfigError
 
 CP = {(3, 6): 1.758, (4, 6): 2.083, (4, 8): 2.604, (6, 8): 3.385, (6, 12): 4.688}
 

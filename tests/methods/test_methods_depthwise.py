@@ -9,6 +9,7 @@ from torch import nn
 
 from fractrain.cost import metrics
 from fractrain.engine.config import RunConfig
+from fractrain.layers.convert import quant_layers
 from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.card import declared_precisions
@@ -17,7 +18,6 @@ from fractrain.methods.gate import GateNetwork
 from fractrain.methods.presets import PRESETS, paper_settings
 from fractrain.models import registry as models
 from fractrain.models.macs import block_macs, layer_macs
-from fractrain.quant.convert import quant_layers
 
 SHAPE = (3, 16, 16)
 

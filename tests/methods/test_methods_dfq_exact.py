@@ -12,9 +12,9 @@ from fractrain.methods.base import MethodContext
 from fractrain.methods.dfq import DFQ
 from fractrain.methods.gated_block import GatedBlock
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.formats import Affine
-from fractrain.quant.noise import element_numbers, noise_key, uniform
-from fractrain.quant.precision import Operand, Precision
+from fractrain.numerics.formats import Affine
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.stochastic_rounding import element_numbers, noise_key, uniform
 
 SAMPLES, SIZE, CLASSES = 8, 8, 4
 STRIDES = (1, 2, 2)

@@ -26,6 +26,16 @@ from methods_twin import on_grid, products_of, restored_in_the_dtype_of_the_grid
 from torch import nn
 
 from fractrain.bench.choices import force_choices
+from fractrain.kernels.cpu.int8 import MIN_MACS, Geometry, pays
+from fractrain.kernels.cpu.int8_backward import possible
+from fractrain.layers import conv_linear as layers_module
+from fractrain.layers import products as products_module
+from fractrain.layers.base import QuantLayer
+from fractrain.layers.batch_norm import CompactBatchNorm2d
+from fractrain.layers.conv_linear import QuantConv2d
+from fractrain.layers.convert import quant_layers
+from fractrain.layers.shared_backward import Pool
+from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.methods import registry, select
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.dfq import DFQ
@@ -33,19 +43,9 @@ from fractrain.methods.gated_block import GatedBlock
 from fractrain.methods.select import row_products
 from fractrain.models.resnet_cifar import ResNetCifar
 from fractrain.models.transformer import TransformerLM
-from fractrain.quant import layers as layers_module
-from fractrain.quant import products as products_module
-from fractrain.quant.convert import quant_layers
-from fractrain.quant.formats import Affine, PerAxis
-from fractrain.quant.integer import MIN_MACS, Geometry, pays
-from fractrain.quant.integer_backward import possible
-from fractrain.quant.kernels import Quantized, probed
-from fractrain.quant.layer import QuantLayer
-from fractrain.quant.layers import QuantConv2d
-from fractrain.quant.norm import CompactBatchNorm2d
-from fractrain.quant.pool import Pool
-from fractrain.quant.precision import Operand, Precision
-from fractrain.quant.state import CandidateScope, QuantState
+from fractrain.numerics.formats import Affine, PerAxis
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.quantize import Quantized, probed
 
 CLASSES, WORDS = 4, 24
 REL = 1e-11  # of the largest value of a tensor: what the project asks for in float64

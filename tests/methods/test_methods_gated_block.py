@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from fractrain.errors import ConfigError
+from fractrain.layers.convert import quant_layers
 from fractrain.methods.base import MethodContext
 from fractrain.methods.dfq import DFQ
 from fractrain.methods.gated_block import GatedBlock
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.convert import quant_layers
+from fractrain.util.errors import ConfigError
 
 
 def small(seed=0, **settings):

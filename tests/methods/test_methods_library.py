@@ -7,10 +7,10 @@ import torch
 import torchvision
 from torch import nn
 
-from fractrain.errors import ConfigError
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.methods.gated_block import GatedBlock
+from fractrain.util.errors import ConfigError
 
 
 def test_torchvision_resnet18_in_ten_lines():

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from fractrain.errors import ConfigError, PluginError
 from fractrain.methods import registry
 from fractrain.methods.base import Method
 from fractrain.methods.registry import PLUGIN_VARIABLE, MethodRegistry, Origin
+from fractrain.util.errors import ConfigError, PluginError
 
 GOOD = '''"""A plugin."""
 from fractrain.methods.base import Method, MethodSettings

@@ -11,14 +11,14 @@ from methods_naive import affine, straight
 from torch import nn
 
 from fractrain.cost import metrics
+from fractrain.layers.batch_norm import CompactBatchNorm2d
+from fractrain.layers.convert import quant_layers
+from fractrain.layers.range_norm import RangeBatchNorm2d
+from fractrain.layers.state import QuantState
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.convert import quant_layers
-from fractrain.quant.noise import element_numbers, noise_key, uniform
-from fractrain.quant.norm import CompactBatchNorm2d
-from fractrain.quant.range_norm import RangeBatchNorm2d
-from fractrain.quant.state import QuantState
+from fractrain.numerics.stochastic_rounding import element_numbers, noise_key, uniform
 
 RTOL = 1e-10
 

@@ -13,16 +13,16 @@ from methods_naive import Naive, per_filter, straight
 from torch import nn
 
 from fractrain.bench.choices import force_choices
-from fractrain.errors import ConfigError
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.methods.dfq import DFQ
 from fractrain.methods.gated_block import GatedBlock
 from fractrain.methods.select import chosen_only, mix
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.formats import Affine
-from fractrain.quant.noise import element_numbers, noise_key, uniform
-from fractrain.quant.precision import Operand, Precision
+from fractrain.numerics.formats import Affine
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.stochastic_rounding import element_numbers, noise_key, uniform
+from fractrain.util.errors import ConfigError
 
 REL = 1e-11
 

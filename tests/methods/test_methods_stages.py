@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fractrain.layers.batch_norm import CompactBatchNorm2d
+from fractrain.layers.convert import quant_layers
 from fractrain.methods.base import MethodContext
 from fractrain.methods.fractrain import FracTrain
 from fractrain.methods.pfq import PFQ
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.convert import quant_layers
-from fractrain.quant.norm import CompactBatchNorm2d
 
 
 def prepared(method, seed=0):

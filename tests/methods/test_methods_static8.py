@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fractrain.layers.convert import quant_layers
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.convert import quant_layers
 
 
 @pytest.mark.parametrize("bits", [8, 4])

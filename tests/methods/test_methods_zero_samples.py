@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from fractrain.layers import tensor_hints as known_range
+from fractrain.layers.batch_norm import CompactBatchNorm2d
+from fractrain.layers.residual import CompactSumReLU
+from fractrain.layers.shared_backward import Pool
+from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.methods.select import mix, row_products
-from fractrain.quant import known_range
-from fractrain.quant.kernels import probed
-from fractrain.quant.norm import CompactBatchNorm2d
-from fractrain.quant.pool import Pool
-from fractrain.quant.residual import CompactSumReLU
-from fractrain.quant.state import CandidateScope, QuantState
+from fractrain.numerics.quantize import probed
 
 pytestmark = pytest.mark.skipif(probed() is None, reason="compiled kernels are not available")
 SHAPES = [(12, 16, 32, 32), (7, 8, 5, 5), (5, 24, 3, 1)]

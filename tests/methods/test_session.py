@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fractrain
-from fractrain.errors import ConfigError
+from fractrain.util.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,13 +16,13 @@ from torch import nn
 
 import fractrain
 from fractrain.cost import metrics
-from fractrain.errors import ConfigError
+from fractrain.layers.convert import quant_layers
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.convert import quant_layers
-from fractrain.quant.noise import noise_key, uniform
-from fractrain.seeds import derive_seed
+from fractrain.numerics.stochastic_rounding import noise_key, uniform
+from fractrain.util.errors import ConfigError
+from fractrain.util.seeds import derive_seed
 
 slu = sys.modules[registry.get("slu").__module__]
 N, SIZE, CLASSES = 10, 8, 4

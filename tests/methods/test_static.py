@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from fractrain.cost import metrics
 from fractrain.cost.formulas import FLOAT_MAC_BITS
-from fractrain.errors import ConfigError
+from fractrain.layers.convert import quant_layers
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.convert import quant_layers
+from fractrain.util.errors import ConfigError
 
 
 def train(name, settings, steps=4):

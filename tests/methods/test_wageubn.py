@@ -13,16 +13,16 @@ from torch import nn
 
 import fractrain
 from fractrain.cost import metrics
-from fractrain.errors import ConfigError
+from fractrain.layers.convert import quant_layers
+from fractrain.layers.state import QuantState
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.quant.convert import quant_layers
-from fractrain.quant.kernels import quantize
-from fractrain.quant.noise import element_numbers, noise_key, uniform
-from fractrain.quant.state import QuantState
+from fractrain.numerics.quantize import quantize
+from fractrain.numerics.stochastic_rounding import element_numbers, noise_key, uniform
 from fractrain.report.grid import plan
 from fractrain.report.spec import load_spec
+from fractrain.util.errors import ConfigError
 
 wageubn = sys.modules[registry.get("wageubn").__module__]
 

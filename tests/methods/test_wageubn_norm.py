@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fractrain.errors import ConfigError
 from fractrain.methods import registry
+from fractrain.util.errors import ConfigError
 
 wageubn = sys.modules[registry.get("wageubn").__module__]
 

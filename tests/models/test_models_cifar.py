@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fractrain.errors import ConfigError
 from fractrain.models import registry
 from fractrain.models.macs import forward_macs, layer_macs
+from fractrain.util.errors import ConfigError
 
 MACS = {
     ("resnet38", "cifar10"): 83_280_512,

@@ -12,16 +12,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fractrain.cost.ledger import Ledger
-from fractrain.errors import ConfigError
+from fractrain.layers.convert import convert, quant_layers
+from fractrain.layers.state import QuantState
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.registry import MethodRegistry
 from fractrain.models import registry
 from fractrain.models.adaptive import cutoffs_for
 from fractrain.models.macs import forward_macs, layer_macs
 from fractrain.models.transformer import TransformerLM
-from fractrain.quant.convert import convert, quant_layers
-from fractrain.quant.precision import Precision, fractrain_precision
-from fractrain.quant.state import QuantState
+from fractrain.numerics.precision import Precision, fractrain_precision
+from fractrain.util.errors import ConfigError
 
 WORDS, LAYERS, WIDTH, HIDDEN, HEADS = 100, 2, 32, 64, 4
 METHODS = MethodRegistry.discover([])

@@ -1,4 +1,5 @@
-"""Shared by the tests of fractrain.quant: random tensors, groups of a granularity, references in plain Python."""
+"""Shared by the tests of fractrain.numerics and fractrain.layers: random tensors, groups of a granularity, references
+in plain Python."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fractrain.quant.formats import Format, PerAxis, PerTensor, PerTile, Symmetric
-from fractrain.quant.grid import Grid
-from fractrain.quant.kernels import Kernels, Quantized, quantize
-from fractrain.quant.noise import NoiseKey, element_numbers, uniform
-from fractrain.quant.reference import quantize_group
+from fractrain.numerics.formats import Format, PerAxis, PerTensor, PerTile, Symmetric
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.quantize import Kernels, Quantized, quantize
+from fractrain.numerics.reference import quantize_group
+from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, uniform
 
 Array = npt.NDArray[np.float64]
 SHAPES = [(7, 5), (1, 1), (1, 9), (4, 3, 5), (3, 4, 5, 6), (2, 1, 3, 3), (1, 3, 1, 1), (5, 3, 1, 2)]

@@ -14,13 +14,13 @@ from quant_helpers import slow_sum, tensor
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fractrain.cost.counting import round_to_sum
 from fractrain.cost.ledger import Ledger
-from fractrain.quant.accounting import round_to_sum
-from fractrain.quant.convert import convert
-from fractrain.quant.formats import Affine, PerTile, expand_tiles, tile_counts
-from fractrain.quant.layers import QuantConv2d, QuantLinear
-from fractrain.quant.precision import FLOAT, Operand, Precision, fractrain_precision
-from fractrain.quant.state import QuantState
+from fractrain.layers.conv_linear import QuantConv2d, QuantLinear
+from fractrain.layers.convert import convert
+from fractrain.layers.state import QuantState
+from fractrain.numerics.formats import Affine, PerTile, expand_tiles, tile_counts
+from fractrain.numerics.precision import FLOAT, Operand, Precision, fractrain_precision
 
 
 def counts(ledger: Ledger, product: str | None = None) -> dict[tuple[int, int], int]:

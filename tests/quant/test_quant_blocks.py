@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from fractrain.quant import blocks
-from fractrain.quant.blocks import SMALLEST, Blocks, size_of_block
-from fractrain.quant.kernels import probed
-from fractrain.quant.residual import CompactSumReLU, SumReLU
+from fractrain.kernels.cpu import memory as blocks
+from fractrain.kernels.cpu.memory import SMALLEST, Blocks, size_of_block
+from fractrain.layers.residual import CompactSumReLU, SumReLU
+from fractrain.numerics.quantize import probed
 
 LARGE = (8, 16, 32, 32)
 N = 8 * 16 * 32 * 32

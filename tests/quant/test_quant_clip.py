@@ -6,7 +6,7 @@ import pytest
 import torch
 from quant_helpers import tensor
 
-from fractrain.quant.clip import clip
+from fractrain.layers.clip import clip
 
 NAN, INF = float("nan"), float("inf")
 

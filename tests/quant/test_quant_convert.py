@@ -10,11 +10,11 @@ from quant_helpers import tensor
 from torch import nn
 from torchvision.models import resnet18
 
-from fractrain.errors import ConfigError
-from fractrain.quant.convert import convert, quant_layers, quantized_layer
-from fractrain.quant.layers import QuantConv2d, QuantLayer, QuantLinear
-from fractrain.quant.precision import Precision, fractrain_precision
-from fractrain.quant.state import QuantState
+from fractrain.layers.conv_linear import QuantConv2d, QuantLayer, QuantLinear
+from fractrain.layers.convert import convert, quant_layers, quantized_layer
+from fractrain.layers.state import QuantState
+from fractrain.numerics.precision import Precision, fractrain_precision
+from fractrain.util.errors import ConfigError
 
 P = fractrain_precision(8, 8, 8)
 

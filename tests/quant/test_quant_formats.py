@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quant_helpers import SHAPES, expected, groups_of, integer_codes, run, tensor
 
-from fractrain.errors import ConfigError
-from fractrain.quant.formats import Affine, Format, PerAxis, PerTensor, PerTile, Symmetric, expand_tiles, tile_counts
-from fractrain.quant.kernels import quantize
-from fractrain.quant.noise import NoiseKey
-from fractrain.quant.precision import Operand
-from fractrain.quant.reference import quantize_group
+from fractrain.numerics.formats import Affine, Format, PerAxis, PerTensor, PerTile, Symmetric, expand_tiles, tile_counts
+from fractrain.numerics.precision import Operand
+from fractrain.numerics.quantize import quantize
+from fractrain.numerics.reference import quantize_group
+from fractrain.numerics.stochastic_rounding import NoiseKey
+from fractrain.util.errors import ConfigError
 
 FORMATS = [Affine, Symmetric]
 GRANULARITIES = [PerTensor(), PerAxis(0), PerAxis(1), PerTile(2, 3), PerTile(16, 16), PerTile(1, 1)]

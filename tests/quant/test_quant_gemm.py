@@ -7,14 +7,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fractrain.kernels.cpu import gemm
+from fractrain.kernels.cpu import memory as blocks
+from fractrain.layers.conv_linear import LARGE, QuantLinear
+from fractrain.layers.convert import convert
+from fractrain.layers.state import QuantState
 from fractrain.methods.select import _only, _pick
-from fractrain.quant import blocks, gemm
-from fractrain.quant.convert import convert
-from fractrain.quant.formats import Affine, Symmetric
-from fractrain.quant.kernels import probed
-from fractrain.quant.layers import LARGE, QuantLinear
-from fractrain.quant.precision import Operand, Precision
-from fractrain.quant.state import QuantState
+from fractrain.numerics.formats import Affine, Symmetric
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.quantize import probed
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -20,15 +20,16 @@ from torch import nn
 from torch.nn import functional as F
 from triton_process import needs_triton, run
 
-from fractrain.quant import capability, int8_conv
-from fractrain.quant.formats import Affine, PerTile, Symmetric
-from fractrain.quant.grid import Grid
-from fractrain.quant.int8_conv import _parts, possible
-from fractrain.quant.integer import MAX_TERMS, Geometry
-from fractrain.quant.kernels import Quantized
-from fractrain.quant.layers import QuantConv2d
-from fractrain.quant.precision import Operand, Precision, fractrain_precision
-from fractrain.quant.state import QuantState
+from fractrain.experimental import int8_conv
+from fractrain.experimental.int8_conv import _parts, possible
+from fractrain.kernels.cpu import cpu_features as capability
+from fractrain.kernels.cpu.int8 import MAX_TERMS, Geometry
+from fractrain.layers.conv_linear import QuantConv2d
+from fractrain.layers.state import QuantState
+from fractrain.numerics.formats import Affine, PerTile, Symmetric
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.precision import Operand, Precision, fractrain_precision
+from fractrain.numerics.quantize import Quantized
 
 CHECKS = {  # and the least number of comparisons each makes
     "backward": 30, "extremes": 36, "forward": 40, "layer": 11, "longest_sums": 6, "parts": 4, "trial": 11,
@@ -225,7 +226,7 @@ def test_a_layer_on_the_cpu_does_not_use_them(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(int8_conv, "load", refused)
     monkeypatch.setattr(int8_conv, "LEAST_MACS", 1)
     trained("auto", PRECISIONS["per tensor"][0])
-    assert "fractrain.quant.triton_conv" not in sys.modules
+    assert "fractrain.experimental.triton_conv" not in sys.modules
 
 
 @pytest.mark.parametrize("trouble", ["wrong", "refused"])
@@ -255,7 +256,7 @@ def test_products_that_are_not_exact_are_not_used(
 
 
 def test_a_missing_triton_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setitem(sys.modules, "fractrain.quant.triton_conv", None)
+    monkeypatch.setitem(sys.modules, "fractrain.experimental.triton_conv", None)
     monkeypatch.setattr(int8_conv, "load", int8_conv.load.__wrapped__)
     monkeypatch.setattr(int8_conv, "DEVICES", {"cpu"})
     int8_conv._tried.cache_clear()

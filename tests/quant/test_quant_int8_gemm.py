@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from quant_helpers import tensor
 from torch import nn
 
-from fractrain.quant import capability, device, int8_gemm
-from fractrain.quant.formats import Affine, Format, PerAxis, Symmetric
-from fractrain.quant.int8_gemm import GemmPlan, Shape, possible
-from fractrain.quant.kernels import Quantized, quantize
-from fractrain.quant.layers import QuantLinear
-from fractrain.quant.precision import Operand, Precision, fractrain_precision
-from fractrain.quant.state import QuantState
+from fractrain.experimental import int8_gemm
+from fractrain.experimental.int8_gemm import GemmPlan, Shape, possible
+from fractrain.kernels.cpu import cpu_features as capability
+from fractrain.kernels.cuda import launch as device
+from fractrain.layers.conv_linear import QuantLinear
+from fractrain.layers.state import QuantState
+from fractrain.numerics.formats import Affine, Format, PerAxis, Symmetric
+from fractrain.numerics.precision import Operand, Precision, fractrain_precision
+from fractrain.numerics.quantize import Quantized, quantize
 
 CPU = torch.device("cpu")
 

@@ -15,24 +15,22 @@ from quant_helpers import tensor
 from torch import nn
 from torch.nn import functional as F
 
-from fractrain.quant import (
-    fused,
-    fused_backward,
-    fused_forward,
-    fused_integer,
-    fused_norm,
-    fused_tiles,
-    integer,
-    integer_forward,
-)  # fmt: skip
-from fractrain.quant.compact import smaller
-from fractrain.quant.formats import Affine, Format, PerAxis, PerTensor, PerTile, Symmetric
-from fractrain.quant.integer import Geometry, convolve, pays, suits
-from fractrain.quant.kernels import quantize
-from fractrain.quant.layers import QuantConv2d
-from fractrain.quant.precision import Operand, fractrain_precision
-from fractrain.quant.relu import CompactReLU
-from fractrain.quant.state import QuantState
+from fractrain.kernels.cpu import batch_norm as fused_norm
+from fractrain.kernels.cpu import int8 as integer
+from fractrain.kernels.cpu import int8_affine_loops as fused_integer
+from fractrain.kernels.cpu import int8_backward_loops as fused_backward
+from fractrain.kernels.cpu import int8_forward as integer_forward
+from fractrain.kernels.cpu import int8_forward_loops as fused_forward
+from fractrain.kernels.cpu import quantize as fused  # fmt: skip
+from fractrain.kernels.cpu import quantize_tiles as fused_tiles
+from fractrain.kernels.cpu.int8 import Geometry, convolve, pays, suits
+from fractrain.layers.compact import smaller
+from fractrain.layers.conv_linear import QuantConv2d
+from fractrain.layers.relu import CompactReLU
+from fractrain.layers.state import QuantState
+from fractrain.numerics.formats import Affine, Format, PerAxis, PerTensor, PerTile, Symmetric
+from fractrain.numerics.precision import Operand, fractrain_precision
+from fractrain.numerics.quantize import quantize
 
 P = fractrain_precision(8, 8, 8)
 

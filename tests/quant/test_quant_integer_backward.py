@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 from quant_helpers import tensor
 from torch import nn
 
-from fractrain.quant import capability, integer, integer_backward, integer_forward
-from fractrain.quant.formats import Affine, Format, PerAxis, Symmetric
-from fractrain.quant.integer import Geometry
-from fractrain.quant.integer_backward import Plan, possible, products
-from fractrain.quant.kernels import Quantized, quantize
-from fractrain.quant.layers import QuantConv2d
-from fractrain.quant.precision import Operand, Precision, fractrain_precision
-from fractrain.quant.state import QuantState
+from fractrain.kernels.cpu import cpu_features as capability
+from fractrain.kernels.cpu import int8 as integer
+from fractrain.kernels.cpu import int8_backward as integer_backward
+from fractrain.kernels.cpu import int8_forward as integer_forward
+from fractrain.kernels.cpu.int8 import Geometry
+from fractrain.kernels.cpu.int8_backward import Plan, possible, products
+from fractrain.layers.conv_linear import QuantConv2d
+from fractrain.layers.state import QuantState
+from fractrain.numerics.formats import Affine, Format, PerAxis, Symmetric
+from fractrain.numerics.precision import Operand, Precision, fractrain_precision
+from fractrain.numerics.quantize import Quantized, quantize
 
 BIG = Geometry((16, 32, 32), 16, (3, 3), (1, 1), (1, 1))
 needs_vnni = pytest.mark.skipif(not capability.byte_products(), reason="no AVX512 VNNI on this machine")
@@ -219,7 +222,7 @@ def test_without_exact_kernels_the_float32_products_and_one_line(
     fault: str, forget: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if fault == "processor":
-        vnni = pytest.importorskip("fractrain.quant.vnni")
+        vnni = pytest.importorskip("fractrain.kernels.cpu.vnni")
         monkeypatch.setattr(vnni, "has_vnni", lambda: False)
     elif not capability.byte_products():
         pytest.skip("no AVX512 VNNI on this machine")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from quant_helpers import SHAPES, integer_codes, run, tensor
 
-from fractrain.quant.formats import Affine, PerAxis, PerTensor, PerTile, Symmetric, tile_counts
-from fractrain.quant.grid import Grid
-from fractrain.quant.kernels import PARALLEL_FROM, load_fused, probed, quantize, quantize_reference, row_limits
-from fractrain.quant.noise import NoiseKey
+from fractrain.numerics.formats import Affine, PerAxis, PerTensor, PerTile, Symmetric, tile_counts
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.quantize import PARALLEL_FROM, load_fused, probed, quantize, quantize_reference, row_limits
+from fractrain.numerics.stochastic_rounding import NoiseKey
 
 KEY = NoiseKey(0x89ABCDEF, 0xFEDCBA98, 1_000_003)
 GRIDS = [cls(g) for cls in (Affine, Symmetric) for g in (PerTensor(), PerAxis(0), PerAxis(1))]

@@ -12,13 +12,13 @@ import torch
 from quant_helpers import Array, expected, tensor, watch
 from torch import nn
 
-from fractrain.errors import ConfigError, NonFiniteError
-from fractrain.quant.formats import Affine, PerAxis, PerTensor, PerTile, Symmetric
-from fractrain.quant.layers import QuantConv2d, QuantLayer, QuantLinear
-from fractrain.quant.noise import noise_key
-from fractrain.quant.precision import FLOAT, Operand, Precision, fractrain_precision
-from fractrain.quant.reference import conv2d
-from fractrain.quant.state import CandidateScope, QuantState
+from fractrain.layers.conv_linear import QuantConv2d, QuantLayer, QuantLinear
+from fractrain.layers.state import CandidateScope, QuantState
+from fractrain.numerics.formats import Affine, PerAxis, PerTensor, PerTile, Symmetric
+from fractrain.numerics.precision import FLOAT, Operand, Precision, fractrain_precision
+from fractrain.numerics.reference import conv2d
+from fractrain.numerics.stochastic_rounding import noise_key
+from fractrain.util.errors import ConfigError, NonFiniteError
 
 NEAREST = Operand(4, Affine())
 MIXED = Precision(

@@ -11,14 +11,14 @@ from quant_helpers import watch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
-from fractrain.errors import ConfigError, NonFiniteError
-from fractrain.quant.convert import convert, convert_body, quant_layers
-from fractrain.quant.formats import Affine, PerAxis, PerTile, Symmetric
-from fractrain.quant.layers import QuantLinear
-from fractrain.quant.matmul import Matmul, QuantMatmul
-from fractrain.quant.precision import FLOAT, Operand, Precision, fractrain_precision
-from fractrain.quant.softmax import Remake, causal_softmax
-from fractrain.quant.state import CandidateScope, QuantState
+from fractrain.layers.conv_linear import QuantLinear
+from fractrain.layers.convert import convert, convert_body, quant_layers
+from fractrain.layers.matmul import Matmul, QuantMatmul
+from fractrain.layers.softmax import Remake, causal_softmax
+from fractrain.layers.state import CandidateScope, QuantState
+from fractrain.numerics.formats import Affine, PerAxis, PerTile, Symmetric
+from fractrain.numerics.precision import FLOAT, Operand, Precision, fractrain_precision
+from fractrain.util.errors import ConfigError, NonFiniteError
 
 P8 = fractrain_precision(8, 4, 6)
 MIXED = Precision(

@@ -6,11 +6,11 @@ import pytest
 import torch
 from quant_helpers import SHAPES, tensor
 
-from fractrain.quant.formats import Affine, PerAxis, PerTensor, PerTile, Symmetric
-from fractrain.quant.grid import Grid
-from fractrain.quant.kernels import quantize_reference
-from fractrain.quant.measured import quantize_uniform
-from fractrain.quant.noise import NoiseKey
+from fractrain.numerics.fast_path import quantize_uniform
+from fractrain.numerics.formats import Affine, PerAxis, PerTensor, PerTile, Symmetric
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.quantize import quantize_reference
+from fractrain.numerics.stochastic_rounding import NoiseKey
 
 KEY = NoiseKey(0x89ABCDEF, 0xFEDCBA98, 12345)
 FORMATS = [cls(g) for cls in (Affine, Symmetric) for g in (PerTensor(), PerAxis(0))]

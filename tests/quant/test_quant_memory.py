@@ -17,12 +17,12 @@ import torch
 from quant_helpers import tensor
 from torch import nn
 
-from fractrain.quant.convert import convert
-from fractrain.quant.formats import Affine, PerTile
-from fractrain.quant.layers import QuantConv2d, QuantLinear
-from fractrain.quant.precision import Operand, Precision, fractrain_precision
-from fractrain.quant.relu import CompactReLU
-from fractrain.quant.state import CandidateScope
+from fractrain.layers.conv_linear import QuantConv2d, QuantLinear
+from fractrain.layers.convert import convert
+from fractrain.layers.relu import CompactReLU
+from fractrain.layers.state import CandidateScope
+from fractrain.numerics.formats import Affine, PerTile
+from fractrain.numerics.precision import Operand, Precision, fractrain_precision
 
 P = fractrain_precision(8, 8, 8)
 

@@ -12,12 +12,12 @@ from quant_helpers import plain_uniform, run, tensor
 from scipy import stats
 from torch import nn
 
-from fractrain.quant.formats import Affine, PerAxis
-from fractrain.quant.kernels import quantize
-from fractrain.quant.layers import QuantConv2d, QuantLinear
-from fractrain.quant.noise import NoiseKey, element_numbers, noise_key, uniform
-from fractrain.quant.precision import FLOAT, Operand, Precision
-from fractrain.quant.state import QuantState
+from fractrain.layers.conv_linear import QuantConv2d, QuantLinear
+from fractrain.layers.state import QuantState
+from fractrain.numerics.formats import Affine, PerAxis
+from fractrain.numerics.precision import FLOAT, Operand, Precision
+from fractrain.numerics.quantize import quantize
+from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, noise_key, uniform
 
 CPU = torch.device("cpu")
 

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fractrain.errors import NonFiniteError
-from fractrain.quant import known_range
-from fractrain.quant.convert import convert
-from fractrain.quant.followed import before_relu
-from fractrain.quant.formats import Affine
-from fractrain.quant.kernels import probed
-from fractrain.quant.layer import QuantLayer
-from fractrain.quant.norm import CompactBatchNorm2d
-from fractrain.quant.precision import Operand, Precision
-from fractrain.quant.relu import CompactReLU
-from fractrain.quant.state import QuantState
+from fractrain.layers import tensor_hints as known_range
+from fractrain.layers.base import QuantLayer
+from fractrain.layers.batch_norm import CompactBatchNorm2d
+from fractrain.layers.convert import convert
+from fractrain.layers.relu import CompactReLU
+from fractrain.layers.relu_fusion import before_relu
+from fractrain.layers.state import QuantState
+from fractrain.numerics.formats import Affine
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.quantize import probed
+from fractrain.util.errors import NonFiniteError
 
 pytestmark = pytest.mark.skipif(probed() is None, reason="compiled kernels are not available")
 

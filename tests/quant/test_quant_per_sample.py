@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 from quant_helpers import tensor
 from torch import nn
 
-from fractrain.quant import capability, integer, integer_backward, integer_forward
-from fractrain.quant.formats import Affine, PerAxis
-from fractrain.quant.integer import Geometry, alike, convolve
-from fractrain.quant.kernels import Quantized, quantize
-from fractrain.quant.layers import QuantConv2d
-from fractrain.quant.measured import Measured, quantize_uniform
-from fractrain.quant.noise import NoiseKey
-from fractrain.quant.precision import Operand, Precision
-from fractrain.quant.state import QuantState
+from fractrain.kernels.cpu import cpu_features as capability
+from fractrain.kernels.cpu import int8 as integer
+from fractrain.kernels.cpu import int8_backward as integer_backward
+from fractrain.kernels.cpu import int8_forward as integer_forward
+from fractrain.kernels.cpu.int8 import Geometry, alike, convolve
+from fractrain.layers.conv_linear import QuantConv2d
+from fractrain.layers.state import QuantState
+from fractrain.numerics.fast_path import Measured, quantize_uniform
+from fractrain.numerics.formats import Affine, PerAxis
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.quantize import Quantized, quantize
+from fractrain.numerics.stochastic_rounding import NoiseKey
 
 BIG = Geometry((16, 32, 32), 16, (3, 3), (1, 1), (1, 1))
 pytestmark = pytest.mark.skipif(not capability.byte_products(), reason="no AVX512 VNNI on this machine")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from quant_helpers import tensor
 from torch import nn
 
-from fractrain.quant import fused_pool
-from fractrain.quant.compact import smaller
-from fractrain.quant.pooling import CompactMaxPool2d, _nhwc
-from fractrain.quant.state import QuantState
+from fractrain.kernels.cpu import max_pool as fused_pool
+from fractrain.layers.compact import smaller
+from fractrain.layers.max_pool import CompactMaxPool2d, _nhwc
+from fractrain.layers.state import QuantState
 
 SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0])
 

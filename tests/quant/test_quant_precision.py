@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fractrain.quant.formats import Affine, PerAxis, PerTensor, Symmetric
-from fractrain.quant.precision import FLOAT, Operand, Precision, fractrain_precision
+from fractrain.numerics.formats import Affine, PerAxis, PerTensor, Symmetric
+from fractrain.numerics.precision import FLOAT, Operand, Precision, fractrain_precision
 
 
 def test_equal_operands_are_quantized_once() -> None:

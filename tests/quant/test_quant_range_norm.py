@@ -10,9 +10,9 @@ import torch
 from quant_helpers import tensor
 from torch import nn
 
-from fractrain.errors import ConfigError
-from fractrain.quant.range_norm import CHUNKS, RangeBatchNorm2d, range_constant, replace_batch_norm
-from fractrain.quant.state import QuantState
+from fractrain.layers.range_norm import CHUNKS, RangeBatchNorm2d, range_constant, replace_batch_norm
+from fractrain.layers.state import QuantState
+from fractrain.util.errors import ConfigError
 
 
 def norm(channels: int = 3, bits: int = 16) -> RangeBatchNorm2d:

@@ -11,11 +11,11 @@ import torch
 from quant_helpers import tensor, watch
 from torch import nn
 
-from fractrain.quant.convert import convert, quant_layers
-from fractrain.quant.formats import Affine, PerAxis, PerTile, Symmetric
-from fractrain.quant.layers import QuantConv2d, QuantLinear
-from fractrain.quant.precision import FLOAT, Operand, Precision, fractrain_precision
-from fractrain.quant.state import QuantState
+from fractrain.layers.conv_linear import QuantConv2d, QuantLinear
+from fractrain.layers.convert import convert, quant_layers
+from fractrain.layers.state import QuantState
+from fractrain.numerics.formats import Affine, PerAxis, PerTile, Symmetric
+from fractrain.numerics.precision import FLOAT, Operand, Precision, fractrain_precision
 
 P = fractrain_precision(4, 4, 6)
 

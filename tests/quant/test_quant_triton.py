@@ -16,10 +16,10 @@ import pytest
 import torch
 from triton_process import needs_triton, run
 
-from fractrain.quant import device
-from fractrain.quant.device import Launcher, launcher_for, probed
-from fractrain.quant.formats import Affine
-from fractrain.quant.kernels import quantize
+from fractrain.kernels.cuda import launch as device
+from fractrain.kernels.cuda.launch import Launcher, launcher_for, probed
+from fractrain.numerics.formats import Affine
+from fractrain.numerics.quantize import quantize
 
 CHECKS = {  # and the least number of comparisons each makes
     "dispatch": 22, "flag": 19, "limits": 20, "many_parts": 7, "measured": 100, "noise": 15, "probe": 5, "rescale": 15,
@@ -67,7 +67,7 @@ def test_cpu_tensors_never_come_here() -> None:
     assert launcher_for(x, "fused") is None
     assert device.quantize_measured(x, Affine(), 8, None, 8, "auto") is None
     quantize(x, Affine().grid(Affine().limits(x), 8, x))
-    assert "fractrain.quant.triton_kernels" not in sys.modules
+    assert "fractrain.kernels.cuda.triton_quantize" not in sys.modules
 
 
 def test_kernels_that_differ_are_refused_with_one_line(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
@@ -96,7 +96,7 @@ def test_kernels_that_do_not_run_are_refused_with_one_line(monkeypatch: pytest.M
 
 
 def test_a_missing_triton_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setitem(sys.modules, "fractrain.quant.triton_kernels", None)
+    monkeypatch.setitem(sys.modules, "fractrain.kernels.cuda.triton_quantize", None)
     with caplog.at_level(logging.WARNING):
         assert device.load.__wrapped__() is None
     assert len(caplog.records) == 1

@@ -13,8 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fractrain.quant import triton_kernels
-from fractrain.quant.device import EXACT
+from fractrain.kernels.cuda import triton_quantize as triton_kernels
+from fractrain.kernels.cuda.launch import EXACT
 
 FLOAT, INT = "*fp32", "i32"
 PARAMS = ("scale", "offset", "qmin", "qmax")

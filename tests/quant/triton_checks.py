@@ -17,15 +17,17 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 import torch
 from quant_helpers import Check, tensor
 
-from fractrain.quant import device, formats, kernels
-from fractrain.quant.device import Launcher, agrees, covered
-from fractrain.quant.formats import Affine, PerAxis, PerTile, Symmetric
-from fractrain.quant.grid import Grid
-from fractrain.quant.kernels import Quantized, quantize, quantize_reference, row_limits
-from fractrain.quant.layers import QuantConv2d
-from fractrain.quant.noise import MASK32, NoiseKey
-from fractrain.quant.precision import Operand, Precision
-from fractrain.quant.state import QuantState
+from fractrain.kernels.cuda import launch as device
+from fractrain.kernels.cuda.launch import Launcher, agrees, covered
+from fractrain.layers.conv_linear import QuantConv2d
+from fractrain.layers.state import QuantState
+from fractrain.numerics import formats
+from fractrain.numerics import quantize as kernels
+from fractrain.numerics.formats import Affine, PerAxis, PerTile, Symmetric
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.quantize import Quantized, quantize, quantize_reference, row_limits
+from fractrain.numerics.stochastic_rounding import MASK32, NoiseKey
 
 KEY = NoiseKey(0x89ABCDEF, 0xFEDCBA98, 1_000_003)
 KEPT = NoiseKey(torch.tensor(KEY.k0), torch.tensor(KEY.k1), KEY.base)  # in memory, where a recorded step finds them

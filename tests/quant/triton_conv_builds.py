@@ -19,11 +19,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fractrain.quant import triton_conv
-from fractrain.quant.grid import Grid
-from fractrain.quant.int8_conv import Launcher
-from fractrain.quant.integer import Geometry
-from fractrain.quant.kernels import Quantized
+from fractrain.experimental import triton_conv
+from fractrain.experimental.int8_conv import Launcher
+from fractrain.kernels.cpu.int8 import Geometry
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.quantize import Quantized
 
 OPTIONS = ("num_warps", "enable_fp_fusion")
 TYPES = {torch.uint8: "u8", torch.int8: "i8", torch.int32: "i32", torch.float32: "fp32"}

@@ -19,15 +19,15 @@ import torch
 from quant_helpers import Check, tensor
 from torch.nn import functional as F
 
-from fractrain.quant import int8_conv
-from fractrain.quant.formats import Affine, Format, PerAxis, Symmetric
-from fractrain.quant.grid import Grid
-from fractrain.quant.int8_conv import Launcher
-from fractrain.quant.integer import MAX_TERMS, Geometry
-from fractrain.quant.kernels import Quantized, quantize
-from fractrain.quant.layers import QuantConv2d
-from fractrain.quant.precision import Operand, Precision, fractrain_precision
-from fractrain.quant.state import QuantState
+from fractrain.experimental import int8_conv
+from fractrain.experimental.int8_conv import Launcher
+from fractrain.kernels.cpu.int8 import MAX_TERMS, Geometry
+from fractrain.layers.conv_linear import QuantConv2d
+from fractrain.layers.state import QuantState
+from fractrain.numerics.formats import Affine, Format, PerAxis, Symmetric
+from fractrain.numerics.grid import Grid
+from fractrain.numerics.precision import Operand, Precision, fractrain_precision
+from fractrain.numerics.quantize import Quantized, quantize
 
 TILE = (64, 16, 32)  # so that small shapes need several tiles
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ import pytest
 from store_fakes import FakeStore
 
 from fractrain.cost import published
-from fractrain.errors import ConfigError, PluginError
 from fractrain.report.sources import Sources
 from fractrain.report.spec import RunRequest, load_spec
 from fractrain.report.values import Measured
+from fractrain.util.errors import ConfigError, PluginError
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

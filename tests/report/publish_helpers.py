@@ -15,8 +15,8 @@ from fractrain.cost.ledger import Entry, Ledger
 from fractrain.engine.config import RunConfig
 from fractrain.engine.recipes import Recipe, recipe_values
 from fractrain.engine.store import RunStore
-from fractrain.errors import FractrainError
-from fractrain.report.publish import Published, publish
+from fractrain.publish.publish import Published, publish
+from fractrain.util.errors import FractrainError
 
 HOST = "lab-host-7"
 

@@ -18,8 +18,8 @@ import pytest
 from publish_helpers import HOST, folders, make_run, offline, own_wandb, rewrite_summary, store
 
 from fractrain.engine.store import RunStore
-from fractrain.errors import StoreError
-from fractrain.report.publish import publish
+from fractrain.publish.publish import publish
+from fractrain.util.errors import StoreError
 
 __all__ = ["own_wandb", "store"]  # fixtures
 

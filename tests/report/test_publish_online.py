@@ -17,9 +17,9 @@ import pytest
 from publish_helpers import HOST, make_run, offline, one_line, own_wandb, store
 
 from fractrain.engine.store import RunStore
-from fractrain.errors import ConfigError, MachineError, StoreError
-from fractrain.report import tracker
-from fractrain.report.publish import Published, public, publish, resolve_mode
+from fractrain.publish import wandb as tracker
+from fractrain.publish.publish import Published, public, publish, resolve_mode
+from fractrain.util.errors import ConfigError, MachineError, StoreError
 
 __all__ = ["own_wandb", "store"]  # fixtures
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fractrain.errors import ConfigError
 from fractrain.report.build import build_table
+from fractrain.util.errors import ConfigError
 
 
 def row_of(table, method, model="ResNet-38", data="CIFAR-10", kind="method"):

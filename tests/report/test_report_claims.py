@@ -12,10 +12,10 @@ import figure_fakes
 import pytest
 
 from fractrain.cost.published import data_path
-from fractrain.errors import ConfigError, DataError
 from fractrain.report.build import build_table
 from fractrain.report.render import FORMATS, render
 from fractrain.report.spec import load_spec, read_spec
+from fractrain.util.errors import ConfigError, DataError
 
 METRIC = "training cost saving_%"
 CLAIM, OURS, VERDICT = "bitops_end_claim", "bitops_end_relative", "bitops_end_claim_verdict"

@@ -21,12 +21,12 @@ from click.testing import CliRunner
 
 from fractrain.cli import main
 from fractrain.cost.published import data_path
-from fractrain.errors import ConfigError, MachineError
 from fractrain.report import output
 from fractrain.report.draw import compose, draw, style
 from fractrain.report.labels import Box, place
 from fractrain.report.points import build_figure, points_csv
 from fractrain.report.spec import load_spec
+from fractrain.util.errors import ConfigError, MachineError
 
 NAMES = ("figure-pfq", "figure-dfq")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fractrain.errors import ConfigError
 from fractrain.report.grid import plan, plan_text, source_runs
+from fractrain.util.errors import ConfigError
 
 
 def test_every_run_once_in_order(spec, sources):

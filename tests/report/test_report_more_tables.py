@@ -15,7 +15,6 @@ import pytest
 from fractrain.cost.hardware import HARDWARE
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.published import rows as published_rows
-from fractrain.errors import ConfigError
 from fractrain.report.build import build_table
 from fractrain.report.columns import PUBLISHED_TEXT, QUANTITIES, columns
 from fractrain.report.grid import plan
@@ -26,6 +25,7 @@ from fractrain.report.sources import NotInRelease, PublishedIndex, engine_config
 from fractrain.report.spec import RunRequest, load_spec, read_spec, table_folders, table_names
 from fractrain.report.stats import paired_ratio
 from fractrain.report.values import PublishedColumn, QuantityKey
+from fractrain.util.errors import ConfigError
 
 NEW = ("table5", "table6", "overview")
 ALL = (*NEW, "table1", "table2", "table3", "table4", "figure-pfq", "figure-dfq")

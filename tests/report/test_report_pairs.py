@@ -8,13 +8,13 @@ import figure_fakes
 import pytest
 
 from fractrain.cost.published import rows as published_rows
-from fractrain.errors import ConfigError
 from fractrain.methods.presets import paper_settings
 from fractrain.report.build import build_table
 from fractrain.report.grid import plan
 from fractrain.report.rows import published_value
 from fractrain.report.sources import PublishedIndex, default_sources
 from fractrain.report.spec import PublishedKey, load_spec, read_spec
+from fractrain.util.errors import ConfigError
 
 SPEC = """
 name = "pairs"

@@ -13,11 +13,11 @@ import subprocess
 
 import pytest
 
-from fractrain.errors import ConfigError, StoreError
 from fractrain.report.build import build_table
 from fractrain.report.latex import escape
 from fractrain.report.render import FORMATS, render, write_all
 from fractrain.report.values import fitted_text, macs_text
+from fractrain.util.errors import ConfigError, StoreError
 
 
 @pytest.fixture

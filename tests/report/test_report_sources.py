@@ -12,9 +12,9 @@ import pytest
 from fractrain.cost import published
 from fractrain.cost.hardware import HARDWARE
 from fractrain.cost.ledger import Entry, Ledger
-from fractrain.errors import PluginError, StoreError
 from fractrain.report.sources import PublishedIndex, engine_config, measure_run
 from fractrain.report.spec import RunRequest
+from fractrain.util.errors import PluginError, StoreError
 
 FORWARD = 83_280_512
 

@@ -1,0 +1,1 @@
+"""One run on several processes: collectives, ranks, BatchNorm over all of them."""

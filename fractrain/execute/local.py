@@ -1,0 +1,186 @@
+"""The local executor: each run in a process of its own on this machine, several at a time.
+
+A run that fails, diverges or takes its process down is reported at once, and the others go on. Ctrl-C once: every run
+writes a checkpoint; twice: they stop at once. A worker also stops, with a checkpoint, when its parent has died.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import queue
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from fractrain.engine.config import RunConfig
+from fractrain.engine.store import RunStore
+from fractrain.execute.forks import Nursery, forks_here
+from fractrain.execute.jobs import Executor, Outcome, Site, outcome_of
+from fractrain.execute.processes import Workers
+from fractrain.util.errors import FractrainError
+from fractrain.util.progress import Progress, SilentProgress, TableProgress
+from fractrain.util.signals import GracefulStop, RunInterrupted
+
+WORKER: Final = (sys.executable, "-m", "fractrain.execute.worker")
+POLL_S: Final = 0.1
+THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+_Events = queue.SimpleQueue[Callable[[], None]]
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """One process per run, ``jobs`` at a time, cores and GPUs divided among them.
+
+    Attributes:
+        jobs: runs at the same time.
+        gpus: GPU numbers, dealt out to the slots in turn; empty leaves the choice to each run.
+        isolate: False runs everything in this process, one after the other; None does so when there is one run to do.
+        worker: command line of the worker process.
+    """
+
+    jobs: int = 1
+    gpus: Sequence[str] = ()
+    isolate: bool | None = None
+    worker: Sequence[str] = WORKER
+
+    def run(self, configs: Sequence[RunConfig], site: Site, progress: Progress | None = None) -> list[Outcome]:
+        """See :meth:`fractrain.execute.jobs.Executor.run`."""
+        store = RunStore(site.store)
+        outcomes = self._sources_first(configs, site, progress)
+        todo: dict[str, RunConfig] = {}
+        for config in configs:
+            record = store.get(config.run_id)
+            if record is not None and record.status == "done":
+                outcomes[config.run_id] = Outcome(config.run_id, "done", cached=True)
+            elif config.run_id not in outcomes:
+                todo[config.run_id] = config
+        progress = progress or SilentProgress()
+        isolate = len(todo) > 1 if self.isolate is None else self.isolate
+        if isolate:
+            ran = self._run_processes(list(todo.values()), site, TableProgress(progress), cached=len(outcomes))
+        else:
+            ran = [run_here(config, site, progress) for config in todo.values()]
+        outcomes.update({outcome.run_id: outcome for outcome in ran})
+        return [outcomes[config.run_id] for config in configs]
+
+    def _sources_first(self, configs: Sequence[RunConfig], site: Site, progress: Progress | None) -> dict[str, Outcome]:
+        """Run what other runs start from, each once; return the outcome of runs whose source failed."""
+        store = RunStore(site.store)
+        waiting: dict[str, list[RunConfig]] = {}
+        sources: dict[str, RunConfig] = {}
+        for config in configs:
+            record = store.get(config.run_id)
+            if config.source is not None and (record is None or record.status != "done"):
+                sources[config.source.run_id] = config.source
+                waiting.setdefault(config.source.run_id, []).append(config)
+        ended = self.run(list(sources.values()), site, progress) if sources else []
+        return {
+            config.run_id: Outcome(config.run_id, "failed", f"its source run {o.run_id}: {o.status}: {o.message}")
+            for o in ended
+            if o.status != "done"
+            for config in waiting[o.run_id]
+        }
+
+    def _run_processes(
+        self, configs: list[RunConfig], site: Site, progress: TableProgress, cached: int
+    ) -> list[Outcome]:
+        jobs = max(1, min(self.jobs, len(configs)))
+        nursery = self._nursery(site, jobs)
+        workers = Workers(self.worker, site, nursery)
+        events: _Events = queue.SimpleQueue()  # of all threads, shown by this one
+        slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(jobs):
+            slots.put(slot)
+
+        def one(config: RunConfig) -> Outcome:
+            slot = slots.get()
+            try:
+                outcome = workers.run(
+                    config,
+                    self._variables(slot, jobs),
+                    lambda done: events.put(functools.partial(progress.update, config.run_id, done)),
+                )
+            finally:
+                slots.put(slot)
+            events.put(functools.partial(progress.finish, outcome.run_id, outcome.status, outcome.message))
+            return outcome
+
+        progress.start({config.run_id: config.recipe.iterations for config in configs}, cached)
+        with GracefulStop() as stop, ThreadPoolExecutor(jobs) as threads:
+            futures = [threads.submit(one, config) for config in configs]
+            try:
+                _wait(futures, workers, stop, events)
+            except BaseException as error:
+                workers.stop()
+                workers.stop()  # leave no process behind
+                if isinstance(error, KeyboardInterrupt):
+                    raise RunInterrupted(
+                        "stopped at once; the same command goes on from the last checkpoints"
+                    ) from error
+                raise
+            finally:
+                progress.close()
+                if nursery is not None:
+                    nursery.close()
+        outcomes = [future.result() for future in futures]
+        if stop.requested:
+            ended = sum(outcome.status == "done" for outcome in outcomes)
+            raise RunInterrupted(
+                f"stopped with {ended} of {len(configs)} runs done; the same command goes on with them"
+            )
+        return outcomes
+
+    def _nursery(self, site: Site, jobs: int) -> Nursery | None:
+        """Where several runs on the CPU begin faster: not with GPUs, whose drivers do not survive a fork."""
+        from fractrain.util.device import resolve_device  # imports torch
+
+        if tuple(self.worker) != WORKER or self.gpus or not forks_here() or resolve_device(site.device).type != "cpu":
+            return None
+        return Nursery(self._variables(0, jobs))
+
+    def _variables(self, slot: int, jobs: int) -> dict[str, str]:
+        """Environment variables of the workers in a slot."""
+        from fractrain.engine.environment import cores  # imports torch
+
+        variables = dict.fromkeys(THREAD_VARIABLES, str(max(1, cores() // jobs)))
+        variables.setdefault("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "passive"))
+        if self.gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        return variables
+
+
+def _wait(futures: Sequence[Future[Outcome]], workers: Workers, stop: GracefulStop, events: _Events) -> None:
+    """Show events until all is done; a stop is handed to the workers once."""
+    told = False
+    while not all(future.done() for future in futures) or not events.empty():
+        if stop.requested and not told:
+            told = True
+            workers.stop()
+        while not events.empty():
+            events.get()()
+        time.sleep(POLL_S)
+
+
+def run_here(config: RunConfig, site: Site, progress: Progress) -> Outcome:
+    """Run one config in this process.
+
+    Raises:
+        RunInterrupted: the user asked to stop.
+    """
+    from fractrain.engine.trainer import train_at  # imports torch
+
+    try:
+        train_at(config, site, progress)
+    except RunInterrupted:
+        raise
+    except FractrainError as error:
+        return outcome_of(config.run_id, error)
+    return Outcome(config.run_id, "done")
+
+
+__all__ = ["Executor", "LocalExecutor", "Outcome", "Site", "run_here"]

@@ -1,0 +1,108 @@
+"""The worker processes of the local executor: started, followed, asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
+
+from fractrain.engine.config import RunConfig
+from fractrain.execute.forks import ForkedProcess, Nursery, NurseryError
+from fractrain.execute.jobs import Outcome, Site
+
+Process = subprocess.Popen[str] | ForkedProcess
+
+
+class Workers:
+    """The processes that are running; shared by the threads that wait for them.
+
+    Args:
+        command: command line of a worker.
+        site: where and how runs are executed.
+        nursery: where workers are forked instead, as long as it lives.
+    """
+
+    def __init__(self, command: Sequence[str], site: Site, nursery: Nursery | None = None) -> None:
+        self._command, self._site, self._nursery = list(command), site, nursery
+        self._running: list[Process] = []
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Ask every worker to stop, and start no more; called again: stop at once."""
+        self._stopped = True
+        for process in list(self._running):
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+
+    def run(self, config: RunConfig, variables: Mapping[str, str], report: Callable[[int], None]) -> Outcome:
+        """Run one config in a process of its own and wait for its end.
+
+        Args:
+            config: the run.
+            variables: environment variables on top of our own.
+            report: told the number of steps done.
+        """
+        if self._stopped:
+            return Outcome(config.run_id, "interrupted", "not started")
+        with tempfile.TemporaryFile("w+") as errors:
+            process = self._start(variables, errors)
+            self._running.append(process)
+            if self._stopped:  # while it was starting
+                process.send_signal(signal.SIGINT)
+            try:
+                last = self._follow(process, config, report)
+            finally:
+                self._running.remove(process)
+            return self._outcome(config, last, process.wait(), errors)
+
+    def _start(self, variables: Mapping[str, str], errors: IO[str]) -> Process:
+        if self._nursery is not None:
+            try:
+                return self._nursery.start(variables, errors)
+            except NurseryError:
+                self._nursery = None  # only slower without
+        return subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, **variables},
+            start_new_session=True,  # Ctrl-C reaches the worker through us, once
+        )
+
+    def _follow(self, process: Process, config: RunConfig, report: Callable[[int], None]) -> dict[str, Any]:
+        """Hand the job over, read events to the end, return the last one."""
+        to_worker, from_worker = process.stdin, process.stdout
+        if to_worker is None or from_worker is None:
+            raise RuntimeError("a worker was started without pipes")
+        last: dict[str, Any] = {}
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code and last words are reported
+                to_worker.write(json.dumps({"config": config.model_dump(mode="json"), **self._site.as_json()}) + "\n")
+                to_worker.flush()
+            for line in from_worker:
+                last = json.loads(line)
+                if last["event"] == "progress":
+                    report(int(last["step"]))
+            process.wait()
+        finally:  # open until now: the end of its input means to a worker that its parent has died
+            with contextlib.suppress(BrokenPipeError):
+                to_worker.close()
+            from_worker.close()
+        return last
+
+    def _outcome(self, config: RunConfig, last: dict[str, Any], code: int, errors: IO[str]) -> Outcome:
+        if last.get("event") == "end":
+            return Outcome(config.run_id, last["status"], last["message"])
+        if self._stopped:
+            return Outcome(config.run_id, "interrupted", "stopped at once; the last checkpoint counts")
+        errors.seek(0)
+        words = errors.read().strip().splitlines()
+        reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return Outcome(config.run_id, "failed", f"worker ended with {reason}{': ' + words[-1] if words else ''}")

@@ -1,0 +1,1 @@
+"""Fast kernels behind :mod:`fractrain.numerics` and :mod:`fractrain.layers`, with the same bits."""

@@ -1,0 +1,66 @@
+"""Whether the kernels for products of bytes can run here, and what they share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from fractrain.numerics.quantize import _parallel, probed
+
+log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def byte_products() -> bool:
+    """Whether this processor has AVX512's VNNI instructions and numba compiles for it; one log line if not."""
+    if probed() is None:
+        return False
+    try:
+        from fractrain.kernels.cpu.vnni import has_vnni
+
+        there = has_vnni()
+    except (ImportError, AttributeError, RuntimeError) as problem:
+        report(f"are not available ({str(problem).splitlines()[0]})")
+        return False
+    if not there:
+        report("need a processor with AVX512 VNNI")
+    return there
+
+
+@lru_cache(maxsize=1)  # one line per process, not per layer
+def report(why: str) -> None:
+    """Say why products stay in float32 or with oneDNN."""
+    log.warning("own kernels for products of integer codes %s; using slower ones", why)
+
+
+def tried(exact: Callable[[], bool]) -> bool:
+    """Whether a trial of the kernels ran and was exact; one log line if not."""
+    try:
+        if exact():
+            return True
+    except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as problem:
+        report(f"are not available ({str(problem).splitlines()[0]})")
+        return False
+    report("are not exact on this machine")
+    return False
+
+
+def parts_of(codes: torch.Tensor) -> int:
+    """How many parts of the batch run side by side."""
+    return min(torch.get_num_threads(), codes.shape[0]) if _parallel(codes) else 1
+
+
+def room(*shape: int, kind: torch.dtype) -> np.ndarray:
+    """Uninitialized, where vectors do not straddle cache lines."""
+    out: np.ndarray = torch.empty(shape, dtype=kind).numpy()
+    return out
+
+
+def nhwc(x: torch.Tensor) -> np.ndarray:
+    """A channels-last image tensor as numpy sees it, without a copy."""
+    view: np.ndarray = x.permute(0, 2, 3, 1).numpy()
+    return view

@@ -1,0 +1,252 @@
+"""EB and GC of a convolution on integer codes, sample by sample; see :mod:`fractrain.kernels.cpu.int8_backward`.
+
+Per sample: the error's codes [H', W', F] become one plane per filter with a margin of the code of zero; EB sums over
+the kernel in integers, and over the filters, each with its own scale, in float32; GC sums over the image in integers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from fractrain.kernels.cpu.quantize import _OPTIONS, builds
+from fractrain.kernels.cpu.vnni import gather_fours, input_sums, to_planes, weight_sums
+
+LEFT = 8  # columns before the image in a plane
+HEIGHT = 3  # of the kernels that EB is written for
+_SIGN: Any = np.uint64(0x8080808080808080)  # takes 128 from each of eight bytes
+_inputs_8, _inputs_4 = input_sums(8, HEIGHT), input_sums(4, HEIGHT)
+_weights_1, _weights_2, _weights_3 = weight_sums(16, 1), weight_sums(8, 2), weight_sums(8, 3)
+
+
+def plane_row(width: int) -> int:
+    """Bytes from row to row of a plane."""
+    return LEFT + -(-width // 16) * 16 + 8
+
+
+@njit(**_OPTIONS)
+def _fill_planes(e, zero, top, planes):  # type: ignore[no-untyped-def]
+    # codes of one sample [H', W', F] into planes [F, rows, bytes]
+    filters, rows, row = planes.shape
+    for i in range(e.shape[0]):
+        for j in range(0, e.shape[1], 16):
+            for f in range(0, filters, 16):
+                source = (i * e.shape[1] + j) * filters + f
+                target = (f * rows + top + i) * row + LEFT + j
+                to_planes(e, source, filters, e.shape[1] - j, zero, planes, target, rows * row)
+
+
+@njit(**_OPTIONS)
+def _box_sums(planes, zero, rest, kernel, left, map_, boxes):  # type: ignore[no-untyped-def]
+    # boxes [H, W] = sum over filters and kernel of rest [F] * (code - zero); map_ is room
+    map_[:] = np.float32(0.0)
+    for f in range(planes.shape[0]):
+        r = rest[f]
+        for i in range(map_.shape[0]):
+            for j in range(map_.shape[1]):
+                map_[i, j] += r * np.float32(np.int32(planes[f, i, j]) - zero)
+    width = boxes.shape[1]
+    for i in range(boxes.shape[0]):
+        column = map_[i]  # not read again as it was
+        for a in range(1, kernel[0]):
+            for j in range(column.shape[0]):
+                column[j] += map_[i + a, j]
+        for j in range(width):
+            boxes[i, j] = column[left + j]
+        for b in range(1, kernel[1]):
+            for j in range(width):
+                boxes[i, j] += column[left + b + j]
+
+
+@njit(**_OPTIONS)
+def _inputs_of(planes, weights, scales, boxes, table, left, scale, out):  # type: ignore[no-untyped-def]
+    # out [H, W, C] float32; weights [C / 16, F, 4, 64]
+    height, width, channels = out.shape
+    filters, rows, row = planes.shape
+    step = 4 * channels
+    for i in range(height):
+        for c in range(0, channels, 16):
+            w = c // 16 * filters * 64 * (HEIGHT + 1)
+            for j in range(0, width, 8):
+                if width >= 8:  # the last eight may overlap the eight before: the same values once more
+                    x = min(j, width - 8)
+                    y, e = (i * width + x) * step + 4 * c, i * row + left + x
+                    _inputs_8(weights, w, planes, e, scales, boxes, (i * width + x) * 4, table, y, out, y,
+                              filters, rows * row, row, step, scale)  # fmt: skip
+                else:
+                    for x in (0, width - 4):
+                        y, e = (i * width + x) * step + 4 * c, i * row + left + x
+                        _inputs_4(weights, w, planes, e, scales, boxes, (i * width + x) * 4, table, y, out, y,
+                                  filters, rows * row, row, step, scale)  # fmt: skip
+
+
+@njit(**_OPTIONS)
+def _pack(a, outputs, kernel, stride, padding, line, packed, top):  # type: ignore[no-untyped-def]
+    # codes of one sample [H, W, C / 8] (words) into packed [C / 16, rows, groups, kw, 64], moved down by 128
+    height, width, words = a.shape
+    groups, channels = packed.shape[2], 8 * words
+    start, place = padding * words, 64 * kernel
+    left = outputs - 4 * (groups - 1)
+    keep = np.int64(-1) if left == 4 else (np.int64(1) << (8 * left)) - 1
+    for i in range(height):
+        source = a[i].reshape(-1)
+        for w in range(width * words):
+            line[start + w] = source[w] ^ _SIGN
+        for k in range(kernel):
+            for c in range(packed.shape[0]):
+                target = (c * packed.shape[1] + top + i) * groups * place + 64 * k
+                gather_fours(line, k * channels + 16 * c, stride * channels, groups, keep, packed, target, place)
+
+
+@njit(**_OPTIONS)
+def _weights_of(planes, top, packed, stride, outputs, sums):  # type: ignore[no-untyped-def]
+    # sums [kh, F, kw, C] int32 += over one sample; stride of rows
+    filters, rows, row = planes.shape
+    blocks, lines, groups, width, _ = packed.shape
+    height, channels = sums.shape[0], sums.shape[3]
+    a_row, plane = groups * width * 64, rows * row
+    for c in range(blocks):
+        for f in range(0, filters, 16 if width == 1 else 8):
+            for k in range(height):
+                a, e = (c * lines + k) * a_row, f * plane + top * row + LEFT
+                s = 4 * (((k * filters + f) * width) * channels + 16 * c)
+                step, own = stride * a_row, 4 * width * channels
+                if width == 1:
+                    _weights_1(packed, a, planes, e, sums, s, outputs, groups, step, row, plane, own, 4 * channels)
+                elif width == 2:
+                    _weights_2(packed, a, planes, e, sums, s, outputs, groups, step, row, plane, own, 4 * channels)
+                else:
+                    _weights_3(packed, a, planes, e, sums, s, outputs, groups, step, row, plane, own, 4 * channels)
+
+
+@njit(**_OPTIONS)
+def _add_codes(codes, sums):  # type: ignore[no-untyped-def]
+    for i in range(codes.shape[0]):
+        sums[i] += np.int32(codes[i])
+
+
+def _backward(  # type: ignore[no-untyped-def]
+    e, a, which, zero, top, eb, gc,
+    weights, scales, rest, table, kernel, left, scale, maps, boxes, out,
+    stride, padding, budget, lines, packed, sums, totals, e_sums, a_sums, planes,
+):  # fmt: skip
+    # e [N, H', W', F], a [N, H, W, C], of which the samples `which` [M] are done; the first axis of maps .. planes
+    # counts the parts that run side by side
+    parts, samples = planes.shape[0], which.shape[0]
+    words = a.view(np.uint64)
+    for t in prange(parts):
+        planes[t][:] = zero
+        waiting = 0
+        for k in range(t * samples // parts, (t + 1) * samples // parts):
+            n = which[k]
+            _fill_planes(e[n], np.int64(zero), top, planes[t])
+            if eb:
+                _box_sums(planes[t], np.int32(zero), rest, kernel, left, maps[t], boxes[t])
+                _inputs_of(planes[t], weights, scales, boxes[t], table, left, scale, out[n])
+            if gc:
+                _pack(words[n], e.shape[2], kernel[1], stride[1], padding[1], lines[t], packed[t], padding[0])
+                _weights_of(planes[t], top, packed[t], stride[0], e.shape[1], sums[t])
+                _add_codes(e[n].reshape(-1), e_sums[t].reshape(-1))
+                _add_codes(a[n].reshape(-1), a_sums[t].reshape(-1))
+                waiting += 1
+                if waiting == budget or k + 1 == (t + 1) * samples // parts:
+                    _flush(sums[t].reshape(-1), totals[t].reshape(-1))
+                    waiting = 0
+
+
+@njit(**_OPTIONS)
+def _flush(sums, totals):  # type: ignore[no-untyped-def]
+    for i in range(sums.shape[0]):
+        totals[i] += np.int64(sums[i])
+        sums[i] = 0
+
+
+@njit(**_OPTIONS)
+def inside(places, stride, padding, k, size):  # type: ignore[no-untyped-def]
+    """First and last plus one of the output places that find place ``k`` of the kernel inside the image."""
+    first = max(0, -((k - padding) // stride)) if k < padding else 0
+    last = (size - 1 + padding - k) // stride + 1
+    return min(first, places), max(min(last, places), min(first, places))
+
+
+@njit(**_OPTIONS)
+def _join(sums):  # type: ignore[no-untyped-def]
+    first = sums[0].reshape(-1)
+    for p in range(1, sums.shape[0]):
+        other = sums[p].reshape(-1)
+        for i in range(first.shape[0]):
+            first[i] += other[i]
+
+
+@njit(**_OPTIONS)
+def finish_weights(totals, e_sums, a_sums, samples, stride, padding, zero, e_scale, e_rest, a_scale, a_offset, out):  # type: ignore[no-untyped-def]
+    """Closed form of GC from the sums of codes; all in float64; ``out`` ``[F, kh, kw, C]``.
+
+    Of each part: ``totals`` [parts, kh, F, kw, C]: of error times (activation - 128); ``e_sums`` [parts, H', W', F],
+    ``a_sums`` [parts, H, W, C]. The first part takes up the others.
+    """
+    _join(totals)
+    _join(e_sums)
+    _join(a_sums)
+    totals, e_sums, a_sums = totals[0], e_sums[0], a_sums[0]
+    height, filters, width, channels = totals.shape
+    for k in range(height):
+        r0, r1 = inside(e_sums.shape[0], stride[0], padding[0], k, a_sums.shape[0])
+        for q in range(width):
+            c0, c1 = inside(e_sums.shape[1], stride[1], padding[1], q, a_sums.shape[1])
+            e_here, a_here = np.zeros(filters, np.int64), np.zeros(channels, np.int64)
+            for i in range(r0, r1):
+                for j in range(c0, c1):
+                    y, x = i * stride[0] + k - padding[0], j * stride[1] + q - padding[1]
+                    for f in range(filters):
+                        e_here[f] += e_sums[i, j, f]
+                    for c in range(channels):
+                        a_here[c] += a_sums[y, x, c]
+            count = np.int64(samples) * (r1 - r0) * (c1 - c0)
+            for f in range(filters):
+                for c in range(channels):
+                    codes = totals[k, f, q, c] + 128 * e_here[f] - zero * a_here[c]
+                    linear = a_offset * (e_scale * np.float64(e_here[f] - zero * count) + e_rest * np.float64(count))
+                    both = e_scale * a_scale * np.float64(codes) + e_rest * a_scale * np.float64(a_here[c])
+                    out[f, k, q, c] = both + linear
+
+
+@njit(**_OPTIONS)
+def pack_weights(codes, shift, scales, rest, zero, out, sums):  # type: ignore[no-untyped-def]
+    """Prepare weights for EB.
+
+    ``codes`` uint8 [F, C, kh, kw], of value ``scales [F] * (codes - shift [F]) + rest [F]``; ``out`` int8
+    [C / 16, F, kh + 1, 16, 4]: codes less shift, and what makes ``zero`` the padding; ``sums`` float64 [kh, kw, C]: of
+    values over filters.
+    """
+    filters, channels, height, width = codes.shape
+    out[:] = 0
+    sums[:] = 0.0
+    for f in range(filters):
+        for c in range(channels):
+            total = np.int32(0)
+            for k in range(height):
+                for q in range(width):
+                    v = np.int32(codes[f, c, k, q]) - np.int32(shift[f])
+                    out[c // 16, f, height - 1 - k, c % 16, width - 1 - q] = v
+                    sums[k, q, c] += scales[f] * v + rest[f]
+                    total += v
+            constant = -total * zero
+            for q in range(4):
+                out[c // 16, f, height, c % 16, q] = np.int8((constant >> (8 * q)) & 255)
+
+
+@njit(**_OPTIONS)
+def input_table(sums, factor, padding, outputs, out):  # type: ignore[no-untyped-def]
+    """``out`` [H, W, C] += ``factor`` times ``sums`` [kh, kw, C] where an error inside ``outputs`` [H', W'] is read."""
+    for k in range(sums.shape[0]):
+        for i in range(max(0, k - padding[0]), min(out.shape[0], outputs[0] + k - padding[0])):
+            for q in range(sums.shape[1]):
+                for j in range(max(0, q - padding[1]), min(out.shape[1], outputs[1] + q - padding[1])):
+                    for c in range(sums.shape[2]):
+                        out[i, j, c] += np.float32(factor * sums[k, q, c])
+
+
+backward = builds(_backward)

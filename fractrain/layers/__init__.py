@@ -1,0 +1,1 @@
+"""The quantized layers, and the layers between them. Knows nothing of methods or the engine."""

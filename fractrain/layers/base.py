@@ -1,0 +1,353 @@
+"""What the two quantized layers share: precision, ranges, weight cache, rounding noise, accounting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from fractrain.cost.counting import count_layer, entries_for
+from fractrain.cost.ledger import Entry
+from fractrain.experimental.int8_gemm import GemmPlan, Shape
+from fractrain.kernels.cpu.int8 import Geometry
+from fractrain.kernels.cpu.int8_backward import Plan
+from fractrain.kernels.cuda.launch import quantize_measured
+from fractrain.layers import tensor_hints as known_range
+from fractrain.layers.products import Activation, run_products
+from fractrain.layers.state import QuantState
+from fractrain.numerics.fast_path import quantize_uniform
+from fractrain.numerics.formats import Bits, Limits, PerTensor
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.quantize import Quantized, quantize
+from fractrain.numerics.running_range import all_finite, update_range
+from fractrain.numerics.stochastic_rounding import NoiseKey
+from fractrain.util.errors import ConfigError, NonFiniteError
+
+
+class QuantLayer(nn.Module):
+    """What :class:`QuantConv2d` and :class:`QuantLinear` share: precision, ranges, weight cache, accounting.
+
+    Attributes:
+        precision: formats and widths of all operands; assign a new one to change it, also while training.
+        site: name of the layer in its model (set by :func:`fractrain.layers.convert.convert`).
+        state: shared :class:`QuantState`.
+        running_low, running_high: range of the input used in evaluation, 0-dim buffers.
+        observer: called as ``observer(layer, operand name, Operand, original, quantized values)`` when set; for
+            probes and tests.
+        backward_observer: called as ``backward_observer(layer, Backward)`` at the end of each backward pass when set;
+            for methods that steer by gradients. It must not change what it is shown.
+    """
+
+    groups = 1
+    axes = 2  # least axes of the input
+    keeps_codes = False  # of its weight from forward to backward, not the values: where these are large
+    paired = False  # whether the operand in the weight's place has a sample axis, too
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    running_low: torch.Tensor
+    running_high: torch.Tensor
+    running_steps: torch.Tensor
+
+    def init_quant(
+        self, precision: Precision, state: QuantState, site: str, device: torch.device | None = None
+    ) -> None:
+        """Attach precision and shared state (called once, by the constructors); ``device``: None: the weight's."""
+        self.precision = precision
+        self.state = state
+        self.site = site
+        self.observer: Any = None
+        self.backward_observer: Any = None
+        self.shapes: dict[str, torch.Size] = {}  # of A, W and E in the last forward pass
+        self.work_key: tuple[Any, str] = (None, "")  # ledger work item at the present precision
+        self.tile_work: dict[str, list[Any]] = {}  # the same by product, where widths vary from tile to tile
+        self._weights: dict[Any, tuple[torch.Tensor | None, Quantized | None, Bits]] = {}
+        self._weights_of: Any = None
+        device = next((p.device for p in self.parameters()), device)
+        for name in ("running_low", "running_high"):
+            self.register_buffer(name, torch.zeros((), device=device))
+        self.register_buffer("running_steps", torch.zeros((), dtype=torch.int64, device=device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer is."""
+        return self.running_low.device
+
+    @property
+    def learns(self) -> bool:
+        """Whether the weight is trained."""
+        return self.weight.requires_grad
+
+    def effective(self, precision: Precision) -> Precision:
+        """What a precision means for this layer (as it stands; another kind of layer may read it otherwise)."""
+        return precision
+
+    def wants(self, *inputs: torch.Tensor) -> tuple[bool, bool]:
+        """Whether a training step with these inputs runs EB and GC."""
+        return inputs[0].requires_grad, self.weight.requires_grad
+
+    def running_range(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Low, high and number of updates of an operand's running range; None for operands that have none."""
+        return (self.running_low, self.running_high, self.running_steps) if name in ("fw_a", "gc_a") else None
+
+    # -- to be given by the layers ----------------------------------------------------------------------------------
+
+    def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """FW."""
+        raise NotImplementedError
+
+    def integer_geometry(self, x: torch.Tensor) -> Geometry | Shape | None:
+        """How FW runs on integer codes, where the layer can do that and it pays; else None."""
+        return None
+
+    def integer_backward(self, x: torch.Tensor) -> Plan | GemmPlan | None:
+        """Which backward products run on integer codes, where the layer can do that and it pays; else None."""
+        return None
+
+    def integer_product(
+        self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Any
+    ) -> torch.Tensor | None:
+        """FW on integer codes as :meth:`integer_geometry` says; None where the codes are not what it needs."""
+        raise NotImplementedError
+
+    def integer_products(
+        self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+        """EB and GC (None where not in the plan) on integer codes; None where the codes are not what they need."""
+        raise NotImplementedError
+
+    def forward_product(self, a: Activation, w: Operand, bias: torch.Tensor | None) -> torch.Tensor:
+        """FW of a quantized activation and the weight."""
+        if a.geometry is not None and a.codes is not None:
+            _, codes = self.weight_operand(w, "fw_w", True)
+            y = None if codes is None else self.integer_product(a.codes, codes, bias, a.geometry)
+            if y is not None:
+                return y
+        values = a.codes.values() if a.values is None and a.codes is not None else a.values
+        assert values is not None
+        return self.product(values, self.quantized_weight(w), bias)
+
+    def backward_products(
+        self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """EB and GC from the same error: (dA or None, dW or None)."""
+        raise NotImplementedError
+
+    def sample_macs(self, output: torch.Tensor) -> int:
+        """Forward MACs per sample (first axis)."""
+        raise NotImplementedError
+
+    def bias_gradient(self, e: torch.Tensor) -> torch.Tensor:
+        """Gradient of the bias from the error."""
+        raise NotImplementedError
+
+    # -- the layer ---------------------------------------------------------------------------------------------------
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the layer at its present precision; counts its products in the ledger."""
+        if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)
+        self.check_input(x)
+        y = self.product(x, self.weight, self.bias) if self.precision.is_float else self._quantized(x)
+        self.shapes = {"A": x.shape, "W": self.weight.shape, "E": y.shape}
+        self.report(x, y, self.wants(x))
+        return y
+
+    def check_input(self, x: torch.Tensor) -> None:
+        """Refuse an empty batch and an input without a sample axis.
+
+        Raises:
+            ConfigError: so it is.
+        """
+        if x.numel() == 0:
+            raise ConfigError(f"{self.site}: empty batch (input shape {tuple(x.shape)}); drop empty batches")
+        if x.dim() < self.axes:
+            raise ConfigError(f"{self.site}: input of shape {tuple(x.shape)} has no sample axis; unsqueeze(0) adds one")
+
+    def report(self, x: torch.Tensor, y: torch.Tensor, wants: tuple[bool, bool]) -> None:
+        """Count one forward pass, and the backward products that will follow, from input ``x`` to output ``y``."""
+        scope = self.state.scope
+        train = self.training and torch.is_grad_enabled()
+        want = (train and wants[0], train and wants[1])
+        if scope is not None:
+            scope.sites.append((self, self.sample_macs(y), *want))
+        elif self.state.ledger.enabled:
+            count_layer(self, x, self.sample_macs(y), *want)
+
+    def _quantized(self, x: torch.Tensor) -> torch.Tensor:
+        scope = self.state.scope
+        # The number of the call tells apart the uses of a layer that runs more than once in a pass.
+        key = None if scope is None else ("product", self.site, scope.forward_key, len(scope.sites))
+        known = None if scope is None else scope.memo.get(key)
+        if known is not None and known[0]._version == known[2]:  # else the block has changed it in place
+            # Another candidate with the same forward precision has computed this product: only backward differs.
+            return run_products(x, self, None, known[1], known[0])
+        fw = self._activation(x, self.precision.fw_a, "fw_a")
+        kept = fw
+        if self.training and not self.precision.gc_a.same_as(self.precision.fw_a):
+            kept = self._activation(x, self.precision.gc_a, "gc_a")
+        y = run_products(x, self, fw, kept)
+        if scope is not None and self.training:
+            kept = replace(kept, values=None) if kept.codes is not None else kept
+            scope.memo[key] = (y.detach(), kept, y._version)
+        return y
+
+    def _activation(self, x: torch.Tensor, op: Operand, name: str) -> Activation:
+        told = known_range.of(x)
+        x = x.detach()
+        if op.is_float:
+            return Activation(x, None)
+        # In evaluation nan may pass through, which codes cannot show: only measured ranges are known to be finite.
+        geometry = self.integer_geometry(x) if name == "fw_a" and self.training else None
+        tensor = "A" if name in ("fw_a", "gc_a") else "B"
+        noise, code_bits = self._noise(op, tensor, x), op.widest if self.training else 0
+        running = None if op.running is None else self.running_range(name)
+        if not self.training and running is not None and bool(running[2] > 0):
+            known: Limits | None = running[:2]
+        else:
+            known = self._shared_limits(x, op)
+        only_codes = geometry is not None and self.observer is None
+        values, codes, limits = self._to_grid(x, op, noise, code_bits, "input", known, only_codes, told)
+        if self.training and name in ("fw_a", "fw_w") and running is not None and op.running is not None:
+            update_range(running, limits, op.running)
+        if values is not None:
+            self._observe(name, op, x, values)
+        return Activation(values, codes, geometry)
+
+    def _to_grid(
+        self, x: torch.Tensor, op: Operand, noise: NoiseKey | None, code_bits: int, what: str,
+        known: Limits | None = None, only_codes: bool = False, told: tuple[float, float] | None = None,
+    ) -> tuple[torch.Tensor | None, Quantized | None, Limits | tuple[float, float]]:  # fmt: skip
+        """Quantize ``x`` at the range that is ``known``, or else measured; return values, codes and the range.
+
+        With ``only_codes`` the values may be left out. What is ``told`` is what measuring would find.
+        """
+        state = self.state
+        if known is None and state.reduce_limits is not None and what != "weight" and op.format.spans_samples:
+            known = self._whole(op.format.limits(x, state.kernels), op, x)
+        there = None if known is not None else quantize_measured(x, op.format, op.bits, noise, code_bits, state.kernels)
+        if there is not None:
+            state.note(self.site, what, there.bad)
+            return there.values, there.codes, (there.low, there.high)
+        if known is None or (known[0].numel() == 1 and known[0].device.type == "cpu"):
+            whole = op.format.granularity == PerTensor()
+            given = (known[0].item(), known[1].item()) if known is not None else told if whole else None
+            fast = quantize_uniform(x, op.format, op.bits, noise, code_bits, state.kernels, given, only_codes)
+            if fast is not None:
+                if not fast.finite:
+                    self._refuse(what)
+                return fast.values, fast.codes, (fast.low, fast.high)
+        limits = known if known is not None else op.format.limits(x, state.kernels)
+        self._check(limits, what)
+        grid = op.format.compact_grid(limits, op.bits, x)  # per tile: a grid of the tensor's size is not kept
+        values, codes = quantize(x, grid, noise, code_bits, state.kernels)
+        return values, codes, limits
+
+    def _shared_limits(self, x: torch.Tensor, op: Operand) -> Limits | None:
+        """Range of the block's input, measured once for all candidates and all layers that read it; else None."""
+        scope = self.state.scope
+        if scope is None or x.data_ptr() != scope.input.data_ptr():
+            return None
+        key = ("limits", op.format, x.shape, x.stride(), x._version)
+        if key not in scope.memo:
+            scope.memo[key] = self._whole(op.format.limits(x, self.state.kernels), op, x)
+            self._check(scope.memo[key], "input")
+        return scope.memo[key]  # type: ignore[no-any-return]
+
+    def _whole(self, limits: Limits, op: Operand, x: torch.Tensor) -> Limits:
+        """Limits over all processes, where the batch is spread over several and one grid holds for all samples."""
+        reduce = self.state.reduce_limits
+        if reduce is None or not op.format.spans_samples:
+            return limits
+        return reduce(*limits, x.shape[0] if op.format.statistic == "mean" else None)
+
+    def quantized_weight(self, op: Operand, name: str = "fw_w") -> torch.Tensor:
+        """Quantized weight (values); while training, computed once per version of the weight, step and operand.
+
+        Backward drops what is kept: writes through ``weight.data`` leave no trace in the weight's version. Evaluation
+        keeps nothing for the same reason.
+        """
+        return self.weight.detach() if op.is_float else self.weight_operand(op, name, False)[0]
+
+    def weight_operand(self, op: Operand, name: str, integer: bool) -> tuple[torch.Tensor, Quantized | None]:
+        """Values of the quantized weight and, where ``integer`` products want them, its codes."""
+        bits = op.bits if isinstance(op.bits, int) else (id(op.bits), op.bits._version)
+        key = (op.format, bits)
+        step = self.state.step if op.format.rounding == "stochastic" else None
+        # What was computed outside of a recording is a constant in it, and would stay so in all its replays.
+        number = None if self.state.table is None else self.state.table.recording
+        version = (self.weight._version, self.weight.data_ptr(), step, number)
+        if self._weights_of != version:
+            self._weights, self._weights_of = {}, version
+        kept = self._weights.get(key) if self.training else None
+        slim = self.keeps_codes and self.state.scope is None
+        if kept is None or ((integer or slim) and kept[1] is None):
+            w = op.format.forward_transform(self.weight.detach())
+            code_bits = op.widest if integer or slim else 0
+            values, codes, _ = self._to_grid(w, op, self._noise(op, "W", w), code_bits, "weight")
+            assert values is not None
+            self._observe(name, op, w, values)
+            if self.training:  # holds the map, so that its id stays taken
+                self._weights[key] = (None if slim and codes is not None else values, codes, op.bits)
+            return values, codes
+        values, codes, _ = kept
+        if values is None:
+            assert codes is not None
+            values = codes.values()
+        return values, codes
+
+    def forget_weights(self) -> None:
+        """Drop the quantized weights kept for reuse."""
+        self._weights, self._weights_of = {}, None
+
+    def quantized_error(self, g: torch.Tensor, op: Operand, name: str) -> torch.Tensor:
+        """Quantized output gradient (values)."""
+        values, _ = self.error_operand(g, op, name)
+        assert values is not None
+        return values
+
+    def error_operand(
+        self, g: torch.Tensor, op: Operand, name: str, integer: bool = False, values: bool = True
+    ) -> tuple[torch.Tensor | None, Quantized | None]:
+        """Quantized output gradient: values, and codes for ``integer`` products; either may come unasked.
+
+        With one width per sample only those of at most 8 bits have codes.
+        """
+        if op.is_float:
+            return g, None
+        only_codes = integer and not values and self.observer is None
+        code_bits = min(op.widest, 8) if integer else 0
+        e, codes, _ = self._to_grid(
+            g, op, self._noise(op, name, g), code_bits, "output gradient", None, only_codes, known_range.of(g)
+        )
+        if e is not None:
+            self._observe(name, op, g, e)
+        return e, codes
+
+    def _noise(self, op: Operand, tensor: str, x: torch.Tensor) -> NoiseKey | None:
+        if op.format.rounding == "nearest":
+            return None
+        s = self.state
+        suffix = "" if s.scope is None else f"#{s.scope.index}"
+        base = 0 if tensor == "W" else s.sample_offset * (x.numel() // x.shape[0])
+        return s.noise(f"{self.site}.{tensor}{suffix}", base)
+
+    def _check(self, limits: Limits, what: str) -> None:
+        low, high = limits
+        if low.device.type != "cpu":
+            self.state.watch(self.site, what, low, high)  # read later: no synchronisation in a step
+        elif not (all_finite(low) and all_finite(high)):
+            self._refuse(what)
+
+    def _refuse(self, what: str) -> NoReturn:
+        message = f"{self.site}: inf or nan in its {what} at step {self.state.step}"
+        raise NonFiniteError(message, self.site, self.state.step)
+
+    def _observe(self, name: str, op: Operand, x: torch.Tensor, values: torch.Tensor) -> None:
+        if self.observer is not None:
+            self.observer(self, name, op, x, values)
+
+    def entries(self, precision: Precision, macs: int, eb: bool, gc: bool) -> list[Entry]:
+        """Ledger entries per sample at constant widths."""
+        return entries_for(self.site, precision, macs, eb, gc)

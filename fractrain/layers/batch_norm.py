@@ -1,0 +1,184 @@
+"""BatchNorm between quantized layers, as one pass for its statistics and one for its output; a ReLU behind it included.
+
+PyTorch's own passes over memory several times for either, and keeps a ReLU's output or mask as well as BatchNorm's
+input. Here backward makes the ReLU's mask anew from that input, and the range of what comes out is known to the next
+quantizer (:mod:`fractrain.layers.tensor_hints`).
+
+Same function and same gradients up to the rounding of float32: sums are taken in float64 above a few rows, and do not
+depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from fractrain.kernels.cpu import memory as blocks
+from fractrain.layers import tensor_hints as known_range
+from fractrain.layers.state import QuantState
+from fractrain.numerics.quantize import fused_for
+
+LINE = 512  # elements of a line, at most, where it holds more than one pixel
+PARTS = 32
+MIN_ROWS = 64  # of a part
+ONE = np.ones(1, np.uint8)  # all lines are of one live sample
+
+
+class CompactBatchNorm2d(nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d` with compiled kernels for training on float32 images on the CPU.
+
+    Everything else (evaluation, other types and layouts, ``kernels=reference``) is PyTorch's own.
+
+    Attributes:
+        before_relu: the output goes to a ReLU and nowhere else, which is then done here, too.
+    """
+
+    before_relu = False
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d, state: QuantState) -> CompactBatchNorm2d:
+        """The same layer: parameters and buffers are taken over."""
+        new = cls(norm.num_features, norm.eps, norm.momentum, False, False)
+        new.affine, new.track_running_stats = norm.affine, norm.track_running_stats
+        new.weight, new.bias = norm.weight, norm.bias
+        new.running_mean, new.running_var = norm.running_mean, norm.running_var
+        new.num_batches_tracked = norm.num_batches_tracked
+        new._state = state
+        return new.train(norm.training)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._state = QuantState()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise ``[N, C, H, W]``."""
+        fused = self._kernels(input)
+        if fused is None:
+            return super().forward(input)
+        found = Found()
+        relu = self.before_relu and not self._forward_hooks  # a hook must see what BatchNorm alone returns
+        floor = 0.0 if relu else float("-inf")
+        y: torch.Tensor = _Normalise.apply(input, self.weight, self.bias, self.eps, floor, found, fused)
+        known_range.note(y, *found.limits)
+        if relu:
+            known_range.mark_rectified(y)
+        if self.training and self.track_running_stats:
+            self._track(found)
+        return y
+
+    def _kernels(self, x: torch.Tensor) -> tuple[ModuleType, bool] | None:
+        """The compiled kernels, and whether to run them on several threads; None where PyTorch does it."""
+        own_statistics = self.training or self.running_mean is None
+        if not own_statistics or x.dim() != 4 or x.dtype != torch.float32 or x.shape[1] != self.num_features:
+            return None
+        if x.shape[0] * x.shape[2] * x.shape[3] < 2:  # PyTorch says what is wrong
+            return None
+        found = fused_for(x, self._state.kernels)
+        if found is None:
+            return None
+        from fractrain.kernels.cpu import batch_norm as fused_norm
+
+        return fused_norm, found[1]
+
+    @torch.no_grad()
+    def _track(self, found: Found) -> None:
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        if factor == 0.0:
+            return
+        unbiased = found.variance * (found.count / (found.count - 1))
+        for buffer, value in ((self.running_mean, found.mean), (self.running_var, unbiased)):
+            assert buffer is not None
+            buffer.mul_(1 - factor).add_(torch.from_numpy(value).to(buffer.dtype), alpha=factor)
+
+
+@dataclass
+class Found:
+    """What one pass has found.
+
+    Attributes:
+        mean, variance: per channel, float64; the variance is the biased one.
+        count: values per channel.
+        limits: of the output; nan where something was not finite.
+    """
+
+    mean: Any = None
+    variance: Any = None
+    count: int = 0
+    limits: tuple[float, float] = (float("nan"), float("nan"))
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, floor: float,
+        found: Found, fused: tuple[ModuleType, bool],
+    ) -> torch.Tensor:  # fmt: skip
+        kernels, parallel = fused
+        channels, lines = x.shape[1], _lines(x)
+        rows, columns = lines.shape
+        parts = max(1, min(PARTS, rows // MIN_ROWS))
+        means, squares, counts = np.empty((parts, columns)), np.empty((parts, columns)), np.empty(parts, np.int64)
+        kernels.moments[parallel](lines, means, squares, counts)
+        found.mean, found.variance, deviation = np.empty((3, channels))
+        scale, shift, centre = np.empty((3, columns), np.float32)
+        gain = np.ones(channels, np.float32) if weight is None else weight.detach().numpy()
+        offset = np.zeros(channels, np.float32) if bias is None else bias.detach().numpy()
+        found.count, finite = kernels.prepare(
+            means, squares, counts, gain, offset, eps, found.mean, found.variance, deviation, scale, shift, centre
+        )
+        y = blocks.empty_like(x)
+        low, high = np.empty((2, parts), np.float32)
+        kernels.apply[parallel](lines, scale, shift, np.float32(floor), _lines(y), low, high)
+        if finite:
+            found.limits = float(low.min()), float(high.max())
+        ctx.save_for_backward(x)
+        ctx.fused, ctx.floor, ctx.parts, ctx.count = fused, np.float32(floor), parts, found.count
+        ctx.lines, ctx.mean, ctx.deviation = (scale, shift, centre), found.mean, deviation
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        kernels, parallel = ctx.fused
+        live = known_range.samples_of(grads[0])
+        g = grads[0].contiguous(memory_format=torch.channels_last)
+        lines, errors, floor = _lines(x), _lines(g), ctx.floor
+        scale, shift, centre = ctx.lines
+        channels, columns = x.shape[1], lines.shape[1]
+        if live is None or lines.shape[0] % x.shape[0]:  # a line of pixels of several samples
+            live = ONE
+        sums, products = np.empty((2, ctx.parts, columns))
+        kernels.reduce[parallel](lines, errors, live, scale, shift, floor, centre, sums, products)
+        slope, rest = np.empty((2, columns), np.float32)
+        dw, db = np.empty((2, channels), np.float32)
+        finite = kernels.terms(sums, products, ctx.count, ctx.mean, ctx.deviation, scale, centre, slope, rest, dw, db)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = blocks.empty_like(x)
+            low, high = np.empty((2, ctx.parts), np.float32)
+            kernels.input_error[parallel](
+                lines, errors, live, scale, shift, floor, centre, slope, rest, _lines(dx), low, high
+            )  # fmt: skip
+            if finite:
+                known_range.note(dx, float(low.min()), float(high.max()))
+        wanted = ctx.needs_input_grad[1:3]
+        return dx, *(torch.from_numpy(v) if w else None for v, w in zip((dw, db), wanted, strict=True)), *[None] * 4
+
+
+def _lines(x: torch.Tensor) -> np.ndarray:
+    """A channels-last tensor as ``[rows, columns]``: a power of two of pixels side by side, as the kernels want it."""
+    channels, pixels = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3]
+    together = 1
+    while 2 * together * channels <= LINE and pixels % (2 * together) == 0:
+        together *= 2
+    lines: np.ndarray = x.detach().permute(0, 2, 3, 1).reshape(-1, together * channels).numpy()
+    return lines

@@ -1,0 +1,50 @@
+"""Layers between the quantized ones that keep less for backward and take fewer passes over memory.
+
+In floating point a ReLU's output or a max pool's input is kept anyway, as the input of the next layer. A quantized
+layer keeps codes, so that a whole float32 tensor would stay for the sake of its signs, or of where its maxima are.
+ReLU, sum and max pool have the same values and gradients, bit by bit; BatchNorm up to the rounding of float32.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fractrain.layers.batch_norm import CompactBatchNorm2d
+from fractrain.layers.max_pool import CompactMaxPool2d
+from fractrain.layers.relu import CompactReLU
+from fractrain.layers.relu_fusion import before_relu
+from fractrain.layers.residual import CompactSumReLU, SumReLU
+from fractrain.layers.state import QuantState
+
+
+def smaller(model: nn.Module, state: QuantState) -> nn.Module:
+    """Replace ``nn.BatchNorm2d``, ``nn.ReLU``, ``SumReLU`` and ``nn.MaxPool2d`` (no derived classes) in place.
+
+    Args:
+        model: any module.
+        state: says which kernels to use.
+
+    Returns:
+        The model (a new layer if ``model`` itself is one).
+    """
+    followed = {id(m) for m in before_relu(model, nn.BatchNorm2d)}
+    made: dict[int, nn.Module] = {}  # a layer may be reachable by several names
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) is nn.ReLU:
+            new: nn.Module = CompactReLU(module.inplace)
+        elif type(module) is SumReLU:
+            new = CompactSumReLU(state)
+        elif type(module) is nn.MaxPool2d:
+            new = CompactMaxPool2d.of(module)
+        elif type(module) is nn.BatchNorm2d:
+            norm = CompactBatchNorm2d.of(module, state)
+            norm.before_relu = id(module) in followed
+            new = norm
+        else:
+            continue
+        new = made.setdefault(id(module), new.train(module.training))
+        parent, _, child = name.rpartition(".")
+        if not name:
+            return new
+        setattr(model.get_submodule(parent), child, new)
+    return model

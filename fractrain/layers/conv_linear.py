@@ -1,0 +1,233 @@
+"""The two quantized layers: convolution and linear. No method has layers of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fractrain.experimental import int8_conv, int8_gemm
+from fractrain.experimental.int8_gemm import GemmPlan, Shape
+from fractrain.kernels.cpu.gemm import linear, matmul
+from fractrain.kernels.cpu.int8 import Geometry, convolve, pays, suits, suits_some, suits_tensor, suits_weight
+from fractrain.kernels.cpu.int8_backward import Plan, possible, products
+from fractrain.layers.base import QuantLayer
+from fractrain.layers.products import Backward
+from fractrain.layers.state import QuantState
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.quantize import Quantized
+from fractrain.util.errors import ConfigError
+
+__all__ = ["Backward", "QuantConv2d", "QuantLayer", "QuantLinear"]
+
+
+LARGE = 1 << 16  # elements of a weight
+
+
+class QuantConv2d(QuantLayer):
+    """2-D convolution (any stride, padding, dilation, groups; zero padding) with quantized operands.
+
+    Input ``[N, C, H, W]`` float32; computed and returned in channels-last memory.
+
+    Raises:
+        ConfigError: padding mode other than zeros, or an empty batch.
+        NonFiniteError: inf or nan in an operand (at once on the CPU, at the next check on a GPU).
+    """
+
+    axes = 4
+
+    def __init__(self, conv: nn.Conv2d, precision: Precision, state: QuantState | None = None, site: str = "") -> None:
+        super().__init__()
+        if conv.padding_mode != "zeros":
+            raise ConfigError(f"{site or 'conv'}: padding mode {conv.padding_mode!r} is not supported (only 'zeros')")
+        self.weight = conv.weight  # type: ignore[assignment]  # torch types a layer's parameters as tensors
+        self.bias = conv.bias  # type: ignore[assignment]
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride, self.dilation, self.groups = (
+            conv.kernel_size, conv.stride, conv.dilation, conv.groups,
+        )  # fmt: skip
+        self.padding = self._explicit_padding(conv, site or "conv")
+        self.init_quant(precision, state or QuantState(), site or "conv")
+
+    @staticmethod
+    def _explicit_padding(conv: nn.Conv2d, site: str) -> tuple[int, int]:
+        if not isinstance(conv.padding, str):
+            return conv.padding[0], conv.padding[1]
+        if conv.padding == "valid":
+            return 0, 0
+        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        if any(t % 2 for t in total):
+            raise ConfigError(f"{site}: padding 'same' with an even kernel is not supported; give it as numbers")
+        return total[0] // 2, total[1] // 2
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, site={self.site!r}"
+
+    def integer_geometry(self, x: torch.Tensor) -> Geometry | None:
+        """How FW runs on integer codes: dense, both operands at up to 8 bits; ``quant.integer``, or ``int8_conv``."""
+        p, on_gpu = self.precision, x.device.type in int8_conv.DEVICES
+        suited = suits(p.fw_a, p.fw_w) and (_of_one_grid(p.fw_a) or not on_gpu)
+        geometry = self._geometry(x) if suited else None
+        if geometry is None:
+            return None
+        return geometry if (int8_conv.possible(geometry, "forward", x.device) if on_gpu else pays(geometry)) else None
+
+    def integer_backward(self, x: torch.Tensor) -> Plan | None:
+        """Which of EB and GC run on integer codes, see ``quant.integer_backward``; on a GPU ``quant.int8_conv``."""
+        p, on_gpu = self.precision, x.device.type in int8_conv.DEVICES
+        if on_gpu:
+            eb = _of_one_grid(p.eb_e) and _of_one_grid(p.eb_w)
+            gc = _of_one_grid(p.gc_e) and _of_one_grid(p.gc_a)
+        else:
+            eb = suits_some(p.eb_e) and suits_weight(p.eb_w)
+            gc = suits_some(p.gc_e) and suits_tensor(p.gc_a)
+        geometry = self._geometry(x) if eb or gc else None
+        if geometry is None:
+            return None
+        return int8_conv.plan(geometry, eb, gc, x.device) if on_gpu else possible(geometry).only(eb, gc)
+
+    def integer_product(
+        self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Geometry
+    ) -> torch.Tensor | None:
+        """FW, see ``quant.integer``; None where compiled kernels did not quantize the activation."""
+        if a.codes.device.type in int8_conv.DEVICES:
+            return int8_conv.forward(a, w, bias, geometry)
+        return convolve(a, w, bias, geometry)
+
+    def integer_products(
+        self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: Plan
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+        """EB and GC, see ``quant.integer_backward``; None where compiled kernels did not quantize the error."""
+        if e.codes.device.type in int8_conv.DEVICES:
+            da = int8_conv.input_gradient(e, w, plan.geometry) if plan.eb and w is not None else None
+            return da, int8_conv.weight_gradient(e, a, plan.geometry) if plan.gc and a is not None else None
+        return None if e.rows is None else products(e, a, w, plan)
+
+    def _geometry(self, x: torch.Tensor) -> Geometry | None:
+        """Of dense convolutions of float32, on devices that have kernels for them, where these may be used."""
+        if self.state.kernels == "reference" or x.device.type not in {"cpu", *int8_conv.DEVICES}:
+            return None
+        if x.dtype != torch.float32 or self.groups != 1 or self.dilation != (1, 1):
+            return None
+        image = (x.shape[1], x.shape[2], x.shape[3])
+        kernel, stride = (self.kernel_size[0], self.kernel_size[1]), (self.stride[0], self.stride[1])
+        return Geometry(image, self.out_channels, kernel, stride, self.padding)
+
+    def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """FW."""
+        return F.conv2d(a, w, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def backward_products(
+        self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """EB and GC."""
+        if a is None:
+            # only its shape and layout are read; another layout would choose another (slower) algorithm
+            a = torch.empty(shape, dtype=e.dtype, device=e.device, memory_format=torch.channels_last)
+        da, dw, _ = torch.ops.aten.convolution_backward(
+            e, a, w, None, self.stride, self.padding, self.dilation, False, [0, 0], self.groups, [want_a, want_w, False]
+        )  # fmt: skip
+        return da, dw
+
+    def bias_gradient(self, e: torch.Tensor) -> torch.Tensor:
+        """Sum of the error per output channel."""
+        return e.sum(dim=(0, 2, 3))
+
+    def sample_macs(self, output: torch.Tensor) -> int:
+        """Forward MACs per sample."""
+        k = self.kernel_size[0] * self.kernel_size[1]
+        return output[0].numel() * k * (self.in_channels // self.groups)
+
+
+class QuantLinear(QuantLayer):
+    """Linear layer on the last axis with quantized operands; input ``[N, ..., in]``, output ``[N, ..., out]``.
+
+    Raises:
+        ConfigError: an empty batch.
+        NonFiniteError: inf or nan in an operand.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, precision: Precision, state: QuantState | None = None, site: str = ""
+    ) -> None:
+        super().__init__()
+        self.weight = linear.weight  # type: ignore[assignment]
+        self.bias = linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.init_quant(precision, state or QuantState(), site or "linear")
+
+    @property
+    def keeps_codes(self) -> bool:  # type: ignore[override]
+        """Whether the weight is large against what it costs to restore it from codes."""
+        return self.weight.numel() >= LARGE
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f"{self.in_features}, {self.out_features}, site={self.site!r}"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the layer; more than three axes are taken as three, lest four be read as an image."""
+        if x.dim() > 3 and x.numel():
+            y = super().forward(x.flatten(1, -2))
+            return y.reshape(*x.shape[:-1], y.shape[-1])
+        return super().forward(x)
+
+    def integer_geometry(self, x: torch.Tensor) -> Shape | None:
+        """How FW runs on integer codes, see ``quant.int8_gemm``."""
+        shape = Shape(x.numel() // self.in_features, self.in_features, self.out_features)
+        suited = _of_one_grid(self.precision.fw_a) and suits_weight(self.precision.fw_w)
+        return shape if suited and self._multiplies(x, shape) else None
+
+    def integer_backward(self, x: torch.Tensor) -> GemmPlan | None:
+        """Which of EB and GC run on integer codes: EB where the weight has one grid."""
+        p, rows = self.precision, x.numel() // self.in_features
+        eb = _of_one_grid(p.eb_e) and _of_one_grid(p.eb_w)
+        gc = _of_one_grid(p.gc_e) and _of_one_grid(p.gc_a)
+        return GemmPlan(
+            eb and self._multiplies(x, Shape(rows, self.out_features, self.in_features)),
+            gc and self._multiplies(x, Shape(self.out_features, rows, self.in_features)),
+        )
+
+    def _multiplies(self, x: torch.Tensor, shape: Shape) -> bool:
+        return x.dtype == torch.float32 and self.state.kernels != "reference" and int8_gemm.possible(shape, x.device)
+
+    def integer_product(
+        self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Shape
+    ) -> torch.Tensor | None:
+        """FW, see ``quant.int8_gemm``."""
+        return int8_gemm.forward(a, w, bias)
+
+    def integer_products(
+        self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: GemmPlan
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+        """EB and GC, see ``quant.int8_gemm``."""
+        da = int8_gemm.input_gradient(e, w) if plan.eb and w is not None else None
+        return da, int8_gemm.weight_gradient(e, a) if plan.gc and a is not None else None
+
+    def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """FW."""
+        return linear(a, w, bias)
+
+    def backward_products(
+        self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """EB and GC."""
+        da = matmul(e, w) if want_a else None
+        dw = None
+        if want_w and a is not None:
+            dw = matmul(e.reshape(-1, e.shape[-1]).t(), a.reshape(-1, a.shape[-1]))
+        return da, dw
+
+    def bias_gradient(self, e: torch.Tensor) -> torch.Tensor:
+        """Sum of the error over all vectors."""
+        return e.reshape(-1, e.shape[-1]).sum(dim=0)
+
+    def sample_macs(self, output: torch.Tensor) -> int:
+        """Forward MACs per sample (first axis)."""
+        return output[0].numel() * self.in_features
+
+
+def _of_one_grid(operand: Operand) -> bool:
+    """Whether an operand has codes of at most 8 bits on one grid."""
+    return isinstance(operand.bits, int) and suits_tensor(operand)

@@ -1,0 +1,154 @@
+"""Swap the convolutions, linear layers and products of activations of any model for quantized ones, by rule.
+
+Layers inside an adaptive softmax, or inside a module with an attribute ``keeps_float = True`` (an embedding with
+projections), always stay in floating point: which rows they see changes from batch to batch, so there is no sample that
+a range, a width or a cost could belong to. They are wrapped all the same, and the ledger counts the rows they really
+multiply.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import nn
+
+from fractrain.layers.compact import smaller
+from fractrain.layers.conv_linear import QuantConv2d, QuantLayer, QuantLinear
+from fractrain.layers.matmul import Matmul, QuantMatmul
+from fractrain.layers.state import QuantState
+from fractrain.numerics.precision import Precision
+from fractrain.util.errors import ConfigError, did_you_mean
+
+Rule = Callable[[str, nn.Module], Precision | None]
+
+
+def convert(
+    model: nn.Module,
+    precision: Precision | Rule,
+    state: QuantState | None = None,
+    *,
+    keep_first: bool = False,
+    keep_last: bool = True,
+    keep: Sequence[str] = (),
+    types: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear, Matmul),
+    strict: bool = True,
+    compact: bool = True,
+) -> nn.Module:
+    """Replace layers of ``model`` in place by quantized ones that share the same parameters.
+
+    Args:
+        model: any module; it is changed in place (parameters stay the same objects).
+        precision: one precision for all layers, or a rule ``(name, layer) -> Precision or None (leave the layer)``.
+        state: shared by all layers; a new one by default.
+        keep_first, keep_last: leave the first / last convolution or linear layer in floating point. An embedding is a
+            first layer, and in floating point anyway: the next one is not kept.
+        keep: names or patterns (``layer4.*``) of layers to leave; each must match something.
+        types: which layers are replaced.
+        strict: refuse a model in which nothing is replaced.
+        compact: let BatchNorms, ReLUs and max pools keep less for backward and be faster when anything is quantized
+            (same values and gradients, BatchNorm's but for float32's rounding), see :mod:`fractrain.layers.compact`.
+
+    Kept layers are wrapped as well, at 32 bits, so that the ledger sees their products.
+
+    Returns:
+        The model (a new layer if ``model`` itself is one).
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing was replaced.
+    """
+    state = state if state is not None else QuantState()
+    found, embedded = _layers(model)
+    places: dict[nn.Module, list[str]] = {}  # a layer may be reachable by several names
+    for place, module in found:
+        places.setdefault(module, []).append(place)
+    layers = [(where[0], layer) for layer, where in places.items()]
+    names = [n for n, _ in layers]
+    floating = {id(layer) for layer in _always_float(model)}
+    last = max((i for i, (_, layer) in enumerate(layers) if not isinstance(layer, Matmul)), default=-1)
+    device = next((p.device for p in model.parameters()), None)
+    _must_match(keep, names)
+    replaced = 0
+    for i, (name, layer) in enumerate(layers):
+        stay = (i == 0 and keep_first and not embedded) or (i == last and keep_last) or id(layer) in floating
+        stay = stay or not isinstance(layer, types) or any(fnmatch.fnmatchcase(name, p) for p in keep)
+        wanted = None if stay else (precision if isinstance(precision, Precision) else precision(name, layer))
+        replaced += wanted is not None
+        new = quantized_layer(layer, wanted if wanted is not None else Precision(), state, name, device)
+        if not name:
+            return new
+        for place in places[layer]:
+            parent, _, child = place.rpartition(".")
+            setattr(model.get_submodule(parent), child, new)
+    if strict and not replaced:
+        raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {[t.__name__ for t in types]})")
+    quantized = any(not layer.precision.is_float for layer in quant_layers(model))
+    return smaller(model, state) if compact and quantized else model
+
+
+def _must_match(patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"keep={pattern!r} matches no layer{did_you_mean(pattern, names)}")
+
+
+def convert_body(model: nn.Module, precision: Precision | Rule, state: QuantState | None = None) -> nn.Module:
+    """:func:`convert` for methods that say: all convolutions, classifier in floating point.
+
+    In a model without convolutions (a Transformer) all linear layers and products of activations take their place, the
+    last layer apart.
+    """
+    if any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        return convert(model, precision, state, types=(nn.Conv2d,), keep_last=False)
+    return convert(model, precision, state, types=(nn.Linear, Matmul))
+
+
+def _layers(model: nn.Module) -> tuple[list[tuple[str, nn.Module]], bool]:
+    """Everything that can be replaced, by all its names, and whether an embedding comes before it."""
+    found: list[tuple[str, nn.Module]] = []
+    embedded = False
+    for name, m in model.named_modules(remove_duplicate=False):
+        if isinstance(m, nn.Conv2d | nn.Linear | Matmul):
+            found.append((name, m))
+        embedded |= isinstance(m, nn.Embedding) and not found
+    return found, embedded
+
+
+def _always_float(model: nn.Module) -> Iterator[nn.Module]:
+    for m in model.modules():
+        if isinstance(m, nn.AdaptiveLogSoftmaxWithLoss) or getattr(m, "keeps_float", False) is True:
+            yield from m.modules()
+
+
+def quantized_layer(
+    layer: nn.Module, precision: Precision, state: QuantState, name: str, device: torch.device | None = None
+) -> QuantLayer:
+    """Return the quantized twin of one layer.
+
+    Args:
+        layer: convolution, linear layer or product of activations.
+        precision: of its products.
+        state: shared by all layers of the model.
+        name: of the layer in its model.
+        device: of a layer without parameters.
+
+    Raises:
+        ConfigError: the layer has no quantized twin.
+    """
+    if isinstance(layer, Matmul):
+        return QuantMatmul(layer, precision, state, name, device).train(layer.training)
+    if not isinstance(getattr(layer, "weight", None), nn.Parameter):
+        raise ConfigError(
+            f"{name}: its weight is computed (weight norm, parametrization); fold it into a plain parameter first"
+        )
+    if isinstance(layer, nn.Conv2d):
+        return QuantConv2d(layer, precision, state, name).train(layer.training)
+    if isinstance(layer, nn.Linear):
+        return QuantLinear(layer, precision, state, name).train(layer.training)
+    raise ConfigError(f"{name}: {type(layer).__name__} has no quantized form (only Conv2d, Linear and Matmul)")
+
+
+def quant_layers(model: nn.Module) -> Iterator[QuantLayer]:
+    """All quantized layers of a model, in module order."""
+    return (m for m in model.modules() if isinstance(m, QuantLayer))

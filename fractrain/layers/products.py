@@ -1,0 +1,229 @@
+"""The autograd function behind every quantized layer: FW, and in backward EB and GC, from quantized operands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch.autograd.function import once_differentiable
+
+from fractrain.experimental.int8_gemm import GemmPlan, Shape
+from fractrain.kernels.cpu.int8 import Geometry
+from fractrain.kernels.cpu.int8_backward import Plan
+from fractrain.layers.shared_backward import Term
+from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.quantize import Quantized
+
+if TYPE_CHECKING:
+    from fractrain.layers.base import QuantLayer
+
+
+@dataclass
+class Activation:
+    """An activation operand ready for its product.
+
+    Attributes:
+        values: for FW now.
+        codes: for backward.
+        geometry: of the product on integer codes, where FW is to run on them.
+    """
+
+    values: torch.Tensor | None
+    codes: Quantized | None
+    geometry: Geometry | Shape | None = None
+
+
+@dataclass(frozen=True)
+class Backward:
+    """What a layer has at hand in its backward pass, for :attr:`QuantLayer.backward_observer`.
+
+    Attributes:
+        error: output gradient before it is quantized.
+        activation: the quantized activation that GC multiplies; None in floating point.
+        da, dw: gradients of input and weight, None where not wanted.
+    """
+
+    error: torch.Tensor
+    activation: Quantized | None
+    da: torch.Tensor | None
+    dw: torch.Tensor | None
+
+
+def run_products(
+    x: torch.Tensor, layer: QuantLayer, now: Activation | None, kept: Activation, known: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Apply the three products of a layer.
+
+    Args:
+        x: input of the layer (for autograd; its values are not read).
+        layer: the layer.
+        now: activation for FW, or None when ``known`` is given.
+        kept: activation for GC.
+        known: output that another candidate of equal forward precision has computed.
+    """
+    scope = layer.state.scope
+    pool = None if scope is None else scope.pool
+    weight = layer.weight if pool is None else pool.weights.get(id(layer), layer.weight)
+    y: torch.Tensor = _Products.apply(x, weight, layer.bias, layer, now, kept, known)
+    return y
+
+
+class _Products(torch.autograd.Function):
+    """FW now; EB and GC in backward, from quantized operands.
+
+    What is kept for backward: the activation as integer codes (values only where GC reads it in floating point), and
+    nothing of the error. The weight is quantized again only if it changed in between.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layer: QuantLayer,
+        now: Activation | None, kept: Activation, known: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
+        p = layer.precision
+        y = cast(torch.Tensor, known).detach() if now is None else layer.forward_product(now, p.fw_w, bias)
+        ctx.layer, ctx.precision, ctx.shape = layer, p, x.shape
+        s = layer.state.scope  # only its index is needed: what it shares must not live as long as the graph
+        ctx.scope = None if s is None else replace(s, input=x.new_empty(0), memo={}, sites=[])
+        ctx.call = 0 if s is None else len(s.sites)
+        ctx.direct = s is not None and x is s.input
+        ctx.has_bias = bias is not None
+        # EB multiplies by the weight of this forward pass, as quantized now.
+        plan = layer.integer_backward(x) if kept.codes is not None else None
+        ctx.plan, ctx.weight, ctx.weight_grid = plan, None, None
+        if plan is not None and plan.eb:
+            w, ctx.weight = layer.weight_operand(p.eb_w, "eb_w", True)
+        elif not p.eb_w.is_float and layer.keeps_codes and s is None:
+            w, codes = layer.weight_operand(p.eb_w, "eb_w", False)
+            if codes is not None:
+                w, ctx.weight_grid = codes.codes, (codes.grid, codes.kernels, codes.rows)
+        else:
+            w = layer.quantized_weight(p.eb_w, "eb_w")
+        # Autograd keeps the codes: it frees them after backward even where the loss lives on, and hooks see them.
+        a = kept.values if kept.codes is None else kept.codes.codes
+        ctx.grid = None if kept.codes is None else (kept.codes.grid, kept.codes.kernels, kept.codes.rows)
+        ctx.save_for_backward(w, weight, a if ctx.needs_input_grad[1] else None)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        layer: QuantLayer = ctx.layer
+        p: Precision = ctx.precision
+        w, master, a = ctx.saved_tensors
+        if ctx.weight_grid is not None:
+            w = Quantized(w, *ctx.weight_grid).values()
+        layer.forget_weights()
+        g = grads[0]
+        if g.dim() == 4:
+            g = g.contiguous(memory_format=torch.channels_last)
+        want_a, want_w, want_b = ctx.needs_input_grad[:3]
+        pool = None if ctx.scope is None or layer.backward_observer is not None else ctx.scope.pool
+        kept = None if ctx.grid is None or a is None else Quantized(a, *ctx.grid)
+        one = p.eb_e.same_as(p.gc_e)
+        pooled = one and pool is not None and (ctx.direct or ctx.scope.sharing > 1)
+        # An input of its own must have its gradient now; and several EB on codes are no slower than one in float32 of
+        # a sum of errors.
+        later_a = want_a and pooled and ctx.direct and not (ctx.plan and ctx.plan.eb)
+        plan = None if ctx.plan is None else ctx.plan.only(want_a and not later_a, want_w)
+        outer, layer.state.scope = layer.state.scope, ctx.scope
+        try:
+            wants = (want_a, want_w, want_b and ctx.has_bias)
+            e_eb, e_gc, int_a, int_w = _errors_and_integer_products(layer, p, g, kept, ctx.weight, plan, wants)
+        finally:
+            layer.state.scope = outer
+        want_a, want_w = want_a and int_a is None, want_w and int_w is None
+        db = layer.bias_gradient(e_gc) if want_b and ctx.has_bias else None
+        if pool is not None and pooled:
+            if later_a or want_w:
+                form = None if p.fw_w.is_float else p.fw_w.format
+                term = Term(e_gc, a if kept is None else kept, w, master, form, ctx.shape, later_a, want_w)
+                # apart: those whose GC is done, which must not be in the sum of errors of another's GC
+                pool.add(layer, ctx.call, (ctx.scope.values, p.gc_a.bits, p.gc_a.format, id(w), want_w), term)
+            want_a, want_w, a = want_a and not later_a, False, None
+        if not want_w:
+            a = None
+        elif kept is not None:
+            a = kept.values()
+        da, dw = int_a, int_w
+        if one and want_a and want_w:
+            da, dw = layer.backward_products(e_eb, a, w, ctx.shape, True, True)
+        elif want_a:
+            da, _ = layer.backward_products(e_eb, None, w, ctx.shape, True, False)
+        if want_w and not (one and want_a):
+            _, dw = layer.backward_products(e_gc, a, w, ctx.shape, False, True)
+        if dw is not None and not p.fw_w.is_float:
+            dw = p.fw_w.format.backward_transform(master.detach(), dw)
+        if layer.backward_observer is not None:
+            layer.backward_observer(layer, Backward(g, kept, da, dw))
+        return da, dw, db, None, None, None, None
+
+
+def _errors_and_integer_products(
+    layer: QuantLayer, p: Precision, g: torch.Tensor, kept: Quantized | None, weight: Quantized | None,
+    plan: Plan | GemmPlan | None, wants: tuple[bool, bool, bool],
+) -> tuple[Any, Any, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    """Quantize the error, and do what the plan says on its codes.
+
+    Args:
+        layer, p: the layer and the precision of its forward pass.
+        g: output gradient.
+        kept, weight: codes of activation and weight.
+        plan: which products run on integer codes; None: none.
+        wants: whether gradients of input, weight and bias are wanted.
+
+    Returns:
+        The error's values for EB and for GC (None where nothing is left to do with them), and the gradients of input
+        and weight that are done (else None).
+    """
+    eb, gc = (False, False) if plan is None else (plan.eb, plan.gc)
+    float_a, float_w = wants[0] and not eb, (wants[1] and not gc) or wants[2]
+
+    def run(op: Operand, name: str, part: Plan | GemmPlan | None, values: bool) -> tuple[torch.Tensor | None, Any, Any]:
+        if not part:
+            return layer.quantized_error(g, op, name), None, None
+        e, codes = layer.error_operand(g, op, name, True, values)
+        done = None if codes is None else layer.integer_products(codes, kept, weight, part)
+        if done is None:  # not quantized by the compiled kernels: there are values
+            return e, None, None
+        da, dw = done
+        if codes is not None and codes.rows is not None and codes.rows.coded is not None:
+            assert e is not None
+            assert isinstance(part, Plan)
+            dw = _others(layer, e, codes.rows.coded, kept, weight, part, da, dw)
+        return e, da, dw
+
+    if p.eb_e.same_as(p.gc_e):
+        e, da, dw = run(p.gc_e, "E", plan, float_a or float_w)
+        return e, e, da, dw
+    da = dw = None
+    e_eb: torch.Tensor | None = g
+    e_gc: torch.Tensor | None = g
+    if wants[1] or wants[2]:
+        e_gc, _, dw = run(p.gc_e, "E.gc", plan and plan.only(False, True), float_w)
+    if wants[0]:
+        e_eb, da, _ = run(p.eb_e, "E.eb", plan and plan.only(True, False), float_a)
+    return e_eb, e_gc, da, dw
+
+
+def _others(
+    layer: QuantLayer, e: torch.Tensor, coded: np.ndarray, kept: Quantized | None, weight: Quantized | None,
+    part: Plan, da: torch.Tensor | None, dw: torch.Tensor | None,
+) -> torch.Tensor | None:  # fmt: skip
+    """The products of samples whose errors have no codes, in float32, into ``da``; return their GC added to ``dw``."""
+    rows = np.setdiff1d(np.arange(e.shape[0]), coded)
+    which = torch.from_numpy(rows)
+    error = e[which].contiguous(memory_format=torch.channels_last)
+    a = None
+    if part.gc:
+        assert kept is not None
+        a = kept.take(rows).values()
+    w = layer.weight.detach() if weight is None else weight.values()
+    shape = torch.Size((len(rows), *part.geometry.image))
+    some_da, some_dw = layer.backward_products(error, a, w, shape, part.eb, part.gc)
+    if da is not None:
+        assert some_da is not None
+        da[which] = some_da
+    return dw if some_dw is None or dw is None else dw + some_dw

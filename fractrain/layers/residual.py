@@ -1,0 +1,68 @@
+"""The end of a residual block, ``relu(f(x) + shortcut(x))``, as a layer, which quantized models do in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fractrain.kernels.cpu import memory as blocks
+from fractrain.layers.relu import CompactReLU, kernels_for, layout_of, rectify_gradient, room_for_signs
+from fractrain.layers.shared_backward import Pool
+from fractrain.layers.state import QuantState
+from fractrain.numerics.quantize import flat
+
+
+class SumReLU(nn.Module):
+    """``relu(y + shortcut)`` of two tensors of one shape, as PyTorch does it."""
+
+    def forward(self, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """Add and rectify."""
+        return torch.relu_(y + shortcut)
+
+
+class CompactSumReLU(SumReLU):
+    """:class:`SumReLU`, same values and gradients bit by bit; keeps for backward what :class:`CompactReLU` keeps."""
+
+    def __init__(self, state: QuantState | None = None) -> None:
+        super().__init__()
+        self._state = state or QuantState()
+        self._relu = CompactReLU(inplace=True)
+
+    def forward(self, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """Add and rectify."""
+        if not _alike(y, shortcut):
+            return self._relu(y + shortcut)  # type: ignore[no-any-return]
+        scope = self._state.scope
+        pool = scope.pool if scope is not None and shortcut is scope.input and shortcut.dim() == 4 else None
+        out: torch.Tensor = _SumReLU.apply(y, shortcut, pool)
+        return out
+
+
+def _alike(y: torch.Tensor, shortcut: torch.Tensor) -> bool:
+    """Whether the compiled kernel reads the two side by side."""
+    same = y.dtype == shortcut.dtype == torch.float32 and y.shape == shortcut.shape and y.stride() == shortcut.stride()
+    return same and kernels_for(y) is not None
+
+
+class _SumReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, shortcut: torch.Tensor, pool: Pool | None) -> torch.Tensor:
+        fused = kernels_for(y)
+        assert fused is not None
+        module, parallel = fused
+        out = blocks.empty_like(y)
+        signs = room_for_signs(y)
+        module.sum_relu[parallel](flat(y.detach()), flat(shortcut.detach()), flat(out), flat(signs))
+        ctx.save_for_backward(signs)
+        ctx.layout, ctx.pool = layout_of(y), pool
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        (signs,) = ctx.saved_tensors
+        if ctx.pool is not None and ctx.needs_input_grad[1]:
+            return ctx.pool.rectified(signs, grads[0]), None, None
+        da = rectify_gradient(signs, grads[0], ctx.layout)
+        return da, da, None

@@ -1,0 +1,123 @@
+"""The precision of one layer: a number format and a width for each operand of each of the three products.
+
+Forward ``FW: Y = A W``, error back-propagation ``EB: dA = dY W^T``, gradient computation ``GC: dW = A^T dY``; E = dY.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fractrain.numerics.formats import Affine, Bits, Format, PerAxis, check_bits
+
+FLOAT_BITS = 32
+DEFAULT_FORMAT = Affine()
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """One operand of one product.
+
+    Attributes:
+        bits: width: a constant 2..16 (32 = not quantized), an integer tensor with one width per sample ``[N]``, or one
+            per tile of the matrix view ``[row tiles, column tiles]``; 0 in a tensor skips the sample or tile.
+        format: grid and rounding; ignored at 32 bits.
+        running: for activations: fraction of the old value kept when the running range used in evaluation is updated
+            (None: evaluation measures each batch).
+    """
+
+    bits: Bits = FLOAT_BITS
+    format: Format = DEFAULT_FORMAT
+    running: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.is_float:
+            check_bits(self.bits)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the operand is left in floating point."""
+        return isinstance(self.bits, int) and self.bits >= FLOAT_BITS
+
+    @property
+    def widest(self) -> int:
+        """Largest width in use."""
+        return int(self.bits.max()) if isinstance(self.bits, torch.Tensor) else self.bits
+
+    def at(self, bits: Bits) -> Operand:
+        """The same operand at another width."""
+        return replace(self, bits=bits)
+
+    def same_as(self, other: Operand) -> bool:
+        """Whether both give the same quantized tensor."""
+        if self.is_float and other.is_float:
+            return True
+        if isinstance(self.bits, torch.Tensor) or isinstance(other.bits, torch.Tensor):
+            return self.bits is other.bits and self.format == other.format
+        return self.bits == other.bits and self.format == other.format
+
+    def describe(self) -> str:
+        """For precision cards: ``affine 8 b per tensor, nearest``."""
+        if self.is_float:
+            return "float32"
+        bits = "mapped" if isinstance(self.bits, torch.Tensor) else f"{self.bits} b"
+        f = self.format
+        return f"{f.name} {bits}, {type(f.granularity).__name__}, {f.rounding}"
+
+
+FLOAT = Operand()
+
+
+@dataclass(frozen=True, eq=False)
+class Precision:
+    """Operands of the three products.
+
+    Attributes:
+        fw_a, fw_w: activation and weight in the forward product.
+        eb_e, eb_w: error and weight in error back-propagation.
+        gc_a, gc_e: activation and error in gradient computation.
+    """
+
+    fw_a: Operand = FLOAT
+    fw_w: Operand = FLOAT
+    eb_e: Operand = FLOAT
+    eb_w: Operand = FLOAT
+    gc_a: Operand = FLOAT
+    gc_e: Operand = FLOAT
+
+    @classmethod
+    def of(cls, a: Operand, w: Operand, e: Operand) -> Precision:
+        """The usual case: each tensor is quantized once and used in both of its products."""
+        return cls(fw_a=a, fw_w=w, eb_e=e, eb_w=w, gc_a=a, gc_e=e)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return all(o.is_float for o in self.operands().values())
+
+    def operands(self) -> dict[str, Operand]:
+        """The six operands by name."""
+        return {n: getattr(self, n) for n in ("fw_a", "fw_w", "eb_e", "eb_w", "gc_a", "gc_e")}
+
+    def with_bits(self, a: Bits | None = None, w: Bits | None = None, e: Bits | None = None) -> Precision:
+        """The same formats at other widths (None: unchanged); sets both uses of each tensor."""
+        changes: dict[str, Any] = {}
+        for bits, fields in ((a, ("fw_a", "gc_a")), (w, ("fw_w", "eb_w")), (e, ("eb_e", "gc_e"))):
+            if bits is not None:
+                changes |= {f: getattr(self, f).at(bits) for f in fields}
+        return replace(self, **changes)
+
+
+def fractrain_precision(a: Bits, w: Bits, e: Bits, running: float = 0.9) -> Precision:
+    """The quantizer of the FracTrain authors' code (used by its static baseline, PFQ, DFQ and FracTrain).
+
+    Weights: one range per output filter, nearest. Activations: one range per tensor, nearest; running range in
+    evaluation. Errors: one range per tensor, stochastic, the same quantized error in both backward products.
+    """
+    return Precision.of(
+        a=Operand(a, Affine(), running=running),
+        w=Operand(w, Affine(granularity=PerAxis(0))),
+        e=Operand(e, Affine(rounding="stochastic")),
+    )

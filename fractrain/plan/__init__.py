@@ -1,0 +1,1 @@
+"""Time and disk of runs, before anything starts."""

@@ -1,0 +1,1 @@
+"""Finished runs and tables to trackers (wandb)."""

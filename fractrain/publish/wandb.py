@@ -1,0 +1,241 @@
+"""Sends one finished piece of work to wandb, online or into a folder; all knowledge of wandb's API is in this file.
+
+wandb is imported only when a tracker is made. What wandb would find out about the machine by itself (host name, user,
+program path, git remote, console output, installed packages, system load) is switched off: only the payload is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+from fractrain.util.errors import ConfigError, MachineError, StoreError
+
+Mode = Literal["online", "offline"]
+
+INIT_TIMEOUT_S = 60.0
+FINISH_TIMEOUT_S = 600.0
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+@dataclass(frozen=True)
+class ArtifactSpec:
+    """Files that belong together, and optionally one of them as rows for a ``wandb.Table``.
+
+    Attributes:
+        name: artifact name, unique in the project.
+        type: ``ledger``, ``table`` or ``figure``.
+        files: files to put in, under their own names.
+        columns, rows: the table, all cells as text; no columns means no table.
+    """
+
+    name: str
+    type: str
+    files: tuple[Path, ...]
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Everything that is sent for one run or one table.
+
+    Attributes:
+        id: wandb id, equal to the run id.
+        history: (step, values) in ascending order of step; a step is an epoch.
+        summary: values shown for the whole run; they win over the last history row.
+    """
+
+    id: str
+    name: str
+    job_type: str
+    group: str = ""
+    tags: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[tuple[int, Mapping[str, Any]]] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: tuple[ArtifactSpec, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of a payload: its URL or path, whether wandb had it already, how many history steps were there."""
+
+    where: str
+    resumed: bool
+    steps_there: int
+
+
+class Tracker(Protocol):
+    """Where payloads go."""
+
+    @property
+    def folder(self) -> Path:
+        """Where what belongs to the tracker is kept."""
+
+    def send(self, payload: Payload, first_step: int = 0) -> Sent:
+        """Send everything; history steps below ``first_step`` are there already and are left out."""
+
+    def pending(self, run_id: str) -> list[Path]:
+        """Offline runs of this id that still wait to be synced; sending the run again replaces them."""
+
+
+class WandbTracker:
+    """Sends payloads to one wandb project, or writes them as offline runs into ``folder``.
+
+    Args:
+        project: wandb project name.
+        entity: wandb user or team; None means the logged-in user's default.
+        mode: ``online`` or ``offline``.
+        folder: where wandb keeps its files (offline: the runs themselves, for a later ``wandb sync``).
+
+    Raises:
+        ConfigError: the project's name is not one wandb accepts.
+        MachineError: wandb is not installed, or nobody is logged in (online).
+        StoreError: the folder cannot be written.
+    """
+
+    def __init__(self, project: str, entity: str | None, mode: Mode, folder: Path) -> None:
+        if not _NAME.fullmatch(project):
+            raise ConfigError(f"wandb project {project!r}: use 1-128 of the characters A-Z a-z 0-9 _ . - (--project)")
+        self.project, self.entity, self.mode, self.folder = project, entity, mode, folder.resolve()
+        self._wandb = import_wandb()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write to {folder}: {error.strerror}; choose another folder with dir") from error
+        if mode == "online":
+            self._login()
+
+    def send(self, payload: Payload, first_step: int = 0) -> Sent:
+        """Send one payload; see :class:`Tracker`.
+
+        Raises:
+            MachineError: the server cannot be reached, refuses, or does not answer in time.
+            StoreError: the folder cannot be written (permissions, disk full).
+        """
+        with self._one_line(payload.id):
+            if self.mode == "offline":
+                for stale in self.pending(payload.id):  # the new one replaces it: nothing may come twice
+                    shutil.rmtree(stale)
+            run = self._wandb.init(
+                project=self.project, entity=self.entity, id=payload.id, name=payload.name, resume="allow",
+                job_type=payload.job_type, group=payload.group or None, tags=payload.tags or None,
+                config=dict(payload.config), settings=self._settings(),
+            )  # fmt: skip
+            with run:  # leaves by finish(), with exit code 1 after an exception
+                there = max(first_step, run.starting_step) if self.mode == "online" else first_step
+                self._fill(run, payload, there)
+                where = run.url if self.mode == "online" else Path(run.settings.sync_file).parent
+                sent = Sent(where=str(where), resumed=bool(run.resumed), steps_there=there)
+            if self.mode == "offline":
+                self._settle()
+            return sent
+
+    def pending(self, run_id: str) -> list[Path]:
+        """Offline runs not synced yet; see :class:`Tracker` (``wandb sync`` leaves a ``*.synced`` file as its mark)."""
+        found = self.folder.glob(f"wandb/offline-run-*-{run_id}")
+        return [f for f in found if (f / f"run-{run_id}.wandb").exists() and not any(f.glob("*.synced"))]
+
+    def _fill(self, run: Any, payload: Payload, first_step: int) -> None:
+        """Config, history, summary and artifacts of one open wandb run."""
+        run.config.update(dict(payload.config), allow_val_change=True)
+        if payload.history:
+            axis = "iteration" if "iteration" in payload.history[0][1] else "epoch"
+            run.define_metric(axis)
+            run.define_metric("*", step_metric=axis)
+        for step, values in payload.history:
+            if step >= first_step:
+                # commit: otherwise the last row is sent at the end and overwrites summary values of the same name
+                run.log(dict(values), step=step, commit=True)
+        run.summary.update(dict(payload.summary))
+        for spec in payload.artifacts:
+            artifact = self._wandb.Artifact(spec.name, type=spec.type)
+            with _environment("WANDB_DATA_DIR", str(self.folder)):  # else copies are staged in the home folder
+                for file in spec.files:
+                    artifact.add_file(str(file), name=file.name)
+                if spec.columns:
+                    artifact.add(self._wandb.Table(columns=list(spec.columns), data=[*map(list, spec.rows)]), "rows")
+            run.log_artifact(artifact)
+
+    def _settle(self) -> None:
+        """Wait until the offline file is whole: finish() returns before wandb's service process has written it.
+
+        Only the end of the service is waited for, which would end other runs of this process too; with such runs the
+        file is completed a little later.
+        """
+        if getattr(self._wandb.setup(), "most_recent_active_run", self._wandb.run) is None:
+            self._wandb.teardown()
+
+    def _settings(self) -> Any:
+        """Settings that keep wandb quiet and blind to the machine; fields the installed wandb lacks are left out."""
+        wanted: dict[str, Any] = {
+            "mode": self.mode, "root_dir": str(self.folder), "silent": True, "symlink": False, "reinit": "create_new",
+            "init_timeout": INIT_TIMEOUT_S, "finish_timeout": FINISH_TIMEOUT_S, "finish_timeout_raises": True,
+            "console": "off", "disable_git": True, "disable_code": True, "save_code": False, "label_disable": True,
+            "disable_job_creation": True, "x_disable_stats": True, "x_disable_meta": True,
+            "x_disable_machine_info": True, "x_save_requirements": False, "x_executable": "python",
+            "host": "unknown", "username": "unknown", "email": "",
+            "program": "fractrain", "program_relpath": "fractrain",
+        }  # fmt: skip
+        known = self._wandb.Settings.model_fields
+        return self._wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
+
+    def _login(self) -> None:
+        """Check that credentials exist, without asking for them on the terminal and without a network."""
+        wandb = self._wandb
+        with self._one_line("login"):
+            wandb.setup(settings=wandb.Settings(mode=self.mode, silent=True))
+            quiet = {"prompt": False} if "prompt" in inspect.signature(wandb.login).parameters else {}
+            if wandb.login(verify=False, **quiet):
+                return
+        raise MachineError("wandb: not logged in; run `wandb login`, set WANDB_API_KEY, or publish with --mode offline")
+
+    @contextlib.contextmanager
+    def _one_line(self, what: str) -> Iterator[None]:
+        """Turn wandb's errors into one line that says what to do."""
+        try:
+            yield
+        except (self._wandb.Error, TimeoutError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MachineError(
+                f"wandb, {what}: {reason[:200]}; check network and `wandb login`, or publish with --mode offline"
+            ) from error
+        except OSError as error:
+            raise StoreError(f"wandb, {what}: {error.strerror or error} ({error.filename or self.folder})") from error
+
+
+def import_wandb() -> ModuleType:
+    """Import wandb.
+
+    Raises:
+        MachineError: it is not installed or does not import.
+    """
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise MachineError(f"publishing needs wandb: {reason}; install it with `pip install wandb`") from error
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set one environment variable for the duration of a block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,1 +1,0 @@
-"""Number formats, quantizers, and the two quantized layers. Knows nothing of methods or the engine."""

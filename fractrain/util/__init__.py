@@ -1,0 +1,1 @@
+"""Errors, seeds, files, progress, signals and devices: what every other room may use."""
