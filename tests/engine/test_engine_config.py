@@ -85,8 +85,8 @@ def test_a_recipe_key_that_came_later_leaves_recorded_ids_alone():
 
 
 def test_planning_imports_no_torch():
-    modules = "config, store, executor, progress"
-    script = f"import sys; from fractrain.engine import {modules}; sys.exit('torch' in sys.modules)"
+    modules = "fractrain.engine.config, fractrain.engine.store, fractrain.execute.local, fractrain.util.progress"
+    script = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
