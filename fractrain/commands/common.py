@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 import click
 
 from fractrain.util.errors import did_you_mean
+from fractrain.util.registry import PLUGIN_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PROFILES = ("smoke", "short", "paper")
 KERNELS = ("auto", "reference", "fused")
 RESULTS_ENV = "FRACTRAIN_RESULTS"
-PLUGINS_ENV = "FRACTRAIN_PLUGINS"
 DEFAULT_RESULTS = "results/runs"
 
 
@@ -115,14 +115,14 @@ def _add_plugins(ctx: click.Context, _: click.Parameter, files: tuple[str, ...])
     """Make plugin files known to this process and its workers until the command ends."""
     if not files:
         return
-    before = os.environ.get(PLUGINS_ENV)
-    os.environ[PLUGINS_ENV] = os.pathsep.join([*([before] if before else []), *files])
+    before = os.environ.get(PLUGIN_VARIABLE)
+    os.environ[PLUGIN_VARIABLE] = os.pathsep.join([*([before] if before else []), *files])
 
     def restore() -> None:
         if before is None:
-            os.environ.pop(PLUGINS_ENV, None)
+            os.environ.pop(PLUGIN_VARIABLE, None)
         else:
-            os.environ[PLUGINS_ENV] = before
+            os.environ[PLUGIN_VARIABLE] = before
 
     ctx.call_on_close(restore)
 
@@ -134,7 +134,7 @@ plugin_option = click.option(
     callback=_add_plugins,
     expose_value=False,
     metavar="FILE",
-    help=f"A file with a method of your own; may be repeated (also ${PLUGINS_ENV}).",
+    help=f"A file with a method, model, data set, ... of your own; may be repeated (also ${PLUGIN_VARIABLE}).",
 )
 
 

@@ -25,11 +25,12 @@ from typing import Any
 import torch
 
 from fractrain.methods.base import Method
-from fractrain.methods.registry import MethodRegistry, Origin
+from fractrain.methods.registry import MethodRegistry
 from fractrain.testing import cost, models, precision, settings, training
 from fractrain.testing.report import CheckResult, ContractReport, ContractViolation, NotApplicable
 from fractrain.testing.subject import Subject
 from fractrain.util.errors import ConfigError, FractrainError, did_you_mean
+from fractrain.util.registry import Origin
 
 Check = Callable[[Subject], str]
 

@@ -18,8 +18,9 @@ from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
 from fractrain.engine.summary import weights_sha256
 from fractrain.methods.base import Method, MethodContext
-from fractrain.methods.registry import MethodRegistry, Origin
+from fractrain.methods.registry import MethodRegistry
 from fractrain.testing.report import ContractViolation
+from fractrain.util.registry import Origin
 
 CPU: Final = torch.device("cpu")
 # Keys of a metrics line that differ from run to run.
@@ -31,7 +32,8 @@ class ContractRegistries(Registries):
 
     def __init__(self, kind: type[Method], eval_batches: int | None = 1) -> None:
         self._kind, self._eval_batches = kind, eval_batches
-        self._methods = MethodRegistry({kind.name: Origin("class", kind.__qualname__)}, _loaded={kind.name: kind})
+        self._methods = MethodRegistry()
+        self._methods.put(kind.name, kind, Origin("class", kind.__qualname__))
         self._data: dict[Any, Any] = {}
         self._macs: dict[tuple[str, str], int] = {}
 

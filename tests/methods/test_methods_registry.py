@@ -11,8 +11,9 @@ import pytest
 
 from fractrain.methods import registry
 from fractrain.methods.base import Method
-from fractrain.methods.registry import PLUGIN_VARIABLE, MethodRegistry, Origin
+from fractrain.methods.registry import MethodRegistry
 from fractrain.util.errors import ConfigError, PluginError
+from fractrain.util.registry import PLUGIN_VARIABLE, Origin
 
 GOOD = '''"""A plugin."""
 from fractrain.methods.base import Method, MethodSettings
@@ -170,9 +171,9 @@ def test_entry_points_are_found_and_their_errors_placed(tmp_path, monkeypatch):
     (tmp_path / "fractrain_test_broken.py").write_text("x = 1\nraise ValueError('no')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     points = [
-        importlib.metadata.EntryPoint("mine", "fractrain_test_plugin:MyMethod", registry.GROUP),
-        importlib.metadata.EntryPoint("wrong", "fractrain_test_broken:Wrong", registry.GROUP),
-        importlib.metadata.EntryPoint("gone", "fractrain_test_plugin:Gone", registry.GROUP),
+        importlib.metadata.EntryPoint("mine", "fractrain_test_plugin:MyMethod", MethodRegistry.group()),
+        importlib.metadata.EntryPoint("wrong", "fractrain_test_broken:Wrong", MethodRegistry.group()),
+        importlib.metadata.EntryPoint("gone", "fractrain_test_plugin:Gone", MethodRegistry.group()),
     ]
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
     found = MethodRegistry.discover([])
