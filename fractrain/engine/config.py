@@ -17,21 +17,11 @@ from fractrain.engine.recipes import PROFILES, Profile, Recipe, default_profile,
 from fractrain.engine.registries import Registries
 from fractrain.engine.transfer import SETTINGS, SOURCE_OF, Setting, transfer_recipe
 from fractrain.util.errors import ConfigError, did_you_mean
+from fractrain.util.settings import added_at_default
 
 FORMAT_VERSION: Final = 1
-# Keys of recipe and method settings that came after runs had been recorded, with the value that says nothing new.
-ADDED_LATER: Final[Mapping[str, Mapping[str, Any]]] = {
-    "recipe": {
-        "zero_init_residual": False,
-        "optimizer": "sgd",
-        "betas": [0.9, 0.98],
-        "clip_norm": 0.0,
-        "schedule": "steps",
-        "sync_ranges": True,
-        "sync_batch_norm": True,
-    },
-    "settings": {"gate_state": None, "depthwise_bits": [8, 16], "forward": "all"},
-}
+# What records of earlier releases, which do not say so themselves, hold of settings that are no part of the id.
+_EARLIER: Final[Mapping[str, Any]] = {"gate_state": None, "depthwise_bits": [8, 16], "forward": "all"}
 
 
 class RunConfig(pydantic.BaseModel):
@@ -49,6 +39,8 @@ class RunConfig(pydantic.BaseModel):
         seed: all randomness derives from it.
         recipe: length and optimizer settings.
         source: the run whose final weights this one starts from; None: from scratch.
+        outside_id: names of settings that are no part of the id: they came after runs had been recorded and have their
+            defaults (:mod:`fractrain.util.settings`).
         format_version: version of this record.
     """
 
@@ -64,6 +56,7 @@ class RunConfig(pydantic.BaseModel):
     seed: Annotated[int, Field(ge=0)]
     recipe: Recipe
     source: RunConfig | None = None
+    outside_id: tuple[str, ...] = ()
     format_version: Literal[1] = FORMAT_VERSION
 
     @pydantic.model_validator(mode="after")
@@ -131,7 +124,7 @@ class RunConfig(pydantic.BaseModel):
             return cls.model_validate(
                 {"method": method, "settings": resolved, "method_version": kind.version, "model": model,
                  "dataset": dataset, "setting": setting, "profile": profile, "seed": seed, "recipe": recipe_value,
-                 "source": source}
+                 "source": source, "outside_id": added_at_default(kind.Settings, resolved)}
             )  # fmt: skip
         except pydantic.ValidationError as error:
             raise ConfigError(explain(error, origin, cls.model_fields)) from error
@@ -152,6 +145,7 @@ class RunConfig(pydantic.BaseModel):
         version = values.get("format_version")
         if version != FORMAT_VERSION:
             raise ConfigError(f"{origin}: run config of format {version!r}, this release reads {FORMAT_VERSION}")
+        _complete_earlier(values)
         try:
             return cls.model_validate(values)
         except pydantic.ValidationError as error:
@@ -164,19 +158,27 @@ class RunConfig(pydantic.BaseModel):
     @cached_property
     def run_id(self) -> str:
         """Readable prefix plus 12 hex digits of the SHA-256 over the canonical JSON form."""
-        values = self.model_dump(mode="json", exclude={"source"})
+        values = self.model_dump(mode="json", exclude={"source", "outside_id"})
         if self.source is not None:  # runs from scratch keep the ids they had before there were others
             values["source"] = self.source.run_id
-        for part, keys in ADDED_LATER.items():  # at their default they say nothing new: older runs keep their ids
-            for key, default in keys.items():
-                if key in values[part] and values[part][key] == default:
-                    del values[part][key]
+        for part, names in ("settings", self.outside_id), ("recipe", added_at_default(Recipe, values["recipe"])):
+            values[part] = {key: value for key, value in values[part].items() if key not in names}
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        names = (re.sub(r"[^A-Za-z0-9_.]+", "_", name) for name in (self.method, self.model, self.dataset))
-        return f"{'-'.join(names)}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        prefix = (re.sub(r"[^A-Za-z0-9_.]+", "_", name) for name in (self.method, self.model, self.dataset))
+        return f"{'-'.join(prefix)}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def __hash__(self) -> int:
         return hash(self.run_id)
+
+
+def _complete_earlier(record: dict[str, Any]) -> None:
+    """Give a record of an earlier release, and its source run's, the ``outside_id`` that it lacks."""
+    settings = record.get("settings")
+    if "outside_id" not in record and isinstance(settings, dict):
+        known = (key for key in sorted(_EARLIER) if key in settings)
+        record["outside_id"] = [key for key in known if settings[key] == _EARLIER[key]]
+    if isinstance(record.get("source"), dict):
+        _complete_earlier(record["source"])
 
 
 def merge_recipe(values: Mapping[str, Any], changes: Mapping[str, Any], origin: str) -> Recipe:

@@ -14,6 +14,7 @@ import pydantic
 from pydantic import Field
 
 from fractrain.util.errors import ConfigError
+from fractrain.util.settings import ADDED
 
 Profile = Literal["smoke", "short", "paper"]
 PROFILES: Final[tuple[Profile, ...]] = ("smoke", "short", "paper")
@@ -52,13 +53,15 @@ class Recipe(pydantic.BaseModel):
 
     iterations: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
-    optimizer: Literal["sgd", "nesterov", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "nesterov", "adam", "adamw"] = Field(default="sgd", json_schema_extra=ADDED)
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
-    clip_norm: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["steps", "cosine", "inverse_sqrt"] = "steps"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.98), json_schema_extra=ADDED
+    )
+    clip_norm: float = Field(default=0.0, ge=0, json_schema_extra=ADDED)
+    schedule: Literal["steps", "cosine", "inverse_sqrt"] = Field(default="steps", json_schema_extra=ADDED)
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
     lr_decay: Annotated[float, Field(gt=0)] = 0.1
     warmup: Annotated[int, Field(ge=0)] = 0
@@ -66,9 +69,9 @@ class Recipe(pydantic.BaseModel):
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augment: bool = True
     deterministic: bool = False
-    zero_init_residual: bool = False
-    sync_ranges: bool = True
-    sync_batch_norm: bool = True
+    zero_init_residual: bool = Field(default=False, json_schema_extra=ADDED)
+    sync_ranges: bool = Field(default=True, json_schema_extra=ADDED)
+    sync_batch_norm: bool = Field(default=True, json_schema_extra=ADDED)
 
     @pydantic.field_validator("milestones")
     @classmethod

@@ -12,10 +12,14 @@ from torch import nn
 
 from fractrain.methods.base import Width
 from fractrain.numerics.precision import Precision, fractrain_precision
+from fractrain.util.settings import ADDED
 
 DepthwiseBits = Annotated[
     tuple[Width, Width],
-    Field(description="depthwise convolutions: activation and weight bits, error bits; neither staged nor gated"),
+    Field(
+        description="depthwise convolutions: activation and weight bits, error bits; neither staged nor gated",
+        json_schema_extra=ADDED,
+    ),
 ]
 DEPTHWISE_BITS = (8, 16)
 DEPTHWISE_INERT = {"depthwise_bits": "the ResNets have no depthwise convolution"}

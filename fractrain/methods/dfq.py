@@ -24,6 +24,7 @@ from fractrain.methods.gated_block import Candidate, GatedBlock
 from fractrain.numerics.precision import Precision, fractrain_precision
 from fractrain.util.errors import ConfigError
 from fractrain.util.seeds import derive_seed
+from fractrain.util.settings import ADDED
 
 
 class DFQSettings(MethodSettings):
@@ -37,7 +38,9 @@ class DFQSettings(MethodSettings):
     relax: float = Field(0.0, ge=0, description="half width of the band around the target with a tenth of the force")
     gate_hidden: int = Field(32, ge=0, description="gate: size of the first projection; 0: a single one, to gate_embed")
     gate_embed: int = Field(16, ge=1, description="gate: size of the LSTM's input, and of its state by default")
-    gate_state: Annotated[int, Field(ge=1)] | None = Field(None, description="gate: size of the LSTM's state")
+    gate_state: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="gate: size of the LSTM's state", json_schema_extra=ADDED
+    )
     depthwise_bits: DepthwiseBits = DEPTHWISE_BITS
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
     compat: Literal["none", "authors"] = Field(
@@ -47,6 +50,7 @@ class DFQSettings(MethodSettings):
         "all",
         description="training runs the live candidates on the whole batch (all), or each sample only at its own "
         "precision (selected): faster, but another method: see GatedBlock for what it changes",
+        json_schema_extra=ADDED,
     )
 
     @model_validator(mode="after")

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from engine_fakes import FakeRegistries, fake_config
+from pydantic import Field
 
 from fractrain.engine.config import RunConfig, collect_sets, parse_set
 from fractrain.engine.recipes import Recipe, recipe_values, with_length
 from fractrain.engine.schedule import Clock, learning_rate
 from fractrain.util.errors import ConfigError
+from fractrain.util.settings import ADDED
 
 
 def create(**values):
@@ -56,7 +59,7 @@ def test_every_field_changes_the_id():
     values = {
         "method": "other", "settings": {**config.settings, "bits": 4}, "method_version": 2, "model": "m",
         "dataset": "d", "setting": "adaptation", "profile": "paper", "seed": 1, "format_version": 2, "recipe": None,
-        "source": create(seed=7),
+        "source": create(seed=7), "outside_id": ("bits",),
     }  # fmt: skip
     assert set(values) == set(RunConfig.model_fields)
     changes = {
@@ -82,6 +85,39 @@ def test_a_recipe_key_that_came_later_leaves_recorded_ids_alone():
         text = (record / "config.json").read_text()
         assert "zero_init_residual" not in text
         assert RunConfig.from_json(text, "evidence").run_id == record.name
+
+
+class Grown(FakeRegistries):
+    """The fake method with one setting more."""
+
+    def method_class(self, name):
+        old = super().method_class(name)
+
+        class Settings(old.Settings):
+            rounding: str = Field("nearest", json_schema_extra=ADDED)
+            pair: tuple[int, int] = Field((8, 16), json_schema_extra=ADDED)
+
+        return type(old.__name__, (old,), {"Settings": Settings})
+
+
+def test_a_setting_that_a_method_gains_leaves_ids_alone_at_its_default():
+    grown = create(registries=Grown())
+    assert grown.run_id == create().run_id
+    assert grown.settings["rounding"] == "nearest"  # and yet the record is complete
+    assert grown.outside_id == ("pair", "rounding")
+    assert create(registries=Grown(), settings={"pair": [8, 16]}).run_id == create().run_id
+    for settings in {"rounding": "stochastic"}, {"pair": [4, 16]}:
+        other = create(registries=Grown(), settings=settings)
+        assert other.run_id != create().run_id
+        assert RunConfig.from_json(other.to_json(), "x") == other  # without asking the method
+
+
+def test_a_record_of_an_earlier_release_keeps_its_id():
+    for method in ("fractrain", "pfq"):
+        config = RunConfig.create(method=method, model="resnet38", dataset="cifar10", setting="fine-tuning")
+        record = json.loads(config.to_json())
+        del record["outside_id"], record["source"]["outside_id"]
+        assert RunConfig.from_json(json.dumps(record), "x") == config
 
 
 def test_planning_imports_no_torch():

@@ -1,0 +1,37 @@
+"""Settings that came after runs had been recorded: at their default, those runs keep their ids.
+
+A setting that a method, a plugin or a recipe gains is marked where it is defined::
+
+    class Settings(MethodSettings):
+        bits: int = 8
+        rounding: Literal["nearest", "stochastic"] = Field("nearest", json_schema_extra=ADDED)
+
+A run with ``rounding="nearest"`` then has the id that it had before there was the setting. The default must be what
+runs did before; whoever changes it later raises the method's ``version``, as for every change of results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pydantic
+
+ADDED: Final[dict[str, Any]] = {"added": True}
+
+
+def added_at_default(kind: type[pydantic.BaseModel], values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the marked fields of ``kind`` that have their defaults in ``values``, sorted.
+
+    Args:
+        kind: the settings' class.
+        values: its values, as ``model_dump(mode="json")`` gives them.
+    """
+    found = []
+    for name, field in kind.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("added") and name in values:
+            default = pydantic.TypeAdapter(Any).dump_python(field.get_default(call_default_factory=True), mode="json")
+            if values[name] == default:
+                found.append(name)
+    return tuple(sorted(found))
