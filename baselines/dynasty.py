@@ -52,7 +52,7 @@ from fractrain.methods.base import Method, MethodContext, MethodSettings, Variat
 from fractrain.methods.bit_maps import Pool, average, fold_rows, tile_mean_squares
 from fractrain.numerics.formats import Affine
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import tile_limits
+from fractrain.numerics.quantize import Quantized, tile_limits
 from fractrain.numerics.tiles import PerTile, tile_counts, tile_period, tile_sizes
 
 BISECTIONS = 9
@@ -176,6 +176,7 @@ class Dynasty(Method):
             unknown = seen.error.new_full((period, tile_counts(shape, tile)[1]), math.inf, dtype=torch.float64)
             self._average(layer, "A", unknown)
             return
+        assert isinstance(seen.activation, Quantized)
         grid = seen.activation.grid
         assert not callable(grid)
         span = (grid.scale * (grid.qmax - grid.qmin).clamp(min=1.0)).double()

@@ -18,9 +18,9 @@ from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.products import Activation, run_products
 from fractrain.layers.state import QuantState
 from fractrain.numerics.fast_path import quantize_uniform
-from fractrain.numerics.formats import Bits, Limits, PerTensor
+from fractrain.numerics.formats import Bits, Limits, PerTensor, Place
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import Quantized, quantize
+from fractrain.numerics.quantize import Kept, Quantized, quantize
 from fractrain.numerics.running_range import all_finite, update_range
 from fractrain.numerics.stochastic_rounding import NoiseKey
 from fractrain.util.errors import ConfigError, NonFiniteError
@@ -62,7 +62,7 @@ class QuantLayer(nn.Module):
         self.shapes: dict[str, torch.Size] = {}  # of A, W and E in the last forward pass
         self.work_key: tuple[Any, str] = (None, "")  # ledger work item at the present precision
         self.tile_work: dict[str, list[Any]] = {}  # the same by product, where widths vary from tile to tile
-        self._weights: dict[Any, tuple[torch.Tensor | None, Quantized | None, Bits]] = {}
+        self._weights: dict[Any, tuple[torch.Tensor | None, Kept | None, Bits]] = {}
         self._weights_of: Any = None
         device = next((p.device for p in self.parameters()), device)
         for name in ("running_low", "running_high"):
@@ -86,6 +86,10 @@ class QuantLayer(nn.Module):
     def wants(self, *inputs: torch.Tensor) -> tuple[bool, bool]:
         """Whether a training step with these inputs runs EB and GC."""
         return inputs[0].requires_grad, self.weight.requires_grad
+
+    def matrix_rows(self, x: torch.Tensor) -> int:
+        """Rows of each of the matrices that an operand stacks in its second last axis; 0: it is one matrix."""
+        return 0
 
     def running_range(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """Low, high and number of updates of an operand's running range; None for operands that have none."""
@@ -119,9 +123,9 @@ class QuantLayer(nn.Module):
 
     def forward_product(self, a: Activation, w: Operand, bias: torch.Tensor | None) -> torch.Tensor:
         """FW of a quantized activation and the weight."""
-        if a.geometry is not None and a.codes is not None:
+        if a.geometry is not None and isinstance(a.codes, Quantized):
             _, codes = self.weight_operand(w, "fw_w", True)
-            y = None if codes is None else self.integer_product(a.codes, codes, bias, a.geometry)
+            y = self.integer_product(a.codes, codes, bias, a.geometry) if isinstance(codes, Quantized) else None
             if y is not None:
                 return y
         values = a.codes.values() if a.values is None and a.codes is not None else a.values
@@ -218,12 +222,14 @@ class QuantLayer(nn.Module):
     def _to_grid(
         self, x: torch.Tensor, op: Operand, noise: NoiseKey | None, code_bits: int, what: str,
         known: Limits | None = None, only_codes: bool = False, told: tuple[float, float] | None = None,
-    ) -> tuple[torch.Tensor | None, Quantized | None, Limits | tuple[float, float]]:  # fmt: skip
+    ) -> tuple[torch.Tensor | None, Kept | None, Limits | tuple[float, float]]:  # fmt: skip
         """Quantize ``x`` at the range that is ``known``, or else measured; return values, codes and the range.
 
         With ``only_codes`` the values may be left out. What is ``told`` is what measuring would find.
         """
         state = self.state
+        if op.format.bits is not None:
+            return self._to_scaled(x, op, noise, code_bits > 0, what, known)
         if known is None and state.reduce_limits is not None and what != "weight" and op.format.spans_samples:
             known = self._whole(op.format.limits(x, state.kernels), op, x)
         there = None if known is not None else quantize_measured(x, op.format, op.bits, noise, code_bits, state.kernels)
@@ -243,6 +249,16 @@ class QuantLayer(nn.Module):
         grid = op.format.compact_grid(limits, op.bits, x)  # per tile: a grid of the tensor's size is not kept
         values, codes = quantize(x, grid, noise, code_bits, state.kernels)
         return values, codes, limits
+
+    def _to_scaled(
+        self, x: torch.Tensor, op: Operand, noise: NoiseKey | None, keep: bool, what: str, known: Limits | None
+    ) -> tuple[torch.Tensor | None, Kept | None, Limits]:
+        """As :meth:`_to_grid`, for formats that are no uniform grid."""
+        reduce = None if what == "weight" else self.state.reduce_amax
+        place = Place("W" if what == "weight" else "A", self.matrix_rows(x), reduce, keep, self.state.kernels)
+        done = op.format.quantize(x, op.bits, noise, known, place)
+        self._check(done.limits, what)
+        return done.values, done.codes, done.limits
 
     def _shared_limits(self, x: torch.Tensor, op: Operand) -> Limits | None:
         """Range of the block's input, measured once for all candidates and all layers that read it; else None."""
@@ -270,7 +286,7 @@ class QuantLayer(nn.Module):
         """
         return self.weight.detach() if op.is_float else self.weight_operand(op, name, False)[0]
 
-    def weight_operand(self, op: Operand, name: str, integer: bool) -> tuple[torch.Tensor, Quantized | None]:
+    def weight_operand(self, op: Operand, name: str, integer: bool) -> tuple[torch.Tensor, Kept | None]:
         """Values of the quantized weight and, where ``integer`` products want them, its codes."""
         bits = op.bits if isinstance(op.bits, int) else (id(op.bits), op.bits._version)
         key = (op.format, bits)
@@ -309,7 +325,7 @@ class QuantLayer(nn.Module):
 
     def error_operand(
         self, g: torch.Tensor, op: Operand, name: str, integer: bool = False, values: bool = True
-    ) -> tuple[torch.Tensor | None, Quantized | None]:
+    ) -> tuple[torch.Tensor | None, Kept | None]:
         """Quantized output gradient: values, and codes for ``integer`` products; either may come unasked.
 
         With one width per sample only those of at most 8 bits have codes.

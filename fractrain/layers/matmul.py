@@ -30,7 +30,7 @@ from fractrain.layers.products import Activation, Backward
 from fractrain.layers.softmax import Remake
 from fractrain.layers.state import QuantState
 from fractrain.numerics.precision import Precision
-from fractrain.numerics.quantize import Quantized
+from fractrain.numerics.quantize import Kept
 from fractrain.numerics.tiles import PerTile
 from fractrain.util.errors import ConfigError
 
@@ -131,12 +131,19 @@ class QuantMatmul(QuantLayer):
     def effective(self, precision: Precision) -> Precision:
         """What a precision means here: the second operand is an activation as well."""
         if self._effective is None or self._effective[0] is not precision:
-            p = replace(precision, fw_w=precision.fw_a, eb_w=precision.gc_a)
+            fw_w, eb_w = precision.fw_a, precision.gc_a
+            if not self.transpose:  # the reduction is along the other axis of what is multiplied as it stands
+                fw_w, eb_w = (replace(o, format=o.format.flipped()) for o in (fw_w, eb_w))
+            p = replace(precision, fw_w=fw_w, eb_w=eb_w)
             for op in p.operands().values():
                 if isinstance(op.bits, torch.Tensor) and isinstance(op.format.granularity, PerTile):
                     raise ConfigError(f"{self.site}: products of two activations take no widths per tile")
             self._effective = (precision, p)
         return self._effective[1]
+
+    def matrix_rows(self, x: torch.Tensor) -> int:
+        """Rows of each sample's and head's matrix; operands come as ``[N, heads x rows, columns]``."""
+        return x.shape[1] // self._operand[1:-2].numel()
 
     def running_range(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """Low, high and number of updates of an operand's running range; None for errors."""
@@ -208,7 +215,7 @@ class QuantMatmul(QuantLayer):
     def _recipe(self, first: Activation, second: Activation) -> Remake | None:
         if first.codes is None or second.codes is None:
             return None
-        grids, shape = [replace(q, codes=q.codes.new_empty(0)) for q in (first.codes, second.codes)], self._operand
+        grids, shape = [q.emptied() for q in (first.codes, second.codes)], self._operand
 
         def build(*codes: torch.Tensor) -> torch.Tensor:
             a, b = (replace(q, codes=c).values() for q, c in zip(grids, codes, strict=True))
@@ -242,7 +249,7 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 def _restored(kept: Any) -> torch.Tensor:
     """What was kept, as values."""
-    values: torch.Tensor = kept.values() if isinstance(kept, Quantized) else kept
+    values: torch.Tensor = kept.values() if isinstance(kept, Kept) else kept
     return values
 
 
@@ -258,7 +265,7 @@ class _Pair(torch.autograd.Function):
         ctx.layer, ctx.precision, ctx.shape = layer, p, a.shape
         s = layer.state.scope
         ctx.scope = None if s is None else replace(s, input=a.new_empty(0), memo={}, sites=[])
-        ctx.grids = [None if k.codes is None else (k.codes.grid, k.codes.kernels, k.codes.rows) for k in kept]
+        ctx.kept = [None if k.codes is None else k.codes.emptied() for k in kept]
         # The first operand is needed for the gradient of the second, and the other way round.
         needed = (ctx.needs_input_grad[1], ctx.needs_input_grad[0])
         stored = [k.values if k.codes is None else k.codes.codes for k in kept]
@@ -271,8 +278,8 @@ class _Pair(torch.autograd.Function):
         layer, p = cast(QuantMatmul, ctx.layer), cast(Precision, ctx.precision)
         want_a, want_b = ctx.needs_input_grad[:2]
         stored = [
-            t if t is None or grid is None else Quantized(t, *grid)
-            for t, grid in zip(ctx.saved_tensors, ctx.grids, strict=True)
+            t if t is None or kept is None else replace(kept, codes=t)
+            for t, kept in zip(ctx.saved_tensors, ctx.kept, strict=True)
         ]
         g = _rows(grads[0])
         outer, layer.state.scope = layer.state.scope, ctx.scope
@@ -291,6 +298,6 @@ class _Pair(torch.autograd.Function):
         if want_a:
             da, _ = layer.backward_products(e_eb, None, _restored(stored[1]), ctx.shape, True, False)
         if layer.backward_observer is not None:
-            seen = stored[0] if isinstance(stored[0], Quantized) else None
+            seen = stored[0] if isinstance(stored[0], Kept) else None
             layer.backward_observer(layer, Backward(g, seen, da, db))
         return da, db, None, None, None, None, None

@@ -14,7 +14,7 @@ from fractrain.kernels.cpu.int8 import Geometry
 from fractrain.kernels.cpu.int8_backward import Plan
 from fractrain.layers.shared_backward import Term
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import Quantized
+from fractrain.numerics.quantize import Kept, Quantized
 
 if TYPE_CHECKING:
     from fractrain.layers.base import QuantLayer
@@ -31,7 +31,7 @@ class Activation:
     """
 
     values: torch.Tensor | None
-    codes: Quantized | None
+    codes: Kept | None
     geometry: Geometry | Shape | None = None
 
 
@@ -46,7 +46,7 @@ class Backward:
     """
 
     error: torch.Tensor
-    activation: Quantized | None
+    activation: Kept | None
     da: torch.Tensor | None
     dw: torch.Tensor | None
 
@@ -92,18 +92,18 @@ class _Products(torch.autograd.Function):
         ctx.has_bias = bias is not None
         # EB multiplies by the weight of this forward pass, as quantized now.
         plan = layer.integer_backward(x) if kept.codes is not None else None
-        ctx.plan, ctx.weight, ctx.weight_grid = plan, None, None
+        ctx.plan, ctx.weight, ctx.weight_kept = plan, None, None
         if plan is not None and plan.eb:
             w, ctx.weight = layer.weight_operand(p.eb_w, "eb_w", True)
         elif not p.eb_w.is_float and layer.keeps_codes and s is None:
             w, codes = layer.weight_operand(p.eb_w, "eb_w", False)
             if codes is not None:
-                w, ctx.weight_grid = codes.codes, (codes.grid, codes.kernels, codes.rows)
+                w, ctx.weight_kept = codes.codes, codes.emptied()
         else:
             w = layer.quantized_weight(p.eb_w, "eb_w")
         # Autograd keeps the codes: it frees them after backward even where the loss lives on, and hooks see them.
         a = kept.values if kept.codes is None else kept.codes.codes
-        ctx.grid = None if kept.codes is None else (kept.codes.grid, kept.codes.kernels, kept.codes.rows)
+        ctx.kept = None if kept.codes is None else kept.codes.emptied()
         ctx.save_for_backward(w, weight, a if ctx.needs_input_grad[1] else None)
         return y
 
@@ -113,15 +113,15 @@ class _Products(torch.autograd.Function):
         layer: QuantLayer = ctx.layer
         p: Precision = ctx.precision
         w, master, a = ctx.saved_tensors
-        if ctx.weight_grid is not None:
-            w = Quantized(w, *ctx.weight_grid).values()
+        if ctx.weight_kept is not None:
+            w = replace(ctx.weight_kept, codes=w).values()
         layer.forget_weights()
         g = grads[0]
         if g.dim() == 4:
             g = g.contiguous(memory_format=torch.channels_last)
         want_a, want_w, want_b = ctx.needs_input_grad[:3]
         pool = None if ctx.scope is None or layer.backward_observer is not None else ctx.scope.pool
-        kept = None if ctx.grid is None or a is None else Quantized(a, *ctx.grid)
+        kept: Kept | None = None if ctx.kept is None or a is None else replace(ctx.kept, codes=a)
         one = p.eb_e.same_as(p.gc_e)
         pooled = one and pool is not None and (ctx.direct or ctx.scope.sharing > 1)
         # An input of its own must have its gradient now; and several EB on codes are no slower than one in float32 of
@@ -131,7 +131,9 @@ class _Products(torch.autograd.Function):
         outer, layer.state.scope = layer.state.scope, ctx.scope
         try:
             wants = (want_a, want_w, want_b and ctx.has_bias)
-            e_eb, e_gc, int_a, int_w = _errors_and_integer_products(layer, p, g, kept, ctx.weight, plan, wants)
+            e_eb, e_gc, int_a, int_w = _errors_and_integer_products(
+                layer, p, g, kept if isinstance(kept, Quantized) else None, ctx.weight, plan, wants
+            )
         finally:
             layer.state.scope = outer
         want_a, want_w = want_a and int_a is None, want_w and int_w is None
@@ -185,11 +187,13 @@ def _errors_and_integer_products(
         if not part:
             return layer.quantized_error(g, op, name), None, None
         e, codes = layer.error_operand(g, op, name, True, values)
-        done = None if codes is None else layer.integer_products(codes, kept, weight, part)
+        if not isinstance(codes, Quantized):
+            return e, None, None
+        done = layer.integer_products(codes, kept, weight, part)
         if done is None:  # not quantized by the compiled kernels: there are values
             return e, None, None
         da, dw = done
-        if codes is not None and codes.rows is not None and codes.rows.coded is not None:
+        if codes.rows is not None and codes.rows.coded is not None:
             assert e is not None
             assert isinstance(part, Plan)
             dw = _others(layer, e, codes.rows.coded, kept, weight, part, da, dw)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.layers.relu import rectify_gradient
-from fractrain.numerics.quantize import Quantized
+from fractrain.numerics.quantize import Kept
 
 if TYPE_CHECKING:
     from fractrain.layers.base import QuantLayer
@@ -38,7 +38,7 @@ class Term:
     """
 
     error: torch.Tensor
-    activation: Quantized | torch.Tensor | None
+    activation: Kept | torch.Tensor | None
     weight: torch.Tensor
     master: torch.Tensor
     format: Format | None
@@ -128,8 +128,8 @@ def _products(layer: QuantLayer, terms: list[Term]) -> Iterable[tuple[torch.Tens
         want_a = t.want_a and alone
         if not want_a and not t.want_w:
             continue
-        a = t.activation.values() if t.want_w and isinstance(t.activation, Quantized) else t.activation
-        a = None if isinstance(a, Quantized) else a
+        a = t.activation.values() if t.want_w and isinstance(t.activation, Kept) else t.activation
+        a = None if isinstance(a, Kept) else a
         da, dw = layer.backward_products(t.error, a, t.weight, t.shape, want_a, t.want_w)
         if dw is not None and t.format is not None:
             dw = t.format.backward_transform(t.master.detach(), dw)

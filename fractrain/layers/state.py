@@ -93,6 +93,12 @@ class QuantState:
         """Key of the rounding of one tensor in this step; ``base`` as in :class:`NoiseKey`."""
         return noise_key(self.seed, self.step, name, base) if self.table is None else self.table.key(name, base)
 
+    @property
+    def reduce_amax(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """From the largest magnitudes in this process's samples to those of the batch; None on a single process."""
+        reduce = self.reduce_limits
+        return None if reduce is None else lambda amax: reduce(-amax, amax, None)[1]
+
     def watch(self, site: str, what: str, low: torch.Tensor, high: torch.Tensor) -> None:
         """Note on the device whether limits were finite; :meth:`bad_site` reads the notes later."""
         self.note(site, what, ~(torch.isfinite(low).all() & torch.isfinite(high).all()))

@@ -19,7 +19,7 @@ from fractrain.layers.conv_linear import QuantLayer
 from fractrain.layers.convert import quant_layers
 from fractrain.methods.base import Method, MethodContext
 from fractrain.models.resnet_cifar import ResNetCifar
-from fractrain.numerics.formats import Granularity, PerAxis, PerTile
+from fractrain.numerics.formats import Granularity, PerAxis, PerBlock, PerTile
 from fractrain.numerics.precision import Operand, Precision
 
 STEPS, PERIOD = 256, 4  # of the driven training; enough for the stages of a schedule
@@ -259,6 +259,9 @@ def _formats(ops: list[Operand]) -> list[tuple[str, str]]:
 
 
 def _granularity(operand: str, g: Granularity) -> str:
+    if isinstance(g, PerBlock):
+        rows, cols = g.rows or "all", g.cols or "all"
+        return {(1, "all"): "per row", ("all", 1): "per column"}.get((rows, cols), f"per {rows}x{cols} block")
     if isinstance(g, PerTile):
         return f"per {g.rows}x{g.cols} tile"
     if isinstance(g, PerAxis):

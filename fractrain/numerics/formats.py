@@ -7,7 +7,8 @@ integer codes in ``[qmin, qmax]``:
 * :class:`Affine` (asymmetric): ``offset`` = smallest value, codes ``0 .. 2^b - 1``;
 * :class:`Symmetric`: ``offset`` = 0, codes ``-(2^(b-1) - 1) .. 2^(b-1) - 1``, so zero is exact.
 
-A method with another grid (DoReFa's tanh weights, powers of two, ...) subclasses :class:`Format`.
+A method with another uniform grid (DoReFa's tanh weights, ...) subclasses :class:`Format` and says its grid; what is no
+grid (floats, block scales, rotations) overrides :meth:`Format.quantize`, as :mod:`fractrain.numerics.scaled` does.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ from typing import Literal
 
 import torch
 
+from fractrain.numerics.blocks import ACTIVATION
+from fractrain.numerics.blocks import PerBlock as PerBlock
+from fractrain.numerics.blocks import Place as Place
+from fractrain.numerics.blocks import Role as Role
 from fractrain.numerics.grid import Grid
-from fractrain.numerics.quantize import Kernels, row_limits, tile_limits
+from fractrain.numerics.quantize import Kept, Kernels, quantize, row_limits, tile_limits
+from fractrain.numerics.stochastic_rounding import NoiseKey
 from fractrain.numerics.tiles import PerTile as PerTile
 from fractrain.numerics.tiles import expand_tiles as expand_tiles
 from fractrain.numerics.tiles import fit_map
@@ -26,7 +32,6 @@ from fractrain.numerics.tiles import matrix_view as matrix_view
 from fractrain.numerics.tiles import tile_counts as tile_counts
 from fractrain.util.errors import ConfigError
 
-Role = Literal["A", "W", "E"]
 Rounding = Literal["nearest", "stochastic"]
 Bits = int | torch.Tensor
 Limits = tuple[torch.Tensor, torch.Tensor]
@@ -47,7 +52,22 @@ class PerAxis:
     axis: int = 0
 
 
-Granularity = PerTensor | PerAxis | PerTile
+Granularity = PerTensor | PerAxis | PerTile | PerBlock
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """What :meth:`Format.quantize` returns.
+
+    Attributes:
+        values: quantized values, of the shape and dtype of the tensor.
+        codes: the same in few bytes, where asked for; else None.
+        limits: smallest and largest value that were measured (inf and nan show in them).
+    """
+
+    values: torch.Tensor
+    codes: Kept | None
+    limits: Limits
 
 
 def widths_like(bits: Bits, like: torch.Tensor) -> torch.Tensor:
@@ -93,9 +113,18 @@ class Format:
         return type(self).__name__.lower()
 
     @property
+    def bits(self) -> int | None:
+        """The only width the format has; None: any."""
+        return None
+
+    @property
     def spans_samples(self) -> bool:
         """Whether a group of an activation or error holds elements of all samples of the batch."""
         return not isinstance(self.granularity, PerTile) and self.granularity != PerAxis(0)
+
+    def flipped(self) -> Format:
+        """The format for the transposed operand."""
+        return self
 
     def points(self, bits: int) -> int:
         """Most different values in a group; more than ``2^bits`` only where a flag is kept besides the code."""
@@ -145,6 +174,35 @@ class Format:
         if isinstance(bits, torch.Tensor):
             bits = fit_map(bits.to(x.device), x.shape, tile)
         return replace(self._grid(*limits, bits), tile=tile)
+
+    def quantize(
+        self, x: torch.Tensor, bits: Bits, noise: NoiseKey | None = None, limits: Limits | None = None,
+        place: Place = ACTIVATION,
+    ) -> Rounded:  # fmt: skip
+        """Round a tensor to the format: the one hook that a format which is no uniform grid overrides.
+
+        Args:
+            x: float32 or float64, not empty: an activation or error ``[N, ...]`` (4-D: an image ``[N, C, H, W]``), or a
+                weight ``[out, in]`` or ``[out, in, height, width]``.
+            bits: width or widths, see :class:`fractrain.numerics.precision.Operand`.
+            noise: key of stochastic rounding (:func:`fractrain.numerics.stochastic_rounding.uniform`); None: nearest.
+            limits: range to use; None: that of ``x``.
+            place: which operand it is, and whether codes are wanted.
+        """
+        limits = self.limits(x, place.kernels) if limits is None else limits
+        grid = self.compact_grid(limits, bits, x)  # per tile: a grid of the tensor's size is not kept
+        widest = int(bits.max()) if isinstance(bits, torch.Tensor) else bits
+        values, codes = quantize(x, grid, noise, widest if place.keep else 0, place.kernels)
+        return Rounded(values, codes, limits)
+
+    def neighbours(
+        self, x: torch.Tensor, limits: Limits | None = None, place: Place = ACTIVATION
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The format's values below and above each element, at its own width, for checks of rounding.
+
+        None where they are not known before rounding.
+        """
+        return None
 
     def _grid(self, lo: torch.Tensor, hi: torch.Tensor, bits: Bits) -> Grid:
         raise NotImplementedError

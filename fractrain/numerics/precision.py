@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fractrain.numerics.formats import Affine, Bits, Format, PerAxis, check_bits
+from fractrain.util.errors import ConfigError
 
 FLOAT_BITS = 32
 DEFAULT_FORMAT = Affine()
@@ -35,6 +36,15 @@ class Operand:
     def __post_init__(self) -> None:
         if not self.is_float:
             check_bits(self.bits)
+            own = self.format.bits
+            if own is not None and (isinstance(self.bits, torch.Tensor) or self.bits != own):
+                given = "a map of widths" if isinstance(self.bits, torch.Tensor) else f"{self.bits} bits"
+                raise ConfigError(f"format {self.format.name} has {own} bits per element, got {given}")
+
+    @classmethod
+    def of(cls, format: Format, running: float | None = None) -> Operand:
+        """An operand in a format that has a width of its own."""
+        return cls(FLOAT_BITS if format.bits is None else format.bits, format, running)
 
     @property
     def is_float(self) -> bool:

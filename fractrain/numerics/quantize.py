@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
@@ -36,7 +36,30 @@ _THREADS = threading.local()  # how many were last set: numba's number is one pe
 
 
 @dataclass
-class Quantized:
+class Kept:
+    """A quantized tensor as it is kept for backward.
+
+    Attributes:
+        codes: what autograd keeps.
+    """
+
+    codes: torch.Tensor
+
+    def values(self) -> torch.Tensor:
+        """The values, float32; 4-D ones in channels-last memory."""
+        raise NotImplementedError
+
+    def nbytes(self) -> int:
+        """Bytes kept."""
+        raise NotImplementedError
+
+    def emptied(self) -> Self:
+        """The same without its codes, which autograd keeps; ``replace(kept, codes=...)`` puts them back."""
+        return replace(self, codes=self.codes.new_empty(0))
+
+
+@dataclass
+class Quantized(Kept):
     """A quantized tensor: integer codes and their grid; ``value = (code + shift + qmin) * scale + offset``.
 
     Attributes:
@@ -46,7 +69,6 @@ class Quantized:
         rows: the grid per row where it is at hand in that form.
     """
 
-    codes: torch.Tensor
     grid: Grid | Callable[[], Grid]
     kernels: Kernels = "auto"
     rows: RowGrid | None = None

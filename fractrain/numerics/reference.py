@@ -70,3 +70,56 @@ def conv2d(
                 patch = xs[:, :, a : a + stride[0] * oh : stride[0], b : b + stride[1] * ow : stride[1]]
                 y[:, g * each : (g + 1) * each] += np.einsum("nchw,oc->nohw", patch, ws[:, :, i, j])
     return y
+
+
+def minifloat_values(exponent_bits: int, mantissa_bits: int, bias: int, largest: float) -> list[float]:
+    """Non-negative values of a minifloat in the order of its codes, from its definition, up to the largest."""
+    values = []
+    for code in range(1 << (exponent_bits + mantissa_bits)):
+        field, fraction = code >> mantissa_bits, code & ((1 << mantissa_bits) - 1)
+        if field:
+            value = math.ldexp(1.0 + fraction / (1 << mantissa_bits), field - bias)
+        else:
+            value = math.ldexp(fraction / (1 << mantissa_bits), 1 - bias)
+        if value <= largest:
+            values.append(value)
+    return values
+
+
+def round_to_values(x: float, values: list[float], u: float | None = None) -> float:
+    """Round to one of ``+-values`` (ascending, from 0), saturating.
+
+    To nearest, ties to the even code, where ``u`` is None; else away from minus infinity if ``u`` is below the fraction
+    of the way to the value above.
+    """
+    magnitude = abs(x)
+    if magnitude >= values[-1]:
+        return math.copysign(values[-1], x)
+    code = next(k for k in range(len(values)) if values[k] <= magnitude < values[k + 1])
+    low, high = values[code], values[code + 1]
+    if u is None:
+        below, above = magnitude - low, high - magnitude
+        code += below > above or (below == above and code % 2 == 1)
+        return math.copysign(values[code], x)
+    fraction = (magnitude - low) / (high - low)
+    if x < 0 and fraction > 0:  # up is towards zero
+        return -low if u < 1 - fraction else -high
+    return math.copysign(high if u < fraction else low, x)
+
+
+def e8m0_exponent(amax: float, values: list[float], mode: str, mantissa_bits: int) -> int:
+    """Exponent of the shared scale of an MX block, from the definitions of its modes."""
+    if amax == 0:
+        return -127
+    largest = math.frexp(values[-1])[1] - 1
+    mantissa, exponent = math.frexp(amax)  # amax = (2 mantissa) 2^(exponent - 1)
+    if mode == "floor":
+        shared = exponent - 1 - largest
+    elif mode == "ceil":
+        shared = exponent - (1 if mantissa == 0.5 else 0) - largest
+    elif mode == "even":
+        carried = 2.0 * mantissa + 2.0 ** -(mantissa_bits + 1) >= 2.0
+        shared = exponent - 1 + int(carried) - largest
+    else:
+        shared = next(k for k in range(-400, 400) if values[-1] * math.ldexp(1.0, k) >= amax)
+    return min(max(shared, -127), 127)

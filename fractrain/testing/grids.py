@@ -6,7 +6,18 @@ from dataclasses import dataclass
 
 import torch
 
-from fractrain.numerics.formats import MAX_BITS, Limits, PerAxis, PerTensor, PerTile, expand_tiles, tile_counts
+from fractrain.numerics.blocks import ACTIVATION, cut, matrices
+from fractrain.numerics.formats import (
+    MAX_BITS,
+    Limits,
+    PerAxis,
+    PerBlock,
+    PerTensor,
+    PerTile,
+    Place,
+    expand_tiles,
+    tile_counts,
+)
 from fractrain.numerics.precision import Operand
 
 TOLERANCE = 0.05  # of a grid step: float32 leaves about 0.01 of a step at 16 bits
@@ -37,15 +48,21 @@ def _groups(x: torch.Tensor, op: Operand) -> tuple[torch.Tensor, torch.Tensor]:
     return groups * x.shape[0] + samples, op.bits.cpu().long().view(column).expand(x.shape)
 
 
-def too_many_values(values: torch.Tensor, op: Operand) -> str | None:
+def too_many_values(values: torch.Tensor, op: Operand, place: Place = ACTIVATION) -> str | None:
     """Say in which group there are more different values than the width allows, or None.
 
     Args:
         values: quantized tensor.
         op: its operand, not in floating point.
+        place: which operand.
     """
     values = values.detach().cpu()
     g0 = op.format.granularity
+    if isinstance(g0, PerBlock):
+        assert isinstance(op.bits, int)
+        blocks = cut(matrices(values, place, g0), g0).transpose(2, 3).flatten(3).flatten(0, 2).sort(dim=1).values
+        most = 1 + int((blocks[:, 1:] != blocks[:, :-1]).sum(dim=1).max())
+        return None if most <= op.format.points(op.bits) else _too_many(most, op, op.bits)
     if isinstance(op.bits, int) and (isinstance(g0, PerTensor) or (isinstance(g0, PerAxis) and g0.axis == 0)):
         rows = values.reshape(values.shape[0] if isinstance(g0, PerAxis) else 1, -1).sort(dim=1).values
         most = 1 + int((rows[:, 1:] != rows[:, :-1]).sum(dim=1).max())
@@ -92,7 +109,9 @@ class Rounding:
     away: int = 0
 
 
-def off_grid(x: torch.Tensor, values: torch.Tensor, op: Operand, limits: Limits, rounding: Rounding) -> str | None:
+def off_grid(
+    x: torch.Tensor, values: torch.Tensor, op: Operand, limits: Limits, rounding: Rounding, place: Place = ACTIVATION
+) -> str | None:
     """Say how the values contradict the operand's own grid, or None.
 
     Args:
@@ -101,7 +120,11 @@ def off_grid(x: torch.Tensor, values: torch.Tensor, op: Operand, limits: Limits,
         op: the operand, not in floating point.
         limits: measured or running limits that its grid was made of.
         rounding: gets what is seen of the rounding.
+        place: which operand.
     """
+    if op.format.bits is not None:
+        around = op.format.neighbours(x, limits, place)
+        return None if around is None else _between(x, values, op, *around, rounding)
     grid = op.format.grid(limits, op.bits, x)
     steps = grid.qmax - grid.qmin + 1
     allowed = _points(op)[_groups(x, op)[1]].to(steps.device)
@@ -123,4 +146,23 @@ def off_grid(x: torch.Tensor, values: torch.Tensor, op: Operand, limits: Limits,
     far = 0.5 if op.format.rounding == "nearest" else 1.0
     if bool((distance > far + TOLERANCE).any()):
         return f"rounded by {float(distance.max()):.2f} steps, {op.format.rounding} rounding allows {far}"
+    return None
+
+
+def _between(
+    x: torch.Tensor, values: torch.Tensor, op: Operand, below: torch.Tensor, above: torch.Tensor, rounding: Rounding
+) -> str | None:
+    """As :func:`off_grid`, given the values of the format around each element."""
+    gap = (above - below).double()
+    near = torch.minimum((values - below).abs(), (values - above).abs()).double()
+    astray = near > TOLERANCE * gap + 1e-6 * values.abs().double()
+    if bool(astray.any()):
+        return f"{int(astray.sum())} of {x.numel()} values are none of the format's two around the element"
+    live = gap > 0
+    fraction = torch.where(live, ((x - below).double() / gap.clamp(min=1e-300)).clamp(0, 1), 0.0)
+    distance = torch.where(live, (values - x.clamp(below, above)).abs().double() / gap.clamp(min=1e-300), 0.0)
+    between = live & (fraction > 0.2) & (fraction < 0.8)
+    away = between & (distance > 0.5 + TOLERANCE)
+    rounding.between += int(between.sum())
+    rounding.away += int(away.sum())
     return None

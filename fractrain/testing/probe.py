@@ -13,7 +13,7 @@ from torch import nn
 
 from fractrain.layers.conv_linear import QuantLayer
 from fractrain.methods.card import declared_precisions
-from fractrain.numerics.formats import Limits
+from fractrain.numerics.formats import Limits, Place
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.testing.grids import Rounding, off_grid, too_many_values
 
@@ -68,9 +68,10 @@ class Probe:
             if not any(op.same_as(p.operands()[n]) for p in precisions() for n in names):
                 self._problem(f"{where}: quantized as {op.describe()}, which is not declared")
             self._remember(values)
-            found = too_many_values(values, op)
+            place = _place(layer, name, x)
+            found = too_many_values(values, op, place)
             rounding = self._roundings.setdefault((layer.site, name, op.format.rounding), Rounding())
-            found = found or off_grid(x, values, op, _limits(layer, name, op, x), rounding)
+            found = found or off_grid(x, values, op, _limits(layer, name, op, x), rounding, place)
             if found:
                 self._problem(f"{where}: declared {op.describe()}, observed {found}")
 
@@ -112,7 +113,7 @@ class Probe:
         self.widths.setdefault((layer.site, name), set()).update(w for o in ops for w in widths_of(o))
         if any(o.is_float for o in ops) or self._recognised(value):
             return
-        found = [too_many_values(value, o) for o in ops]
+        found = [too_many_values(value, o, _place(layer, name, value)) for o in ops]
         if all(found):
             self._problem(f"{layer.site} {name} ({phase}): declared {ops[0].describe()}, multiplied {found[0]}")
 
@@ -138,6 +139,12 @@ class Probe:
     def _problem(self, text: str) -> None:
         if len(self.problems) < 20:
             self.problems.append(text)
+
+
+def _place(layer: QuantLayer, name: str, x: torch.Tensor) -> Place:
+    """Which operand a tensor is to its format."""
+    weight = name in ("fw_w", "eb_w") and not layer.paired
+    return Place("W" if weight else "A", layer.matrix_rows(x))
 
 
 def widths_of(op: Operand) -> set[int]:

@@ -1,0 +1,158 @@
+"""Formats of elements with scales: FP8, MX, NVFP4, INT8 and INT4 blocks.
+
+:class:`Scaled` is an element format, a scale rule and the blocks that share a scale. It has a fixed width and, unlike
+:class:`fractrain.numerics.formats.Affine`, no uniform grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from fractrain.numerics.blocks import ACTIVATION, PerBlock, Place, cut, from_matrices, joined, matrices
+from fractrain.numerics.elements import E4M3, Minifloat
+from fractrain.numerics.formats import Bits, Format, Limits, Rounded
+from fractrain.numerics.quantize import Kept
+from fractrain.numerics.scales import Multiplier, Scale, Scales
+from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, uniform
+
+WHOLE = PerBlock(0, 0)
+
+
+@dataclass
+class BlockCodes(Kept):
+    """A quantized tensor as it is kept for backward: codes of the elements and scales of the blocks, in one buffer.
+
+    Attributes:
+        codes: uint8, flat: codes (two to a byte where they have four bits), then the packed scales.
+        format: what they are codes of.
+        shape: of the tensor.
+        place: which operand it is.
+        tensor: scale of the whole tensor, where the rule has one.
+    """
+
+    format: Scaled
+    shape: torch.Size
+    place: Place
+    tensor: torch.Tensor | None = None
+
+    def values(self) -> torch.Tensor:
+        """The values, float32, 4-D ones in channels-last memory."""
+        return self.format.restore(self)
+
+    def nbytes(self) -> int:
+        """Bytes kept."""
+        return self.codes.untyped_storage().nbytes() + (0 if self.tensor is None else 4)
+
+
+@dataclass(frozen=True)
+class Scaled(Format):
+    """Elements with a scale per block.
+
+    Attributes:
+        element: format of the elements.
+        scale: rule for the scales.
+        granularity: ``PerTensor()`` or ``PerBlock``.
+    """
+
+    element: Minifloat = E4M3
+    scale: Scale = field(default_factory=Multiplier)
+
+    @property
+    def name(self) -> str:
+        """Element and scale: ``e4m3/e8m0``."""
+        return f"{self.element.name}/{self.scale.name}"
+
+    @property
+    def bits(self) -> int:
+        """Width of an element; an operand cannot have another."""
+        return self.element.bits
+
+    @property
+    def block(self) -> PerBlock:
+        """The blocks, whatever the granularity's kind."""
+        return self.granularity if isinstance(self.granularity, PerBlock) else WHOLE
+
+    @property
+    def spans_samples(self) -> bool:
+        """Whether a scale depends on elements of all samples of the batch."""
+        return self.block.rows == 0 or self.scale.whole
+
+    def flipped(self) -> Scaled:
+        """For the transposed operand."""
+        return replace(self, granularity=self.block.flipped()) if self.block != WHOLE else self
+
+    def limits(self, x: torch.Tensor, kernels: str = "auto") -> Limits:
+        """Minus and plus the largest magnitude of the tensor."""
+        amax = x.abs().amax()
+        return -amax, amax
+
+    def quantize(
+        self, x: torch.Tensor, bits: Bits, noise: NoiseKey | None = None, limits: Limits | None = None,
+        place: Place = ACTIVATION,
+    ) -> Rounded:  # fmt: skip
+        """See :meth:`Format.quantize`. Given limits take the place of the measured ones where one scale holds for all.
+
+        The limits returned are the measured ones.
+        """
+        m = matrices(x, place, self.block)
+        u = None if noise is None else uniform(noise, element_numbers(m.shape, m.device))
+        blocks = cut(m, self.block)
+        scales, amax = self._scales(blocks, limits, place)
+        q = self._rounded(blocks, scales, u)
+        values = from_matrices(joined(q * scales.back.to(x.dtype), m.shape), x.shape, place, self.block)
+        kept = self._kept(joined(q, m.shape), scales, x.shape, place) if place.keep else None
+        return Rounded(values, kept, (-amax, amax))
+
+    def neighbours(
+        self, x: torch.Tensor, limits: Limits | None = None, place: Place = ACTIVATION
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`Format.neighbours`."""
+        m = matrices(x, place, self.block)
+        blocks = cut(m, self.block)
+        scales, _ = self._scales(blocks, limits, place)
+        below, above = (
+            from_matrices(joined(self._rounded(blocks, scales, u) * scales.back, m.shape), x.shape, place, self.block)
+            for u in (torch.ones_like(m), torch.zeros_like(m))  # never up, and up where there is a fraction
+        )
+        return below, above
+
+    def _scales(self, blocks: torch.Tensor, limits: Limits | None, place: Place) -> tuple[Scales, torch.Tensor]:
+        """Scales of the blocks, and the largest magnitude of the tensor."""
+        amax = blocks.abs().amax((2, 4), keepdim=True)
+        whole = measured = amax.amax()
+        if place.reduce is not None:
+            whole = place.reduce(whole)
+            amax = place.reduce(amax) if self.block.rows == 0 and not place.rows else amax
+        if limits is not None and self.block == WHOLE:
+            amax = torch.maximum(limits[0].abs(), limits[1].abs()).to(amax).reshape(1, 1, 1, 1, 1).expand(amax.shape)
+        return self.scale.scales(amax, self.element, whole), measured
+
+    def _rounded(self, blocks: torch.Tensor, scales: Scales, u: torch.Tensor | None) -> torch.Tensor:
+        """The elements, in units of the scales."""
+        noise = None if u is None else cut(u.to(blocks.dtype), self.block)
+        return self.element.round(blocks * scales.to.to(blocks.dtype), noise)
+
+    def restore(self, kept: BlockCodes) -> torch.Tensor:
+        """Values of what was kept."""
+        shape = matrices(kept.codes.new_empty(0).expand(0).new_empty(kept.shape, device="meta"), kept.place,
+                         self.block).shape  # fmt: skip
+        count = -(-shape.numel() * self.element.bits // 8) if self.element.bits == 4 else shape.numel()
+        codes = kept.codes[:count]
+        if self.element.bits == 4:
+            codes = torch.stack((codes & 15, codes >> 4), dim=-1).reshape(-1)[: shape.numel()]
+        q = self.element.decode(codes.view(shape))
+        blocks = cut(q, self.block)
+        counts = (blocks.shape[0], blocks.shape[1], 1, blocks.shape[3], 1)
+        packed = kept.codes[count:].view(torch.Size(counts).numel(), -1)
+        back = self.scale.unpack(packed, kept.tensor).view(counts)
+        return from_matrices(joined(blocks * back, shape), kept.shape, kept.place, self.block)
+
+    def _kept(self, q: torch.Tensor, scales: Scales, shape: torch.Size, place: Place) -> BlockCodes:
+        codes = self.element.encode(q).reshape(-1)
+        if self.element.bits == 4:
+            codes = torch.nn.functional.pad(codes, (0, codes.numel() % 2)).view(-1, 2)
+            codes = codes[:, 0] | codes[:, 1] << 4
+        place = replace(place, reduce=None)
+        return BlockCodes(torch.cat([codes, scales.packed.reshape(-1)]), self, shape, place, scales.tensor)
