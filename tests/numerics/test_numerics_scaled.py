@@ -145,8 +145,10 @@ def test_stored_mx_blocks():
 
 
 @pytest.mark.parametrize(("fmt", "most"), [
-    (Scaled(), 1.001), (Scaled(PerBlock(1, 32), scale=MX), 1.032), (Scaled(PerBlock(1, 16), element=E2M1, scale=TwoLevel()), 0.564),
-    (Scaled(PerBlock(1, 32), element=E2M1, scale=MX), 0.532), (Scaled(PerBlock(1, 0), element=INT8, scale=Step()), 1.07),
+    (Scaled(), 1.001), (Scaled(PerBlock(1, 32), scale=MX), 1.032),
+    (Scaled(PerBlock(1, 16), element=E2M1, scale=TwoLevel()), 0.564),
+    (Scaled(PerBlock(1, 32), element=E2M1, scale=MX), 0.532),
+    (Scaled(PerBlock(1, 0), element=INT8, scale=Step()), 1.07),
     (Scaled(PerBlock(32, 32), element=INT8, scale=Step()), 1.005),
 ])  # fmt: skip
 def test_few_bytes_are_kept(fmt, most):
