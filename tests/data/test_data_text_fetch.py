@@ -55,7 +55,7 @@ def child(corpus, tmp_path):
     """Start the script above on the texts of ``corpus``: child(root, how, **variables)."""
     _, texts, _ = corpus
     (tmp_path / "texts.json").write_text(json.dumps(texts))
-    here, package = Path(__file__).parent, Path(text.__file__).parents[2]
+    here, package = Path(__file__).parents[1] / "support", Path(text.__file__).parents[2]
     clean = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.lower().endswith("_proxy")}
     base = {**clean, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": f"{package}{os.pathsep}{here}"}
 

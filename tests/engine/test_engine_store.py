@@ -222,7 +222,7 @@ with RunStore({root!r}).open(fake_config()) as writer:
 
 
 def test_second_writer_is_told_and_a_killed_writer_frees_the_lock(store, config):
-    script = WRITER.format(tests=str(Path(__file__).parent), root=str(store.root))
+    script = WRITER.format(tests=str(Path(__file__).parents[1] / "support"), root=str(store.root))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

@@ -14,12 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import image_folders
 import pytest
 import torch
 from torch import nn
-
-sys.path.append(str(Path(__file__).parents[1] / "data"))
-import image_folders
 
 from fractrain.data.tokens import MemoryTokens
 from fractrain.distributed.batch_norm import replace_norms

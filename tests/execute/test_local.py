@@ -17,7 +17,7 @@ from fractrain.execute.local import LocalExecutor
 from fractrain.util.errors import NonFiniteError, RunError
 from fractrain.util.signals import RunInterrupted
 
-WORKER = (sys.executable, "-W", "error", str(Path(__file__).with_name("fake_worker.py")))
+WORKER = (sys.executable, "-W", "error", str(Path(__file__).parents[1] / "support" / "fake_worker.py"))
 
 
 class Notes:

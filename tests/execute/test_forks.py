@@ -19,7 +19,7 @@ from fractrain.util.progress import SilentProgress
 
 pytestmark = pytest.mark.skipif(not forks_here(), reason="workers are not forked on this system")
 
-COMMAND = (sys.executable, str(Path(__file__).with_name("forked_worker.py")))
+COMMAND = (sys.executable, str(Path(__file__).parents[1] / "support" / "forked_worker.py"))
 
 
 @pytest.fixture
