@@ -16,7 +16,7 @@ OPTIONS = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(DATA_DIR),--data-dir '$
           $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(JOBS),--jobs '$(JOBS)') $(if $(DEVICE),--device '$(DEVICE)') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all test bench lint lock clean FORCE
+.PHONY: help setup reproduce-all report test bench lint lock clean FORCE
 
 help: ## List the targets
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -35,6 +35,9 @@ reproduce-%: FORCE ## Run what is missing for a table, print it, write results/t
 
 reproduce-all: ## All tables and figures
 	@$(RUN) all $(OPTIONS)
+
+report: ## Write results/report/index.html: every run, table and figure on one page
+	@$(RUN) report $(ARGS)
 
 test: ## Run the tests
 	@$(RUN) test $(ARGS)

@@ -2,7 +2,7 @@
 # The make targets for people without make; the Makefile calls this file, so both always do the same.
 #
 #   ./reproduce.sh table2 [--profile smoke|short|paper] [--data-dir DIR] [--seeds N] [--jobs N] [--device auto]
-#   ./reproduce.sh all | setup | test | lint | bench | lock | clean | help
+#   ./reproduce.sh all | report | setup | test | lint | bench | lock | clean | help
 #
 # Arguments after the first go to the command behind the target. PYTHON chooses the interpreter (3.11 or newer).
 
@@ -24,6 +24,7 @@ usage() {
   overview           every method on every model, likewise
   figure-pfq, -dfq   the two figures, drawn to results/figures/
   all                every table and figure
+  report             every run, table and figure on one HTML page, results/report/index.html
   setup              prepare .venv/ (every other target does so by itself on first use)
   test               run the tests
   lint               ruff, format check, mypy
@@ -170,6 +171,11 @@ run_tests() {
   "$BIN/python" -m pytest "$@"
 }
 
+report() {
+  setup
+  "$BIN/fractrain" report "$@"
+}
+
 bench() {
   setup
   "$BIN/fractrain" bench "$@"
@@ -203,6 +209,7 @@ main() {
     setup) if is_set_up; then say "$VENV/ is ready"; else setup; fi ;;
     test) run_tests "$@" ;;
     lint) lint ;;
+    report) report "$@" ;;
     bench) bench "$@" ;;
     lock) lock "$@" ;;
     clean) clean ;;

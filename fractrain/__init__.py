@@ -30,9 +30,14 @@ _WHERE = {
     "PerAxis": "fractrain.numerics.formats",
     "PerTile": "fractrain.numerics.formats",
     "Ledger": "fractrain.cost.ledger",
+    "results": "fractrain.report.results",
 }
 
 __all__ = ["__version__", *_WHERE]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

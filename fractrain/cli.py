@@ -28,6 +28,7 @@ from fractrain.commands.doctor import doctor_command
 from fractrain.commands.new_method import new_method_command
 from fractrain.commands.planning import plan_command
 from fractrain.commands.publish import publish_command
+from fractrain.commands.report import report_command
 from fractrain.commands.runs import run_command
 from fractrain.commands.tables import reproduce_command, table_command
 from fractrain.util.errors import FractrainError
@@ -119,6 +120,7 @@ for _command in (
     table_command,
     diff_command,
     plan_command,
+    report_command,
     publish_command,
     bench_command,
     data_group,

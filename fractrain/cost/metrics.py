@@ -138,6 +138,8 @@ class CostPoint:
         effective_macs: 32-bit-equivalent MACs, everything counted.
         bitops: bit operations, everything counted.
         cp_percent: computing percentage of the gateable blocks.
+        cost_percent: effective MACs of the whole model (stem, classifier and gates included) in percent of what the
+            same training executes in full precision, without gates.
         macs_paper: MACs by the paper's definition; None if the ledger does not know the model's forward MACs.
         energy_j, latency_s: joules and seconds by the hardware model; None without one.
         extrapolated: the hardware model was asked outside its range for at least one epoch.
@@ -150,6 +152,7 @@ class CostPoint:
     effective_macs: float
     bitops: int
     cp_percent: float
+    cost_percent: float
     macs_paper: float | None
     energy_j: float | None
     latency_s: float | None
@@ -237,6 +240,7 @@ def _point(
         effective_macs=total_bitops / FLOAT_MAC_BITS,
         bitops=total_bitops,
         cp_percent=cp_of(sums.values(), weights),
+        cost_percent=100 * total_bitops / FLOAT_MAC_BITS / sum(s.work for s in sums.values()),
         macs_paper=sum(cps[e] / 100 * samples[e] * 3 * macs for e in sums) if known else None,
         energy_j=sum(part.energy_j for part in parts) if model is not None else None,
         latency_s=sum(part.latency_s for part in parts) if model is not None else None,

@@ -29,6 +29,7 @@ class EpochSums:
         bitops: sum of ``macs * bits1 * bits2``.
         forward: forward MACs outside gates, skipped ones included.
         gate_forward: forward MACs of gates.
+        work: MACs of all three products outside gates, skipped ones included: what full precision would execute.
         blocks: block name to ``[macs, skipped ones included; macs * bits1 * bits2]``, gates left out. Without blocks in
             the ledger, all layers belong to one block whose name is empty.
     """
@@ -37,6 +38,7 @@ class EpochSums:
     bitops: int = 0
     forward: int = 0
     gate_forward: int = 0
+    work: int = 0
     blocks: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -55,6 +57,7 @@ def collect(ledger: Ledger, phase: str = "train", until_epoch: int | None = None
         width = row.bits1 * row.bits2
         s.bitops += row.macs * width
         s.raw += row.macs if width else 0
+        s.work += 0 if is_gate else row.macs
         if row.product == "FW" and is_gate:
             s.gate_forward += row.macs
         elif row.product == "FW":

@@ -181,6 +181,17 @@ def _complete_earlier(record: dict[str, Any]) -> None:
         _complete_earlier(record["source"])
 
 
+def group_id(config: RunConfig) -> str:
+    """Id that runs share which differ in the seed alone: runs of one group may be averaged over seeds."""
+    return _of_seed_0(config).run_id.replace("-s0-", "-")
+
+
+def _of_seed_0(config: RunConfig) -> RunConfig:
+    fields = {name: getattr(config, name) for name in RunConfig.model_fields}  # a copy would keep the id it had
+    source = _of_seed_0(config.source) if config.source else None
+    return RunConfig.model_construct(**{**fields, "seed": 0, "source": source})
+
+
 def merge_recipe(values: Mapping[str, Any], changes: Mapping[str, Any], origin: str) -> Recipe:
     """Return the recipe ``values`` with ``changes``; milestones and warm-up follow the number of iterations.
 

@@ -274,7 +274,24 @@ def test_summary_at_best_and_at_end() -> None:
     flat = summary.as_dict()
     assert flat["macs_paper@best"] == summary.best.macs_paper
     assert flat["energy_j@end"] == summary.end.energy_j
-    assert len(flat) == 2 * 11 + 2
+    assert len(flat) == 2 * 12 + 2
+
+
+def test_cost_of_the_whole_model_counts_stem_and_gates_against_full_precision_without_gates() -> None:
+    ledger = Ledger({"blocks": ["b"], "forward_macs": 1100})
+    ledger.samples(4)
+    entries = [
+        Entry("stem", "FW", 32, 32, 100), Entry("stem", "GC", 32, 32, 100), Entry("b.gate.fc", "FW", 32, 32, 10),
+        Entry("b.conv", "FW", 8, 8, 1000), Entry("b.conv", "EB", 8, 8, 1000), Entry("b.conv", "GC", 0, 0, 1000),
+    ]  # fmt: skip
+    ledger.count("step", 4, lambda: entries)
+    point = metrics.summarize(ledger, 0).end
+    assert point.cost_percent == pytest.approx(100 * (200 + 10 + 2 * 1000 / 16) / 3200, rel=1e-12)
+    assert point.cp_percent == pytest.approx(100 * (2 / 16) / 3, rel=1e-12)
+    ledger = Ledger({"blocks": ["b"], "forward_macs": 1100})
+    ledger.samples(1)
+    ledger.count("step", 1, lambda: [Entry("stem", "FW", 32, 32, 100), Entry("b.c", "FW", 32, 32, 7)])
+    assert metrics.summarize(ledger, 0).end.cost_percent == 100
 
 
 def test_summary_says_when_the_hardware_model_is_asked_outside_its_range() -> None:

@@ -1,0 +1,95 @@
+"""``fractrain report``: everything the run store holds as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fractrain.commands.common import (
+    PROFILES,
+    NearestChoice,
+    emit_json,
+    json_option,
+    options,
+    plugin_option,
+    results_option,
+    say,
+    stdout_to_stderr,
+)
+
+if TYPE_CHECKING:
+    from fractrain.engine.store import RunStore
+    from fractrain.report.values import Table
+
+DEFAULT_OUT = "results/report"
+PAGE = "index.html"
+
+
+@click.command("report", short_help="Write everything there is as one HTML page.")
+@options(
+    click.option(
+        "--out", type=click.Path(path_type=Path, file_okay=False), default=DEFAULT_OUT, show_default=True,
+        metavar="DIR", help=f"Where {PAGE} is written.",
+    ),
+    click.option(
+        "--table", "tables", multiple=True, metavar="NAME",
+        help="A table to show, or a file of your own; may be repeated.  [default: all that have a finished run]",
+    ),
+    click.option(
+        "--profile", type=NearestChoice(PROFILES),
+        help="Whose runs fill the tables.  [default: the most thorough that has any, for each table]",
+    ),
+    click.option("--hardware", default="", metavar="NAME", help="Model energy and latency of every run by it."),
+    click.option(
+        "--details", type=click.IntRange(min=0), default=40, show_default=True, metavar="N",
+        help="Configurations, the latest, that are looked into: curves, precision, where the work goes.",
+    ),
+    results_option,
+    plugin_option,
+    json_option,
+)  # fmt: skip
+def report_command(
+    out: Path, tables: tuple[str, ...], profile: str | None, hardware: str, details: int, results: Path, as_json: bool
+) -> None:
+    """Write one self-contained HTML page of all runs in the run store: claims, costs, curves, precision, tables.
+
+    The page needs no network and works from disk. A store with thousands of runs shows the latest; it says so.
+    """
+    from fractrain.engine.store import RunStore
+    from fractrain.report.page import build_page
+    from fractrain.util.files import atomic_write, storing
+
+    store = RunStore(results)
+    say(f"reading {results} ...")
+    with stdout_to_stderr():
+        built = _tables(store, tables, profile)
+        page = build_page(store, built, hardware, details)
+        with storing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        atomic_write(out / PAGE, page.encode())
+    if as_json:
+        emit_json({"file": out / PAGE, "bytes": len(page.encode()), "tables": [table.name for table in built]})
+    else:
+        click.echo(f"{out / PAGE}  ({len(page.encode()) / 1e6:.2f} MB); open it in a browser")
+
+
+def _tables(store: RunStore, names: tuple[str, ...], profile: str | None) -> list[Table]:
+    """The tables that were asked for, else those with a finished run, each of the profile that says most."""
+    from fractrain.engine.index import read_index
+    from fractrain.report.build import build_table
+    from fractrain.report.spec import load_spec, table_names
+
+    there = {e.profile for e in read_index(store) if e.summary is not None}
+    wanted = [profile] if profile else [p for p in reversed(PROFILES) if p in there]
+    if not wanted:
+        return [build_table(load_spec(name), store, PROFILES[0]) for name in names]
+    found = []
+    for name in names or table_names():
+        spec = load_spec(name)
+        built = [build_table(spec, store, p) for p in wanted]
+        filled = [table for table in built if any(c.origin == "measured" and c.value is not None
+                                                  for row in table.rows for c in row.cells.values())]  # fmt: skip
+        found += filled[:1] or (built[:1] if names else [])
+    return found

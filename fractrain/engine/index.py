@@ -1,0 +1,165 @@
+"""The index of a run store: what lists and reports need of thousands of runs, in one file instead of four per run.
+
+``<root>/.index.json`` is a cache and nothing else: it may be deleted, and a store that cannot be written works without
+it. An entry is used as long as the run's folder and its summary have the time stamps that it was made with; writing a
+run replaces files, which changes them. So a refresh looks at every folder once (one ``stat`` each) but opens the files
+of changed runs alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fractrain.engine.config import group_id
+from fractrain.engine.store import RunRecord, RunStore, Status
+from fractrain.util.errors import FractrainError, StoreError
+from fractrain.util.files import atomic_write, storing
+
+INDEX_NAME: Final = ".index.json"
+INDEX_VERSION: Final = 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """What the index holds of one run.
+
+    Attributes:
+        run_id: its id.
+        group: the same for runs that differ in nothing but the seed.
+        status, message, time: how and when (ISO 8601, UTC) it ended; empty if that is not known.
+        method, model, dataset, setting, profile, seed: of its configuration.
+        method_version: likewise.
+        settings: the method's settings, complete.
+        recipe: length and optimizer settings.
+        device: what it was trained on.
+        summary: its result; None unless the status is ``done``.
+    """
+
+    run_id: str
+    group: str
+    status: Status
+    message: str
+    time: str
+    method: str
+    method_version: int
+    model: str
+    dataset: str
+    setting: str
+    profile: str
+    seed: int
+    settings: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    device: str
+    summary: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, record: RunRecord) -> RunEntry:
+        """The entry of a stored run."""
+        c = record.config
+        values = c.model_dump(mode="json", include={"settings", "recipe"})
+        return cls(
+            run_id=record.run_id, group=group_id(c), status=record.status, message=record.message,
+            time=_ended(record.path), method=c.method, method_version=c.method_version, model=c.model,
+            dataset=c.dataset, setting=c.setting, profile=c.profile, seed=c.seed, settings=values["settings"],
+            recipe=values["recipe"], device=str(record.environment.get("gpu") or record.environment.get("cpu") or ""),
+            summary=_with_costs(record),
+        )  # fmt: skip
+
+
+def _with_costs(record: RunRecord) -> dict[str, Any] | None:
+    """The summary; costs that a release of before did not write are computed from the ledger."""
+    summary = record.summary
+    if summary is None or "cost_percent@end" in (summary.get("cost") or {}):
+        return summary
+    from fractrain.cost.metrics import summarize
+
+    try:
+        return {**summary, "cost": summarize(record.ledger(), int(summary["best_test_epoch"])).as_dict()}
+    except (FractrainError, KeyError) as error:
+        _log.warning("%s: no costs: %s", record.run_id, error)
+        return summary
+
+
+def read_index(store: RunStore) -> list[RunEntry]:
+    """Return an entry for every run of the store, by id; what is not yet in its index is read and added.
+
+    A folder that is damaged or foreign is named in a warning and left out.
+    """
+    known = _load(store.root / INDEX_NAME)
+    found: dict[str, tuple[list[int], RunEntry]] = {}
+    changed = False
+    for name, stamp in _stamps(store.root):
+        if name in known and known[name][0] == stamp:
+            found[name] = known[name]
+            continue
+        try:
+            record = store.get(name)
+        except StoreError as error:
+            _log.warning("left out: %s", error)
+            continue
+        if record is not None:
+            found[name] = (stamp, RunEntry.of(record))
+            changed = True
+    if changed or found.keys() != known.keys():
+        _save(store.root / INDEX_NAME, found)
+    return [entry for _, entry in found.values()]
+
+
+def _stamps(root: Path) -> Iterator[tuple[str, list[int]]]:
+    """Name and time stamps of each folder of the store, by name."""
+    if not root.is_dir():
+        return
+    with storing(root, "read"):
+        folders = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    for name in folders:
+        try:
+            own = os.stat(root / name)
+        except OSError:  # deleted since
+            continue
+        try:
+            summary = os.stat(root / name / "summary.json")
+        except OSError:
+            yield name, [own.st_mtime_ns]
+        else:
+            yield name, [own.st_mtime_ns, summary.st_mtime_ns, summary.st_size]
+
+
+def _ended(path: Path) -> str:
+    try:
+        return str(json.loads((path / "status.json").read_bytes()).get("time", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _load(path: Path) -> dict[str, tuple[list[int], RunEntry]]:
+    """The index as it was left; empty where there is none that this release can read."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content["version"] != INDEX_VERSION:
+            return {}
+        return {name: (stamp, RunEntry(run_id=name, **entry)) for name, (stamp, entry) in content["runs"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _save(path: Path, found: Mapping[str, tuple[list[int], RunEntry]]) -> None:
+    runs = {name: [stamp, _without_id(entry)] for name, (stamp, entry) in found.items()}
+    text = json.dumps({"version": INDEX_VERSION, "runs": runs}, separators=(",", ":"))
+    try:
+        atomic_write(path, text.encode())
+    except StoreError as error:  # a store that may only be read, or a full disk: slower, not wrong
+        _log.debug("no index: %s", error)
+
+
+def _without_id(entry: RunEntry) -> dict[str, Any]:
+    values = asdict(entry)
+    del values["run_id"]
+    return values

@@ -1,0 +1,182 @@
+"""The tables of the report page: plain rows and columns that its script can sort, filter and copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from fractrain.report.quantities import BY_KEY
+from fractrain.report.values import Cell, Table, fitted_text, fixed_text, macs_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fractrain.engine.index import RunEntry
+
+IN_RUNS: Final = {
+    "accuracy_last": True, "accuracy_best_val": False, "accuracy_best_test": True, "perplexity_last": True,
+    "perplexity_best_test": True, "cost_end": True, "effective_end": True, "cp_end": True, "macs_best": False,
+    "bitops_end": False, "energy_end": True, "latency_end": True, "iterations": True, "seconds": False,
+    "memory_host": False, "memory_gpu": False,
+}  # fmt: skip
+"""Quantities of the lists of runs, and whether they are shown before anybody asks for more."""
+WHO: Final = {
+    "method": "Method", "settings": "Differs in", "model": "Model", "dataset": "Data", "setting": "Setting",
+    "profile": "Profile",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PageColumn:
+    """One column: its key, heading, whether it holds numbers, whether it is shown at first, and what it means."""
+
+    key: str
+    head: str
+    number: bool = False
+    shown: bool = True
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class PageRow:
+    """One row: cells by column key, an anchor for links, and the runs that its numbers come from."""
+
+    cells: Mapping[str, Cell]
+    anchor: str = ""
+    runs: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """One table of the page.
+
+    Attributes:
+        name: its id in the page.
+        title, note: heading, and a sentence under it.
+        warning: why its numbers must not be compared with published ones; empty if they may.
+        columns, rows: what it shows.
+        remarks: sentences below it, folded away.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[PageColumn]
+    rows: Sequence[PageRow]
+    note: str = ""
+    warning: str = ""
+    remarks: Sequence[str] = field(default_factory=tuple)
+
+
+def number_text(key: str, value: float) -> str:
+    """Write a number: MACs with an exponent, accuracy with two decimals, the rest with four digits."""
+    unit = BY_KEY[key].unit if key in BY_KEY else ""
+    if "MACs" in unit or unit == "bit operations":
+        return macs_text(value)
+    if unit in ("steps", "bytes"):
+        return f"{value:,.0f}"
+    return fixed_text(value) if unit in ("%", "per word") else fitted_text(value)
+
+
+def benchmark_table(table: Table) -> PageTable:
+    """A table of ``benchmarks/``, with every column; those that the compact layout leaves out are hidden at first."""
+    columns = [
+        PageColumn(c.key, c.short or c.head, bool(c.origin), bool(c.short) and c.key != "data_short", c.head)
+        for c in table.columns
+        if c.head and c.key != "runs"
+    ]
+    columns = [c if c.key not in ("model", "data", "method", "precision") else _shown(c) for c in columns]
+    rows = [PageRow(row.cells, runs=_run_ids(row.text("runs")), kind=row.kind.split()[0]) for row in table.rows]
+    return PageTable(
+        f"table-{table.name}", table.title, [c for c in columns if not c.number or _is_filled(c.key, rows)], rows,
+        table.caption, table.watermark, (*table.notes, *table.rules, f"Source: {table.source}."),
+    )  # fmt: skip
+
+
+def _run_ids(text: str) -> str:
+    return "" if text == "–" else text
+
+
+def _is_filled(key: str, rows: Sequence[PageRow]) -> bool:
+    """Whether any row has a number in this column."""
+    cells = [row.cells[key] for row in rows if key in row.cells]
+    return any(cell.value is not None or cell.low is not None for cell in cells)
+
+
+def _shown(column: PageColumn) -> PageColumn:
+    return PageColumn(column.key, column.meaning or column.head, False, True, column.meaning)
+
+
+def runs_table(entries: Sequence[RunEntry], frame: pd.DataFrame, settings: Mapping[str, str]) -> PageTable:
+    """Every run: what it was and what came out."""
+    keys = _present(frame)
+    columns = [
+        PageColumn("run", "Run"), *_who_columns(), PageColumn("seed", "Seed", True), PageColumn("status", "Status"),
+        *_number_columns(keys), PageColumn("time", "Ended (UTC)", shown=False),
+        PageColumn("device", "Device", shown=False),
+    ]  # fmt: skip
+    triples = zip(frame["run"], frame["quantity"], frame["value"], strict=True)
+    values = {(run, key): value for run, key, value in triples}
+    rows = []
+    for e in entries:
+        status = f"{e.status}: {e.message}" if e.message else e.status
+        words = {"run": e.run_id, **{k: getattr(e, k) for k in WHO if k != "settings"}, "settings": settings[e.group],
+                 "status": status, "time": e.time, "device": e.device}  # fmt: skip
+        cells = {key: Cell(str(word)) for key, word in words.items()}
+        cells["seed"] = Cell(str(e.seed), value=e.seed)
+        for key in keys:
+            if (value := values.get((e.run_id, key))) is not None:
+                cells[key] = Cell(number_text(key, value), _origin(key), value, n=1)
+        rows.append(PageRow(cells, f"run-{e.run_id}", e.run_id, e.status))
+    return PageTable("runs", "Runs", columns, rows)
+
+
+def configurations_table(frame: pd.DataFrame) -> PageTable:
+    """Means over seeds, with intervals, of the runs that differ in nothing else."""
+    keys = _present(frame)
+    columns = [*_who_columns(), PageColumn("seeds", "Seeds", True), *_number_columns(keys)]
+    rows = []
+    for group, own in frame[frame["quantity"] != ""].groupby("group", sort=False):
+        first = own.iloc[0]
+        cells = {key: Cell(str(first[key])) for key in WHO}
+        cells["seeds"] = Cell(str(first["n"]), value=float(first["n"]))
+        for line in own.itertuples():
+            cells[str(line.quantity)] = _mean_cell(line)
+        rows.append(PageRow(cells, f"group-{group}", str(first["run"])))
+    return PageTable("configurations", "Configurations: means over seeds", columns, rows)
+
+
+def _mean_cell(line: Any) -> Cell:
+    low, high = (line.low, line.high) if line.low == line.low else (None, None)  # NaN: one seed has no interval
+    spread = f" ± {number_text(line.quantity, high - line.value)}" if high is not None and high > low else ""
+    return Cell(
+        number_text(line.quantity, line.value) + spread, line.origin, line.value, low, high, line.n, line.source
+    )
+
+
+def _present(frame: pd.DataFrame) -> list[str]:
+    there = set(frame["quantity"])
+    return [key for key in IN_RUNS if key in there]
+
+
+def _who_columns() -> list[PageColumn]:
+    return [PageColumn(key, head) for key, head in WHO.items()]
+
+
+def _number_columns(keys: Sequence[str]) -> list[PageColumn]:
+    arrows = {"more": " ↑", "less": " ↓", "": ""}
+    columns = []
+    for key in keys:
+        q = BY_KEY[key]
+        head = {"accuracy_best_test": "Best accuracy* [%]", "accuracy_last": "Last accuracy [%]",
+                "accuracy_best_val": "Accuracy at best validation [%]", "perplexity_last": "Last perplexity",
+                "perplexity_best_test": "Best perplexity*", "cost_end": "Cost, whole model [% of FP32]",
+                "cp_end": "cp, gated blocks [%]", "effective_end": "Effective MACs, whole model"}.get(
+                    key, f"{q.label} [{q.unit}]")  # fmt: skip
+        columns.append(PageColumn(key, head + arrows[q.better], True, IN_RUNS[key], f"{q.title}; key {key}"))
+    return columns
+
+
+def _origin(key: str) -> Any:
+    return "derived" if BY_KEY[key].modelled else "measured"
