@@ -136,7 +136,7 @@ def _tile_pairs(layer: QuantLayer, product: Product, a: Operand, b: Operand, sam
 def _window(layer: QuantLayer) -> Window:
     if len(layer.shapes["W"]) == 2:
         return Window()
-    return Window(*(getattr(layer, n) for n in ("kernel_size", "stride", "padding", "dilation", "groups")))
+    return Window(*(getattr(layer, n) for n in ("kernel_size", "stride", "zero_padding", "dilation", "groups")))
 
 
 def _repeats(op: Operand) -> bool:

@@ -15,8 +15,10 @@ from fractrain.kernels.cpu.int8 import Geometry
 from fractrain.kernels.cpu.int8_backward import Plan
 from fractrain.kernels.cuda.launch import quantize_measured
 from fractrain.layers import tensor_hints as known_range
-from fractrain.layers.products import Activation, run_products
+from fractrain.layers.eager import eager
+from fractrain.layers.products import WIDE, Activation, run_products, widened
 from fractrain.layers.state import QuantState
+from fractrain.layers.tensor_hints import version_of
 from fractrain.numerics.fast_path import quantize_uniform
 from fractrain.numerics.formats import Bits, Limits, PerTensor, Place
 from fractrain.numerics.precision import Operand, Precision
@@ -28,6 +30,9 @@ from fractrain.util.errors import ConfigError, NonFiniteError
 
 class QuantLayer(nn.Module):
     """What :class:`QuantConv2d` and :class:`QuantLinear` share: precision, ranges, weight cache, accounting.
+
+    Products of quantized operands are computed in float32, or in float64 where the input is: in a model or under
+    autocast in a narrower type the operands are widened first. The output has the input's type.
 
     Attributes:
         precision: formats and widths of all operands; assign a new one to change it, also while training.
@@ -44,11 +49,16 @@ class QuantLayer(nn.Module):
     axes = 2  # least axes of the input
     keeps_codes = False  # of its weight from forward to backward, not the values: where these are large
     paired = False  # whether the operand in the weight's place has a sample axis, too
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Any  # a parameter, where there is one
+    bias: Any
     running_low: torch.Tensor
     running_high: torch.Tensor
     running_steps: torch.Tensor
+
+    def take_over(self, layer: nn.Module) -> None:
+        """Have the very parameters, buffers, hooks and attributes of the layer that this one replaces."""
+        for name, value in layer.__dict__.items():
+            self.__dict__[name] = value.copy() if isinstance(value, dict) else value
 
     def init_quant(
         self, precision: Precision, state: QuantState, site: str, device: torch.device | None = None
@@ -77,7 +87,7 @@ class QuantLayer(nn.Module):
     @property
     def learns(self) -> bool:
         """Whether the weight is trained."""
-        return self.weight.requires_grad
+        return bool(self.weight.requires_grad)
 
     def effective(self, precision: Precision) -> Precision:
         """What a precision means for this layer (as it stands; another kind of layer may read it otherwise)."""
@@ -96,6 +106,10 @@ class QuantLayer(nn.Module):
         return (self.running_low, self.running_high, self.running_steps) if name in ("fw_a", "gc_a") else None
 
     # -- to be given by the layers ----------------------------------------------------------------------------------
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        """What the layer that this one replaces computes, its hooks apart."""
+        raise NotImplementedError
 
     def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """FW."""
@@ -148,12 +162,11 @@ class QuantLayer(nn.Module):
 
     # -- the layer ---------------------------------------------------------------------------------------------------
 
+    @eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer at its present precision; counts its products in the ledger."""
-        if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
-            x = x.contiguous(memory_format=torch.channels_last)
         self.check_input(x)
-        y = self.product(x, self.weight, self.bias) if self.precision.is_float else self._quantized(x)
+        y = self.plain(x) if self.precision.is_float else self._wide(x)
         self.shapes = {"A": x.shape, "W": self.weight.shape, "E": y.shape}
         self.report(x, y, self.wants(x))
         return y
@@ -179,12 +192,21 @@ class QuantLayer(nn.Module):
         elif self.state.ledger.enabled:
             count_layer(self, x, self.sample_macs(y), *want)
 
+    def _wide(self, x: torch.Tensor) -> torch.Tensor:
+        """Quantized products in float32 or float64, whatever the types of input and weight and of autocast."""
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._wide(x)
+        if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self._quantized(x) if x.dtype in WIDE else self._quantized(x.float()).to(x.dtype)
+
     def _quantized(self, x: torch.Tensor) -> torch.Tensor:
         scope = self.state.scope
         # The number of the call tells apart the uses of a layer that runs more than once in a pass.
         key = None if scope is None else ("product", self.site, scope.forward_key, len(scope.sites))
         known = None if scope is None else scope.memo.get(key)
-        if known is not None and known[0]._version == known[2]:  # else the block has changed it in place
+        if known is not None and version_of(known[0]) == known[2]:  # else the block has changed it in place
             # Another candidate with the same forward precision has computed this product: only backward differs.
             return run_products(x, self, None, known[1], known[0])
         fw = self._activation(x, self.precision.fw_a, "fw_a")
@@ -194,7 +216,7 @@ class QuantLayer(nn.Module):
         y = run_products(x, self, fw, kept)
         if scope is not None and self.training:
             kept = replace(kept, values=None) if kept.codes is not None else kept
-            scope.memo[key] = (y.detach(), kept, y._version)
+            scope.memo[key] = (y.detach(), kept, version_of(y))
         return y
 
     def _activation(self, x: torch.Tensor, op: Operand, name: str) -> Activation:
@@ -208,7 +230,7 @@ class QuantLayer(nn.Module):
         noise, code_bits = self._noise(op, tensor, x), op.widest if self.training else 0
         running = None if op.running is None else self.running_range(name)
         if not self.training and running is not None and bool(running[2] > 0):
-            known: Limits | None = running[:2]
+            known: Limits | None = (running[0].to(x.dtype), running[1].to(x.dtype))
         else:
             known = self._shared_limits(x, op)
         only_codes = geometry is not None and self.observer is None
@@ -265,7 +287,7 @@ class QuantLayer(nn.Module):
         scope = self.state.scope
         if scope is None or x.data_ptr() != scope.input.data_ptr():
             return None
-        key = ("limits", op.format, x.shape, x.stride(), x._version)
+        key = ("limits", op.format, x.shape, x.stride(), version_of(x))
         if key not in scope.memo:
             scope.memo[key] = self._whole(op.format.limits(x, self.state.kernels), op, x)
             self._check(scope.memo[key], "input")
@@ -284,22 +306,22 @@ class QuantLayer(nn.Module):
         Backward drops what is kept: writes through ``weight.data`` leave no trace in the weight's version. Evaluation
         keeps nothing for the same reason.
         """
-        return self.weight.detach() if op.is_float else self.weight_operand(op, name, False)[0]
+        return widened(self.weight.detach()) if op.is_float else self.weight_operand(op, name, False)[0]
 
     def weight_operand(self, op: Operand, name: str, integer: bool) -> tuple[torch.Tensor, Kept | None]:
         """Values of the quantized weight and, where ``integer`` products want them, its codes."""
-        bits = op.bits if isinstance(op.bits, int) else (id(op.bits), op.bits._version)
+        bits = op.bits if isinstance(op.bits, int) else (id(op.bits), version_of(op.bits))
         key = (op.format, bits)
         step = self.state.step if op.format.rounding == "stochastic" else None
         # What was computed outside of a recording is a constant in it, and would stay so in all its replays.
         number = None if self.state.table is None else self.state.table.recording
-        version = (self.weight._version, self.weight.data_ptr(), step, number)
+        version = (version_of(self.weight), self.weight.data_ptr(), step, number)
         if self._weights_of != version:
             self._weights, self._weights_of = {}, version
         kept = self._weights.get(key) if self.training else None
         slim = self.keeps_codes and self.state.scope is None
         if kept is None or ((integer or slim) and kept[1] is None):
-            w = op.format.forward_transform(self.weight.detach())
+            w = op.format.forward_transform(widened(self.weight.detach()))
             code_bits = op.widest if integer or slim else 0
             values, codes, _ = self._to_grid(w, op, self._noise(op, "W", w), code_bits, "weight")
             assert values is not None

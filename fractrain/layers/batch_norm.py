@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.layers import tensor_hints as known_range
+from fractrain.layers.eager import eager
 from fractrain.layers.state import QuantState
 from fractrain.numerics.quantize import fused_for
 
@@ -56,6 +57,7 @@ class CompactBatchNorm2d(nn.BatchNorm2d):
         super().__init__(*args, **kwargs)
         self._state = QuantState()
 
+    @eager
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise ``[N, C, H, W]``."""
         fused = self._kernels(input)

@@ -12,53 +12,39 @@ from fractrain.kernels.cpu.gemm import linear, matmul
 from fractrain.kernels.cpu.int8 import Geometry, convolve, pays, suits, suits_some, suits_tensor, suits_weight
 from fractrain.kernels.cpu.int8_backward import Plan, possible, products
 from fractrain.layers.base import QuantLayer
+from fractrain.layers.eager import eager
 from fractrain.layers.products import Backward
 from fractrain.layers.state import QuantState
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.quantize import Quantized
 from fractrain.util.errors import ConfigError
 
-__all__ = ["Backward", "QuantConv2d", "QuantLayer", "QuantLinear"]
+__all__ = ["Backward", "PaddedQuantConv2d", "QuantConv2d", "QuantLayer", "QuantLinear", "zero_padding"]
 
 
 LARGE = 1 << 16  # elements of a weight
 
 
-class QuantConv2d(QuantLayer):
-    """2-D convolution (any stride, padding, dilation, groups; zero padding) with quantized operands.
+class QuantConv2d(QuantLayer, nn.Conv2d):
+    """2-D convolution (any stride, dilation, groups; zero padding) with quantized operands.
 
-    Input ``[N, C, H, W]`` float32; computed and returned in channels-last memory.
+    Input ``[N, C, H, W]``; products of quantized operands are computed and returned in channels-last memory.
 
     Raises:
-        ConfigError: padding mode other than zeros, or an empty batch.
+        ConfigError: padding that is not zeros alike on both sides, or an empty batch.
         NonFiniteError: inf or nan in an operand (at once on the CPU, at the next check on a GPU).
     """
 
     axes = 4
 
     def __init__(self, conv: nn.Conv2d, precision: Precision, state: QuantState | None = None, site: str = "") -> None:
-        super().__init__()
-        if conv.padding_mode != "zeros":
-            raise ConfigError(f"{site or 'conv'}: padding mode {conv.padding_mode!r} is not supported (only 'zeros')")
-        self.weight = conv.weight  # type: ignore[assignment]  # torch types a layer's parameters as tensors
-        self.bias = conv.bias  # type: ignore[assignment]
-        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        self.kernel_size, self.stride, self.dilation, self.groups = (
-            conv.kernel_size, conv.stride, conv.dilation, conv.groups,
-        )  # fmt: skip
-        self.padding = self._explicit_padding(conv, site or "conv")
+        nn.Module.__init__(self)
+        self.take_over(conv)
         self.init_quant(precision, state or QuantState(), site or "conv")
-
-    @staticmethod
-    def _explicit_padding(conv: nn.Conv2d, site: str) -> tuple[int, int]:
-        if not isinstance(conv.padding, str):
-            return conv.padding[0], conv.padding[1]
-        if conv.padding == "valid":
-            return 0, 0
-        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        if any(t % 2 for t in total):
-            raise ConfigError(f"{site}: padding 'same' with an even kernel is not supported; give it as numbers")
-        return total[0] // 2, total[1] // 2
+        zeros = zero_padding(conv)
+        if zeros is None and not isinstance(self, PaddedQuantConv2d):
+            raise ConfigError(f"{self.site}: padding {conv.padding_mode!r}, {conv.padding!r} needs a PaddedQuantConv2d")
+        self.zero_padding = zeros or (0, 0)
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
@@ -112,11 +98,15 @@ class QuantConv2d(QuantLayer):
             return None
         image = (x.shape[1], x.shape[2], x.shape[3])
         kernel, stride = (self.kernel_size[0], self.kernel_size[1]), (self.stride[0], self.stride[1])
-        return Geometry(image, self.out_channels, kernel, stride, self.padding)
+        return Geometry(image, self.out_channels, kernel, stride, self.zero_padding)
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        """The convolution in floating point."""
+        return nn.Conv2d.forward(self, x)
 
     def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """FW."""
-        return F.conv2d(a, w, bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(a, w, bias, self.stride, self.zero_padding, self.dilation, self.groups)
 
     def backward_products(
         self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
@@ -126,7 +116,8 @@ class QuantConv2d(QuantLayer):
             # only its shape and layout are read; another layout would choose another (slower) algorithm
             a = torch.empty(shape, dtype=e.dtype, device=e.device, memory_format=torch.channels_last)
         da, dw, _ = torch.ops.aten.convolution_backward(
-            e, a, w, None, self.stride, self.padding, self.dilation, False, [0, 0], self.groups, [want_a, want_w, False]
+            e, a, w, None, self.stride, self.zero_padding, self.dilation, False, [0, 0], self.groups,
+            [want_a, want_w, False],
         )  # fmt: skip
         return da, dw
 
@@ -140,7 +131,7 @@ class QuantConv2d(QuantLayer):
         return output[0].numel() * k * (self.in_channels // self.groups)
 
 
-class QuantLinear(QuantLayer):
+class QuantLinear(QuantLayer, nn.Linear):
     """Linear layer on the last axis with quantized operands; input ``[N, ..., in]``, output ``[N, ..., out]``.
 
     Raises:
@@ -151,27 +142,29 @@ class QuantLinear(QuantLayer):
     def __init__(
         self, linear: nn.Linear, precision: Precision, state: QuantState | None = None, site: str = ""
     ) -> None:
-        super().__init__()
-        self.weight = linear.weight  # type: ignore[assignment]
-        self.bias = linear.bias
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        nn.Module.__init__(self)
+        self.take_over(linear)
         self.init_quant(precision, state or QuantState(), site or "linear")
 
     @property
     def keeps_codes(self) -> bool:  # type: ignore[override]
         """Whether the weight is large against what it costs to restore it from codes."""
-        return self.weight.numel() >= LARGE
+        return bool(self.weight.numel() >= LARGE)
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
         return f"{self.in_features}, {self.out_features}, site={self.site!r}"
 
+    @eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer; more than three axes are taken as three, lest four be read as an image."""
-        if x.dim() > 3 and x.numel():
-            y = super().forward(x.flatten(1, -2))
-            return y.reshape(*x.shape[:-1], y.shape[-1])
-        return super().forward(x)
+        deep = x.dim() > 3 and x.numel() > 0
+        y: torch.Tensor = super().forward(x.flatten(1, -2) if deep else x)
+        return y.reshape(*x.shape[:-1], y.shape[-1]) if deep else y
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        """The product in floating point."""
+        return nn.Linear.forward(self, x)
 
     def integer_geometry(self, x: torch.Tensor) -> Shape | None:
         """How FW runs on integer codes, see ``quant.int8_gemm``."""
@@ -226,6 +219,31 @@ class QuantLinear(QuantLayer):
     def sample_macs(self, output: torch.Tensor) -> int:
         """Forward MACs per sample (first axis)."""
         return output[0].numel() * self.in_features
+
+
+class PaddedQuantConv2d(QuantConv2d):
+    """:class:`QuantConv2d` of images that are padded first: not with zeros, or not alike on both sides."""
+
+    @eager
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pad and convolve."""
+        if not self.precision.is_float:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode)
+        y: torch.Tensor = super().forward(x)
+        return y
+
+
+def zero_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
+    """Zeros on both sides of height and of width; None where a convolution pads otherwise."""
+    if conv.padding_mode != "zeros":
+        return None
+    if not isinstance(conv.padding, str):
+        return conv.padding[0], conv.padding[1]
+    if conv.padding == "valid":
+        return 0, 0
+    total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
 
 
 def _of_one_grid(operand: Operand) -> bool:

@@ -9,19 +9,23 @@ multiply.
 from __future__ import annotations
 
 import fnmatch
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
 
 from fractrain.layers.compact import smaller
-from fractrain.layers.conv_linear import QuantConv2d, QuantLayer, QuantLinear
+from fractrain.layers.conv_linear import PaddedQuantConv2d, QuantConv2d, QuantLayer, QuantLinear, zero_padding
 from fractrain.layers.matmul import Matmul, QuantMatmul
 from fractrain.layers.state import QuantState
 from fractrain.numerics.precision import Precision
 from fractrain.util.errors import ConfigError, did_you_mean
 
 Rule = Callable[[str, nn.Module], Precision | None]
+KINDS = (nn.Conv2d, nn.Linear, Matmul)
+
+log = logging.getLogger(__name__)
 
 
 def convert(
@@ -32,7 +36,7 @@ def convert(
     keep_first: bool = False,
     keep_last: bool = True,
     keep: Sequence[str] = (),
-    types: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear, Matmul),
+    types: tuple[type[nn.Module], ...] = KINDS,
     strict: bool = True,
     compact: bool = True,
 ) -> nn.Module:
@@ -50,7 +54,9 @@ def convert(
         compact: let BatchNorms, ReLUs and max pools keep less for backward and be faster when anything is quantized
             (same values and gradients, BatchNorm's but for float32's rounding), see :mod:`fractrain.layers.compact`.
 
-    Kept layers are wrapped as well, at 32 bits, so that the ledger sees their products.
+    Kept layers are wrapped as well, at 32 bits, so that the ledger sees their products. A layer that is more than a
+    plain convolution or linear layer (a derived class, a computed weight, a forward of its own) is left as it is:
+    ``state.left_in_float`` names it, and one line of the log says so where anything is quantized.
 
     Returns:
         The model (a new layer if ``model`` itself is one).
@@ -60,6 +66,8 @@ def convert(
     """
     state = state if state is not None else QuantState()
     found, embedded = _layers(model)
+    own_ways = {id(layer): reason for _, layer in found if (reason := own_way(layer))}
+    state.left_in_float |= {name: own_ways[id(layer)] for name, layer in found if id(layer) in own_ways}
     places: dict[nn.Module, list[str]] = {}  # a layer may be reachable by several names
     for place, module in found:
         places.setdefault(module, []).append(place)
@@ -72,8 +80,10 @@ def convert(
     replaced = 0
     for i, (name, layer) in enumerate(layers):
         stay = (i == 0 and keep_first and not embedded) or (i == last and keep_last) or id(layer) in floating
-        stay = stay or not isinstance(layer, types) or any(fnmatch.fnmatchcase(name, p) for p in keep)
+        stay = stay or type(layer) not in types or any(fnmatch.fnmatchcase(name, p) for p in keep)
         wanted = None if stay else (precision if isinstance(precision, Precision) else precision(name, layer))
+        if id(layer) in own_ways:
+            continue
         replaced += wanted is not None
         new = quantized_layer(layer, wanted if wanted is not None else Precision(), state, name, device)
         if not name:
@@ -82,8 +92,13 @@ def convert(
             parent, _, child = place.rpartition(".")
             setattr(model.get_submodule(parent), child, new)
     if strict and not replaced:
-        raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {[t.__name__ for t in types]})")
+        looked_for = ", ".join(t.__name__ for t in types) or "nothing"
+        left = "".join(f"; {name}: {reason}" for name, reason in state.left_in_float.items())
+        raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {looked_for}{left})")
     quantized = any(not layer.precision.is_float for layer in quant_layers(model))
+    if quantized and state.left_in_float:
+        left = "; ".join(f"{name}: {reason}" for name, reason in state.left_in_float.items())
+        log.warning("not quantized, and not in the ledger: %s", left)
     return smaller(model, state) if compact and quantized else model
 
 
@@ -109,10 +124,25 @@ def _layers(model: nn.Module) -> tuple[list[tuple[str, nn.Module]], bool]:
     found: list[tuple[str, nn.Module]] = []
     embedded = False
     for name, m in model.named_modules(remove_duplicate=False):
-        if isinstance(m, nn.Conv2d | nn.Linear | Matmul):
+        if isinstance(m, KINDS) and not isinstance(m, QuantLayer):
             found.append((name, m))
         embedded |= isinstance(m, nn.Embedding) and not found
     return found, embedded
+
+
+def own_way(layer: nn.Module) -> str | None:
+    """Why a layer does more than a plain layer of its kind, in a clause; None where it does not."""
+    if type(layer) not in KINDS:
+        return f"{type(layer).__name__} may compute otherwise than {_kind(layer).__name__}"
+    if "forward" in vars(layer):
+        return "its forward has been replaced"
+    if not isinstance(layer, Matmul) and not isinstance(getattr(layer, "weight", None), nn.Parameter):
+        return "its weight is computed (weight norm, pruning): fold it into a plain parameter to have it quantized"
+    return None
+
+
+def _kind(layer: nn.Module) -> type[nn.Module]:
+    return next(kind for kind in KINDS if isinstance(layer, kind))
 
 
 def _always_float(model: nn.Module) -> Iterator[nn.Module]:
@@ -136,17 +166,16 @@ def quantized_layer(
     Raises:
         ConfigError: the layer has no quantized twin.
     """
+    reason = own_way(layer) if isinstance(layer, KINDS) else "only Conv2d, Linear and Matmul have a quantized form"
+    if reason is not None:
+        raise ConfigError(f"{name}: {type(layer).__name__} cannot be quantized: {reason}")
     if isinstance(layer, Matmul):
         return QuantMatmul(layer, precision, state, name, device).train(layer.training)
-    if not isinstance(getattr(layer, "weight", None), nn.Parameter):
-        raise ConfigError(
-            f"{name}: its weight is computed (weight norm, parametrization); fold it into a plain parameter first"
-        )
     if isinstance(layer, nn.Conv2d):
-        return QuantConv2d(layer, precision, state, name).train(layer.training)
-    if isinstance(layer, nn.Linear):
-        return QuantLinear(layer, precision, state, name).train(layer.training)
-    raise ConfigError(f"{name}: {type(layer).__name__} has no quantized form (only Conv2d, Linear and Matmul)")
+        kind = QuantConv2d if zero_padding(layer) is not None else PaddedQuantConv2d
+        return kind(layer, precision, state, name).train(layer.training)
+    assert isinstance(layer, nn.Linear)
+    return QuantLinear(layer, precision, state, name).train(layer.training)
 
 
 def quant_layers(model: nn.Module) -> Iterator[QuantLayer]:

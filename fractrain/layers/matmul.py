@@ -26,9 +26,11 @@ from fractrain.cost.counting import entries_for
 from fractrain.cost.ledger import Entry
 from fractrain.kernels.cpu.gemm import matmul
 from fractrain.layers.base import QuantLayer
-from fractrain.layers.products import Activation, Backward
+from fractrain.layers.eager import eager
+from fractrain.layers.products import Activation, Backward, widened
 from fractrain.layers.softmax import Remake
 from fractrain.layers.state import QuantState
+from fractrain.layers.tensor_hints import version_of
 from fractrain.numerics.precision import Precision
 from fractrain.numerics.quantize import Kept
 from fractrain.numerics.tiles import PerTile
@@ -83,7 +85,7 @@ def stand_in(a: torch.Tensor, b: torch.Tensor, transpose: bool) -> torch.Tensor:
     return zero.expand(*a.shape[:-1], b.shape[-2 if transpose else -1])
 
 
-class QuantMatmul(QuantLayer):
+class QuantMatmul(QuantLayer, Matmul):
     """Product of two activations with quantized operands; see the module's docstring.
 
     Attributes:
@@ -104,8 +106,8 @@ class QuantMatmul(QuantLayer):
         self, plain: Matmul, precision: Precision, state: QuantState | None = None, site: str = "",
         device: torch.device | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.transpose, self.remade = plain.transpose, plain.remade
+        nn.Module.__init__(self)
+        self.take_over(plain)
         self.init_quant(precision, state or QuantState(), site or "matmul", device)
         for name in ("second_low", "second_high"):
             self.register_buffer(name, torch.zeros((), device=device))
@@ -124,7 +126,7 @@ class QuantMatmul(QuantLayer):
         return False
 
     @property
-    def is_float(self) -> bool:
+    def is_float(self) -> bool:  # type: ignore[override]
         """Whether nothing is quantized at the present precision."""
         return self.effective(self.precision).is_float
 
@@ -165,6 +167,7 @@ class QuantMatmul(QuantLayer):
 
     # -- the products ------------------------------------------------------------------------------------------------
 
+    @eager
     def forward(self, a: torch.Tensor, b: torch.Tensor, elsewhere: bool = False) -> torch.Tensor:  # type: ignore[override]
         """As :meth:`Matmul.forward`, at the present precision; counts the products in the ledger.
 
@@ -181,17 +184,24 @@ class QuantMatmul(QuantLayer):
         elif p.is_float:
             y = multiply(a, b, self.transpose)
         else:
-            y = self._quantized_pair(a, b, p)
+            y = self._wide_pair(a, b, p)
         for name, t in (("A", a), ("W", b), ("E", y)):
             self.shapes[name] = torch.Size((t.shape[0], t.shape[1:-1].numel(), t.shape[-1]))
         self.report(a, y, self.wants(a, b))
         return y
 
+    def _wide_pair(self, a: torch.Tensor, b: torch.Tensor, p: Precision) -> torch.Tensor:
+        """As :meth:`QuantLayer._wide`."""
+        if torch.is_autocast_enabled(a.device.type):
+            with torch.autocast(a.device.type, enabled=False):
+                return self._wide_pair(a, b, p)
+        return self._quantized_pair(widened(a), widened(b), p).to(a.dtype)
+
     def _quantized_pair(self, a: torch.Tensor, b: torch.Tensor, p: Precision) -> torch.Tensor:
         scope = self.state.scope
         key = None if scope is None else ("product", self.site, scope.forward_key, len(scope.sites))
         known = None if scope is None else scope.memo.get(key)
-        if known is not None and known[0]._version == known[3]:  # see QuantLayer
+        if known is not None and version_of(known[0]) == known[3]:  # see QuantLayer
             self._remake = self._recipe(*known[1:3]) if self.remade and p.gc_a.same_as(p.fw_a) else None
             return _Pair.apply(a, b, self, p, (), known[1:3], known[0])  # type: ignore[no-any-return]
         first, second = _rows(a), _rows(b)
@@ -202,7 +212,7 @@ class QuantMatmul(QuantLayer):
         y: torch.Tensor = _Pair.apply(a, b, self, p, (now[0].values, now[1].values), kept, None)
         if scope is not None and self.training:
             slim = [replace(k, values=None) if k.codes is not None else k for k in kept]
-            scope.memo[key] = (y.detach(), *slim, y._version)
+            scope.memo[key] = (y.detach(), *slim, version_of(y))
         if self.remade:
             self._remake = self._recipe(*kept) if kept is now else None
         return y
@@ -275,6 +285,10 @@ class _Pair(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        kind = grads[0].device.type
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return _Pair.backward(ctx, *grads)
         layer, p = cast(QuantMatmul, ctx.layer), cast(Precision, ctx.precision)
         want_a, want_b = ctx.needs_input_grad[:2]
         stored = [

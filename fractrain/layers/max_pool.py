@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fractrain.kernels.cpu import memory as blocks
+from fractrain.layers.eager import eager
 from fractrain.numerics.quantize import fused_for
 
 Pair = tuple[int, int]
@@ -30,6 +31,7 @@ class CompactMaxPool2d(nn.MaxPool2d):
         """The same pooling."""
         return cls(pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.return_indices, pool.ceil_mode)
 
+    @eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pool ``[N, C, H, W]``."""
         kernel, stride, padding = (_pair(v) for v in (self.kernel_size, self.stride, self.padding))

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from fractrain.layers.base import QuantLayer
 
 
+WIDE = (torch.float32, torch.float64)  # types that products are computed in
+
+
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """A tensor in a type that products are computed in."""
+    return x if x.dtype in WIDE else x.float()
+
+
 @dataclass
 class Activation:
     """An activation operand ready for its product.
@@ -66,7 +74,8 @@ def run_products(
     scope = layer.state.scope
     pool = None if scope is None else scope.pool
     weight = layer.weight if pool is None else pool.weights.get(id(layer), layer.weight)
-    y: torch.Tensor = _Products.apply(x, weight, layer.bias, layer, now, kept, known)
+    bias = None if layer.bias is None else widened(layer.bias)
+    y: torch.Tensor = _Products.apply(x, widened(weight), bias, layer, now, kept, known)
     return y
 
 
@@ -110,6 +119,10 @@ class _Products(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        kind = grads[0].device.type
+        if torch.is_autocast_enabled(kind):  # a loop that goes backward inside of it
+            with torch.autocast(kind, enabled=False):
+                return _Products.backward(ctx, *grads)
         layer: QuantLayer = ctx.layer
         p: Precision = ctx.precision
         w, master, a = ctx.saved_tensors

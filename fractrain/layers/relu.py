@@ -15,10 +15,11 @@ from torch.autograd.graph import increment_version
 
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.layers import tensor_hints as known_range
+from fractrain.layers.eager import eager
 from fractrain.numerics.quantize import flat, fused_for
 
 
-class CompactReLU(nn.Module):
+class CompactReLU(nn.ReLU):
     """``max(x, 0)``, same values and gradients as :class:`torch.nn.ReLU`.
 
     It keeps a bit per element of dense float32 tensors on the CPU with a multiple of eight elements per sample, of all
@@ -28,10 +29,7 @@ class CompactReLU(nn.Module):
         inplace: overwrite the input.
     """
 
-    def __init__(self, inplace: bool = False) -> None:
-        super().__init__()
-        self.inplace = inplace
-
+    @eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply it to a tensor of any shape."""
         if known_range.rectified(x):  # by the BatchNorm before it
@@ -65,7 +63,7 @@ class _ReLU(torch.autograd.Function):
             y = x if inplace else blocks.empty_like(x)
             signs = room_for_signs(x)
             module.relu[parallel](flat(x.detach()), flat(y.detach()), flat(signs))
-            if inplace:
+            if inplace and not x.is_inference():
                 increment_version(x)
         if inplace:
             ctx.mark_dirty(x)

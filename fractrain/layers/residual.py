@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fractrain.kernels.cpu import memory as blocks
+from fractrain.layers.eager import eager
 from fractrain.layers.relu import CompactReLU, kernels_for, layout_of, rectify_gradient, room_for_signs
 from fractrain.layers.shared_backward import Pool
 from fractrain.layers.state import QuantState
@@ -30,6 +31,7 @@ class CompactSumReLU(SumReLU):
         self._state = state or QuantState()
         self._relu = CompactReLU(inplace=True)
 
+    @eager
     def forward(self, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Add and rectify."""
         if not _alike(y, shortcut):

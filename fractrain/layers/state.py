@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,8 @@ class QuantState:
             :mod:`fractrain.experimental.cuda_graphs`): nothing that a step does may then depend on what the host
             reads from the
             device; else None.
+        left_in_float: layers that were not converted because they are more than a plain convolution or linear layer, by
+            name, each with the reason; see :func:`fractrain.layers.convert.convert`.
     """
 
     def __init__(self, seed: int = 0, ledger: Ledger | None = None, kernels: Kernels = "auto") -> None:
@@ -78,11 +81,22 @@ class QuantState:
         self.kernels: Kernels = kernels
         self.scope: CandidateScope | None = None
         self.table: NoiseTable | None = None
+        self.left_in_float: dict[str, str] = {}
         self._watched: dict[tuple[str, str], torch.Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantState:
-        """Copies of a model keep sharing one state (a deep copy would split it layer by layer)."""
-        return self
+        """The state of a copied model: the same step and seed, shared by the copy's layers alone, and counting nothing.
+
+        Set ``ledger.enabled`` of the copy to count its work as well.
+        """
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        twin.ledger = memo.setdefault(id(self.ledger), Ledger(self.ledger.meta))
+        twin.ledger.enabled = False
+        twin.scope = twin.table = None
+        twin._watched = {}
+        twin.left_in_float = dict(self.left_in_float)
+        return twin
 
     @property
     def recorded(self) -> bool:

@@ -11,37 +11,42 @@ import numpy as np
 import torch
 
 
+def version_of(x: torch.Tensor) -> int | None:
+    """How often a tensor was written to; None in inference mode, which does not count that."""
+    return None if x.is_inference() else x._version
+
+
 def note(x: torch.Tensor, low: float, high: float) -> None:
     """Note the extremes of a tensor; nothing where they are not finite, so that who measures finds out."""
     if math.isfinite(low) and math.isfinite(high):
-        x._known_range = (low, high, x._version)  # type: ignore[attr-defined]
+        x._known_range = (low, high, version_of(x))  # type: ignore[attr-defined]
 
 
 def of(x: torch.Tensor) -> tuple[float, float] | None:
     """Extremes of a tensor, if known and nothing was written to it since."""
     known = getattr(x, "_known_range", None)
-    return known[:2] if known is not None and known[2] == x._version else None
+    return known[:2] if known is not None and known[2] == version_of(x) else None
 
 
 def mark_rectified(x: torch.Tensor) -> None:
     """Note that the ReLU which the tensor goes to has been applied."""
-    x._rectified = x._version  # type: ignore[attr-defined]
+    x._rectified = (version_of(x),)  # type: ignore[attr-defined]
 
 
 def rectified(x: torch.Tensor) -> bool:
     """Whether a ReLU has nothing left to do."""
-    return bool(getattr(x, "_rectified", None) == x._version)
+    return bool(getattr(x, "_rectified", None) == (version_of(x),))
 
 
 def note_samples(x: torch.Tensor, live: np.ndarray) -> None:
     """Note which samples of a tensor are not all zero: uint8 ``[N]``."""
-    x._live_samples = (live, x._version)  # type: ignore[attr-defined]
+    x._live_samples = (live, version_of(x))  # type: ignore[attr-defined]
 
 
 def samples_of(x: torch.Tensor) -> np.ndarray | None:
     """Which samples may differ from zero, uint8 ``[N]``, if known and nothing was written to the tensor since."""
     known = getattr(x, "_live_samples", None)
-    live: np.ndarray | None = known[0] if known is not None and known[1] == x._version else None
+    live: np.ndarray | None = known[0] if known is not None and known[1] == version_of(x) else None
     return live
 
 

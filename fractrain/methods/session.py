@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
+from fractrain.layers.eager import eager
+from fractrain.layers.nested import first_tensor
 from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.blocks import gateable_blocks
@@ -51,11 +53,13 @@ class Session:
         self._loss_sum: Any = 0.0
         self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.method.on_epoch_start(0)
-        self.model.register_forward_pre_hook(self._before_forward)
+        self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
-    def _before_forward(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    @eager
+    def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.ledger.begin("train" if model.training else "eval", self._epochs)
-        self.ledger.samples(inputs[0].shape[0])
+        first = first_tensor((args, kwargs))
+        self.ledger.samples(0 if first is None or not first.dim() else first.shape[0])
         self.method.on_step_start(self._steps)
 
     def loss(self, loss: torch.Tensor) -> torch.Tensor:
@@ -140,7 +144,8 @@ def attach(
 
     Args:
         name: registry name (``fractrain``, ``pfq``, ``sbm``, ...) or a method object.
-        model: any ``nn.Module`` of convolutions and linear layers that takes one tensor; changed in place.
+        model: any ``nn.Module`` of convolutions and linear layers; its inputs are tensors, or tuples, lists and dicts
+            of them, the first of which has samples along its first axis. It is changed in place.
         seed: of stochastic rounding and gate initialisation.
         blocks: names of the gateable blocks, in the order data flows; found by themselves in this package's models
             and torchvision's residual networks.

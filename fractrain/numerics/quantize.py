@@ -74,7 +74,7 @@ class Quantized(Kept):
     rows: RowGrid | None = None
 
     def values(self) -> torch.Tensor:
-        """Return the values as float32, in the layout of the codes."""
+        """Return the values in the type of the grid, in the layout of the codes."""
         shift = 0.0 if self.codes.dtype == torch.uint8 else SHIFT16
         rows, g = self.rows, None
         if rows is None:
@@ -91,7 +91,7 @@ class Quantized(Kept):
             fused(flat(self.codes), rows.scale, rows.offset, rows.qmin, flat(out), np.float32(shift))
             return out
         assert g is not None
-        return (self.codes.to(torch.float32) + (g.qmin + shift)) * g.scale + g.offset
+        return (self.codes.to(g.scale.dtype) + (g.qmin + shift)) * g.scale + g.offset
 
     def take(self, rows: np.ndarray) -> Quantized:
         """Some samples of a tensor that compiled kernels have quantized."""
@@ -248,7 +248,7 @@ def _restore_tiles(codes: torch.Tensor, grid: Grid, tile: PerTile, kernels: Kern
     fused = _tiles_for(codes, kernels)
     if fused is None:
         g = grid.full(codes.shape)
-        return (codes.to(torch.float32) + (g.qmin + shift)) * g.scale + g.offset
+        return (codes.to(g.scale.dtype) + (g.qmin + shift)) * g.scale + g.offset
     out = blocks.empty_like(codes, dtype=torch.float32)
     params = _tile_params(grid, tile_counts(codes.shape, tile), ("scale", "offset", "qmin"))
     fused[0].dequantize[fused[1]](_matrix(codes), tile.rows, tile.cols, *params, _matrix(out), np.float32(shift))

@@ -223,7 +223,7 @@ def kinds_in(plugin: Path) -> set[str]:
 
 
 def import_file(name: str, path: Path) -> ModuleType:
-    """Import a Python file as ``fractrain_plugins.<name>``.
+    """Import a Python file as ``fractrain.plugins.<name>``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -232,7 +232,7 @@ def import_file(name: str, path: Path) -> ModuleType:
     """
     if not path.is_file():
         raise FileNotFoundError("no such file")
-    full = f"fractrain_plugins.{name}"
+    full = f"fractrain.plugins.{name}"
     spec = importlib.util.spec_from_file_location(full, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")

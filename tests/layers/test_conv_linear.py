@@ -46,7 +46,7 @@ CONVS: list[tuple[int, int, dict[str, Any]]] = [
 
 def conv_gradients(x: Array, w: Array, e: Array, layer: QuantConv2d) -> tuple[Array, Array]:
     """EB and GC by their definition: every product of a tap, added where it belongs."""
-    (sh, sw), (ph, pw), (dh, dw_) = layer.stride, layer.padding, layer.dilation  # type: ignore[misc]
+    (sh, sw), (ph, pw), (dh, dw_) = layer.stride, layer.zero_padding, layer.dilation  # type: ignore[misc]
     height, width = x.shape[2:]
     out, per, kh, kw = w.shape
     each = out // layer.groups
@@ -116,7 +116,7 @@ def run_conv(spec: Any, p: Precision, channels_last: bool, seed: int = 0) -> Non
     g = torch.randn(y.shape)
     y.backward(g)
     o = operands(seen, p, x, layer.weight, g)
-    want = conv2d(o["fw_a"], o["fw_w"], layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
+    want = conv2d(o["fw_a"], o["fw_w"], layer.stride, layer.zero_padding, layer.dilation, layer.groups)  # type: ignore[arg-type]
     if layer.bias is not None:
         want = want + f64(layer.bias)[None, :, None, None]
     close(y, want)
@@ -290,9 +290,9 @@ def test_bad_input_is_refused_in_one_line() -> None:
             layer(x)
         assert "\n" not in str(error.value)
     assert not list(conv.state.ledger.rows())
-    with pytest.raises(ConfigError, match="c2: padding mode 'circular'"):
+    with pytest.raises(ConfigError, match="c2: padding 'circular'"):
         QuantConv2d(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), p, site="c2")
-    with pytest.raises(ConfigError, match="c3: padding 'same'"):
+    with pytest.raises(ConfigError, match="c3: padding 'zeros', 'same'"):
         QuantConv2d(nn.Conv2d(3, 4, 2, padding="same"), p, site="c3")
 
 

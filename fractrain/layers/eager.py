@@ -1,0 +1,41 @@
+"""Keep tracers out of forward passes that run compiled kernels, count work and draw numbers by step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import fx
+from torch._subclasses import FakeTensor
+
+from fractrain.util.errors import ConfigError
+
+Forward = TypeVar("Forward", bound=Callable[..., Any])
+REASON = "layers of fractrain run outside of compiled graphs"
+
+
+def eager(forward: Forward) -> Forward:
+    """Run a module's ``forward`` as plain Python, whatever traces it.
+
+    ``torch.compile`` breaks its graph there and gives the bits of eager mode. A trace by ``torch.fx``,
+    ``torch.jit.trace`` or ``torch.export`` is refused: it would hold one step's constants and count nothing.
+
+    Raises:
+        ConfigError: (by the returned function) it is being traced.
+    """
+
+    @functools.wraps(forward)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return torch.compiler.disable(forward, reason=REASON)(self, *args, **kwargs)  # type: ignore[no-untyped-call]
+        symbolic = bool(args) and type(args[0]) is not torch.Tensor and isinstance(args[0], fx.Proxy | FakeTensor)
+        if symbolic or torch._C._get_tracing_state() is not None:
+            raise ConfigError(
+                f"{type(self).__name__} cannot be traced (torch.fx, torch.jit.trace, torch.export): trace the plain "
+                "model with these weights, or use torch.compile, which leaves such layers out of its graphs"
+            )
+        return forward(self, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
