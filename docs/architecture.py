@@ -15,7 +15,7 @@ FLOORS = (
     ("util",),
     ("numerics", "cost"),
     ("kernels", "layers"),
-    ("models", "data", "methods", "baselines"),
+    ("models", "data", "methods", "baselines", "plugins"),
     ("distributed", "engine"),
     ("execute", "plan"),
     ("report",),

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 import torch
-from models import LowRank, Residual, Standardized, batches, chain, seeded
+from layer_models import LowRank, Residual, Standardized, batches, chain, seeded
 from torch import nn
 from torch.nn.utils import parametrizations
 

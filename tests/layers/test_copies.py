@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import Residual, batches, chain, group_norm, seeded
+from layer_models import Residual, batches, chain, group_norm, seeded
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -120,7 +120,7 @@ def test_saved_models_load_in_another_process(tmp_path: Path) -> None:
         "        return convert(model, fractrain_precision(4, 4, 8), self.state)\n"
     )
     x = next(batches(1))[0]
-    script = ["import sys, torch", f"sys.path.insert(0, {str(Path(__file__).parent)!r})"]
+    script = ["import sys, torch", f"sys.path.insert(0, {str(Path(__file__).parents[1] / 'support')!r})"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FRACTRAIN_PLUGINS", str(plugin))
         want = {}
