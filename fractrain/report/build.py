@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fractrain.report.columns import columns, rules
 from fractrain.report.grid import plan
 from fractrain.report.improvement_rows import improvement_rows
-from fractrain.report.relative import with_relative
+from fractrain.report.relative import judged_claims, with_relative
 from fractrain.report.rows import MethodRow, method_row
 from fractrain.report.sources import PublishedIndex, Sources, Store, default_sources
 from fractrain.report.spec import TableSpec, check_profile
@@ -47,8 +47,9 @@ def build_table(
             built[row.key] = method_row(spec, pair, row, own, sources, index)
             notes += built[row.key].notes
             caveats += [(built[row.key].row, m.caveat) for m in built[row.key].measured.values() if m.caveat]
-        rows += [with_relative(spec, pair, row, built, index, known) for row in spec.rows_of(pair)]
-        more, remarks = improvement_rows(spec, pair, spec.dataset(pair, known), built, index)
+        rows += (own_rows := [with_relative(spec, pair, row, built, index, known) for row in spec.rows_of(pair)])
+        notes += [note for row in own_rows for note in judged_claims(spec, row)] if known == "paper" else []
+        more, remarks = improvement_rows(spec, pair, spec.dataset(pair, known), known, built, index)
         rows += more
         notes += remarks
     return Table(

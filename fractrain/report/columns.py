@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from fractrain.cost.hardware import create
+from fractrain.cost.hardware import HARDWARE
 from fractrain.report.spec import TableSpec
 from fractrain.report.spec_relative import Claim, Relative
 from fractrain.report.stats import CONFIDENCE
@@ -170,16 +170,22 @@ def relative_columns(spec: TableSpec, relative: Relative) -> list[Column]:
     ours = f"{relative.label} [{unit}] {better}, derived: {how} {_what(named)}"
     found = [Column(f"{quantity.key}_relative", ours, relative.short, parts, "derived")]
     if relative.claim:
-        head = f"{relative.claim.label} [{unit}] {better}, claimed by the source"
+        origin = "claimed by the source" if relative.claim.metric else "by the published rows"
+        head = f"{relative.claim.label} [{unit}] {better}, {origin}"
         found.insert(0, Column(f"{quantity.key}_claim", head, relative.claim.short, parts, "published"))
-    if relative.claim and relative.claim.saving:
-        short = "claim's verdict" if relative.short else ""
+    if relative.claim and relative.claim.judged:
+        short = "claim's verdict" if relative.short and relative.claim.short else ""
         found.append(Column(f"{quantity.key}_claim_verdict", f"{relative.label}: verdict on the claim", short, parts))
     return found
 
 
-def _claim_rule(claim: Claim) -> str:
-    """How a claimed saving is shown and judged."""
+def _claim_rule(claim: Claim, quality: bool) -> str:
+    """How a claim is shown and judged."""
+    if quality:
+        return (
+            f"{claim.label}: the difference of the published rows, which are one run each; its verdict judges our "
+            f"difference, paired over seeds, by the rule below, with a tolerance of {claim.tolerance:g}."
+        )
     return (
         f"{claim.label}, as claimed: a saving of s % stands as the ratio 1/(1 - s/100). Its verdict sets s beside the "
         "measured saving, 100 x (1 - the row's cost / the other row's), in percentage points: by the rule below, but "
@@ -211,11 +217,8 @@ def rules(spec: TableSpec) -> tuple[str, ...]:
             "perplexity: the same rule, in units of perplexity for percentage points."
         )
     if spec.hardware:
-        model = create(spec.hardware)
-        texts.append(
-            f"Energy and latency of our runs are modelled by {spec.hardware}: {model.summary().rstrip('.')}. It is not "
-            f"{model.is_not}."
-        )
+        description = HARDWARE.get(spec.hardware).description
+        texts.append(f"Energy and latency of our runs are modelled by {spec.hardware}: {description}.")
     if any(c.key in ("bitops_end", "bitops_end_relative") for c in columns(spec)):
         texts.append(
             "BitOPs@end = sum of MACs x bits of operand 1 x bits of operand 2 over everything counted in the whole run "
@@ -229,11 +232,16 @@ def rules(spec: TableSpec) -> tuple[str, ...]:
             "divided by the row's own, so above 1 is a saving. Both are paired over common seeds. No step was timed: a "
             "speed-up is a ratio of counted operations or of modelled latency, as its heading says."
         )
-    texts += [_claim_rule(relative.claim) for relative in spec.relative if relative.claim and relative.claim.saving]
+    for relative in spec.relative:
+        if relative.claim and relative.claim.judged:
+            texts.append(_claim_rule(relative.claim, relative.quantity.startswith(("accuracy", "perplexity"))))
     if spec.improvement:
         names = ", ".join(spec.row(key).label for key in spec.improvement.baselines)
         texts.append(
             f"Improvement rows: {spec.row(spec.improvement.subject).label} against the static baselines ({names}). "
-            "Accuracy: difference in points to the best of them; costs: saving in %, as min~max over them."
+            "Accuracy: difference in points to the best of them, paired over seeds; costs: saving in %, as min~max "
+            "over them, with the span of the intervals of their paired savings. Verdicts compare each with the "
+            "published rows, baseline by baseline, by the rule below; the tolerance of a saving is "
+            f"{spec.improvement.tolerance:g} points."
         )
     return (*texts, "Verdict: " + rule_text(spec.verdict.rule()))

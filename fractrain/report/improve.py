@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Final
 
+from fractrain.cost.hardware import HARDWARE
 from fractrain.report.columns import QUANTITIES, Quantity
-from fractrain.report.stats import Estimate, estimate, paired_difference
+from fractrain.report.stats import Estimate, estimate, paired_difference, paired_saving
 from fractrain.report.values import Cell, Measured
+from fractrain.report.verdict import Verdict
 
+CIRCULAR: Final = Verdict("inconclusive", "the hardware model is fitted to the published rows")
 Runs = Mapping[int, Measured]  # by seed, complete rows only
 
 
@@ -29,6 +33,18 @@ def saving_cell(subject: float, baselines: Sequence[float], source: str) -> Cell
     low, high = saving_range(subject, baselines)
     text = f"{low:.1f} %" if len(baselines) == 1 else f"{low:.1f}~{high:.1f} %"
     return Cell(text, "derived", low=low, high=high, source=source)
+
+
+def measured_saving_cell(savings: Sequence[Estimate], source: str) -> Cell:
+    """Cell of a cost column with intervals: the least and greatest mean, and in brackets what their intervals span."""
+    low, high = min(s.mean for s in savings), max(s.mean for s in savings)
+    text = f"{low:.1f} %" if len(savings) == 1 else f"{low:.1f}~{high:.1f} %"
+    ends = [end for s in savings for end in (s.low, s.high) if end is not None]
+    n = min(s.n for s in savings)
+    if not ends:
+        return Cell(text, "derived", low=low, high=high, n=n, source=source)
+    text = f"{text} [{min(ends):.1f}, {max(ends):.1f}]"
+    return Cell(text, "derived", low=min(ends), high=max(ends), n=n, source=f"{source}; 95 % intervals, paired")
 
 
 def difference_cell(difference: Estimate, source: str) -> Cell:
@@ -67,8 +83,8 @@ def published_cells(
 def measured_cells(runs: Mapping[str, Runs], subject: str, baselines: Sequence[str]) -> dict[str, Cell]:
     """Improvement of the measured runs, over those baselines that were measured.
 
-    Accuracy and perplexity are paired differences over common seeds to the baseline with the best mean; costs compare
-    means.
+    Accuracy and perplexity are differences to the baseline with the best mean, costs are savings over each baseline;
+    all are paired over common seeds.
 
     Args:
         runs: complete rows by row key.
@@ -86,13 +102,20 @@ def measured_cells(runs: Mapping[str, Runs], subject: str, baselines: Sequence[s
         if not own or not others or quantity.key == "cp":
             continue
         if not quantity.is_quality:
-            cells[quantity.key] = saving_cell(_mean(own), [_mean(o) for o in others], source)
+            savings = [saving for other in others if (saving := paired_saving(own, other)) is not None]
+            if savings:
+                cells[quantity.key] = measured_saving_cell(savings, source)
             continue
         best = quantity.best(_mean(o) for o in others)
         rival = next(o for o in others if _mean(o) == best)
         if (difference := paired_difference(own, rival)) is not None:
             cells[quantity.key] = difference_cell(difference, source)
     return cells
+
+
+def circular(quantity: Quantity, hardware: str) -> bool:
+    """Whether a number is modelled by something fitted to the published rows: then it is no evidence for them."""
+    return quantity.modelled and bool(getattr(HARDWARE.get(hardware), "fitted_to_published", False))
 
 
 def numbers(runs: Runs, quantity: Quantity) -> dict[int, float]:

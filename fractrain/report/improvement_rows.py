@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
 
 from fractrain.cost.published import PublishedRow
+from fractrain.engine.recipes import Profile
 from fractrain.report import improve
 from fractrain.report.columns import QUANTITIES, columns
 from fractrain.report.rows import EMPTY, MethodRow, group, labels
 from fractrain.report.sources import PublishedIndex
 from fractrain.report.spec import Pair, TableSpec
+from fractrain.report.stats import paired_difference, paired_saving
 from fractrain.report.values import Cell, Row
+from fractrain.report.verdict import Verdict, Word, judge
+
+GAINS: Final = {"MACs": "macs_best", "latency": "latency", "energy": "energy", "accuracy": "accuracy_best_test"}
+WORST: Final[tuple[Word, ...]] = ("differs", "inconclusive", "reproduced")
 
 
 def improvement_rows(
-    spec: TableSpec, pair: Pair, dataset: str, built: Mapping[str, MethodRow], index: PublishedIndex
+    spec: TableSpec,
+    pair: Pair,
+    dataset: str,
+    profile: Profile,
+    built: Mapping[str, MethodRow],
+    index: PublishedIndex,
 ) -> tuple[list[Row], list[str]]:
     """The improvement as the paper prints it, and the same recomputed from the rows, published and measured.
 
@@ -22,6 +35,7 @@ def improvement_rows(
         spec: the table.
         pair: the model and data set.
         dataset: registry name of the data set that was really used.
+        profile: whose runs were measured.
         built: the pair's method rows by row key.
         index: the published numbers.
 
@@ -47,9 +61,45 @@ def improvement_rows(
     blank = {column.key: EMPTY for column in columns(spec)}
     first = labels(pair, dataset, label, "as printed") | printed
     second = labels(pair, dataset, label, "recomputed") | recomputed | measured
+    verdicts = gain_verdicts(spec, pair, dataset, profile, built, subject, baselines) if measured else {}
+    if verdicts:
+        worst = min(verdicts.values(), key=lambda v: WORST.index(v.word))
+        second["verdict"] = Cell(f"{worst.word} (see notes)" if profile == "paper" else str(worst))
+        if profile == "paper":
+            notes.append(f"{where}, {label}: {'; '.join(f'{name} {verdict}' for name, verdict in verdicts.items())}.")
     rows = [Row("improvement printed", where, blank | {k: c for k, c in first.items() if k in blank})]
     rows.append(Row("improvement recomputed", where, blank | {k: c for k, c in second.items() if k in blank}))
     return rows, notes
+
+
+def gain_verdicts(
+    spec: TableSpec, pair: Pair, dataset: str, profile: Profile, built: Mapping[str, MethodRow], subject: str,
+    baselines: Sequence[str],
+) -> dict[str, Verdict]:  # fmt: skip
+    """One verdict for each published gain, savings of MACs first; baseline by baseline, the least favourable counts."""
+    assert spec.improvement is not None
+    accuracy = spec.verdict.rule()
+    saving = replace(accuracy, tolerance=spec.improvement.tolerance)
+    gains: dict[str, Verdict] = {}
+    for name, key in GAINS.items():
+        quantity = next(q for q in QUANTITIES if q.key == key)
+        own, said = built[subject], built[subject].published.get(quantity.published)
+        verdicts = []
+        for other in (built[b] for b in baselines):
+            theirs = other.published.get(quantity.published)
+            mine, others = improve.numbers(own.measured, quantity), improve.numbers(other.measured, quantity)
+            found = paired_difference(mine, others) if quantity.is_quality else paired_saving(mine, others)
+            if said is None or theirs is None or found is None:
+                continue
+            if profile == "paper" and improve.circular(quantity, spec.hardware):
+                verdicts.append(improve.CIRCULAR)
+                continue
+            claim = said - theirs if quantity.is_quality else 100 * (1 - said / theirs)
+            rule = accuracy if quantity.is_quality else saving
+            verdicts.append(judge(found, claim, profile, dataset == pair.dataset, rule))
+        if verdicts:
+            gains[name] = min(verdicts, key=lambda v: WORST.index(v.word))
+    return gains
 
 
 def _printed(pair: Pair, method: str, index: PublishedIndex) -> dict[str, Cell]:

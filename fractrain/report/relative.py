@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fractrain.cost.published import PublishedRow
 from fractrain.engine.recipes import Profile
 from fractrain.report.columns import QUANTITIES, Quantity
-from fractrain.report.improve import numbers
+from fractrain.report.improve import CIRCULAR, circular, numbers
 from fractrain.report.rows import MethodRow, published_value
 from fractrain.report.sources import PublishedIndex
 from fractrain.report.spec import Pair, RowSpec, TableSpec
 from fractrain.report.spec_relative import Claim
-from fractrain.report.stats import Estimate, paired_difference, paired_ratio
+from fractrain.report.stats import Estimate, paired_difference, paired_ratio, paired_saving
 from fractrain.report.values import Cell, Measured, Row
-from fractrain.report.verdict import Verdict, judge
+from fractrain.report.verdict import Verdict, VerdictRule, judge
 from fractrain.util.errors import DataError
 
 
@@ -40,17 +40,56 @@ def with_relative(
     cells: dict[str, Cell] = {}
     for relative in spec.relative if row.against in built else ():
         quantity = next(q for q in QUANTITIES if q.key == relative.quantity)
-        claim = relative.claim
-        claimed = published_value(pair, row, claim.metric, index) if claim else None
-        if claim and claimed is not None:
-            cells[f"{quantity.key}_claim"] = saving_claim_cell(claimed) if claim.saving else claim_cell(claimed)
-            if claim.saving:
-                verdict = _claim_verdict(spec, pair, row, built, profile, quantity, claim, claimed)
-                cells[f"{quantity.key}_claim_verdict"] = Cell(verdict)
-        found = compare(built[row.key].measured, built[row.against].measured, quantity)
+        own, other = built[row.key], built[row.against]
+        said = _claimed(relative.claim, pair, row, own, other, quantity, index) if relative.claim else None
+        if relative.claim and said is not None:
+            cells[f"{quantity.key}_claim"] = said.cell
+            if relative.claim.judged:
+                rule = replace(spec.verdict.rule(), tolerance=relative.claim.tolerance)
+                real = spec.dataset(pair, profile) == pair.dataset
+                word = _verdict(own, other, quantity, said.value, spec, row, rule, profile, real)
+                cells[f"{quantity.key}_claim_verdict"] = Cell(word)
+        found = compare(own.measured, other.measured, quantity)
         if found is not None:
             cells[f"{quantity.key}_relative"] = _cell(found, quantity, spec.row(row.against).label, spec.hardware)
     return replace(built[row.key].row, cells={**built[row.key].row.cells, **cells})
+
+
+@dataclass(frozen=True)
+class _Claimed:
+    """What is claimed: the cell that shows it, and the number that is judged (difference or saving in percent)."""
+
+    cell: Cell
+    value: float | None = None
+
+
+def _claimed(
+    claim: Claim, pair: Pair, row: RowSpec, own: MethodRow, other: MethodRow, quantity: Quantity, index: PublishedIndex
+) -> _Claimed | None:
+    """The claim of a row's source, or what follows from the published numbers of both rows; None without either."""
+    if claim.metric:
+        found = published_value(pair, row, claim.metric, index)
+        if found is None:
+            return None
+        return _Claimed(saving_claim_cell(found), _saving(found)) if claim.saving else _Claimed(claim_cell(found))
+    mine, theirs = own.published.get(quantity.published), other.published.get(quantity.published)
+    if mine is None or theirs is None:
+        return None
+    source = "from the published rows of both"
+    if quantity.is_quality:
+        return _Claimed(Cell(f"{mine - theirs:+.2f}", "derived", mine - theirs, source=source), mine - theirs)
+    ratio, saving = theirs / mine, 100 * (1 - mine / theirs)
+    return _Claimed(Cell(f"{ratio:.2f} ({saving:.1f} % less)", "derived", ratio, source=source), saving)
+
+
+def judged_claims(spec: TableSpec, row: Row) -> list[str]:
+    """One sentence for each verdict on a claim that the compact layout has no column for."""
+    notes = []
+    for relative in spec.relative:
+        verdict = row.text(f"{relative.quantity}_claim_verdict")
+        if verdict and verdict != "not run" and not (relative.claim and relative.claim.short):
+            notes.append(f"{row.group}, {row.text('method')}, {relative.label}: {verdict}.")
+    return notes
 
 
 def compare(own: Mapping[int, Measured], other: Mapping[int, Measured], quantity: Quantity) -> Estimate | None:
@@ -96,21 +135,20 @@ def _saving(row: PublishedRow) -> float:
     return float(row.value)
 
 
-def _claim_verdict(
-    spec: TableSpec, pair: Pair, row: RowSpec, built: Mapping[str, MethodRow], profile: Profile, quantity: Quantity,
-    claim: Claim, claimed: PublishedRow,
+def _verdict(
+    own: MethodRow, other: MethodRow, quantity: Quantity, said: float | None, spec: TableSpec, row: RowSpec,
+    rule: VerdictRule, profile: Profile, real: bool,
 ) -> str:  # fmt: skip
-    """What the measured saving says of the claimed one, by the rule of the table; both in percent."""
-    own, other = built[row.key], built[row.against]
+    """What the measured difference or saving (percent) says of the claimed one."""
     if not own.measured:
         return own.row.text("verdict")
-    share = compare(other.measured, own.measured, quantity)  # the row's cost by the other's, so that a saving is linear
-    if share is None:
+    mine, theirs = numbers(own.measured, quantity), numbers(other.measured, quantity)
+    found = paired_difference(mine, theirs) if quantity.is_quality else paired_saving(mine, theirs)
+    if found is None:
         return str(Verdict("inconclusive", f"nothing of {spec.row(row.against).label} to compare with"))
-    half = None if share.half_width is None else 100 * share.half_width
-    saving = replace(share, mean=100 * (1 - share.mean), sd=None, half_width=half)
-    real = spec.dataset(pair, profile) == pair.dataset
-    return str(judge(saving, _saving(claimed), profile, real, replace(spec.verdict.rule(), tolerance=claim.tolerance)))
+    if profile == "paper" and circular(quantity, spec.hardware):
+        return str(CIRCULAR)
+    return str(judge(found, said, profile, real, rule))
 
 
 def _cell(found: Estimate, quantity: Quantity, other: str, hardware: str) -> Cell:

@@ -135,23 +135,29 @@ class Drawing(Strict):
 
 
 class Improvement(Strict):
-    """Improvement rows: one row of the table against a list of others; ``published`` names the printed ones."""
+    """Improvement rows: one row of the table against a list of others.
+
+    Attributes:
+        published: names the printed ones.
+        tolerance: half the width of the zone around a published saving, in percentage points. Published savings are of
+            single runs, and @best depends on when their best accuracy happened to come.
+    """
 
     subject: str
     baselines: tuple[str, ...] = pydantic.Field(min_length=1, strict=False)
     published: str = ""
+    tolerance: float = pydantic.Field(default=2.0, ge=0)
 
 
 class RuleSpec(Strict):
     """The numbers of the verdict, see :class:`fractrain.report.verdict.VerdictRule`."""
 
     min_seeds: int = pydantic.Field(default=3, ge=2)
-    tolerance: float = pydantic.Field(default=0.2, ge=0)
-    max_half_width: float = pydantic.Field(default=1.0, gt=0)
+    tolerance: float = pydantic.Field(default=0.5, ge=0)
 
     def rule(self) -> VerdictRule:
         """The rule as the plain value that :func:`fractrain.report.verdict.judge` takes."""
-        return VerdictRule(self.min_seeds, self.tolerance, self.max_half_width)
+        return VerdictRule(self.min_seeds, self.tolerance)
 
 
 class RunRequest(Strict):

@@ -17,18 +17,25 @@ class Claim(Strict):
     """What a row's source claims: a metric of the published rows, shown in a column of its own.
 
     Attributes:
-        metric: as in the published rows.
+        metric: as in the published rows; empty: what the published numbers of the two rows give, a difference or a
+            saving. Such a claim is judged.
         label, short: first words of the column's heading, and its heading in the compact layout.
         saving: the metric is a saving of cost in percent. It is shown as the ratio that it means, and a column beside
             our own ratio judges it; otherwise the claim stands in the source's words, and nobody judges it.
-        tolerance: percentage points of saving that the source leaves open, for example by rounding.
+        tolerance: half the width of the zone around the claim, in percentage points (of saving or accuracy) or in
+            perplexity: what the source leaves open.
     """
 
-    metric: str
+    metric: str = ""
     label: str
     short: str = ""
     saving: bool = False
     tolerance: float = pydantic.Field(default=0.5, ge=0)
+
+    @property
+    def judged(self) -> bool:
+        """Whether a column judges it."""
+        return self.saving or not self.metric
 
 
 class Relative(Strict):

@@ -67,6 +67,15 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Estimat
     return estimate([a[s] - b[s] for s in common]) if common else None
 
 
+def paired_saving(own: Mapping[int, float], other: Mapping[int, float]) -> Estimate | None:
+    """Mean of ``100 * (1 - own / other)`` over the seeds both have, with its t interval, in percent; None as below."""
+    share = paired_ratio(own, other)
+    if share is None:
+        return None
+    scaled = [None if v is None else 100 * v for v in (share.sd, share.half_width)]
+    return Estimate(100 * (1 - share.mean), scaled[0], scaled[1], share.n)
+
+
 def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate | None:
     """Mean of ``a / b`` over the seeds both have, with its t interval; None without a common seed or with a zero."""
     common = sorted(set(a) & set(b))

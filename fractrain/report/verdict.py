@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fractrain.report.power import MOST, chances, power_text, seeds_to_decide
 from fractrain.report.stats import Estimate
 
 Word = Literal["reproduced", "differs", "inconclusive", "not run"]
@@ -16,13 +17,12 @@ class VerdictRule:
 
     Attributes:
         min_seeds: measured seeds needed for a judgement.
-        tolerance: percentage points by which the interval is widened on both sides.
-        max_half_width: percentage points; a wider interval judges nothing.
+        tolerance: half the width of the zone of equivalence around the published value, in percentage points. It stands
+            for what the published value leaves open: it comes from one run, without seeds.
     """
 
     min_seeds: int = 3
-    tolerance: float = 0.2
-    max_half_width: float = 1.0
+    tolerance: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,13 @@ def judge(
 ) -> Verdict:
     """Judge a complete row.
 
-    The verdict is about accuracy alone, in the paper's own protocol (best on the test set). Only a complete row of
-    profile `paper` on the paper's own data set is judged: `reproduced` if the published value lies inside the
-    95 % Student t interval of the measured mean widened by the tolerance on both sides, otherwise `differs` (with
-    measured minus published). Everything else is `inconclusive`: a reduced profile or stand-in data, no published
-    value, missing, failed or diverged seeds, fewer seeds than the rule asks for, or an interval so wide that it would
-    contain almost any value. `not run`: nothing was run.
+    The row's verdict is about accuracy, in the paper's own protocol (best on the test set); paired differences and
+    savings have verdicts of their own, by the same rule. Only a complete row of profile `paper` on the paper's own data
+    set is judged, by equivalence: `reproduced` if the whole 95 % Student t interval of the measured mean lies within
+    the published value +- the tolerance, `differs` (with measured minus published) if it lies wholly outside, otherwise
+    `inconclusive`, with the number of seeds that would decide in four cases of five if mean and spread stayed as they
+    are. A reduced profile or stand-in data, no published value, missing, failed or diverged seeds, and fewer seeds than
+    the rule asks for are `inconclusive`, too. `not run`: nothing was run.
 
     Args:
         measured: accuracy in percent over all seeds.
@@ -70,13 +71,29 @@ def judge(
         return Verdict("inconclusive", "no published value")
     if measured.n < rule.min_seeds or measured.half_width is None:
         return Verdict("inconclusive", f"n={measured.n}, {rule.min_seeds} needed")
-    if measured.half_width > rule.max_half_width:
-        return Verdict("inconclusive", f"interval ±{measured.half_width:.2f} too wide")
+    return equivalence(measured, published, rule, less_is_better)
+
+
+def equivalence(measured: Estimate, published: float, rule: VerdictRule, less_is_better: bool = False) -> Verdict:
+    """Compare an interval with a zone around a published value; see :func:`judge` for the rule and the arguments.
+
+    Raises:
+        ValueError: there is no interval.
+    """
+    if measured.half_width is None or measured.sd is None:
+        raise ValueError("one value has no interval")
     difference = measured.mean - published
-    if abs(difference) <= measured.half_width + rule.tolerance:
+    if abs(difference) + measured.half_width <= rule.tolerance:
         return Verdict("reproduced")
-    direction = ", " + ("better" if difference < 0 else "worse") if less_is_better else ""
-    return Verdict("differs", f"{difference:+.2f}{direction}")
+    if abs(difference) - measured.half_width > rule.tolerance:
+        direction = ", " + ("better" if difference < 0 else "worse") if less_is_better else ""
+        return Verdict("differs", f"{difference:+.2f}{direction}")
+    power = chances(0, measured.sd, measured.n, rule.tolerance).reproduced
+    needed = seeds_to_decide(difference, measured.sd, rule.tolerance, measured.n + 1)
+    seeds = f"{needed} seeds" if needed else f"more than {MOST} seeds"
+    return Verdict(
+        "inconclusive", f"{difference:+.2f} ± {measured.half_width:.2f}, power {power:.0%}; {seeds} would decide"
+    )
 
 
 def incomplete(status: str, profile: str) -> Verdict:
@@ -88,6 +105,6 @@ def rule_text(rule: VerdictRule) -> str:
     """The rule of :func:`judge` with its numbers: the sentence printed under every table."""
     text = " ".join((judge.__doc__ or "").split("Args:")[0].split()).removeprefix("Judge a complete row. ")
     return (
-        f"{text} Here: at least {rule.min_seeds} seeds, tolerance {rule.tolerance:g} percentage points, "
-        f"interval at most ±{rule.max_half_width:g} points. Improvement rows are not judged."
+        f"{text} Here: at least {rule.min_seeds} seeds, tolerance {rule.tolerance:g} percentage points. "
+        f"{power_text(rule.tolerance)}"
     )

@@ -132,14 +132,36 @@ def test_measured_improvement_over_the_baselines_there_are(spec, store, sources)
     fill(store, "fractrain", [92.3, 92.6, 92.5], macs_best=4.0e13, macs_end=5.0e13, energy_kj=24.0, latency_min=225.0)
     table = build_table(spec, store, "paper", 3, sources)
     row = row_of(table, "FracTrain gain", kind="improvement recomputed")
-    expected = {"macs_best": "60.0 %", "macs_end": "75.0 %", "energy": "20.0 %", "latency": "25.0 %", "cp": "–"}
+    expected = {
+        "macs_best": "60.0 % [60.0, 60.0]", "macs_end": "75.0 % [75.0, 75.0]", "energy": "20.0 % [20.0, 20.0]",
+        "latency": "25.0 % [25.0, 25.0]", "cp": "–", "verdict": "differs (see notes)",
+    }  # fmt: skip
     assert {key: row.text(key) for key in expected} == expected
     difference = row.cells["accuracy_best_test"]
     assert difference.value == pytest.approx(-0.1 / 3)  # of -0.1, +0.1, -0.1
     assert difference.n == 3
     assert any("over 1 of 3 baselines (SBM)" in n for n in table.notes)
+    gain = next(n for n in table.notes if n.startswith("ResNet-38, CIFAR-10, FracTrain gain: MACs "))
+    assert "MACs differs (-6.36); " in gain  # 60 % measured, 66.36 % by the published rows
+    assert "latency inconclusive (the hardware model is fitted to the published rows)" in gain
+    assert "accuracy reproduced" in gain
     other = row_of(table, "FracTrain gain", data="CIFAR-100", kind="improvement recomputed")
     assert other.text("macs_best") == "–"
+
+
+def test_an_accurate_row_with_half_the_saving_is_no_reproduction(spec, store, sources):
+    published = {"macs_best": 1.18e14, "energy_kj": 33.55, "latency_min": 310.47}
+    fill(store, "sbm", [92.60, 92.66, 92.72], **published)
+    fill(store, "fractrain", [92.48, 92.54, 92.60], **{**published, "macs_best": 0.79e14})
+    table = build_table(spec, store, "paper", 3, sources)
+    row = row_of(table, "FracTrain")
+    assert row.text("verdict") == "reproduced"  # the accuracy
+    assert row.text("accuracy_best_test_claim") == "-0.12"
+    assert row.text("accuracy_best_test_claim_verdict") == "reproduced"
+    assert row.text("macs_best_claim").startswith("2.97 (66.4 % less)")
+    assert row.text("macs_best_claim_verdict") == "differs (-33.31)"
+    assert any("ResNet-38, CIFAR-10, FracTrain, MACs SBM/this: differs (-33.31)." in n for n in table.notes)
+    assert row_of(table, "FracTrain gain", kind="improvement recomputed").text("verdict") == "differs (see notes)"
 
 
 def test_measured_improvement_is_a_range_over_several_baselines(spec, store, sources):

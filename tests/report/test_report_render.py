@@ -176,7 +176,8 @@ def test_shown_text_is_the_rounded_number(table):
             if row.kind == "method" and cell.value is not None:
                 shown = cell.text.split(" ")[0]
                 digits = 3 if column.key.startswith("macs") else 4
-                assert float(shown) == pytest.approx(cell.value, rel=0.6 * 10 ** (1 - digits))
+                places = 5.1e-3 if column.key.endswith(("_relative", "_claim")) else 0.0  # differences: two decimals
+                assert float(shown) == pytest.approx(cell.value, rel=0.6 * 10 ** (1 - digits), abs=places)
 
 
 # -- layout and escaping ---------------------------------------------------------------------------------------------
@@ -189,8 +190,8 @@ def test_markdown_of_finished_runs_fits_a_terminal(spec, sources, store):
             store.add(f"{method}-{pair.model}-{data}-smoke-s0", 97.25, macs_best=2.5e10)
     table = render(build_table(spec, store, "smoke", 1, sources), "md").splitlines()
     widths = [len(line) for line in table if line.startswith("|")]
-    assert max(widths[: len(widths) // 2]) <= 126  # accuracy
-    assert max(widths) <= 144  # cost
+    assert max(widths[: len(widths) // 2]) <= 140  # accuracy
+    assert max(widths) <= 162  # cost
 
 
 def test_markdown_escapes_bars(nasty):
