@@ -15,6 +15,7 @@ from fractrain.kernels.cpu.int8 import Geometry
 from fractrain.kernels.cpu.int8_backward import Plan
 from fractrain.kernels.cuda.launch import quantize_measured
 from fractrain.layers import tensor_hints as known_range
+from fractrain.layers.delayed import adopt_histories, delayed_limits, prepare_histories, remember
 from fractrain.layers.eager import eager
 from fractrain.layers.products import WIDE, Activation, run_products, widened
 from fractrain.layers.state import QuantState
@@ -78,11 +79,17 @@ class QuantLayer(nn.Module):
         for name in ("running_low", "running_high"):
             self.register_buffer(name, torch.zeros((), device=device))
         self.register_buffer("running_steps", torch.zeros((), dtype=torch.int64, device=device))
+        prepare_histories(self, self.history_names(precision))
 
     @property
     def device(self) -> torch.device:
         """Where the layer is."""
         return self.running_low.device
+
+    @property
+    def keeps_forward_operand(self) -> bool:
+        """Whether what FW multiplies is kept for GC."""
+        return self.precision.gc_a.same_as(self.precision.fw_a)
 
     @property
     def learns(self) -> bool:
@@ -96,6 +103,18 @@ class QuantLayer(nn.Module):
     def wants(self, *inputs: torch.Tensor) -> tuple[bool, bool]:
         """Whether a training step with these inputs runs EB and GC."""
         return inputs[0].requires_grad, self.weight.requires_grad
+
+    def history_names(self, precision: Precision) -> dict[str, Operand]:
+        """Operands with delayed scaling by the name of their history: as they are quantized, uses alike only once."""
+        own = precision.operands()
+        shared = {"gc_a": "fw_a", "eb_w": "fw_w"}
+        kept = {n: o for n, o in own.items() if not (n in shared and o.same_as(own[shared[n]])) and n[-1] != "e"}
+        errors = {"E": own["gc_e"]} if own["eb_e"].same_as(own["gc_e"]) else {"E.gc": own["gc_e"], "E.eb": own["eb_e"]}
+        return {n.replace(".", "_"): o for n, o in {**kept, **errors}.items() if o.history}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        adopt_histories(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def matrix_rows(self, x: torch.Tensor) -> int:
         """Rows of each of the matrices that an operand stacks in its second last axis; 0: it is one matrix."""
@@ -227,14 +246,15 @@ class QuantLayer(nn.Module):
         # In evaluation nan may pass through, which codes cannot show: only measured ranges are known to be finite.
         geometry = self.integer_geometry(x) if name == "fw_a" and self.training else None
         tensor = "A" if name in ("fw_a", "gc_a") else "B"
-        noise, code_bits = self._noise(op, tensor, x), op.widest if self.training else 0
+        kept = self.training and (name not in ("fw_a", "fw_w") or geometry is not None or self.keeps_forward_operand)
+        noise, code_bits = self._noise(op, tensor, x), op.widest if kept else 0
         running = None if op.running is None else self.running_range(name)
         if not self.training and running is not None and bool(running[2] > 0):
             known: Limits | None = (running[0].to(x.dtype), running[1].to(x.dtype))
         else:
             known = self._shared_limits(x, op)
         only_codes = geometry is not None and self.observer is None
-        values, codes, limits = self._to_grid(x, op, noise, code_bits, "input", known, only_codes, told)
+        values, codes, limits = self._to_grid(x, op, name, noise, code_bits, "input", known, only_codes, told)
         if self.training and name in ("fw_a", "fw_w") and running is not None and op.running is not None:
             update_range(running, limits, op.running)
         if values is not None:
@@ -242,16 +262,17 @@ class QuantLayer(nn.Module):
         return Activation(values, codes, geometry)
 
     def _to_grid(
-        self, x: torch.Tensor, op: Operand, noise: NoiseKey | None, code_bits: int, what: str,
+        self, x: torch.Tensor, op: Operand, name: str, noise: NoiseKey | None, code_bits: int, what: str,
         known: Limits | None = None, only_codes: bool = False, told: tuple[float, float] | None = None,
     ) -> tuple[torch.Tensor | None, Kept | None, Limits | tuple[float, float]]:  # fmt: skip
         """Quantize ``x`` at the range that is ``known``, or else measured; return values, codes and the range.
 
-        With ``only_codes`` the values may be left out. What is ``told`` is what measuring would find.
+        ``name`` is that of the operand, ``what`` says what a message is about. With ``only_codes`` the values
+        may be left out. What is ``told`` is what measuring would find.
         """
         state = self.state
         if op.format.bits is not None:
-            return self._to_scaled(x, op, noise, code_bits > 0, what, known)
+            return self._to_scaled(x, op, name, noise, code_bits > 0, what, known)
         if known is None and state.reduce_limits is not None and what != "weight" and op.format.spans_samples:
             known = self._whole(op.format.limits(x, state.kernels), op, x)
         there = None if known is not None else quantize_measured(x, op.format, op.bits, noise, code_bits, state.kernels)
@@ -273,13 +294,18 @@ class QuantLayer(nn.Module):
         return values, codes, limits
 
     def _to_scaled(
-        self, x: torch.Tensor, op: Operand, noise: NoiseKey | None, keep: bool, what: str, known: Limits | None
-    ) -> tuple[torch.Tensor | None, Kept | None, Limits]:
+        self, x: torch.Tensor, op: Operand, name: str, noise: NoiseKey | None, keep: bool, what: str,
+        known: Limits | None,
+    ) -> tuple[torch.Tensor, Kept | None, Limits]:  # fmt: skip
         """As :meth:`_to_grid`, for formats that are no uniform grid."""
         reduce = None if what == "weight" else self.state.reduce_amax
         place = Place("W" if what == "weight" else "A", self.matrix_rows(x), reduce, keep, self.state.kernels)
+        history = name.replace(".", "_")
+        known = delayed_limits(self, history, op) or known
         done = op.format.quantize(x, op.bits, noise, known, place)
         self._check(done.limits, what)
+        if self.training:
+            remember(self, history, op, done.limits)
         return done.values, done.codes, done.limits
 
     def _shared_limits(self, x: torch.Tensor, op: Operand) -> Limits | None:
@@ -323,7 +349,7 @@ class QuantLayer(nn.Module):
         if kept is None or ((integer or slim) and kept[1] is None):
             w = op.format.forward_transform(widened(self.weight.detach()))
             code_bits = op.widest if integer or slim else 0
-            values, codes, _ = self._to_grid(w, op, self._noise(op, "W", w), code_bits, "weight")
+            values, codes, _ = self._to_grid(w, op, name, self._noise(op, "W", w), code_bits, "weight")
             assert values is not None
             self._observe(name, op, w, values)
             if self.training:  # holds the map, so that its id stays taken
@@ -357,7 +383,7 @@ class QuantLayer(nn.Module):
         only_codes = integer and not values and self.observer is None
         code_bits = min(op.widest, 8) if integer else 0
         e, codes, _ = self._to_grid(
-            g, op, self._noise(op, name, g), code_bits, "output gradient", None, only_codes, known_range.of(g)
+            g, op, name, self._noise(op, name, g), code_bits, "output gradient", None, only_codes, known_range.of(g)
         )
         if e is not None:
             self._observe(name, op, g, e)

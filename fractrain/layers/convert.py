@@ -119,6 +119,14 @@ def convert_body(model: nn.Module, precision: Precision | Rule, state: QuantStat
     return convert(model, precision, state, types=(nn.Linear, Matmul))
 
 
+def convert_weighted(model: nn.Module, precision: Precision | Rule, state: QuantState | None = None) -> nn.Module:
+    """:func:`convert` for methods that say: convolutions and linear layers but the first and the last.
+
+    Products of two activations stay in floating point.
+    """
+    return convert(model, precision, state, keep_first=True, types=(nn.Conv2d, nn.Linear))
+
+
 def _layers(model: nn.Module) -> tuple[list[tuple[str, nn.Module]], bool]:
     """Everything that can be replaced, by all its names, and whether an embedding comes before it."""
     found: list[tuple[str, nn.Module]] = []

@@ -31,7 +31,7 @@ from fractrain.layers.products import Activation, Backward, widened
 from fractrain.layers.softmax import Remake
 from fractrain.layers.state import QuantState
 from fractrain.layers.tensor_hints import version_of
-from fractrain.numerics.precision import Precision
+from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.quantize import Kept
 from fractrain.numerics.tiles import PerTile
 from fractrain.util.errors import ConfigError
@@ -108,12 +108,12 @@ class QuantMatmul(QuantLayer, Matmul):
     ) -> None:  # fmt: skip
         nn.Module.__init__(self)
         self.take_over(plain)
+        self._effective: tuple[Precision, Precision] | None = None
         self.init_quant(precision, state or QuantState(), site or "matmul", device)
         for name in ("second_low", "second_high"):
             self.register_buffer(name, torch.zeros((), device=device))
         self.register_buffer("second_steps", torch.zeros((), dtype=torch.int64, device=device))
         self._operand = torch.Size()  # of A in the last forward pass, heads apart
-        self._effective: tuple[Precision, Precision] | None = None
         self._remake: Remake | None = None
 
     def extra_repr(self) -> str:
@@ -135,7 +135,7 @@ class QuantMatmul(QuantLayer, Matmul):
         if self._effective is None or self._effective[0] is not precision:
             fw_w, eb_w = precision.fw_a, precision.gc_a
             if not self.transpose:  # the reduction is along the other axis of what is multiplied as it stands
-                fw_w, eb_w = (replace(o, format=o.format.flipped()) for o in (fw_w, eb_w))
+                fw_w, eb_w = fw_w.flipped(), eb_w.flipped()
             p = replace(precision, fw_w=fw_w, eb_w=eb_w)
             for op in p.operands().values():
                 if isinstance(op.bits, torch.Tensor) and isinstance(op.format.granularity, PerTile):
@@ -146,6 +146,10 @@ class QuantMatmul(QuantLayer, Matmul):
     def matrix_rows(self, x: torch.Tensor) -> int:
         """Rows of each sample's and head's matrix; operands come as ``[N, heads x rows, columns]``."""
         return x.shape[1] // self._operand[1:-2].numel()
+
+    def history_names(self, precision: Precision) -> dict[str, Operand]:
+        """As :meth:`QuantLayer.history_names`."""
+        return super().history_names(self.effective(precision))
 
     def running_range(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """Low, high and number of updates of an operand's running range; None for errors."""

@@ -39,6 +39,16 @@ class Minifloat:
     overflow: Overflow = "saturate"
 
     @property
+    def code_bits(self) -> int:
+        """Bits of a code as it is kept: one more than ``bits`` where there is one magnitude more than these hold."""
+        return 1 + int(self._code(self.max)).bit_length()
+
+    @property
+    def room(self) -> float:
+        """What a power-of-two scale by the largest exponent must be multiplied by, lest the largest values saturate."""
+        return float(2.0 ** (self.max_exponent + 1)) / self.max
+
+    @property
     def max_exponent(self) -> int:
         """Exponent of the largest value."""
         return int(torch.frexp(torch.tensor(self.max, dtype=torch.float64)).exponent) - 1
@@ -74,10 +84,8 @@ class Minifloat:
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
         """Codes (uint8: sign, exponent, mantissa from the top) of values of the format; of nan its own where it has."""
-        exponents = self.step_exponents(values) + self.mantissa_bits
-        k = values.abs() / power_of_two(exponents - self.mantissa_bits).to(values.dtype)
-        code = ((exponents - self.min_exponent) << self.mantissa_bits) + k.nan_to_num(0.0, 0.0, 0.0).to(torch.int32)
-        finite_top = 1 << (self.bits - 1)
+        code = self._code(values)
+        finite_top = 1 << (self.code_bits - 1)
         if self.special == float("inf"):
             inf = ((1 << (self.bits - 1 - self.mantissa_bits)) - 1) << self.mantissa_bits
             code = torch.where(values.isinf(), inf, torch.where(values.isnan(), finite_top - 2, code))
@@ -85,18 +93,25 @@ class Minifloat:
             code = torch.where(values.isnan(), finite_top - 1, code)
         return (code + finite_top * torch.signbit(values)).to(torch.uint8)
 
+    def _code(self, values: torch.Tensor | float) -> torch.Tensor:
+        """Codes of magnitudes, int32; of inf and nan anything."""
+        x = torch.as_tensor(values).abs()
+        exponents = self.step_exponents(x) + self.mantissa_bits
+        k = (x / power_of_two(exponents - self.mantissa_bits).to(x.dtype)).nan_to_num(0.0, 0.0, 0.0)
+        return ((exponents - self.min_exponent) << self.mantissa_bits) + k.to(torch.int32)
+
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Values (float32) of codes."""
         return self.table(codes.device)[codes.long()]
 
     def table(self, device: torch.device | None = None) -> torch.Tensor:
-        """Value of every code, float32 ``[2^bits]``."""
+        """Value of every code, float32 ``[2^code_bits]``."""
         return _table(self).to(device)
 
 
 @lru_cache(maxsize=64)
 def _table(element: Minifloat) -> torch.Tensor:
-    half, one = 1 << (element.bits - 1), 1 << element.mantissa_bits
+    half, one = 1 << (element.code_bits - 1), 1 << element.mantissa_bits
     values = []
     for code in range(half):
         exponent, fraction = divmod(code, one)

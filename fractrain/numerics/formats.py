@@ -195,6 +195,13 @@ class Format:
         values, codes = quantize(x, grid, noise, widest if place.keep else 0, place.kernels)
         return Rounded(values, codes, limits)
 
+    def groups(self, values: torch.Tensor, place: Place = ACTIVATION) -> torch.Tensor | None:
+        """Quantized values that share a scale, one group a row, where blocks are the granularity; for checks.
+
+        None where values are not seen as they were rounded.
+        """
+        return None
+
     def neighbours(
         self, x: torch.Tensor, limits: Limits | None = None, place: Place = ACTIVATION
     ) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fractrain.numerics.formats import Affine, Bits, Format, PerAxis, check_bits
+from fractrain.numerics.formats import Affine, Bits, Format, PerAxis, PerTensor, check_bits
 from fractrain.util.errors import ConfigError
 
 FLOAT_BITS = 32
@@ -27,13 +27,18 @@ class Operand:
         format: grid and rounding; ignored at 32 bits.
         running: for activations: fraction of the old value kept when the running range used in evaluation is updated
             (None: evaluation measures each batch).
+        history: delayed scaling: the scale is that of the largest amax of so many earlier uses, and of 1 before the
+            first; evaluation leaves the history as it is. 0: of the tensor itself. Only for one scale per tensor.
     """
 
     bits: Bits = FLOAT_BITS
     format: Format = DEFAULT_FORMAT
     running: float | None = None
+    history: int = 0
 
     def __post_init__(self) -> None:
+        if self.history and not (self.format.bits is not None and self.format.granularity == PerTensor()):
+            raise ConfigError(f"delayed scaling needs a float format with one scale per tensor, got {self.describe()}")
         if not self.is_float:
             check_bits(self.bits)
             own = self.format.bits
@@ -42,9 +47,13 @@ class Operand:
                 raise ConfigError(f"format {self.format.name} has {own} bits per element, got {given}")
 
     @classmethod
-    def of(cls, format: Format, running: float | None = None) -> Operand:
+    def of(cls, format: Format, running: float | None = None, history: int = 0) -> Operand:
         """An operand in a format that has a width of its own."""
-        return cls(FLOAT_BITS if format.bits is None else format.bits, format, running)
+        return cls(FLOAT_BITS if format.bits is None else format.bits, format, running, history)
+
+    def flipped(self) -> Operand:
+        """For the transposed tensor: blocks of columns become blocks of rows."""
+        return replace(self, format=self.format.flipped())
 
     @property
     def is_float(self) -> bool:
@@ -66,7 +75,7 @@ class Operand:
             return True
         if isinstance(self.bits, torch.Tensor) or isinstance(other.bits, torch.Tensor):
             return self.bits is other.bits and self.format == other.format
-        return self.bits == other.bits and self.format == other.format
+        return (self.bits, self.format, self.history) == (other.bits, other.format, other.history)
 
     def describe(self) -> str:
         """For precision cards: ``affine 8 b per tensor, nearest``."""
@@ -74,7 +83,8 @@ class Operand:
             return "float32"
         bits = "mapped" if isinstance(self.bits, torch.Tensor) else f"{self.bits} b"
         f = self.format
-        return f"{f.name} {bits}, {type(f.granularity).__name__}, {f.rounding}"
+        delayed = f", delayed by {self.history}" if self.history else ""
+        return f"{f.name} {bits}, {type(f.granularity).__name__}, {f.rounding}{delayed}"
 
 
 FLOAT = Operand()
@@ -101,6 +111,15 @@ class Precision:
     def of(cls, a: Operand, w: Operand, e: Operand) -> Precision:
         """The usual case: each tensor is quantized once and used in both of its products."""
         return cls(fw_a=a, fw_w=w, eb_e=e, eb_w=w, gc_a=a, gc_e=e)
+
+    @classmethod
+    def along_reduction(cls, a: Operand, w: Operand, e: Operand) -> Precision:
+        """Formats whose blocks lie along the reduction of each product.
+
+        Given with blocks of columns, as A and W have them in FW and E in EB; W in EB and both operands of GC get blocks
+        of rows.
+        """
+        return cls(fw_a=a, fw_w=w, eb_e=e, eb_w=w.flipped(), gc_a=a.flipped(), gc_e=e.flipped())
 
     @property
     def is_float(self) -> bool:

@@ -69,6 +69,10 @@ class Scaled(Format):
         """Width of an element; an operand cannot have another."""
         return self.element.bits
 
+    def points(self, bits: int) -> int:
+        """As :meth:`Format.points`; a format of powers of two may have one value more than its codes."""
+        return max(1 << bits, 2 * (1 << (self.element.code_bits - 2)) + 1 if self.element.code_bits > bits else 0)
+
     @property
     def block(self) -> PerBlock:
         """The blocks, whatever the granularity's kind."""
@@ -100,10 +104,14 @@ class Scaled(Format):
         u = None if noise is None else uniform(noise, element_numbers(m.shape, m.device))
         blocks = cut(m, self.block)
         scales, amax = self._scales(blocks, limits, place)
-        q = self._rounded(blocks, scales, u)
+        q, scales = self._rounded(blocks, scales, u, noise)
         values = from_matrices(joined(q * scales.back.to(x.dtype), m.shape), x.shape, place, self.block)
         kept = self._kept(joined(q, m.shape), scales, x.shape, place) if place.keep else None
         return Rounded(values, kept, (-amax, amax))
+
+    def groups(self, values: torch.Tensor, place: Place = ACTIVATION) -> torch.Tensor:
+        """See :meth:`Format.groups`."""
+        return cut(matrices(values, place, self.block), self.block).transpose(2, 3).flatten(3).flatten(0, 2)
 
     def neighbours(
         self, x: torch.Tensor, limits: Limits | None = None, place: Place = ACTIVATION
@@ -113,7 +121,7 @@ class Scaled(Format):
         blocks = cut(m, self.block)
         scales, _ = self._scales(blocks, limits, place)
         below, above = (
-            from_matrices(joined(self._rounded(blocks, scales, u) * scales.back, m.shape), x.shape, place, self.block)
+            from_matrices(joined(self._elements(blocks, scales, u) * scales.back, m.shape), x.shape, place, self.block)
             for u in (torch.ones_like(m), torch.zeros_like(m))  # never up, and up where there is a fraction
         )
         return below, above
@@ -129,18 +137,23 @@ class Scaled(Format):
             amax = torch.maximum(limits[0].abs(), limits[1].abs()).to(amax).reshape(1, 1, 1, 1, 1).expand(amax.shape)
         return self.scale.scales(amax, self.element, whole), measured
 
-    def _rounded(self, blocks: torch.Tensor, scales: Scales, u: torch.Tensor | None) -> torch.Tensor:
-        """The elements, in units of the scales."""
+    def _rounded(
+        self, blocks: torch.Tensor, scales: Scales, u: torch.Tensor | None, key: NoiseKey | None
+    ) -> tuple[torch.Tensor, Scales]:
+        """The elements in units of the scales, and the scales, which may depend on them."""
+        return self._elements(blocks, scales, u), scales
+
+    def _elements(self, blocks: torch.Tensor, scales: Scales, u: torch.Tensor | None) -> torch.Tensor:
         noise = None if u is None else cut(u.to(blocks.dtype), self.block)
         return self.element.round(blocks * scales.to.to(blocks.dtype), noise)
 
     def restore(self, kept: BlockCodes) -> torch.Tensor:
         """Values of what was kept."""
-        shape = matrices(kept.codes.new_empty(0).expand(0).new_empty(kept.shape, device="meta"), kept.place,
-                         self.block).shape  # fmt: skip
-        count = -(-shape.numel() * self.element.bits // 8) if self.element.bits == 4 else shape.numel()
+        shape = matrices(torch.empty(kept.shape, device="meta"), kept.place, self.block).shape
+        packed_in_pairs = self.element.code_bits == 4
+        count = -(-shape.numel() // 2) if packed_in_pairs else shape.numel()
         codes = kept.codes[:count]
-        if self.element.bits == 4:
+        if packed_in_pairs:
             codes = torch.stack((codes & 15, codes >> 4), dim=-1).reshape(-1)[: shape.numel()]
         q = self.element.decode(codes.view(shape))
         blocks = cut(q, self.block)
@@ -151,7 +164,7 @@ class Scaled(Format):
 
     def _kept(self, q: torch.Tensor, scales: Scales, shape: torch.Size, place: Place) -> BlockCodes:
         codes = self.element.encode(q).reshape(-1)
-        if self.element.bits == 4:
+        if self.element.code_bits == 4:
             codes = torch.nn.functional.pad(codes, (0, codes.numel() % 2)).view(-1, 2)
             codes = codes[:, 0] | codes[:, 1] << 4
         place = replace(place, reduce=None)

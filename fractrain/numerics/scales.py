@@ -40,7 +40,7 @@ class Scale:
     """Base of scale rules.
 
     Attributes:
-        margin: the scale is that of an amax so many times as large: room above (over 1) or clipping (below 1).
+        margin: the scale is so many times that of the rule: room above the amax (over 1), or clipping (below 1).
     """
 
     margin: float = 1.0
@@ -77,8 +77,8 @@ class Multiplier(Scale):
 
     def scales(self, amax: torch.Tensor, element: Minifloat, whole: torch.Tensor | None = None) -> Scales:
         """See :meth:`Scale.scales`."""
-        bounded = (amax.to(torch.float64) * self.margin).clamp(min=SMALLEST_AMAX)
-        to = (element.max / bounded).to(torch.float32)
+        bounded = amax.to(torch.float64).clamp(min=SMALLEST_AMAX)
+        to = (element.max / (bounded * self.margin)).to(torch.float32)
         if self.power_of_two:
             to = power_of_two(torch.frexp(to).exponent - 1)
         back = to.reciprocal()
@@ -96,7 +96,7 @@ class Step(Scale):
 
     def scales(self, amax: torch.Tensor, element: Minifloat, whole: torch.Tensor | None = None) -> Scales:
         """See :meth:`Scale.scales`."""
-        back = amax * self.margin / element.max
+        back = amax.to(torch.float32) * self.margin / element.max
         return Scales(back.clamp(min=SMALLEST_AMAX).reciprocal(), back, _bytes(back))
 
 
@@ -117,7 +117,7 @@ class E8M0(Scale):
 
     def scales(self, amax: torch.Tensor, element: Minifloat, whole: torch.Tensor | None = None) -> Scales:
         """See :meth:`Scale.scales`."""
-        amax = amax.to(torch.float32) * self.margin
+        amax = amax.to(torch.float32)
         if self.mode == "rceil":
             fraction, exponent = torch.frexp(amax / element.max)
             exponent = exponent - (fraction == 0.5).to(torch.int32)
@@ -129,11 +129,11 @@ class E8M0(Scale):
             exponent = exponent - 1 + up - element.max_exponent
         exponent = torch.where(amax > 0, exponent, E8M0_LOWEST).clamp(E8M0_LOWEST, E8M0_HIGHEST)
         packed = (exponent - E8M0_LOWEST).to(torch.uint8).reshape(-1, 1)
-        return Scales(power_of_two(-exponent), power_of_two(exponent), packed)
+        return Scales(power_of_two(-exponent) / self.margin, power_of_two(exponent) * self.margin, packed)
 
     def unpack(self, packed: torch.Tensor, tensor: torch.Tensor | None) -> torch.Tensor:
         """See :meth:`Scale.unpack`."""
-        return power_of_two(packed.reshape(-1).to(torch.int32) + E8M0_LOWEST)
+        return power_of_two(packed.reshape(-1).to(torch.int32) + E8M0_LOWEST) * self.margin
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fractrain.numerics.blocks import ACTIVATION, cut, matrices
+from fractrain.numerics.blocks import ACTIVATION
 from fractrain.numerics.formats import (
     MAX_BITS,
     Limits,
@@ -60,7 +60,10 @@ def too_many_values(values: torch.Tensor, op: Operand, place: Place = ACTIVATION
     g0 = op.format.granularity
     if isinstance(g0, PerBlock):
         assert isinstance(op.bits, int)
-        blocks = cut(matrices(values, place, g0), g0).transpose(2, 3).flatten(3).flatten(0, 2).sort(dim=1).values
+        groups = op.format.groups(values, place)
+        if groups is None:
+            return None
+        blocks = groups.sort(dim=1).values
         most = 1 + int((blocks[:, 1:] != blocks[:, :-1]).sum(dim=1).max())
         return None if most <= op.format.points(op.bits) else _too_many(most, op, op.bits)
     if isinstance(op.bits, int) and (isinstance(g0, PerTensor) or (isinstance(g0, PerAxis) and g0.axis == 0)):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fractrain.layers.conv_linear import QuantLayer
+from fractrain.layers.delayed import delayed_limits
 from fractrain.methods.card import declared_precisions
 from fractrain.numerics.formats import Limits, Place
 from fractrain.numerics.precision import Operand, Precision
@@ -157,4 +158,6 @@ def _limits(layer: QuantLayer, name: str, op: Operand, x: torch.Tensor) -> Limit
     running = None if layer.training or op.running is None else layer.running_range(name)
     if running is not None and bool(running[2] > 0):
         return running[:2]
-    return op.format.limits(x.detach(), "reference")
+    return delayed_limits(layer, name.replace(".", "_"), op, layer.training) or op.format.limits(
+        x.detach(), "reference"
+    )

@@ -36,7 +36,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("dfq", {}),
     ("fractrain", STAGES),
 ]
-NOT_RECORDED = {"slu": "asks which samples are open", "dynasty": "plans by what it reads"}
+NOT_RECORDED = {
+    "slu": "asks which samples are open", "dynasty": "plans by what it reads",
+    **dict.fromkeys(
+        ("fp8", "mx", "nvfp4", "quartet2", "luq", "jetfire", "switchback", "int8_rowwise"), "never tried on a GPU"
+    ),
+}  # fmt: skip
 
 
 def config(method: str, settings: dict[str, Any], **recipe: Any) -> RunConfig:
