@@ -33,7 +33,7 @@ from fractrain.engine import loop as loop_module
 from fractrain.engine.config import RunConfig
 from fractrain.engine.environment import cpu_model
 from fractrain.engine.loop import TrainingLoop
-from fractrain.engine.registries import Registries
+from fractrain.engine.site import Site
 from fractrain.util.files import atomic_write
 
 METHODS = ("fp32", "static8", "sbm", "pfq", "dfq", "fractrain")
@@ -49,9 +49,7 @@ def trained(method: str, model: str, steps: list[int], ranks: Ranks) -> dict[str
     config = RunConfig.create(method=method, model=model, dataset="digits", recipe=recipe)
     states, losses, before = {}, [], 0.0
     with torch.random.fork_rng(devices=[]):
-        loop = TrainingLoop(
-            config, ranks.device, None, False, Registries(), lambda line: None, lambda: False, ranks=ranks
-        )
+        loop = TrainingLoop(config, Site(), ranks=ranks)
         states[START] = weights(loop)
         while loop.step < max(steps):
             loop.advance()

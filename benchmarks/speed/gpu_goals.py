@@ -33,6 +33,7 @@ from fractrain.engine import environment
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
+from fractrain.engine.site import Site
 from fractrain.experimental.cuda_graphs import SETTLED, recorder_for
 from fractrain.plan.calibrate import RandomRegistries
 from fractrain.util.files import atomic_write
@@ -66,9 +67,7 @@ def loop_of(method: str, case: tuple[str, str, int], device: torch.device, bf16:
         method=method, model=model, dataset=dataset, profile="paper", recipe={"batch_size": batch, "eval_every": 0}
     )
     known = Bf16(Registries(), device) if bf16 else RandomRegistries(Registries())
-    return TrainingLoop(
-        config, device, None, False, known, lambda line: None, lambda: False, recorder=recorder_for(device)
-    )
+    return TrainingLoop(config, Site(device=str(device)), known, recorder=recorder_for(device))
 
 
 def against_bf16(case: tuple[str, str, int], device: torch.device, repeats: int) -> dict[str, Any]:

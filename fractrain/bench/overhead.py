@@ -23,6 +23,7 @@ from fractrain.bench.timing import Measurement, Tick, ratios
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
+from fractrain.engine.site import Site
 from fractrain.util.progress import make_progress
 
 WARMUP = 2
@@ -126,10 +127,7 @@ def _loop(setup: Setup) -> TrainingLoop:
     config = RunConfig.create(
         method="fractrain", model=setup.model, dataset=DATASET, profile="smoke", recipe=recipe, registries=known
     )
-    return TrainingLoop(
-        config, setup.device, None, False, known, on_epoch=lambda _: None, should_stop=lambda: False,
-        kernels=setup.kernels,
-    )  # fmt: skip
+    return TrainingLoop(config, Site(device=str(setup.device), kernels=setup.kernels), known)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from fractrain.engine import environment
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
+from fractrain.engine.site import Site
 from fractrain.kernels.cpu.memory import blocks
 from fractrain.methods import registry
 from fractrain.methods.presets import paper_settings
@@ -222,7 +223,7 @@ def run_here(model: str, method: str, variant: str = "", threads: int = 1) -> Pe
             recipe={"batch_size": batch},
         )  # fmt: skip
         base = resident("VmRSS")
-        loop = TrainingLoop(config, device, None, False, known, lambda line: None, lambda: False)
+        loop = TrainingLoop(config, Site(device=str(device)), known)
     except ConfigError as error:
         return Peak(model, method, dataset, batch, variant, missing=str(error))
     kept: dict[int, int] = {}

@@ -107,9 +107,9 @@ def run_command(
     """Train one model with one method; a finished run is shown at once, an interrupted one goes on."""
     from fractrain.distributed.ranks import connect
     from fractrain.engine.config import RunConfig, collect_sets
+    from fractrain.engine.site import Site
     from fractrain.engine.store import RunStore
     from fractrain.engine.trainer import Trainer
-    from fractrain.execute.jobs import Site
     from fractrain.methods.presets import paper_settings
     from fractrain.util.progress import make_progress
 
@@ -126,15 +126,12 @@ def run_command(
     with stdout_to_stderr(), connect(device) as ranks:
         if ranks.first:
             say(f"run {config.run_id}" + (f" on {ranks.world} processes" if ranks.several else ""))
-        store, progress = RunStore(results), make_progress()
+        site = Site(results, device, data_dir, download, kernels=kernels, graphs=graphs)
         if not ranks.several:  # before anything is written; several processes find out together
-            found = store.get(config.run_id)
+            found = RunStore(results).get(config.run_id)
             if found is None or found.status != "done":
-                check_site([config], Site(results, device, data_dir, download))
-        record = Trainer(
-            config, store, ranks.device, data_dir, progress,
-            download=download, kernels=kernels, graphs=graphs, ranks=ranks, fresh=force,
-        ).run()  # fmt: skip
+                check_site([config], site)
+        record = Trainer(config, site, make_progress(), ranks=ranks, fresh=force).run()
     if ranks.first:
         _show(record, as_json)
 

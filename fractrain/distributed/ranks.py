@@ -27,9 +27,8 @@ from torch import nn
 
 from fractrain.cost.ledger import Ledger
 from fractrain.distributed.collectives import Peers, launched_world, listening, reduced
-from fractrain.engine.summary import state_sha256
-from fractrain.engine.task import Outcome
 from fractrain.util.device import resolve_device
+from fractrain.util.digests import state_sha256
 from fractrain.util.errors import ConfigError, MachineError
 from fractrain.util.seeds import derive_seed
 
@@ -45,6 +44,21 @@ class Divisible(Protocol):
     def share(self, rank: int, world: int) -> Iterator[Any]:
         """Yield the ``rank``-th of ``world`` parts."""
         ...
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What a model answered on a batch, or on one process's part of it.
+
+    Attributes:
+        loss: mean loss, or this batch's part of a larger one's mean, 0-dim, with its graph.
+        correct: number of right answers (int64, 0-dim), or None where the task does not count them.
+        count: number of answers: images, or scored words.
+    """
+
+    loss: torch.Tensor
+    correct: torch.Tensor | None
+    count: int
 
 
 @dataclass(frozen=True)
@@ -179,7 +193,7 @@ class Ranks(Peers):
         negative, high = reduced(both, dist.ReduceOp.MAX)
         return -negative, high
 
-    def combine(self, outcome: Outcome, extra: torch.Tensor | None) -> StepSums:
+    def combine(self, outcome: BatchResult, extra: torch.Tensor | None) -> StepSums:
         """Add up one step's results: the loss is this rank's part of the mean, ``extra`` a sum over its samples."""
         if not self._together:
             total = outcome.loss if extra is None else outcome.loss + extra

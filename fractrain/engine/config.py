@@ -13,9 +13,19 @@ import pydantic
 from pydantic import Field, JsonValue
 
 from fractrain.data.parts import unsuitable
-from fractrain.engine.recipes import PROFILES, Profile, Recipe, default_profile, recipe_values, with_length
+from fractrain.engine.recipes import (
+    PROFILES,
+    SETTINGS,
+    SOURCE_OF,
+    Profile,
+    Recipe,
+    Setting,
+    default_profile,
+    recipe_values,
+    transfer_recipe,
+    with_length,
+)
 from fractrain.engine.registries import Registries
-from fractrain.engine.transfer import SETTINGS, SOURCE_OF, Setting, transfer_recipe
 from fractrain.util.errors import ConfigError, did_you_mean
 from fractrain.util.settings import added_at_default
 

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -29,21 +28,21 @@ from fractrain.cost.ledger import Ledger
 from fractrain.distributed.batch_norm import synchronise_norms
 from fractrain.distributed.ranks import Ranks, StepSums
 from fractrain.engine.config import RunConfig
-from fractrain.engine.diagnose import first_nonfinite
+from fractrain.engine.divergence import BadLoss, Diverged, LossWatch, first_nonfinite
 from fractrain.engine.evaluate import EvaluationStopped, Scores, channels_last, evaluate
-from fractrain.engine.feed import Pace, Replaced
-from fractrain.engine.metrics import metrics_line
 from fractrain.engine.optimizer import clip_gradients, make_optimizer
 from fractrain.engine.registries import Registries
 from fractrain.engine.schedule import Clock, learning_rate
-from fractrain.engine.snapshot import restore, snapshot
+from fractrain.engine.site import Site
 from fractrain.engine.task import task_of
-from fractrain.engine.watch import BadLoss, Diverged, LossWatch
-from fractrain.execute.jobs import Kernels
+from fractrain.engine.throughput import Pace, Replaced
 from fractrain.experimental.cuda_graphs import RecordedSteps, Recorder
 from fractrain.methods.base import MethodContext
-from fractrain.util.errors import ConfigError, NonFiniteError
+from fractrain.util.device import resolve_device
+from fractrain.util.errors import CheckpointError, ConfigError, NonFiniteError
 from fractrain.util.seeds import derive_seed
+
+AGAIN: Final = "start again: delete the run's folder, or `fractrain run` with --force"  # reproduce has no such option
 
 
 class TrainingLoop:
@@ -53,17 +52,14 @@ class TrainingLoop:
 
     Args:
         config: the run.
-        device: where it is trained.
-        data_dir: folder of the data sets, or None.
-        download: fetch missing data.
-        registries: where names are looked up.
+        site: device, data and kernels; its store is not touched.
+        registries: where names are looked up; None: the package's.
         on_epoch: called with the metrics line of each finished epoch.
         should_stop: asked between the batches of an evaluation.
-        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``: all round alike; last bits of sums may differ.
-        ranks: the processes of the run; None: this one alone.
         start: puts weights into the plain model before training begins; None: as the seed initialises it.
+        ranks: the processes of the run; None: this one alone, on the site's device.
         recorder: records steps on the device, see :mod:`fractrain.experimental.cuda_graphs`; None: every step is done
-        anew.
+            anew.
 
     Attributes:
         step: optimizer steps done.
@@ -75,26 +71,26 @@ class TrainingLoop:
     def __init__(
         self,
         config: RunConfig,
-        device: torch.device,
-        data_dir: Path | None,
-        download: bool,
-        registries: Registries,
-        on_epoch: Callable[[dict[str, Any]], None],
-        should_stop: Callable[[], bool],
-        kernels: Kernels = "auto",
+        site: Site,
+        registries: Registries | None = None,
+        *,
+        on_epoch: Callable[[dict[str, Any]], None] = lambda line: None,
+        should_stop: Callable[[], bool] = lambda: False,
         start: Callable[[nn.Module], None] | None = None,
         ranks: Ranks | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         recipe = config.recipe
-        self.ranks = ranks or Ranks(device)
+        self.ranks = ranks or Ranks(resolve_device(site.device))
+        device = self.ranks.device
+        registries = registries or Registries()
         registries = registries.for_setting(config.setting, config.seed, self.ranks.rank, self.ranks.world)
         self.config, self.device, self.known = config, device, registries
         self._on_epoch, self._should_stop = on_epoch, should_stop
         torch.manual_seed(derive_seed(config.seed, "torch"))
         self.task = task_of(registries.dataset_info(config.dataset))
         self.data = data = self.ranks.attempt(
-            lambda: registries.data(config.dataset, data_dir, download, recipe.val_fraction, config.seed)
+            lambda: registries.data(config.dataset, site.data_dir, site.download, recipe.val_fraction, config.seed)
         )
         self.data_digest = str(data.digest)
         self.stream = registries.train_stream(data, recipe.batch_size, config.seed, device, recipe.augment)
@@ -105,7 +101,7 @@ class TrainingLoop:
         self.eval_streams = {s: registries.eval_stream(data, s, recipe.batch_size, device) for s in splits}
         self.clock = Clock.of(recipe, len(self.stream))
         self._build(start, recorder)
-        self.method.state.kernels = kernels
+        self.method.state.kernels = site.kernels
         self.step = self.epoch = 0
         self.lines: list[dict[str, Any]] = []
         self._seconds, self._since = 0.0, time.perf_counter()
@@ -248,12 +244,47 @@ class TrainingLoop:
         steps = sum(not self.method.skip_step(s) for s in range(self.clock.start(self.epoch), self.step))
         mean_loss = float(self.loss_sum) / steps if steps else float("nan")
         self.ranks.sum_ledger(self.ledger)
-        line = self.ranks.tell(metrics_line(self, mean_loss, scores))
+        line = self.ranks.tell(self._metrics_line(mean_loss, scores))
         self.method.on_epoch_end(self.epoch, mean_loss)
         self.lines.append(line)
         self._on_epoch(line)
         self.epoch += 1
         self._reset_sums()
+
+    def _metrics_line(self, mean_loss: float, scores: dict[str, Scores]) -> dict[str, Any]:
+        """Return the line of the epoch just trained.
+
+        Accuracies and cp are in percent; perplexities are per word. What the task does not have is left out
+        (perplexity) or None (accuracy).
+
+        Args:
+            mean_loss: mean task loss of the epoch's steps.
+            scores: result of each part that was evaluated; ``val`` may be absent.
+        """
+        val, test = scores.get("val"), scores["test"]
+        trained = self.samples > 0  # else all steps were skipped
+        counted = trained and self.task.metric == "accuracy"
+        line: dict[str, Any] = {
+            "epoch": self.epoch,
+            "iteration": self.step,
+            "lr": learning_rate(self.config.recipe, self.step - 1),
+            "train_loss": mean_loss if trained else None,
+            "train_accuracy": 100 * int(self.correct) / self.samples if counted else None,
+            "val_accuracy": val.accuracy if val else None,
+            "val_loss": val.loss if val else None,
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "cp_percent": self.known.cp(self.ledger),
+            "method": {name: float(value) for name, value in self.method.metrics().items()},
+            "seconds": self.seconds,
+            **self.pace.line("images" if self.task.metric == "accuracy" else "words"),
+        }
+        if self.task.metric == "perplexity":
+            perplexity = self.task.perplexity
+            line["train_perplexity"] = perplexity(line["train_loss"])
+            line["val_perplexity"] = perplexity(line["val_loss"])
+            line["test_perplexity"] = perplexity(line["test_loss"])
+        return line
 
     def _evaluate(self, batches: Any) -> Scores:
         with self.ranks.answering():
@@ -299,8 +330,29 @@ class TrainingLoop:
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that changes while training, as tensors and plain values."""
-        return snapshot(self)
+        """Return all that changes while training, as tensors and plain values; on several processes, of all of them.
+
+        All processes of the run must call it. What it returns does not depend on how many there are.
+        """
+        self.ranks.sum_ledger(self.ledger)
+        if self.ranks.several:
+            self.replaced.before = {
+                k: v for images in self.ranks.gather(self.replaced.images) for k, v in images.items()
+            }
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+            "ledger": self.ledger.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "cursor": {"epoch": self.epoch, "step": self.step},
+            "sums": {"loss": self.loss_sum, "correct": self.correct, "samples": self.samples},
+            "lines": self.lines,
+            "seconds": self.seconds,
+            "data_digest": self.data_digest,
+            "replaced": self.replaced.images,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where :meth:`state_dict` was called.
@@ -309,13 +361,36 @@ class TrainingLoop:
             CheckpointError: the state does not fit this run's model, method or data.
         """
         self._reset_sums()
-        restore(self, state)
+        if state.get("data_digest") != self.data_digest:
+            raise CheckpointError(
+                f"run {self.config.run_id}: the data has changed since the checkpoint; restore it, or {AGAIN}"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.method.load_state_dict(state["method"])
+            self.ledger.load_state_dict(state["ledger"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"run {self.config.run_id}: the checkpoint does not fit the installed code ({reason}); {AGAIN}"
+            ) from error
+        self.epoch, self.step = state["cursor"]["epoch"], state["cursor"]["step"]
+        self.ledger.begin("train", self.epoch)
+        if not self.ranks.first:
+            self.ledger.clear()
+        self.lines = list(state["lines"])
+        self.replaced.before = dict(state.get("replaced", {}))
+        self.loss_sum.copy_(state["sums"]["loss"])
+        self.correct.copy_(state["sums"]["correct"])
+        self.samples = state["sums"]["samples"]
+        self._seconds, self._since = state["seconds"], time.perf_counter()
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        self.ranks.reseed(self.config.seed, self.step)
         if self.recorded is not None:
             self.recorded.forget()
         for group in self.optimizer.param_groups:  # Adam's comes with the checkpoint, perhaps of another device
             if "capturable" in group:
                 group["capturable"] = self.recorded is not None
-
-    def restart_clock(self, seconds: float) -> None:
-        """Go on counting from so many seconds."""
-        self._seconds, self._since = seconds, time.perf_counter()

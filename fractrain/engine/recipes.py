@@ -3,6 +3,12 @@
 The CIFAR recipe is the paper's (64,000 iterations of 128 images, SGD with momentum, two drops of the learning rate;
 source: the authors' training scripts). ``short`` is one eighth of it. ``smoke`` is for the embedded data sets; on a
 real data set it is a reduced run that only shows that everything works.
+
+Adaptation and fine-tuning come after another run. The papers' protocols are not available to us. Ours: the source run
+is full-precision training by the standard recipe on its part of the data (:mod:`fractrain.data.parts`); the run itself
+starts from its final weights, with a new optimizer, half of the standard recipe's iterations and a tenth of its
+learning rate. In adaptation the classifier (the model's last linear layer) starts as the seed initialises it, since the
+classes are others; everything else, and in fine-tuning the classifier as well, comes from the source run.
 """
 
 from __future__ import annotations
@@ -24,6 +30,22 @@ REAL_SMOKE: Final = 160  # smoke on real data: 400 iterations, about one CIFAR e
 # Evaluation periods that a short run has at least: methods that watch the loss from period to period (PFQ, FracTrain)
 # need five for each of their three changes of precision.
 PERIODS: Final = 20
+
+
+Setting = Literal["standard", "adaptation", "adaptation-source", "fine-tuning", "fine-tuning-source"]
+SETTINGS: Final[tuple[Setting, ...]] = (
+    "standard", "adaptation", "adaptation-source", "fine-tuning", "fine-tuning-source",
+)  # fmt: skip
+SOURCE_OF: Final[Mapping[str, Setting]] = {"adaptation": "adaptation-source", "fine-tuning": "fine-tuning-source"}
+TRANSFER_LENGTH: Final = 0.5
+TRANSFER_LR: Final = 0.1
+TRANSFER_NOTE: Final = (
+    "Adaptation and fine-tuning follow our own protocol, the paper's is not available: classes (adaptation) or "
+    "training images (fine-tuning) are divided in two halves by the seed; the model is trained on the first half in "
+    "full precision by the standard recipe, then goes on with the second half by the row's method for half as many "
+    "iterations at a tenth of the learning rate; in adaptation the classifier starts anew. Costs are those of the "
+    "second half alone."
+)
 
 
 class Recipe(pydantic.BaseModel):
@@ -200,3 +222,9 @@ def with_length(values: dict[str, Any], iterations: int) -> dict[str, Any]:
         "milestones": sorted(set(scaled)),
         "warmup": round(values.get("warmup", 0) * ratio),
     }
+
+
+def transfer_recipe(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of an adaptation or a fine-tuning, from the standard one of data set and profile."""
+    shorter = with_length(values, max(1, round(values["iterations"] * TRANSFER_LENGTH)))
+    return {**shorter, "lr": values["lr"] * TRANSFER_LR}

@@ -1,18 +1,21 @@
-"""The result of a finished run, computed from its metrics, its ledger and its final weights."""
+"""The result of a finished run, computed from its metrics, its ledger and its final weights.
+
+Beside it stands what a predictor reaches that has learned nothing but how often each answer occurs.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import sys
-from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
 from fractrain.engine.config import RunConfig
+from fractrain.util.digests import weights_sha256
 
 
 def summarize_run(
@@ -80,25 +83,6 @@ def _perplexities(last: dict[str, Any], best: dict[str, Any], best_val: dict[str
     }
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the state dict, sorted by name: equal exactly when bit-identical.
-
-    Non-tensor state does not enter. The memory format does not matter.
-    """
-    return state_sha256(model.state_dict())
-
-
-def state_sha256(state: Mapping[str, Any]) -> str:
-    """:func:`weights_sha256` of a state dict."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(flat.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def peak_memory() -> dict[str, int | None]:
     """Peak memory of this process in bytes: resident on the host, allocated on the GPU (None without one)."""
     try:
@@ -108,3 +92,27 @@ def peak_memory() -> dict[str, int | None]:
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak_gpu_bytes": gpu}
+
+
+def trivial_result(data: Any, metric: str) -> dict[str, float]:
+    """Result of the trivial predictor on the test part.
+
+    Of images it is the accuracy in percent of always answering the most frequent class of the training part (the lowest
+    of equals); of a text the perplexity of :func:`fractrain.data.text.unigram_perplexity`.
+
+    Args:
+        data: a loaded data set.
+        metric: ``accuracy`` or ``perplexity``.
+
+    Returns:
+        ``trivial_accuracy`` or ``trivial_perplexity``; nothing where labels are only known by reading all rows.
+    """
+    if metric == "perplexity":
+        from fractrain.data.text import unigram_perplexity
+
+        return {"trivial_perplexity": unigram_perplexity(data)}
+    train, test = (getattr(part, "labels", None) for part in (data.train, data.test))
+    if train is None or test is None:
+        return {}
+    commonest = int(np.bincount(np.asarray(train)).argmax())
+    return {"trivial_accuracy": 100.0 * float((np.asarray(test) == commonest).mean())}

@@ -7,29 +7,15 @@ into sums that can be added up over batches, in whatever order and on however ma
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fractrain.distributed.ranks import BatchResult
+
 IGNORED = -100  # a target that is not scored, as in torch.nn.functional.cross_entropy
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A batch's result.
-
-    Attributes:
-        loss: mean loss, or this batch's part of a larger one's mean, 0-dim, with its graph.
-        correct: number of right answers (int64, 0-dim), or None where the task does not count them.
-        count: number of answers: images, or scored words.
-    """
-
-    loss: torch.Tensor
-    correct: torch.Tensor | None
-    count: int
 
 
 class Task:
@@ -43,7 +29,7 @@ class Task:
     name: ClassVar[str] = ""
     metric: ClassVar[str] = "accuracy"
 
-    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> Outcome:
+    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> BatchResult:
         """Return the result of one training batch.
 
         Args:
@@ -71,11 +57,11 @@ class Classification(Task):
     name = "classification"
     metric = "accuracy"
 
-    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> Outcome:
+    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> BatchResult:
         """Mean cross-entropy over the images of the batch."""
         output = model(x)
         loss = F.cross_entropy(output, y) if of is None else F.cross_entropy(output, y, reduction="sum") / of
-        return Outcome(loss, (output.detach().argmax(dim=1) == y).sum(), len(y))
+        return BatchResult(loss, (output.detach().argmax(dim=1) == y).sum(), len(y))
 
     def sums(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, int]:
         """Sums over images."""
@@ -94,10 +80,10 @@ class LanguageModel(Task):
     name = "language model"
     metric = "perplexity"
 
-    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> Outcome:
+    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> BatchResult:
         """Mean over the words of the batch."""
         nll: torch.Tensor = model(x, y)
-        return Outcome(nll.mean() if of is None else nll.sum() / (of * y.shape[1]), None, y.numel())
+        return BatchResult(nll.mean() if of is None else nll.sum() / (of * y.shape[1]), None, y.numel())
 
     def sums(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, int]:
         """Sums over the scored words."""

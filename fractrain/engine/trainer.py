@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -14,16 +14,15 @@ from torch import nn
 from fractrain.distributed.ranks import Ranks
 from fractrain.engine import checkpoint, environment
 from fractrain.engine.config import RunConfig
+from fractrain.engine.init_weights import source_weights, start_from
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
-from fractrain.engine.silent import SilentWriter
-from fractrain.engine.source import source_weights, start_from
-from fractrain.engine.store import LOCK_PATIENCE_S, RunRecord, RunStore, RunWriter
-from fractrain.engine.summary import best_line, summarize_run, weights_sha256
-from fractrain.engine.trivial import trivial_result
-from fractrain.execute.jobs import CHECKPOINT_SECONDS, Graphs, Kernels, Site
+from fractrain.engine.site import Site
+from fractrain.engine.store import LOCK_PATIENCE_S, RunRecord, RunStore, RunWriter, Status
+from fractrain.engine.summary import best_line, summarize_run, trivial_result
 from fractrain.experimental.cuda_graphs import recorder_for
 from fractrain.util.device import determinism, resolve_device
+from fractrain.util.digests import weights_sha256
 from fractrain.util.errors import NonFiniteError, RunError, StoreError
 from fractrain.util.progress import Progress, SilentProgress
 from fractrain.util.signals import GracefulStop, RunInterrupted
@@ -37,44 +36,30 @@ class Trainer:
 
     Args:
         config: the run.
-        store: where it is kept.
-        device: where it is trained; see :func:`fractrain.util.device.resolve_device`.
-        data_dir: folder of the data sets; None means the data registry's default.
+        site: where it is kept and trained, and how.
         progress: told about every step; silent by default.
-        download: fetch missing data.
-        checkpoint_seconds: at least this long between two checkpoints; 0 means after every step.
         wait_s: seconds to wait for another process that writes the same run.
         registries: where names are looked up.
-        kernels: of the quantizers: ``auto``, ``reference`` or ``fused``: all round alike; last bits of sums may differ.
-        graphs: on a GPU, ``auto`` records training steps and replays them where that is possible; ``off`` never.
-        ranks: the processes the run is on, all of which make a trainer; None: this one alone.
+        ranks: the processes the run is on, all of which make a trainer; None: this one alone, on the site's device.
         fresh: start from the beginning, whatever the store has of this run; its source run stays as it is.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        store: RunStore,
-        device: torch.device,
-        data_dir: Path | None = None,
+        site: Site,
         progress: Progress | None = None,
         *,
-        download: bool = False,
-        checkpoint_seconds: float = CHECKPOINT_SECONDS,
         wait_s: float = LOCK_PATIENCE_S,
         registries: Registries | None = None,
-        kernels: Kernels = "auto",
-        graphs: Graphs = "auto",
         ranks: Ranks | None = None,
         fresh: bool = False,
     ) -> None:
-        self.config, self.store, self.device, self.data_dir = config, store, device, data_dir
-        self.progress = progress or SilentProgress()
-        self.download, self.checkpoint_seconds, self.wait_s = download, checkpoint_seconds, wait_s
-        self.registries = registries or Registries()
-        self.kernels, self.graphs, self.ranks, self.fresh = kernels, graphs, ranks or Ranks(device), fresh
-        if not self.ranks.first:
-            self.progress = SilentProgress()
+        self.ranks = ranks or Ranks(resolve_device(site.device))
+        self.device = self.ranks.device
+        self.config, self.site, self.store = config, site, RunStore(site.store)
+        self.progress = progress if progress is not None and self.ranks.first else SilentProgress()
+        self.wait_s, self.registries, self.fresh = wait_s, registries or Registries(), fresh
 
     def run(self) -> RunRecord:
         """Train to the end and return the finished run; one that is done already is returned, unless ``fresh``.
@@ -105,11 +90,11 @@ class Trainer:
         return self.ranks.tell(self.ranks.on_first(lambda: self.store.get(self.config.run_id)))
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[RunWriter | SilentWriter]:
+    def _open(self) -> Iterator[RunWriter | NullWriter]:
         """The run's folder; ranks but the first write nothing."""
         with contextlib.ExitStack() as stack:
             writer = self.ranks.on_first(lambda: stack.enter_context(self.store.open(self.config, self.wait_s)))
-            yield writer or SilentWriter(self.store.path(self.config.run_id))
+            yield writer or NullWriter(self.store.path(self.config.run_id))
 
     def _train_source(self) -> None:
         """Run the source run first, unless it is done or this run is past needing it."""
@@ -118,11 +103,7 @@ class Trainer:
         if source is None or (begun and not self.fresh):
             return
         self.progress.note(f"run {self.config.run_id} starts from run {source.run_id}")
-        Trainer(
-            source, self.store, self.device, self.data_dir, self.progress, download=self.download,
-            checkpoint_seconds=self.checkpoint_seconds, wait_s=FOREVER, registries=self.registries,
-            kernels=self.kernels, graphs=self.graphs, ranks=self.ranks,
-        ).run()  # fmt: skip
+        Trainer(source, self.site, self.progress, wait_s=FOREVER, registries=self.registries, ranks=self.ranks).run()
 
     def _start(self, model: nn.Module) -> None:
         """Give a plain model the weights of the source run."""
@@ -132,7 +113,7 @@ class Trainer:
             weights = self.ranks.tell(self.ranks.on_first(lambda: source_weights(self.store, source)) or {})
             start_from(model, weights, source.run_id, new_head)
 
-    def _run_locked(self, writer: RunWriter | SilentWriter, stop: GracefulStop) -> None:
+    def _run_locked(self, writer: RunWriter | NullWriter, stop: GracefulStop) -> None:
         """Train, and write a status that says how it ended, whatever happens."""
         try:
             self._train(writer, stop)
@@ -157,25 +138,22 @@ class Trainer:
         finally:
             self.progress.close()
 
-    def _train(self, writer: RunWriter | SilentWriter, stop: GracefulStop) -> None:
+    def _train(self, writer: RunWriter | NullWriter, stop: GracefulStop) -> None:
         gpus = [self.device] if self.device.type == "cuda" else []
         path = writer.path / CHECKPOINT_NAME
         with determinism(self.config.recipe.deterministic), torch.random.fork_rng(devices=gpus):
-            how = {"kernels": self.kernels, "graphs": self.graphs if gpus else "off"}
+            how = {"kernels": self.site.kernels, "graphs": self.site.graphs if gpus else "off"}
             self.ranks.on_first(lambda: writer.start({**environment.capture(self.device), **how}))
             state = self.ranks.tell(self.ranks.on_first(lambda: checkpoint.load(path, self.config.run_id)))
             loop = TrainingLoop(
                 self.config,
-                self.device,
-                self.data_dir,
-                self.download,
+                self.site,
                 self.registries,
                 on_epoch=writer.append_metrics,
                 should_stop=lambda: stop.requested,
-                kernels=self.kernels,
                 start=self._start if state is None else None,
                 ranks=self.ranks,
-                recorder=recorder_for(self.device, self.graphs),
+                recorder=recorder_for(self.device, self.site.graphs),
             )
             if self.ranks.several:
                 self.ranks.agree({"data": loop.data_digest, "first weights": weights_sha256(loop.model)})
@@ -185,7 +163,7 @@ class Trainer:
             self._loop(loop, path, stop)
             self.ranks.on_first(lambda: self._finish(loop, writer))
 
-    def _finish(self, loop: TrainingLoop, writer: RunWriter | SilentWriter) -> None:
+    def _finish(self, loop: TrainingLoop, writer: RunWriter | NullWriter) -> None:
         """Make the run a result."""
         costs = self.registries.costs(loop.ledger, _best_epoch(loop))
         summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs, loop.task.metric)
@@ -206,7 +184,7 @@ class Trainer:
                     "the same command goes on with it"
                 )
             loop.advance()
-            if any(self.ranks.any(time.monotonic() - saved >= self.checkpoint_seconds)):
+            if any(self.ranks.any(time.monotonic() - saved >= self.site.checkpoint_seconds)):
                 self._save(loop, path)
                 saved = time.monotonic()
             self.progress.update(loop.step, loop.watch.last)
@@ -218,22 +196,26 @@ class Trainer:
         self.ranks.on_first(lambda: checkpoint.save(path, state, self.config.run_id))
 
 
-def train_at(
-    config: RunConfig, site: Site, progress: Progress | None = None, registries: Registries | None = None
-) -> RunRecord:
-    """Run one config at a site; see :meth:`Trainer.run`."""
-    return Trainer(
-        config,
-        RunStore(site.store),
-        resolve_device(site.device),
-        site.data_dir,
-        progress,
-        download=site.download,
-        checkpoint_seconds=site.checkpoint_seconds,
-        registries=registries,
-        kernels=site.kernels,
-        graphs=site.graphs,
-    ).run()
+class NullWriter:
+    """Stands for a :class:`fractrain.engine.store.RunWriter` on the processes of a run that do not write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def discard(self) -> None:
+        """Do nothing."""
+
+    def set_status(self, status: Status, message: str = "", **facts: Any) -> None:
+        """Do nothing."""
+
+    def start(self, environment: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def finish(self, summary: dict[str, Any], ledger: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 def _best_epoch(loop: TrainingLoop) -> int:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from fractrain.engine.config import RunConfig
+from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.execute.forks import Nursery, forks_here
-from fractrain.execute.jobs import Executor, Outcome, Site, outcome_of
+from fractrain.execute.jobs import Executor, Outcome, outcome_of
 from fractrain.execute.processes import Workers
 from fractrain.util.errors import FractrainError
 from fractrain.util.progress import Progress, SilentProgress, TableProgress
@@ -172,10 +173,10 @@ def run_here(config: RunConfig, site: Site, progress: Progress) -> Outcome:
     Raises:
         RunInterrupted: the user asked to stop.
     """
-    from fractrain.engine.trainer import train_at  # imports torch
+    from fractrain.engine.trainer import Trainer  # imports torch
 
     try:
-        train_at(config, site, progress)
+        Trainer(config, site, progress).run()
     except RunInterrupted:
         raise
     except FractrainError as error:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from fractrain.engine.config import RunConfig
+from fractrain.engine.site import Site
 from fractrain.execute.forks import ForkedProcess, Nursery, NurseryError
-from fractrain.execute.jobs import Outcome, Site
+from fractrain.execute.jobs import Outcome
 
 Process = subprocess.Popen[str] | ForkedProcess
 

@@ -17,8 +17,9 @@ from typing import IO, Any, Final
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.registries import Registries
-from fractrain.engine.trainer import train_at
-from fractrain.execute.jobs import Outcome, Site, outcome_of
+from fractrain.engine.site import Site
+from fractrain.engine.trainer import Trainer
+from fractrain.execute.jobs import Outcome, outcome_of
 from fractrain.util.errors import FractrainError
 
 REPORT_S: Final = 0.5
@@ -74,7 +75,7 @@ def main(registries: Registries | None = None) -> int:
 
 def _run(config: RunConfig, site: Site, progress: JsonProgress, registries: Registries | None) -> tuple[int, Outcome]:
     try:
-        train_at(config, site, progress, registries)
+        Trainer(config, site, progress, registries=registries).run()
     except FractrainError as error:
         return error.exit_code, outcome_of(config.run_id, error)
     except KeyboardInterrupt:

@@ -26,6 +26,7 @@ from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries, Stream
 from fractrain.engine.schedule import Clock
+from fractrain.engine.site import Site
 from fractrain.experimental.cuda_graphs import SETTLED, recorder_for
 from fractrain.util.seeds import derive_seed
 
@@ -179,9 +180,7 @@ def attempt(config: RunConfig, device: torch.device, registries: Registries | No
     small = config.model_copy(update={"recipe": recipe})
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
-        loop = TrainingLoop(
-            small, device, None, False, RandomRegistries(known), lambda line: None, lambda: False, recorder=recorder
-        )
+        loop = TrainingLoop(small, Site(device=str(device)), RandomRegistries(known), recorder=recorder)
         first = [_timed(loop.advance, device) for _ in range(before)]
         times = [_timed(loop.advance, device) for _ in range(1 if max(first, default=0.0) > SLOW_S else STEPS)]
         loop.step = loop.clock.end(loop.epoch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fractrain.engine.recipes import TRANSFER_NOTE
 from fractrain.report.columns import columns, rules
 from fractrain.report.grid import plan
 from fractrain.report.improvement_rows import improvement_rows
@@ -96,9 +97,7 @@ def _watermark(spec: TableSpec, profile: str) -> str:
 
 def _transferred(spec: TableSpec) -> list[str]:
     """How adaptation and fine-tuning were done, in a table that has any."""
-    from fractrain.engine.transfer import NOTE
-
-    return [NOTE] if any(pair.setting != "standard" for pair in spec.pairs) else []
+    return [TRANSFER_NOTE] if any(pair.setting != "standard" for pair in spec.pairs) else []
 
 
 def _extrapolated(caveats: Sequence[tuple[Row, str]]) -> list[str]:

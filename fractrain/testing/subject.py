@@ -16,10 +16,11 @@ from torch import nn
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
-from fractrain.engine.summary import weights_sha256
+from fractrain.engine.site import Site
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.registry import MethodRegistry
 from fractrain.testing.report import ContractViolation
+from fractrain.util.digests import weights_sha256
 from fractrain.util.registry import Origin
 
 CPU: Final = torch.device("cpu")
@@ -113,9 +114,7 @@ class Subject:
 
     def loop(self, config: RunConfig, registries: Registries | None = None) -> TrainingLoop:
         """The run in memory, at its beginning."""
-        return TrainingLoop(
-            config, CPU, None, False, registries or self.registries, on_epoch=lambda _: None, should_stop=lambda: False
-        )
+        return TrainingLoop(config, Site(device="cpu"), registries or self.registries)
 
     def trained(self, config: RunConfig, registries: Registries | None = None) -> TrainingLoop:
         """The run in memory, at its end."""

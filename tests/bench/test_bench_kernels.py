@@ -18,7 +18,8 @@ import fractrain.kernels.cpu
 from fractrain.bench.subject import MethodStep, Setup
 from fractrain.cli import main
 from fractrain.engine.config import RunConfig
-from fractrain.execute.jobs import Kernels, Outcome, Site
+from fractrain.engine.site import Kernels, Site
+from fractrain.execute.jobs import Outcome
 from fractrain.execute.local import LocalExecutor
 from fractrain.layers.batch_norm import CompactBatchNorm2d
 from fractrain.methods import select
@@ -52,8 +53,8 @@ def test_run_hands_it_to_the_training_loop(tmp_path: Path, monkeypatch: pytest.M
     seen: list[tuple[str, str]] = []
 
     class Loop:
-        def __init__(self, config: Any, *_: Any, **given: Any) -> None:
-            seen.append((config.run_id, given["kernels"]))
+        def __init__(self, config: Any, site: Site, *_: Any, **given: Any) -> None:
+            seen.append((config.run_id, site.kernels))
             raise RunError("seen enough")
 
     monkeypatch.setattr("fractrain.engine.trainer.TrainingLoop", Loop)

@@ -8,11 +8,11 @@ from image_folders import entry, install, make_folder
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
-from fractrain.engine.registries import Registries
+from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
-from fractrain.engine.summary import weights_sha256
 from fractrain.engine.trainer import Trainer
 from fractrain.testing.subject import TIMES
+from fractrain.util.digests import weights_sha256
 from fractrain.util.errors import DataError
 
 
@@ -35,7 +35,7 @@ def config() -> RunConfig:
 
 
 def loop_on(folder: Path, lines: list) -> TrainingLoop:
-    return TrainingLoop(config(), torch.device("cpu"), folder.parent, False, Registries(), lines.append, lambda: False)
+    return TrainingLoop(config(), Site(device="cpu", data_dir=folder.parent), on_epoch=lines.append)
 
 
 def test_a_run_on_a_folder_resumes_to_the_same_bits(folder, monkeypatch):
@@ -64,7 +64,7 @@ def test_a_run_on_a_folder_resumes_to_the_same_bits(folder, monkeypatch):
 
 def test_the_summary_names_what_was_replaced(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("FRACTRAIN_BAD_IMAGES", "skip")
-    record = Trainer(config(), RunStore(tmp_path / "runs"), torch.device("cpu"), folder.parent).run()
+    record = Trainer(config(), Site(tmp_path / "runs", "cpu", folder.parent)).run()
     summary = record.summary
     assert len(summary["replaced_images"]) == 2
     assert all("truncated" in reason for reason in summary["replaced_images"].values())
@@ -75,7 +75,7 @@ def test_a_run_stops_at_a_damaged_image_and_goes_on_where_they_are_replaced(fold
     store = RunStore(tmp_path / "runs")
 
     def run():
-        return Trainer(config(), store, torch.device("cpu"), folder.parent, checkpoint_seconds=0).run()
+        return Trainer(config(), Site(store.root, "cpu", folder.parent, checkpoint_seconds=0)).run()
 
     with pytest.raises(DataError) as stopped:
         run()

@@ -19,10 +19,10 @@ from torch import nn
 from fractrain.cli import main
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.distributed.batch_norm import RankBatchNorm
-from fractrain.distributed.ranks import Ranks, connect
+from fractrain.distributed.ranks import BatchResult, Ranks, connect
 from fractrain.engine import checkpoint
 from fractrain.engine.loop import TrainingLoop
-from fractrain.engine.task import Outcome
+from fractrain.engine.site import Site
 from fractrain.util.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -206,9 +206,9 @@ def test_one_process_is_left_alone(monkeypatch):
             assert ranks.samples is None
         assert ranks.sum(x) is x
         loss, extra = torch.ones(()), torch.full((), 2.0)
-        done = ranks.combine(Outcome(loss, None, 5), None)
+        done = ranks.combine(BatchResult(loss, None, 5), None)
         assert done.objective is loss
-        assert float(ranks.combine(Outcome(loss, None, 5), extra).total) == 3.0
+        assert float(ranks.combine(BatchResult(loss, None, 5), extra).total) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -256,9 +256,7 @@ def test_shares_that_would_be_empty_are_refused_before_the_first_step(samples, b
 
     def loop(world):
         known = Shared(train=samples)
-        return TrainingLoop(
-            fake_config(batch_size=batch), CPU, None, False, known, print, lambda: False, ranks=Ranks(CPU, 0, world)
-        )
+        return TrainingLoop(fake_config(batch_size=batch), Site(), known, ranks=Ranks(CPU, 0, world))
 
     with pytest.raises(ConfigError, match=rf"leave {last} for the last one, fewer than the {world} processes"):
         loop(world)

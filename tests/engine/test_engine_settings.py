@@ -14,14 +14,15 @@ from fractrain.data.images import ImageData, Split
 from fractrain.data.parts import half_of_classes, part_data, part_info, unsuitable
 from fractrain.engine import checkpoint
 from fractrain.engine.config import RunConfig
+from fractrain.engine.init_weights import head_name, source_weights, start_from
 from fractrain.engine.loop import TrainingLoop
+from fractrain.engine.recipes import TRANSFER_NOTE
 from fractrain.engine.registries import Registries
-from fractrain.engine.source import head_name, source_weights, start_from
+from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
-from fractrain.engine.summary import weights_sha256
 from fractrain.engine.trainer import Trainer
-from fractrain.execute.jobs import Site
 from fractrain.execute.local import LocalExecutor
+from fractrain.util.digests import weights_sha256
 from fractrain.util.errors import CheckpointError, ConfigError
 from fractrain.util.seeds import derive_seed
 from fractrain.util.signals import RunInterrupted
@@ -64,8 +65,9 @@ def make(setting, seed=0, method="sbm", steps=4, source_steps=3, **recipe):
     )  # fmt: skip
 
 
-def trainer(config, folder, **options):
-    return Trainer(config, RunStore(folder), CPU, registries=TinyModels(), **options)
+def trainer(config, folder, checkpoint_seconds=60.0, **options):
+    site = Site(folder, device="cpu", checkpoint_seconds=checkpoint_seconds)
+    return Trainer(config, site, registries=TinyModels(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +196,7 @@ def test_a_run_starts_from_the_end_of_its_source(store, setting):
         start_from(model, weights, config.source.run_id, setting == "adaptation")
 
     with torch.random.fork_rng(devices=[]):
-        loop = TrainingLoop(config, CPU, None, False, known, lambda line: None, lambda: False, start=start)
+        loop = TrainingLoop(config, Site(device="cpu"), known, start=start)
     state, fresh = loop.model.state_dict(), started[0]
     assert torch.equal(state["conv.weight"], weights["conv.weight"])
     assert torch.equal(state["bn.running_var"], weights["bn.running_var"])
@@ -343,7 +345,6 @@ def test_the_head_is_the_last_linear_layer():
 
 
 def test_a_table_says_setting_and_protocol():
-    from fractrain.engine.transfer import NOTE
     from fractrain.report.build import build_table
     from fractrain.report.grid import plan
     from fractrain.report.spec import load_spec
@@ -355,10 +356,10 @@ def test_a_table_says_setting_and_protocol():
     runs = [r for r in plan(spec, "smoke", 1) if r.row == spec.rows[0]]
     assert [r.config.setting for r in runs] == ["standard", *SETTINGS]
     table = build_table(spec, None, "smoke", 1)
-    assert NOTE in table.notes
+    assert TRANSFER_NOTE in table.notes
     groups = list(dict.fromkeys(row.group for row in table.rows))
     assert [g.rpartition(", ")[2] for g in groups[1:]] == list(SETTINGS)
-    assert NOTE not in build_table(load_spec("table2"), None, "smoke", 1).notes
+    assert TRANSFER_NOTE not in build_table(load_spec("table2"), None, "smoke", 1).notes
 
 
 # -- the real thing --------------------------------------------------------------------------------------------------

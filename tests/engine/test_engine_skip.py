@@ -14,7 +14,7 @@ from engine_fakes import FakeMethod, FakeRegistries, fake_config
 
 from fractrain.engine import checkpoint
 from fractrain.engine.schedule import learning_rate
-from fractrain.engine.store import RunStore
+from fractrain.engine.site import Site
 from fractrain.engine.trainer import Trainer
 from fractrain.methods.base import MethodContext
 from fractrain.util.seeds import derive_seed
@@ -54,7 +54,7 @@ class StopAt:
 
 
 def run(folder, known=None, progress=None):
-    return Trainer(fake_config(), RunStore(folder), CPU, progress=progress, registries=known or Registries()).run()
+    return Trainer(fake_config(), Site(folder, device="cpu"), progress, registries=known or Registries()).run()
 
 
 def test_a_skipped_step_is_counted_and_calls_no_other_hook(tmp_path):

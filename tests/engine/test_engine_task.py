@@ -23,7 +23,7 @@ from fractrain.engine.evaluate import evaluate
 from fractrain.engine.optimizer import clip_gradients, make_optimizer
 from fractrain.engine.recipes import Recipe, recipe_values
 from fractrain.engine.schedule import learning_rate
-from fractrain.engine.store import RunStore
+from fractrain.engine.site import Site
 from fractrain.engine.task import Classification, LanguageModel, task_of
 from fractrain.engine.trainer import Trainer
 from fractrain.methods.base import Method, MethodContext, MethodSettings
@@ -331,7 +331,7 @@ class StopAt:
 
 
 def run(config: RunConfig, folder: Any, progress: Any = None) -> Any:
-    return Trainer(config, RunStore(folder), CPU, None, progress, registries=TextRegistries()).run()
+    return Trainer(config, Site(folder, device="cpu"), progress, registries=TextRegistries()).run()
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,15 @@ from engine_fakes import FakeMethod, FakeRegistries, fake_config
 
 from fractrain.commands.runs import run_command
 from fractrain.engine import checkpoint
+from fractrain.engine.divergence import BadLoss, LossWatch
 from fractrain.engine.evaluate import evaluate
 from fractrain.engine.schedule import learning_rate
+from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
-from fractrain.engine.summary import state_sha256, weights_sha256
 from fractrain.engine.trainer import Trainer
-from fractrain.engine.watch import BadLoss, LossWatch
 from fractrain.methods.base import MethodContext
 from fractrain.util import files
+from fractrain.util.digests import state_sha256, weights_sha256
 from fractrain.util.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StoreError
 from fractrain.util.signals import RunInterrupted
 
@@ -47,8 +48,9 @@ class SignalAt:
         pass
 
 
-def trainer(config, folder, registries=None, **options):
-    return Trainer(config, RunStore(folder), CPU, registries=registries or FakeRegistries(), **options)
+def trainer(config, folder, registries=None, checkpoint_seconds=60.0, **options):
+    site = Site(folder, "cpu", checkpoint_seconds=checkpoint_seconds)
+    return Trainer(config, site, registries=registries or FakeRegistries(), **options)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fractrain.engine.config import RunConfig
+from fractrain.engine.site import Site
 from fractrain.execute import local as executor_module
 from fractrain.execute.forks import Nursery, NurseryError, forks_here
-from fractrain.execute.jobs import Site
 from fractrain.execute.local import LocalExecutor, run_here
 from fractrain.execute.processes import Workers
 from fractrain.util.progress import SilentProgress

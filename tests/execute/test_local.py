@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from engine_fakes import fake_config
 
+from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.execute import local as executor_module
-from fractrain.execute.jobs import Outcome, Site
+from fractrain.execute.jobs import Outcome
 from fractrain.execute.local import LocalExecutor
 from fractrain.util.errors import NonFiniteError, RunError
 from fractrain.util.signals import RunInterrupted
@@ -86,14 +87,14 @@ def test_a_single_run_stays_in_this_process(tmp_path, monkeypatch):
 
     config, seen = fake_config(), []
 
-    def fake_train(config, site, progress):
-        seen.append(site.device)
+    def fake_run(self):
+        seen.append(self.site.device)
         if len(seen) == 2:
             raise RunError("broken")
         if len(seen) == 3:
             raise NonFiniteError("nan", "conv", 3)
 
-    monkeypatch.setattr(trainer, "train_at", fake_train)
+    monkeypatch.setattr(trainer.Trainer, "run", fake_run)
     local = LocalExecutor(jobs=4, worker=("false",))
     found = [local.run([config], Site(tmp_path, device="cpu"))[0] for _ in range(3)]
     assert [(o.status, o.message) for o in found] == [("done", ""), ("failed", "broken"), ("diverged", "nan")]

@@ -12,8 +12,10 @@ from pretend import DEVICE, Device, pretending, real
 from small_registries import SmallRegistries
 from torch import nn
 
+from fractrain.distributed.ranks import Ranks
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
+from fractrain.engine.site import Site
 from fractrain.experimental import cuda_graphs as recording
 from fractrain.experimental import int8_conv, int8_gemm
 from fractrain.kernels.cpu.int8 import Geometry
@@ -53,8 +55,7 @@ def config(method: str, settings: dict[str, Any], **recipe: Any) -> RunConfig:
 
 def loop_of(run: RunConfig, device: Device, recorded: bool = True) -> TrainingLoop:
     return TrainingLoop(
-        run, DEVICE, None, False, SmallRegistries(), lambda line: None, lambda: False, kernels="reference",
-        recorder=device if recorded else None,
+        run, Site(kernels="reference"), SmallRegistries(), ranks=Ranks(DEVICE), recorder=device if recorded else None
     )  # fmt: skip
 
 
@@ -253,8 +254,7 @@ def test_int8_products_are_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None
 
     def loop(device: Device, recorded: bool) -> TrainingLoop:
         return TrainingLoop(
-            run, DEVICE, None, False, LinearRegistries(), lambda line: None, lambda: False,
-            recorder=device if recorded else None,
+            run, Site(), LinearRegistries(), ranks=Ranks(DEVICE), recorder=device if recorded else None
         )  # fmt: skip
 
     with pretending() as device:
@@ -303,7 +303,7 @@ def test_int8_convolutions_are_recorded_too(
 
     def loop(device: Device) -> TrainingLoop:
         return TrainingLoop(
-            run, DEVICE, None, False, SmallRegistries(), lambda line: None, lambda: False, recorder=device
+            run, Site(), SmallRegistries(), ranks=Ranks(DEVICE), recorder=device
         )  # fmt: skip
 
     with pretending() as device:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.engine.trainer import Trainer
 from fractrain.report.tables import build_table, plan, render
@@ -41,7 +42,7 @@ def test_from_plan_to_table(small, tmp_path: Path):
     planned = plan(small, "smoke", 1, store)
     assert [r.state for r in planned] == ["to run", "to run", "no plugin"]
     for run in planned[:2]:
-        Trainer(run.config, store, torch.device("cpu")).run()
+        Trainer(run.config, Site(store.root, device="cpu")).run()
     assert [r.state for r in plan(small, "smoke", 1, store)] == ["cached", "cached", "no plugin"]
 
     table = build_table(small, store, "smoke", 1)

@@ -93,7 +93,7 @@ def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: fl
     The run waits for an answer to each sign, so it is at most one step further when it is killed, however slow we are.
     """
     from fractrain.engine.config import RunConfig
-    from fractrain.engine.store import RunStore
+    from fractrain.engine.site import Site
     from fractrain.engine.trainer import Trainer
 
     reader, writer = os.pipe()
@@ -102,8 +102,6 @@ def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: fl
     if child == 0:
         code = 1
         try:
-            import torch
-
             os.close(reader)
             os.close(answer)
             module, _, name = job["registries"].partition(":")
@@ -111,10 +109,10 @@ def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: fl
             config = RunConfig.from_json(job["config"], "test")
             Trainer(
                 config,
-                RunStore(store),
-                torch.device("cpu"),
-                progress=PipeProgress(writer, answers),
-                checkpoint_seconds=job["checkpoint_seconds"][number % len(job["checkpoint_seconds"])],
+                Site(
+                    store, "cpu", checkpoint_seconds=job["checkpoint_seconds"][number % len(job["checkpoint_seconds"])]
+                ),
+                PipeProgress(writer, answers),
                 registries=registries,
             ).run()
             code = 0

@@ -27,7 +27,7 @@ from fractrain.engine import loop as loop_module
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
-from fractrain.engine.store import RunStore
+from fractrain.engine.site import Site
 from fractrain.engine.trainer import Trainer
 from fractrain.models.transformer import TransformerLM
 from fractrain.util.errors import DataError, FractrainError
@@ -128,10 +128,8 @@ def do(job: dict[str, Any], ranks: Ranks | None = None) -> dict[str, Any]:
         if stop is not None:
             _before_each_step(patch, lambda loop: _interrupt(loop.step == stop))
         try:
-            trainer = Trainer(
-                config, RunStore(job["store"]), torch.device("cpu"), job.get("data_dir"), registries=known, ranks=ranks,
-                checkpoint_seconds=60 if stop is None else 0,
-            )  # fmt: skip
+            site = Site(job["store"], "cpu", job.get("data_dir"), checkpoint_seconds=60 if stop is None else 0)
+            trainer = Trainer(config, site, registries=known, ranks=ranks)
             record = trainer.run()
             return {"summary": record.summary, "metrics": record.metrics()}
         except FractrainError as error:

@@ -10,7 +10,7 @@ from torch import nn
 from fractrain.engine import checkpoint
 from fractrain.engine.config import RunConfig
 from fractrain.engine.store import RunStore
-from fractrain.engine.summary import state_sha256
+from fractrain.util.digests import state_sha256
 from fractrain.util.errors import CheckpointError
 
 _OF_LAYERS = ("running_low", "running_high", "running_steps")  # what every wrapped layer keeps besides the plain one

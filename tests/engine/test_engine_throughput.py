@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from fractrain.engine.feed import Pace, Replaced
+from fractrain.engine.throughput import Pace, Replaced
 from fractrain.testing.subject import TIMES
 
 

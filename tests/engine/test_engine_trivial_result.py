@@ -8,7 +8,7 @@ import torch
 
 from fractrain.data import registry
 from fractrain.data.text import unigram_perplexity
-from fractrain.engine.trivial import trivial_result
+from fractrain.engine.summary import trivial_result
 
 
 def test_always_the_most_frequent_class_of_the_training_part():
