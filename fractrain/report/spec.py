@@ -48,7 +48,7 @@ class Pair(Strict):
     """A model and a data set: registry names and the names in the published rows.
 
     Attributes:
-        setting: how the pair is trained; see :mod:`fractrain.engine.transfer`.
+        setting: how the pair is trained; see :mod:`fractrain.engine.recipes`.
     """
 
     model: str
