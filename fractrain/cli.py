@@ -22,6 +22,7 @@ from fractrain.commands.bench import bench_command
 from fractrain.commands.catalog import list_command
 from fractrain.commands.check import check_command
 from fractrain.commands.common import NearestGroup, debug_wanted, say
+from fractrain.commands.cost import cost_command
 from fractrain.commands.data import data_group
 from fractrain.commands.diff import diff_command
 from fractrain.commands.doctor import doctor_command
@@ -118,6 +119,7 @@ for _command in (
     run_command,
     reproduce_command,
     table_command,
+    cost_command,
     diff_command,
     plan_command,
     report_command,

@@ -20,6 +20,7 @@ from fractrain.commands.common import (
 from fractrain.util.errors import PluginError
 
 if TYPE_CHECKING:
+    from fractrain.cost.hardware import HardwareRegistry
     from fractrain.methods.base import Method
     from fractrain.methods.registry import MethodRegistry
 
@@ -109,11 +110,36 @@ def _tables() -> list[Entry]:
     ]
 
 
-def _hardware() -> list[Entry]:
-    from fractrain.cost.hardware import HARDWARE
+def _hardware(verbose: bool = False) -> list[Entry]:
+    from fractrain.cost.hardware import HardwareRegistry
 
-    models = [HARDWARE.get(name) for name in HARDWARE.names()]
-    return [{"name": m.name, "description": m.description, "source": m.source} for m in models]
+    registry = HardwareRegistry.discover()
+    for problem in registry.problems:
+        say(f"fractrain: warning: {problem}")
+    return [_machine(registry, name, verbose) for name in registry.names()]
+
+
+def _machine(registry: HardwareRegistry, name: str, verbose: bool) -> Entry:
+    """All that is known of a hardware model. One that cannot be loaded is listed too, and hides no other."""
+    try:
+        kind = registry.get(name)
+        card = kind().card() if verbose else {}
+    except Exception as error:  # a plugin may raise anything
+        reason = " ".join(str(error).split())
+        return {"name": name, "description": f"cannot be used: {reason}", "problem": reason, "settings": []}
+    return {
+        "name": name,
+        "description": kind.summary(),
+        "source": kind.source,
+        "is_not": kind.is_not,
+        "settings": [_setting(key, field) for key, field in kind.Settings.model_fields.items()],
+        "presets": {key: dict(values) for key, values in kind.presets.items()},
+        **(
+            {"card": card, "card_lines": [f"{key}: {value}" for key, value in card.items() if key != "source"]}
+            if verbose
+            else {}
+        ),
+    }
 
 
 KINDS: dict[str, Callable[[], list[Entry]]] = {
@@ -123,14 +149,16 @@ KINDS: dict[str, Callable[[], list[Entry]]] = {
     "tables": _tables,
     "hardware": _hardware,
 }
+CARDS: dict[str, Callable[[bool], list[Entry]]] = {"methods": _methods, "hardware": _hardware}
 
 
 def _details(kind: str, entry: Entry) -> list[str]:
     """Lines under an entry's description."""
-    if kind == "methods":
+    if kind in ("methods", "hardware"):
         settings = [f"{s['name']}={'required' if s['required'] else _short(s['default'])}" for s in entry["settings"]]
         source = entry.get("source")
         told = [*([f"settings: {', '.join(settings)}"] if settings else []), *([f"source: {source}"] if source else [])]
+        told += [f"presets: {', '.join(entry['presets'])}"] if entry.get("presets") else []
         return told + [f"  {line}" for line in entry.get("card_lines", [])]
     if kind == "models":
         macs = [f"{count:,} forward MACs on {name}" for name, count in entry["forward_macs"].items()]
@@ -168,7 +196,12 @@ def _print(kind: str, entries: list[Entry]) -> None:
 @click.command("list", short_help="List methods, models, datasets, tables or hardware models.")
 @options(
     click.argument("kind", type=NearestChoice([*KINDS, "all"]), default="all", metavar="[KIND]"),
-    click.option("-v", "--verbose", is_flag=True, help="With every method's precision card: formats of all operands."),
+    click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        help="With the cards: of methods the formats of all operands, of hardware models what they are.",
+    ),
     plugin_option,
     json_option,
 )
@@ -176,7 +209,7 @@ def list_command(kind: str, verbose: bool, as_json: bool) -> None:
     """List what there is: methods, models, datasets, tables, hardware (all of them without KIND)."""
     kinds = list(KINDS) if kind == "all" else [kind]
     with stdout_to_stderr():
-        found = {name: _methods(verbose) if name == "methods" else KINDS[name]() for name in kinds}
+        found = {name: CARDS[name](verbose) if name in CARDS else KINDS[name]() for name in kinds}
     if as_json:
         emit_json(found if kind == "all" else found[kind])
         return

@@ -63,19 +63,28 @@ out_option = click.option(
         show_default=True,
         help="svg: figures only; their csv has one line per point.",
     ),
+    click.option(
+        "--hardware",
+        metavar="NAME",
+        help="Hardware model for energy and latency, with a preset or settings after colons.  [default: the table's]",
+    ),
     profile_option,
     seeds_option,
     results_option,
     plugin_option,
 )
-def table_command(table: str, form: str, profile: str, seeds: int | None, results: Path) -> None:
+def table_command(table: str, form: str, hardware: str | None, profile: str, seeds: int | None, results: Path) -> None:
     """Print TABLE (or figure) from the runs there are; nothing is run."""
+    from fractrain.cost.hardware import create
     from fractrain.engine.store import RunStore
     from fractrain.report import output
     from fractrain.report.spec import load_spec
 
     with stdout_to_stderr():
-        text = output.text(load_spec(table), RunStore(results), profile, seeds, form)
+        spec = load_spec(table)
+        if hardware is not None:
+            spec = spec.model_copy(update={"hardware": create(hardware).title})
+        text = output.text(spec, RunStore(results), profile, seeds, form)
     click.echo(text.rstrip("\n"))
 
 

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from fractrain.cost.formulas import FLOAT_MAC_BITS
-from fractrain.cost.hardware import HARDWARE, HardwareModel, estimate
+from fractrain.cost.hardware import HardwareModel, create
+from fractrain.cost.price import Counts, Geometries, RunCost, price
 from fractrain.cost.sums import EpochSums, collect, cp_of, weights_by_block
 from fractrain.util.errors import ConfigError
 
@@ -189,20 +190,23 @@ def summarize(
     best_epoch: int,
     hardware: HardwareModel | str | None = None,
     block_weights: BlockWeights = None,
+    geometry: Geometries | None = None,
 ) -> CostSummary:
     """Return all cost figures of a run at its best epoch and at its end.
 
     Args:
         ledger: counts of a run.
         best_epoch: epoch (from 0) of best accuracy.
-        hardware: a hardware model or the name of one; applied epoch by epoch.
+        hardware: a hardware model or the name of one, with settings.
         block_weights: as in :func:`cp`.
+        geometry: shapes of the layers, for hardware models that see them.
 
     Raises:
-        ConfigError: ``best_epoch`` is not an epoch of the ledger, the hardware model is unknown, it is given but the
-            model's forward MACs are not known, or what :func:`cp` refuses.
+        ConfigError: ``best_epoch`` is not an epoch of the ledger, the hardware model is unknown or cannot price the
+            ledger, or what :func:`cp` refuses.
+        PluginError: the hardware model fails.
     """
-    model = HARDWARE.get(hardware) if isinstance(hardware, str) else hardware
+    model = create(hardware) if isinstance(hardware, str) else hardware
     sums = collect(ledger, "train", None)
     if not sums:
         raise _nothing_counted("train", None)
@@ -210,11 +214,12 @@ def summarize(
         raise ConfigError(f"best_epoch={best_epoch}: the ledger holds epochs {min(sums)} to {max(sums)}")
     weights = weights_by_block(ledger, block_weights)
     best = {epoch: s for epoch, s in sums.items() if epoch <= best_epoch}
+    priced = None if model is None else price(Counts.of(ledger), model, geometry)
     return CostSummary(
-        best=_point(ledger, best, weights, model),
-        end=_point(ledger, sums, weights, model),
+        best=_point(ledger, best, weights, priced),
+        end=_point(ledger, sums, weights, priced),
         gate_overhead=_gate_share(sums),
-        hardware=model.name if model is not None else None,
+        hardware=model.title if model is not None else None,
     )
 
 
@@ -222,16 +227,14 @@ def summarize(
 
 
 def _point(
-    ledger: Ledger, sums: Mapping[int, EpochSums], weights: Mapping[str, float], model: HardwareModel | None
+    ledger: Ledger, sums: Mapping[int, EpochSums], weights: Mapping[str, float], priced: RunCost | None
 ) -> CostPoint:
     """Return the cost of the given epochs together."""
-    known = model is not None or ledger.meta.get("forward_macs") is not None
+    known = ledger.meta.get("forward_macs") is not None
     macs = _forward_macs(ledger) if known else 0.0
     samples = {epoch: _samples(ledger, epoch) for epoch in sums}
     cps = {epoch: cp_of([s], weights) for epoch, s in sums.items()}
-    parts = [estimate(model, samples[e], cps[e], macs) for e in sums] if model is not None else []
-    notes = sorted({part.note for part in parts if part.extrapolated})
-    more = f" (and {len(notes) - 1} like it)" if len(notes) > 1 else ""
+    cost, note = (None, "") if priced is None else (priced.until(max(sums)), priced.note(max(sums)))
     total_bitops = sum(s.bitops for s in sums.values())
     return CostPoint(
         epoch=max(sums),
@@ -242,10 +245,10 @@ def _point(
         cp_percent=cp_of(sums.values(), weights),
         cost_percent=100 * total_bitops / FLOAT_MAC_BITS / sum(s.work for s in sums.values()),
         macs_paper=sum(cps[e] / 100 * samples[e] * 3 * macs for e in sums) if known else None,
-        energy_j=sum(part.energy_j for part in parts) if model is not None else None,
-        latency_s=sum(part.latency_s for part in parts) if model is not None else None,
-        extrapolated=bool(notes),
-        note=notes[0] + more if notes else "",
+        energy_j=cost.joules.total if cost else None,
+        latency_s=cost.seconds.total if cost else None,
+        extrapolated=bool(note),
+        note=note,
     )
 
 

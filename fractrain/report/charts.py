@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fractrain.report.breakdown import PRODUCTS
 from fractrain.report.draw import require_matplotlib
+from fractrain.report.labels import Box, place
 from fractrain.report.svg import DIM, GRID, INK, MARKERS, PANEL, Mark, series_colour, themed
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+MOST_LABELS: Final = 16
 SIZE: Final = (5.0, 3.1)  # inches; a drawing fills half of the page's width
 STYLE: Final[dict[Any, Any]] = {  # matplotlib types each key
     "font.family": "sans-serif", "font.sans-serif": ["system-ui", "DejaVu Sans"], "font.size": 8.5, "text.color": INK,
@@ -32,12 +34,14 @@ class Dot:
 
     Attributes:
         series: number of its method.
+        label: short text beside the point, where there are few.
         x, y: means.
         low, high: interval of ``y``; NaN where there is none.
         mark: what it says.
     """
 
     series: int
+    label: str
     x: float
     y: float
     low: float
@@ -51,18 +55,20 @@ class Line:
 
     Attributes:
         series: number of its method.
+        label: short text at its end, where there are few.
         x, y: its points.
         mark: what it says.
     """
 
     series: int
+    label: str
     x: Sequence[float]
     y: Sequence[float]
     mark: Mark
 
 
-def scatter(name: str, title: str, dots: Sequence[Dot], labels: tuple[str, str], log: tuple[bool, bool]) -> str:
-    """Draw one point per configuration, with intervals; ``log`` says which axes are logarithmic."""
+def scatter(name: str, title: str, dots: Sequence[Dot], labels: tuple[str, str]) -> str:
+    """Draw one point per configuration, with intervals."""
     marks: dict[str, list[Mark]] = {}
 
     def draw(axes: Axes) -> None:
@@ -76,26 +82,31 @@ def scatter(name: str, title: str, dots: Sequence[Dot], labels: tuple[str, str],
             axes.plot([d.x for d in own], [d.y for d in own], marker, color=colour, markersize=6.5, markeredgewidth=0.8,
                       markeredgecolor=PANEL, gid=gid)  # fmt: skip
             marks[gid] = [dot.mark for dot in own]
-        _scales(axes, log, labels)
-        axes.margins(0.08)
+        _scales(axes, labels, [dot.x for dot in dots], [dot.y for dot in dots])
+        axes.margins(0.12)
+        if len(dots) <= MOST_LABELS:
+            _labelled(axes, dots)
 
     return _drawn(name, title, draw, marks)
 
 
-def curves(name: str, title: str, lines: Sequence[Line], labels: tuple[str, str], log: tuple[bool, bool]) -> str:
+def curves(name: str, title: str, lines: Sequence[Line], labels: tuple[str, str]) -> str:
     """Draw one line per configuration; its points are marked, so that a curve of one point is seen."""
     marks: dict[str, list[Mark]] = {}
 
     def draw(axes: Axes) -> None:
-        for place, line in enumerate(lines):
-            gid = f"series-{line.series}-line{place}"
+        for number, line in enumerate(lines):
+            gid = f"series-{line.series}-line{number}"
             few = len(line.x) <= 40
             axes.plot(line.x, line.y, color=series_colour(line.series), linewidth=1.3, gid=gid, markersize=3.5,
                       marker=MARKERS[line.series % len(MARKERS)] if few else None)  # fmt: skip
             if few:
                 marks[gid] = [Mark(f"{line.mark.text}: {labels[1]} {y:.4g} at {x:.4g} {labels[0]}", line.mark.link)
                               for x, y in zip(line.x, line.y, strict=True)]  # fmt: skip
-        _scales(axes, log, labels)
+        _scales(axes, labels, [x for line in lines for x in line.x], [y for line in lines for y in line.y])
+        axes.margins(x=0.1)
+        if len(lines) <= MOST_LABELS:
+            _labelled(axes, [Dot(n.series, n.label, n.x[-1], n.y[-1], n.y[-1], n.y[-1], n.mark) for n in lines])
 
     return _drawn(name, title, draw, marks)
 
@@ -176,18 +187,34 @@ def stacked(name: str, title: str, bars: Mapping[str, Mapping[str, float]], labe
 # -- helpers -----------------------------------------------------------------------------------------------------------
 
 
+def _labelled(axes: Axes, dots: Sequence[Dot]) -> None:
+    """Write the label of each point near it, off the others."""
+    axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]  # so that places on the page are known
+    pixels = axes.transData.transform([(dot.x, dot.y) for dot in dots])
+    sizes = [(0.5 * 5.2 * len(dot.label) * 100 / 72, 6.0) for dot in dots]
+    (x0, y0), (x1, y1) = axes.transAxes.transform([(0, 0), (1, 1)])
+    frame = Box((x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2)
+    centres = place([Box(float(x), float(y), 6.0, 6.0) for x, y in pixels], sizes, frame)
+    back = axes.transData.inverted()
+    for dot, centre in zip(dots, centres, strict=True):
+        x, y = back.transform(centre)
+        axes.text(x, y, dot.label, fontsize=7, color=series_colour(dot.series), ha="center", va="center",
+                  gid=f"series-{dot.series}-label")  # fmt: skip
+
+
 def _few(count: int) -> tuple[list[int], list[str]]:
     """Places and labels of at most nine ticks."""
     places = list(range(0, count, max(1, -(-count // 9))))
     return places, [str(place) for place in places]
 
 
-def _scales(axes: Axes, log: tuple[bool, bool], labels: tuple[str, str]) -> None:
+def _scales(axes: Axes, labels: tuple[str, str], x: Sequence[float], y: Sequence[float]) -> None:
+    """Labels; and a logarithmic axis where numbers lie so far apart that no other shows them all."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    for axis, wanted, label in zip((axes.xaxis, axes.yaxis), log, labels, strict=True):
+    for axis, values, label in zip((axes.xaxis, axes.yaxis), (x, y), labels, strict=True):
         axis.set_label_text(label)
-        if wanted:
+        if min(values) > 0 and max(values) > 10 * min(values):
             (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+", "e")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from fractrain.cost.hardware import HARDWARE
+from fractrain.cost.hardware import create
 from fractrain.report.spec import TableSpec
 from fractrain.report.spec_relative import Claim, Relative
 from fractrain.report.stats import CONFIDENCE
@@ -217,8 +217,11 @@ def rules(spec: TableSpec) -> tuple[str, ...]:
             "perplexity: the same rule, in units of perplexity for percentage points."
         )
     if spec.hardware:
-        description = HARDWARE.get(spec.hardware).description
-        texts.append(f"Energy and latency of our runs are modelled by {spec.hardware}: {description}.")
+        model = create(spec.hardware)
+        texts.append(
+            f"Energy and latency of our runs are modelled by {spec.hardware}: {model.summary().rstrip('.')}. It is not "
+            f"{model.is_not}."
+        )
     if any(c.key in ("bitops_end", "bitops_end_relative") for c in columns(spec)):
         texts.append(
             "BitOPs@end = sum of MACs x bits of operand 1 x bits of operand 2 over everything counted in the whole run "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from fractrain.cost.hardware import HARDWARE
+from fractrain.cost.hardware import create
 from fractrain.report.columns import QUANTITIES, Quantity
 from fractrain.report.stats import Estimate, estimate, paired_difference, paired_saving
 from fractrain.report.values import Cell, Measured
@@ -115,7 +115,7 @@ def measured_cells(runs: Mapping[str, Runs], subject: str, baselines: Sequence[s
 
 def circular(quantity: Quantity, hardware: str) -> bool:
     """Whether a number is modelled by something fitted to the published rows: then it is no evidence for them."""
-    return quantity.modelled and bool(getattr(HARDWARE.get(hardware), "fitted_to_published", False))
+    return quantity.modelled and bool(hardware) and create(hardware).fitted_to_published
 
 
 def numbers(runs: Runs, quantity: Quantity) -> dict[int, float]:

@@ -37,7 +37,7 @@ class Chart:
     """One drawing with its caption; ``view`` says to which choice of the section's switch it belongs."""
 
     svg: str
-    caption: str
+    caption: str = ""
     view: str = ""
 
 
@@ -166,7 +166,8 @@ VIEWS: Final = {
 
 def _tasks(means: pd.DataFrame, methods: Sequence[str]) -> Iterator[Section]:
     """For each model, data set and profile: accuracy against cost, in both ways of counting."""
-    for number, (key, own) in enumerate(means.groupby(TASK, sort=False)):
+    tasks = sorted(means.groupby(TASK, sort=False), key=lambda task: -task[1]["group"].nunique())
+    for number, (key, own) in enumerate(tasks):
         title = _task_title(key)
         lines: dict[str, dict[str, Any]] = defaultdict(dict)
         for line in own.itertuples():
@@ -176,12 +177,9 @@ def _tasks(means: pd.DataFrame, methods: Sequence[str]) -> Iterator[Section]:
             y = next((q for q in qualities if any(q in found for found in lines.values())), "")
             dots = [_dot(found[x], found[y], methods) for found in lines.values() if _is_point(found, x, y)]
             if dots:
-                costs = [dot.x for dot in dots]
-                logs = (max(costs) > 5 * min(costs), y.startswith("perplexity"))
-                caption = f"{BY_KEY[y].title} against {BY_KEY[x].title}; bars: 95 % interval over seeds."
-                labels = _axis(x), _axis(y)
-                svg = charts.scatter(f"c{number}{view}", f"{title}: {caption}", dots, labels, logs)
-                drawn.append(Chart(svg, caption, view))
+                words = f"{title}: {BY_KEY[y].title} against {BY_KEY[x].title}"
+                svg = charts.scatter(f"c{number}{view}", words, dots, (_axis(x), _axis(y)))
+                drawn.append(Chart(svg, "", view))
         if drawn:
             yield Section(title, drawn)
 
@@ -202,7 +200,8 @@ def _dot(x: Any, y: Any, methods: Sequence[str]) -> charts.Dot:
         f"{_label(y.method, y.settings)}: {number_text(y.quantity, y.value)} {y.unit} at "
         f"{number_text(x.quantity, x.value)} {x.unit}; {seeds}; profile {y.profile}; runs {y.run}"
     )
-    return charts.Dot(methods.index(y.method), x.value, y.value, y.low, y.high, Mark(text, f"#group-{y.group}"))
+    label = _label(y.method, y.settings)
+    return charts.Dot(methods.index(y.method), label, x.value, y.value, y.low, y.high, Mark(text, f"#group-{y.group}"))
 
 
 # -- what is looked into -----------------------------------------------------------------------------------------------
@@ -233,12 +232,12 @@ def _by_task(details: Sequence[Detail]) -> Iterator[tuple[str, list[Detail]]]:
     found: dict[tuple[str, ...], list[Detail]] = defaultdict(list)
     for detail in details:
         found[tuple(getattr(detail.entry, name) for name in TASK)].append(detail)
-    for key, own in found.items():
+    for key, own in sorted(found.items(), key=lambda item: -len(item[1])):
         yield _task_title(key), sorted(own, key=lambda d: d.label)
 
 
 def _curves(details: Sequence[Detail], methods: Sequence[str]) -> Iterator[Section]:
-    """Test accuracy (or perplexity) over steps, and over the cost so far."""
+    """Test accuracy (or perplexity) over steps, and over the cost so far; runs judged once have no curve."""
     for number, (title, own) in enumerate(_by_task(details)):
         words = any(line.get("test_perplexity") is not None for d in own for line in d.lines)
         key, y = ("test_perplexity", "test perplexity") if words else ("test_accuracy", "test accuracy [%]")
@@ -247,22 +246,18 @@ def _curves(details: Sequence[Detail], methods: Sequence[str]) -> Iterator[Secti
             spent = d.work.groupby("epoch")["effective"].sum().cumsum()
             points = [(line["iteration"], spent.get(line["epoch"], math.nan), line.get(key)) for line in d.lines]
             points = [p for p in points if p[2] is not None and math.isfinite(p[2])]
-            if not points:
+            if len(points) < 2:
                 continue
             steps, costs, values = zip(*points, strict=True)
             series = methods.index(d.entry.method)
             mark = Mark(f"{d.label}, seed {d.entry.seed}", f"#run-{d.entry.run_id}")
-            by_step.append(charts.Line(series, steps, values, mark))
-            by_cost.append(charts.Line(series, costs, values, mark))
+            by_step.append(charts.Line(series, d.label, steps, values, mark))
+            by_cost.append(charts.Line(series, d.label, costs, values, mark))
         if by_step:
-            over = "effective MACs of the whole model so far"
-            seed = "One seed of each configuration."
-            yield Section(title, (
-                Chart(charts.curves(f"l{number}s", f"{title}: {y} over training steps", by_step,
-                                    ("training step", y), (False, words)), f"{y} over training steps. {seed}"),
-                Chart(charts.curves(f"l{number}c", f"{title}: {y} over {over}", by_cost, (over, y), (True, words)),
-                      f"{y} over {over}. {seed}"),
-            ))  # fmt: skip
+            step, cost = "training step", "effective MACs of the whole model so far"
+            over = charts.curves(f"l{number}s", f"{title}: {y} over {step}", by_step, (step, y))
+            paid = charts.curves(f"l{number}c", f"{title}: {y} over {cost}", by_cost, (cost, y))
+            yield Section(title, (Chart(over), Chart(paid)))
 
 
 def _precision(details: Sequence[Detail]) -> Iterator[Section]:
@@ -301,16 +296,11 @@ def _work(details: Sequence[Detail]) -> Iterator[Section]:
     for number, (title, own) in enumerate(_by_task(details)):
         label = "effective MACs of the whole model, whole run"
         bars = {d.label: _shares(d.work, ["product"])[""] for d in own}
-        drawn = [
-            Chart(
-                charts.stacked(f"w{number}", f"{title}: {label} by product", bars, label),
-                "By product, one seed of each configuration.",
-            )
-        ]
+        drawn = [Chart(charts.stacked(f"w{number}", f"{title}: {label} by product", bars, label))]
         for place, d in enumerate(own):
             parts = _shares(d.work, ["part", "product"])
             svg = charts.stacked(f"w{number}p{place}", f"{title}, {d.label}: {label} by part", parts, label)
-            drawn.append(Chart(svg, f"{d.label}, by part of the model.", "part"))
+            drawn.append(Chart(svg, d.label, "part"))
         yield Section(title, drawn)
 
 

@@ -77,7 +77,11 @@ def method_row(
         cells.setdefault(column.key, blank)
     keys = {column.key for column in shown}
     cells = {key: cell for key, cell in cells.items() if key in keys}
-    notes = _notes(pair, row, runs, printed) + _trivial(pair, row, request.dataset, list(measured.values()))
+    notes = (
+        _notes(pair, row, runs, printed)
+        + _not_priced(spec.hardware, measured)
+        + _trivial(pair, row, request.dataset, list(measured.values()))
+    )
     return MethodRow(Row("method", group(pair, request.dataset), cells), measured, numbers, notes)
 
 
@@ -151,6 +155,9 @@ def _measured_cells(measured: Mapping[int, Measured], hardware: str, how: str) -
     for quantity in QUANTITIES:
         numbers = [v for m in measured.values() if (v := quantity.read(m)) is not None]
         if len(numbers) < len(measured):
+            why = next((m.not_priced for m in measured.values() if m.not_priced), "")
+            if quantity.modelled and why:
+                cells[quantity.key] = Cell("not priced", "not run", source=f"{hardware}: {why}")
             continue
         e = estimate(numbers)
         text = quantity.text(e.mean)
@@ -208,6 +215,12 @@ def _notes(pair: Pair, row: RowSpec, runs: Sequence[PlannedRun], printed: Mappin
     elif runs[0].state == "incompatible":
         notes.append(f"{where} {row.precision} was not run: {runs[0].reason}")
     return notes
+
+
+def _not_priced(hardware: str, measured: Mapping[int, Measured]) -> list[str]:
+    """Why a hardware model gave no energy and latency; rows that fail for one reason share the note."""
+    reasons = dict.fromkeys(m.not_priced for m in measured.values() if m.not_priced)
+    return [f"Not priced by {hardware}: {reason}." for reason in reasons]
 
 
 def _trivial(pair: Pair, row: RowSpec, dataset: str, measured: Sequence[Measured]) -> list[str]:

@@ -68,6 +68,10 @@ class Record(Protocol):
     def summary(self) -> Mapping[str, Any] | None:
         """Accuracies in percent and epochs; None unless the status is ``done``."""
 
+    @property
+    def config(self) -> Any:
+        """What was run."""
+
     def ledger(self) -> Any:
         """Counted work."""
 
@@ -181,7 +185,8 @@ def measure_run(record: Record, hardware: str) -> Measured:
     summary = record.summary
     if summary is None:
         raise StoreError(f"run {record.run_id} has status {record.status!r} and no summary: it cannot be in a table")
-    cost = summarize(record.ledger(), best_epoch=int(summary["best_test_epoch"]), hardware=hardware or None)
+    ledger, best_epoch = record.ledger(), int(summary["best_test_epoch"])
+    cost = summarize(ledger, best_epoch)
     best = cost.best
     return Measured(
         accuracy=_numbers(summary, ACCURACIES),
@@ -189,13 +194,30 @@ def measure_run(record: Record, hardware: str) -> Measured:
         macs_best=best.macs_paper,
         macs_end=cost.end.macs_paper,
         cp_percent=best.cp_percent,
-        energy_kj=None if best.energy_j is None else best.energy_j / 1e3,
-        latency_min=None if best.latency_s is None else best.latency_s / 60,
-        caveat=best.note,
         bitops_end=float(cost.end.bitops),
-        energy_end_kj=None if cost.end.energy_j is None else cost.end.energy_j / 1e3,
-        latency_end_min=None if cost.end.latency_s is None else cost.end.latency_s / 60,
+        **(_modelled(record, ledger, best_epoch, hardware) if hardware else {}),
     )
+
+
+def _modelled(record: Record, ledger: Any, best_epoch: int, hardware: str) -> dict[str, Any]:
+    """Energy and latency by a hardware model, or why there are none: one model that fails must not end the table."""
+    from fractrain.cost.hardware import create
+    from fractrain.cost.price import Counts, price
+    from fractrain.engine.geometry import run_geometry
+
+    model = create(hardware)
+    try:
+        priced = price(Counts.of(ledger), model, run_geometry(record.config) if model.needs_geometry else None)
+    except FractrainError as problem:
+        return {"not_priced": str(problem)}
+    best, end = priced.until(best_epoch), priced.until()
+    return {
+        "energy_kj": best.joules.total / 1e3,
+        "latency_min": best.seconds.total / 60,
+        "caveat": priced.note(best_epoch),
+        "energy_end_kj": end.joules.total / 1e3,
+        "latency_end_min": end.seconds.total / 60,
+    }
 
 
 def _numbers(summary: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, float]:

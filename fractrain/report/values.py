@@ -150,6 +150,7 @@ class Measured:
         energy_kj, latency_min: modelled, up to the same epoch; None where the hardware model does not apply.
         energy_end_kj, latency_end_min: the same for the whole run.
         caveat: why energy and latency are an extrapolation; empty if they are not.
+        not_priced: why the hardware model gives none; empty if it does.
     """
 
     accuracy: Mapping[str, float] = field(default_factory=dict)
@@ -159,6 +160,7 @@ class Measured:
     energy_kj: float | None = None
     latency_min: float | None = None
     caveat: str = ""
+    not_priced: str = ""
     bitops_end: float | None = None
     energy_end_kj: float | None = None
     latency_end_min: float | None = None

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fractrain.cost import metrics
 from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, published_macs, static_cp
-from fractrain.cost.hardware import FittedModel
+from fractrain.cost.hardware import Cost, HardwareModel, Parts, Priced, Workload
+from fractrain.cost.hardware.fitted import FittedModel
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.sums import block_of
 from fractrain.util.errors import ConfigError
@@ -303,17 +304,14 @@ def test_summary_says_when_the_hardware_model_is_asked_outside_its_range() -> No
 
 
 def test_hardware_models_of_ones_own_are_applied_epoch_by_epoch() -> None:
-    class Square:
-        name, description, source = "square", "not linear in cp", "this test"
+    class Square(HardwareModel):
+        """Not linear in cp."""
 
-        def energy_j(self, images: float, cp_percent: float, forward_macs: float) -> float:
-            return images * cp_percent**2
+        name, additive = "square", False
 
-        def latency_s(self, images: float, cp_percent: float, forward_macs: float) -> float:
-            return images * forward_macs
-
-        def note(self, cp_percent: float, forward_macs: float) -> str:
-            return "low" if cp_percent < 5 else ""
+        def work(self, work: Workload) -> Priced:
+            cost = Cost(Parts(compute=7.0 * work.samples), Parts(dram=work.samples * work.cp_percent**2))
+            return Priced([Cost()] * len(work.rows), cost, "low" if work.cp_percent < 5 else "")
 
     ledger = Ledger({"blocks": ["b"], "forward_macs": 7})
     for epoch, bits in enumerate((4, 8)):

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import figure_fakes
 import pytest
 
-from fractrain.cost.hardware import HARDWARE
+from fractrain.cost.hardware.fitted import FittedModel
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.published import rows as published_rows
 from fractrain.report.build import build_table
@@ -213,7 +213,7 @@ def test_table6_ratio_columns_say_what_they_are_ratios_of(table6):
 
 def test_table6_hardware_bounds_are_those_of_the_model():
     """The note's bounds: an 8-bit cost over the part that does not depend on precision."""
-    model = HARDWARE.get("fractrain-fitted")
+    model = FittedModel()
     note = " ".join(load_spec("table6").notes)
     stated = re.search(r"below ([\d.]+) \(latency\) and ([\d.]+) \(energy\)", note)
     for forward in (83_286_272, 168_220_928):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fractrain.cost import published
-from fractrain.cost.hardware import HARDWARE
+from fractrain.cost.hardware.fitted import FittedModel
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.report.sources import PublishedIndex, engine_config, measure_run
 from fractrain.report.spec import RunRequest
@@ -50,7 +50,7 @@ def test_measure_by_hand():
     assert m.cp_percent == pytest.approx(6.25)
     assert m.macs_best == pytest.approx(0.0625 * 1000 * 3 * FORWARD)
     assert m.macs_end == pytest.approx(0.0625 * 1500 * 3 * FORWARD)
-    model = HARDWARE.get("fractrain-fitted")
+    model = FittedModel()
     assert m.energy_kj == pytest.approx(model.energy_j(1000, 6.25, FORWARD) / 1000)
     assert m.latency_min == pytest.approx(model.latency_s(1000, 6.25, FORWARD) / 60)
     assert m.energy_kj == pytest.approx(1000 * (2.922 + 0.2570 * 6.25) * 1e-6)  # the line of ResNet-38, mJ per image

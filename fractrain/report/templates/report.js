@@ -92,7 +92,13 @@
       this.status.textContent = `${left} of ${this.rows.length} rows`;
     }
 
+    // The list of columns covers the table: a click elsewhere or Escape puts it away.
     chooser(choices) {
+      const list = choices.parentElement;
+      document.addEventListener("click", (e) => { if (!list.contains(e.target)) list.open = false; });
+      list.addEventListener("keydown", (e) => {
+        if (e.key === "Escape") { list.open = false; list.querySelector("summary").focus(); }
+      });
       this.heads.forEach((head, place) => {
         const label = document.createElement("label");
         const box = document.createElement("input");

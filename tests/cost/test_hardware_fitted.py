@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from fractrain.cost import published
 from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, published_macs
-from fractrain.cost.hardware import HARDWARE, FittedModel, HardwareModel, HardwareRegistry, estimate
+from fractrain.cost.hardware.base import Row, Workload
+from fractrain.cost.hardware.fitted import REFERENCES, FittedModel
 from fractrain.util.errors import ConfigError
 
 EXACT_MACS = {
@@ -52,11 +53,11 @@ def replay(model: str, dataset: str, method: str, macs: float | None = None) -> 
     """Relative errors of energy and latency when the number of images is derived from the row's MACs."""
     macs = cell(model, dataset, method, "effective_MACs") if macs is None else macs
     images = macs / (CP[method] / 100 * 3 * AUTHORS_FORWARD_MACS[model])
-    got = estimate(HARDWARE.get("fractrain-fitted"), images, CP[method], EXACT_MACS[model, dataset])
-    assert not got.extrapolated, got.note
+    hardware, asked = FittedModel(), (images, CP[method], EXACT_MACS[model, dataset])
+    assert hardware.note(*asked[1:]) == ""
     return (
-        got.energy_j / 1e3 / cell(model, dataset, method, "energy_kJ") - 1,
-        got.latency_s / 60 / cell(model, dataset, method, "latency_min") - 1,
+        hardware.energy_j(*asked) / 1e3 / cell(model, dataset, method, "energy_kJ") - 1,
+        hardware.latency_s(*asked) / 60 / cell(model, dataset, method, "latency_min") - 1,
     )
 
 
@@ -102,13 +103,12 @@ def test_dfq_rows_follow_from_the_best_iteration_of_the_authors_script(key: tupl
 @pytest.mark.parametrize("key", list(FRACTRAIN), ids="-".join)
 def test_fractrain_rows_follow_from_iterations_and_mean_cp(key: tuple[str, str]) -> None:
     iterations, cp = FRACTRAIN[key]
-    got = estimate(FittedModel(), 128 * iterations, cp, EXACT_MACS[key])
-    assert got.energy_j / 1e3 == pytest.approx(cell(*key, "fractrain", "energy_kJ"), rel=TOLERANCE)
-    assert got.latency_s / 60 == pytest.approx(cell(*key, "fractrain", "latency_min"), rel=TOLERANCE)
+    hardware, asked = FittedModel(), (128 * iterations, cp, EXACT_MACS[key])
+    assert hardware.energy_j(*asked) / 1e3 == pytest.approx(cell(*key, "fractrain", "energy_kJ"), rel=TOLERANCE)
+    assert hardware.latency_s(*asked) / 60 == pytest.approx(cell(*key, "fractrain", "latency_min"), rel=TOLERANCE)
     macs = published_macs(cp, iterations, 128, AUTHORS_FORWARD_MACS[key[0]])
     assert macs == pytest.approx(cell(*key, "fractrain", "effective_MACs"), rel=TOLERANCE)
-    assert got.extrapolated  # their cp is below what the lines were fitted to
-    assert "3 to 6.25 %" in got.note
+    assert "3 to 6.25 %" in hardware.note(*asked[1:])  # their cp is below what the lines were fitted to
 
 
 def test_per_image_figures_by_hand() -> None:
@@ -133,21 +133,38 @@ def test_other_models_are_scaled_from_the_nearest_reference() -> None:
 
 
 def test_the_two_references_agree_per_mac() -> None:
-    small, big = FittedModel().references
+    small, big = REFERENCES
     for name in ("time_a", "time_b", "energy_a", "energy_b"):
         ratio = (getattr(big, name) / big.forward_macs) / (getattr(small, name) / small.forward_macs)
         assert ratio == pytest.approx(1, abs=0.035)
 
 
-def test_floating_point_is_marked_as_extrapolation() -> None:
-    got = estimate(FittedModel(), 1, 100.0, 83_280_512)
-    assert got.energy_j > 0
-    assert got.extrapolated
-    assert "100 %" in got.note
+def test_what_is_outside_the_fitted_range_is_named() -> None:
+    hardware = FittedModel()
+    assert "100 %" in hardware.note(100.0, 83_280_512)
     for cp in (3.0, 6.25, 4.7, 6.25 + 1e-12):
-        assert not estimate(FittedModel(), 1, cp, 83_280_512).extrapolated
+        assert hardware.note(cp, 83_280_512) == ""
     for cp in (2.99, 6.26):
-        assert estimate(FittedModel(), 1, cp, 83_280_512).extrapolated
+        assert hardware.note(cp, 83_280_512)
+
+
+def test_a_workload_has_a_fixed_part_and_rows_that_grow_with_cp() -> None:
+    rows = (
+        Row("b.conv", "FW", 4, 4, 1000.0, block="b"), Row("b.conv", "GC", 8, 4, 1000.0, block="b"),
+        Row("stem", "FW", 32, 32, 1000.0),
+    )  # fmt: skip
+    hardware, forward = FittedModel(), 83_280_512
+    priced = hardware.work(Workload(rows, 7, 4.0, forward))
+    total = priced.overhead.seconds.total + sum(cost.seconds.total for cost in priced.rows)
+    assert total == pytest.approx(hardware.latency_s(7, 4.0, forward), rel=1e-12)
+    joules = priced.overhead.joules.total + sum(cost.joules.total for cost in priced.rows)
+    assert joules == pytest.approx(hardware.energy_j(7, 4.0, forward), rel=1e-12)
+    assert priced.overhead.seconds.fixed == pytest.approx(7 * 1.774e-3)
+    assert priced.rows[1].seconds.compute == pytest.approx(2 * priced.rows[0].seconds.compute)
+    assert priced.rows[2].seconds.total == 0
+    assert priced.note == ""
+    with pytest.raises(ConfigError, match="forward_macs"):
+        hardware.work(Workload(rows, 7, 4.0, None))
 
 
 @given(cp=st.floats(0, 100), step=st.floats(0.01, 10), macs=st.floats(1e6, 1e10), images=st.integers(1, 10**9))
@@ -164,18 +181,3 @@ def test_bad_arguments_are_refused(images: float, cp: float, macs: float) -> Non
         FittedModel().energy_j(images, cp, macs)
     with pytest.raises(ConfigError, match="fractrain-fitted"):
         FittedModel().latency_s(images, cp, macs)
-
-
-def test_registry() -> None:
-    assert HARDWARE.names() == ["fractrain-fitted"]
-    assert "fractrain-fitted" in HARDWARE
-    assert len(HARDWARE) == 1
-    model = HARDWARE.get("fractrain-fitted")
-    assert isinstance(model, HardwareModel)
-    assert list(HARDWARE) == [model]
-    assert "not measured" in model.description
-    assert "unnamed" in model.source
-    with pytest.raises(ConfigError, match="did you mean 'fractrain-fitted'"):
-        HARDWARE.get("fractrain-fited")
-    with pytest.raises(ConfigError, match="known: fractrain-fitted"):
-        HardwareRegistry([FittedModel()]).get("zzz")

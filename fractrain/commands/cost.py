@@ -1,0 +1,178 @@
+"""``fractrain cost``: what stored runs cost on hardware models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fractrain.commands.common import (
+    NearestChoice,
+    emit_json,
+    json_option,
+    options,
+    plugin_option,
+    profile_option,
+    results_option,
+    stdout_to_stderr,
+)
+from fractrain.commands.diff import find_run
+from fractrain.commands.planning import plan_runs, seeds_option
+from fractrain.util.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fractrain.engine.store import RunRecord
+    from fractrain.report.run_cost import Priced
+
+DEFAULT_HARDWARE = "fractrain-fitted,bit-product,bit-serial"
+BY = ("layer", "product", "stage", "width", "epoch")
+
+hardware_option = click.option(
+    "--hardware",
+    metavar="NAME[,NAME...]",
+    help="Hardware models, each with a preset or settings after colons: bit-product:fixed=0.5. "
+    "`fractrain list hardware` shows all.",
+)
+
+
+@click.command("cost", short_help="Price stored runs on hardware models.")
+@options(
+    click.argument("names", nargs=-1, required=True, metavar="RUN|TABLE|all..."),
+    hardware_option,
+    click.option("--by", type=NearestChoice(BY), help="Split each run's time and energy."),
+    profile_option,
+    seeds_option,
+    results_option,
+    plugin_option,
+    json_option,
+)
+def cost_command(
+    names: tuple[str, ...], hardware: str | None, by: str | None, profile: str, seeds: int | None, results: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Price finished runs on hardware models, from what their ledgers counted; nothing is run.
+
+    RUN is a run's id or its beginning, TABLE a table or figure (its finished runs of --profile), "all" every finished
+    run in the store. Times and energies are modelled: `fractrain list hardware --verbose` says what each model counts
+    and what it is not.
+    """
+    from fractrain.cost.hardware import create_all
+    from fractrain.report.run_cost import price_run
+
+    with stdout_to_stderr():
+        models = create_all(hardware or DEFAULT_HARDWARE)
+        records = _records(names, profile, seeds, results)
+        found = [(record, price_run(record, models, by or "")) for record in records]
+    if as_json:
+        emit_json([{**_names(record), "costs": [p.as_dict() for p in priced]} for record, priced in found])
+        return
+    click.echo("\n\n".join(_text(record, priced) for record, priced in found))
+    click.echo("\n" + "\n".join(f"{model.title} is not {model.is_not}." for model in models))
+
+
+def _records(names: Sequence[str], profile: str, seeds: int | None, results: Path) -> list[RunRecord]:
+    """The finished runs that are meant, each once.
+
+    Raises:
+        ConfigError: a name is neither a run nor a table, or nothing is finished.
+    """
+    from fractrain.engine.store import RunStore
+    from fractrain.report.spec import table_names
+
+    store = RunStore(results)
+    found: dict[str, RunRecord] = {}
+    for name in names:
+        if name == "all":
+            found |= {r.run_id: r for r in store.records() if r.status == "done"}
+        elif name in table_names() or name.endswith(".toml"):
+            _, runs = plan_runs(name, profile, seeds, results)
+            records = (store.get(run.run_id) for run in runs if run.state == "cached")
+            found |= {r.run_id: r for r in records if r is not None}
+        else:
+            record = find_run(store, name)
+            found[record.run_id] = record
+    if not found:
+        raise ConfigError(
+            f"{' '.join(names)}: no finished run in {results} (profile {profile}); run some, or --results"
+        )
+    return list(found.values())
+
+
+def _names(record: RunRecord) -> dict[str, Any]:
+    c = record.config
+    return {"run_id": record.run_id, "method": c.method, "model": c.model, "dataset": c.dataset, "profile": c.profile}
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def _text(record: RunRecord, priced: Sequence[Priced]) -> str:
+    """One run: a column for each hardware model."""
+    from tabulate import tabulate
+
+    lines = [["", *(p.hardware for p in priced)]]
+    lines += [[name, *(_cell(p, read) for p in priced)] for name, read in FIGURES.items()]
+    lines += _group_lines(priced)
+    told = [tabulate(lines[1:], headers=lines[0], tablefmt="simple", stralign="right", colalign=("left",))]
+    told += [f"{p.hardware}: not priced: {p.problem}" for p in priced if p.problem]
+    told += [f"{p.hardware}: extrapolated: {p.cost.note()}" for p in priced if p.cost and p.cost.note()]
+    return "\n".join([record.run_id, *told])
+
+
+def _group_lines(priced: Sequence[Priced]) -> list[list[str]]:
+    names = list(dict.fromkeys(group.name for p in priced for group in p.groups))
+    lines = []
+    for name in names:
+        line = [f"  {name}"]
+        for p in priced:
+            group = next((g for g in p.groups if g.name == name), None)
+            if p.cost is None or group is None:
+                line.append("-")
+                continue
+            whole = p.cost.until()
+            shares = group.seconds / (whole.seconds.total or 1), group.joules / (whole.joules.total or 1)
+            line.append(
+                f"{seconds_text(group.seconds)}, {joules_text(group.joules)} ({shares[0]:.1%}, {shares[1]:.1%})"
+            )
+        lines.append(line)
+    return [["by group: time, energy (share of each)"], *lines] if lines else []
+
+
+def _cell(p: Priced, read: Callable[[Any, int], str]) -> str:
+    """One figure at the end of the run, and at its best epoch where that is another."""
+    if p.cost is None or p.best is None:
+        return "-"
+    end, best = read(p.cost.until(), p.cost.samples()), read(*p.best)
+    return end if end == best else f"{end} (@best {best})"
+
+
+def _shares(parts: Any) -> str:
+    named = {"compute": parts.compute, "on chip": parts.on_chip, "DRAM": parts.dram, "fixed": parts.fixed}
+    return ", ".join(f"{name} {value / parts.total:.0%}" for name, value in named.items() if value) or "-"
+
+
+def seconds_text(value: float) -> str:
+    """A duration with four significant digits."""
+    return _scaled(value, ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "us")))
+
+
+def joules_text(value: float) -> str:
+    """An energy with four significant digits."""
+    return _scaled(value, ((1e6, "MJ"), (1e3, "kJ"), (1, "J"), (1e-3, "mJ"), (1e-6, "uJ")))
+
+
+def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
+    size, unit = next(((size, unit) for size, unit in units if value >= size), units[-1])
+    return f"{value / size:.4g} {unit}"
+
+
+FIGURES: dict[str, Callable[[Any, int], str]] = {
+    "time": lambda cost, _: seconds_text(cost.seconds.total),
+    "energy": lambda cost, _: joules_text(cost.joules.total),
+    "time per sample": lambda cost, n: seconds_text(cost.seconds.total / n),
+    "energy per sample": lambda cost, n: joules_text(cost.joules.total / n),
+    "time goes to": lambda cost, _: _shares(cost.seconds),
+    "energy goes to": lambda cost, _: _shares(cost.joules),
+}

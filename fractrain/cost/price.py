@@ -1,0 +1,270 @@
+"""Price what a ledger counted with hardware models: by evaluation period, layer, product and widths.
+
+A hardware model sees each layer, product and pair of widths once; the rest is a product of matrices, so that pricing a
+long run takes milliseconds. What widths of a sample or of a tile choose is priced in proportion: as if samples (or
+tiles) of equal widths were batched together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fractrain.cost.hardware.base import FIGURES, Cost, Geometry, HardwareModel, Priced, Product, Row, Workload
+from fractrain.cost.sums import GATE, block_of, collect, cp_of, weights_by_block
+from fractrain.util.errors import ConfigError, FractrainError, PluginError
+from fractrain.util.registry import one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fractrain.cost.ledger import Ledger
+
+Geometries = Mapping[str, Geometry]
+Array = npt.NDArray[np.float64]
+
+
+class Key(NamedTuple):
+    """What MACs are added up for."""
+
+    layer: str
+    product: Product
+    bits1: int
+    bits2: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Training work of a ledger.
+
+    Attributes:
+        epochs: evaluation periods, ascending.
+        keys: layers, products and widths that occur; skipped products (width 0) are left out.
+        macs: executed MACs, float64 ``[epochs, keys]``.
+        samples: samples fed, by epoch.
+        cp: computing percentage, by epoch.
+        batch: samples of a training step; None where the ledger does not know.
+        forward_macs: of the plain model, per sample; None where the ledger does not know.
+        blocks: gateable blocks.
+    """
+
+    epochs: tuple[int, ...]
+    keys: tuple[Key, ...]
+    macs: Array
+    samples: tuple[int, ...]
+    cp: tuple[float, ...]
+    batch: int | None
+    forward_macs: float | None
+    blocks: frozenset[str]
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> Counts:
+        """Add up a ledger.
+
+        Raises:
+            ConfigError: it holds no training work, or work of an epoch without samples.
+        """
+        sums = collect(ledger, "train", None)
+        if not sums:
+            raise ConfigError("the ledger holds no work of phase 'train': train first, or take another run's ledger")
+        weights = weights_by_block(ledger, None)
+        cells: dict[tuple[int, Key], int] = {}
+        for row in ledger.rows():
+            if row.phase == "train" and row.bits1 and row.bits2:
+                at = row.epoch, Key(row.layer, row.product, row.bits1, row.bits2)
+                cells[at] = cells.get(at, 0) + row.macs
+        epochs, keys = tuple(sums), tuple(sorted({key for _, key in cells}))
+        place = {key: column for column, key in enumerate(keys)}
+        line = {epoch: number for number, epoch in enumerate(epochs)}
+        macs = np.zeros((len(epochs), len(keys)))
+        for (epoch, key), n in cells.items():
+            macs[line[epoch], place[key]] = n
+        samples = tuple(ledger.sample_count("train", epoch) for epoch in epochs)
+        if 0 in samples:
+            epoch = epochs[samples.index(0)]
+            raise ConfigError(
+                f"the ledger counts work but no samples in epoch {epoch}: call ledger.samples(n) per batch"
+            )
+        return cls(
+            epochs, keys, macs, samples, tuple(cp_of([s], weights) for s in sums.values()),
+            ledger.meta.get("batch_size"), ledger.meta.get("forward_macs"), frozenset(ledger.meta.get("blocks") or ()),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run costs on one hardware model.
+
+    Attributes:
+        hardware: the model's name with its settings.
+        counts: what was priced.
+        rows: cost of each key and epoch, float64 ``[epochs, keys, 9]``; see :data:`FIGURES`.
+        overhead: cost that belongs to no key, float64 ``[epochs, 9]``.
+        notes: why the figures of an epoch are an extrapolation, by epoch; empty if they are not.
+    """
+
+    hardware: str
+    counts: Counts
+    rows: Array
+    overhead: Array
+    notes: tuple[str, ...]
+
+    @cached_property
+    def by_epoch(self) -> Array:
+        """Cost by epoch, float64 ``[epochs, 9]``."""
+        total: Array = self.rows.sum(axis=1) + self.overhead
+        return total
+
+    def until(self, epoch: int | None = None) -> Cost:
+        """Cost up to and including an epoch; None: of all."""
+        return Cost.of(self.by_epoch[self._first(epoch)].sum(axis=0))
+
+    def samples(self, epoch: int | None = None) -> int:
+        """Samples fed up to and including an epoch."""
+        return sum(self.counts.samples[self._first(epoch)])
+
+    def note(self, epoch: int | None = None) -> str:
+        """Why the figures up to an epoch are an extrapolation, in one line; empty if they are not."""
+        notes = sorted({note for note in self.notes[self._first(epoch)] if note})
+        more = f" (and {len(notes) - 1} like it)" if len(notes) > 1 else ""
+        return notes[0] + more if notes else ""
+
+    def frame(self) -> pd.DataFrame:
+        """Return a DataFrame with a line for each epoch and key, and one for each epoch's overhead, if there is any.
+
+        Columns: ``epoch``, ``layer``, ``product``, ``bits1``, ``bits2``, ``macs``, ``samples`` of the epoch, and
+        :data:`FIGURES`.
+        """
+        import pandas as pd
+
+        c = self.counts
+        e, k = self.rows.shape[:2]
+        keys = pd.DataFrame(c.keys, columns=Key._fields)
+        table = pd.concat([keys] * e, ignore_index=True)
+        table.insert(0, "epoch", np.repeat(c.epochs, k))
+        table["macs"], table["samples"] = c.macs.reshape(-1), np.repeat(c.samples, k)
+        table[list(FIGURES)] = self.rows.reshape(e * k, -1)
+        table = table[table["macs"] > 0]
+        if not self.overhead.any():
+            return table.reset_index(drop=True)
+        rest = pd.DataFrame(self.overhead, columns=list(FIGURES))
+        rest.insert(0, "epoch", c.epochs)
+        rest = rest.assign(layer=OVERHEAD, product="", bits1=0, bits2=0, macs=0.0, samples=c.samples)
+        return pd.concat([table, rest[table.columns]], ignore_index=True)
+
+    def _first(self, epoch: int | None) -> slice:
+        return slice(0, None if epoch is None else sum(e <= epoch for e in self.counts.epochs))
+
+
+OVERHEAD = "(whole step)"
+"""Stands for the layer where a cost belongs to none."""
+
+
+def price(counts: Counts, model: HardwareModel, geometry: Geometries | None = None) -> RunCost:
+    """Return what counted work costs on a hardware model.
+
+    Args:
+        counts: of a ledger.
+        model: the hardware model.
+        geometry: shapes of the layers by name (:func:`fractrain.models.geometry.geometries`); gates need none.
+
+    Raises:
+        ConfigError: the model cannot price a row; says which and why.
+        PluginError: the model fails, or returns what is no cost.
+    """
+    shapes = [_shape(key, counts, geometry or {}) for key in counts.keys]
+    if model.needs_geometry and counts.batch is None:
+        raise ConfigError(f"{model.name} needs the batch size, which the ledger does not know: set meta['batch_size']")
+    if model.additive:
+        rows, overhead, notes = _additive(counts, shapes, model)
+    else:
+        rows, overhead, notes = _by_epoch(counts, shapes, model)
+    _check(rows, overhead, counts, model)
+    return RunCost(model.title, counts, rows, overhead, notes)
+
+
+def row_of(key: Key, macs: float, shape: Geometry | None, counts: Counts) -> Row:
+    """The row that a hardware model is given for a key."""
+    block = block_of(key.layer, counts.blocks)
+    return Row(*key, macs, shape, counts.batch or 1, block)
+
+
+def _shape(key: Key, counts: Counts, geometry: Geometries) -> Geometry | None:
+    """Shape of a key's layer; of a gate, one square matrix and a vector with as many MACs (ours)."""
+    if key.layer in geometry or GATE not in key.layer.split("."):
+        return geometry.get(key.layer)
+    column = counts.keys.index(key)
+    units = sum(n for n, m in zip(counts.samples, counts.macs[:, column], strict=True) if m)
+    side = max(1, round((counts.macs[:, column].sum() / units) ** 0.5))
+    return Geometry("linear", side, side)
+
+
+Matrices = tuple[Array, Array, tuple[str, ...]]
+
+
+def _additive(counts: Counts, shapes: Sequence[Geometry | None], model: HardwareModel) -> Matrices:
+    unit = np.zeros((len(counts.keys), len(FIGURES)))
+    for number, (key, shape) in enumerate(zip(counts.keys, shapes, strict=True)):
+        macs = float(shape.macs * (counts.batch or 1)) if shape else float(counts.macs[:, number].max())
+        row = row_of(key, macs, shape, counts)
+        unit[number] = np.array(_asked(model, row)) / macs
+    rows = counts.macs[:, :, None] * unit
+    return rows, np.zeros((len(counts.epochs), len(FIGURES))), ("",) * len(counts.epochs)
+
+
+def _by_epoch(counts: Counts, shapes: Sequence[Geometry | None], model: HardwareModel) -> Matrices:
+    rows = np.zeros((*counts.macs.shape, len(FIGURES)))
+    overhead, notes = np.zeros((len(counts.epochs), len(FIGURES))), []
+    for line, macs in enumerate(counts.macs):
+        live = [int(k) for k in np.flatnonzero(macs)]
+        given = tuple(row_of(counts.keys[k], float(macs[k]), shapes[k], counts) for k in live)
+        priced = _worked(model, Workload(given, counts.samples[line], counts.cp[line], counts.forward_macs))
+        rows[line, live] = [cost.numbers() for cost in priced.rows]
+        overhead[line] = priced.overhead.numbers()
+        notes.append(priced.note)
+    return rows, overhead, tuple(notes)
+
+
+def _asked(model: HardwareModel, row: Row) -> tuple[float, ...]:
+    """Ask for the cost of one row; whatever a plugin raises becomes one line."""
+    where = f"{model.name}, layer {row.layer} {row.product} at {row.bits1} x {row.bits2} bits"
+    try:
+        cost = model.row(row)
+        return cost.numbers()
+    except FractrainError as problem:
+        raise ConfigError(f"{where}: {problem}") from problem
+    except Exception as problem:
+        raise PluginError(f"{where}: {one_line(problem)}") from problem
+
+
+def _worked(model: HardwareModel, work: Workload) -> Priced:
+    try:
+        priced = model.work(work)
+        if len(priced.rows) != len(work.rows):
+            raise PluginError(f"{model.name}: priced {len(priced.rows)} rows of {len(work.rows)}")
+        return priced
+    except FractrainError:
+        raise
+    except Exception as problem:
+        raise PluginError(f"{model.name}: {one_line(problem)}") from problem
+
+
+def _check(rows: Array, overhead: Array, counts: Counts, model: HardwareModel) -> None:
+    """Refuse what is no cost.
+
+    Raises:
+        PluginError: a number is negative or not finite.
+    """
+    for values, names in ((rows, [" ".join(map(str, key)) for key in counts.keys]), (overhead[:, None], [OVERHEAD])):
+        bad = np.argwhere(~(np.isfinite(values) & (values >= 0)))
+        if len(bad):
+            epoch, name, figure = (int(i) for i in bad[0])
+            value = values[epoch, name, figure]
+            raise PluginError(
+                f"{model.name}: {FIGURES[figure]} of {names[name]} is {value:g}; a cost is finite and >= 0"
+            )

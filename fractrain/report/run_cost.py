@@ -1,0 +1,145 @@
+"""What stored runs cost on hardware models, in all and by layer, product, widths or stage. Nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from fractrain.util.errors import FractrainError, StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fractrain.cost.hardware import Cost, HardwareModel
+    from fractrain.cost.price import Counts, RunCost
+    from fractrain.engine.store import RunRecord
+
+BY: Final = ("layer", "product", "stage", "width", "epoch")
+
+
+@dataclass(frozen=True)
+class Priced:
+    """One run on one hardware model.
+
+    Attributes:
+        hardware: the model's name with its settings.
+        cost: what the run costs; None where the model cannot say.
+        best: cost up to the epoch of best test accuracy, and the samples fed until then.
+        problem: why there is no cost; empty if there is.
+        groups: cost by group, in order; empty where none were asked for.
+    """
+
+    hardware: str
+    cost: RunCost | None
+    best: tuple[Cost, int] | None = None
+    problem: str = ""
+    groups: tuple[Group, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        if self.cost is None or self.best is None:
+            return {"hardware": self.hardware, "problem": self.problem}
+        best, samples = self.best
+        return {
+            "hardware": self.hardware,
+            "best": _plain(best, samples),
+            "end": _plain(self.cost.until(), self.cost.samples()),
+            "note": self.cost.note(),
+            "by": [asdict(group) for group in self.groups],
+        }
+
+
+@dataclass(frozen=True)
+class Group:
+    """A share of a run's cost.
+
+    Attributes:
+        name: of the layer, product, stage, pair of widths or epoch.
+        macs: executed MACs.
+        cycles, seconds, joules: of the whole run.
+    """
+
+    name: str
+    macs: float
+    cycles: float
+    seconds: float
+    joules: float
+
+
+def price_run(record: RunRecord, models: Sequence[HardwareModel], by: str = "") -> list[Priced]:
+    """Price a finished run with several hardware models; one that cannot says why.
+
+    Args:
+        record: the run.
+        models: hardware models.
+        by: what the cost is split by, one of :data:`BY`; empty: not at all.
+
+    Raises:
+        StoreError: the run is not finished, or its ledger cannot be read.
+    """
+    from fractrain.cost.price import Counts
+
+    if record.summary is None:
+        raise StoreError(f"run {record.run_id} has status {record.status!r}: only finished runs have a cost")
+    counts = Counts.of(record.ledger())
+    return [_priced(record, counts, model, by) for model in models]
+
+
+def _priced(record: RunRecord, counts: Counts, model: HardwareModel, by: str) -> Priced:
+    from fractrain.cost.price import price
+    from fractrain.engine.geometry import run_geometry
+
+    try:
+        geometry = run_geometry(record.config) if model.needs_geometry else None
+        cost = price(counts, model, geometry)
+    except FractrainError as problem:
+        return Priced(model.title, None, problem=str(problem))
+    epoch = int((record.summary or {})["best_test_epoch"])
+    groups = tuple(_groups(cost, record, by)) if by else ()
+    return Priced(model.title, cost, (cost.until(epoch), cost.samples(epoch)), groups=groups)
+
+
+def _groups(cost: RunCost, record: RunRecord, by: str) -> Iterator[Group]:
+    table = cost.frame()
+    keys = _keys(table, record, by)
+    table = table.assign(
+        seconds=table.filter(like="seconds_").sum(axis=1), joules=table.filter(like="joules_").sum(axis=1)
+    )
+    sums = table.groupby(keys, sort=False)[["macs", "cycles", "seconds", "joules"]].sum()
+    for name, line in sums.iterrows():
+        yield Group(str(name), *(float(v) for v in line))
+
+
+def _keys(table: pd.DataFrame, record: RunRecord, by: str) -> pd.Series[Any]:
+    """Name of each line's group."""
+    from fractrain.cost.price import OVERHEAD
+
+    if by == "layer":
+        return table["layer"]
+    if by == "epoch":
+        return table["epoch"]
+    if by == "product":
+        return table["product"].where(table["product"] != "", OVERHEAD)
+    if by == "width":
+        widths = table["bits1"].astype(str) + "x" + table["bits2"].astype(str)
+        return widths.where(table["macs"] > 0, OVERHEAD)
+    return table["epoch"].map({line["epoch"]: _stage(line) for line in record.metrics()}).fillna("no stages")
+
+
+def _stage(line: Mapping[str, Any]) -> str:
+    stage = (line.get("method") or {}).get("stage")
+    return "no stages" if stage is None else f"stage {int(stage)}"
+
+
+def _plain(cost: Cost, samples: int) -> dict[str, Any]:
+    return {
+        "samples": samples,
+        "cycles": cost.cycles,
+        "seconds": cost.seconds.total,
+        "joules": cost.joules.total,
+        "seconds_per_sample": cost.seconds.total / samples,
+        "joules_per_sample": cost.joules.total / samples,
+        "seconds_parts": asdict(cost.seconds),
+        "joules_parts": asdict(cost.joules),
+    }

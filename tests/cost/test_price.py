@@ -1,0 +1,140 @@
+"""Pricing a ledger: sums by hand, every epoch and group, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fractrain.cost.hardware import Cost, Geometry, HardwareModel, Parts, Priced, Row, Workload, create
+from fractrain.cost.ledger import Entry, Ledger
+from fractrain.cost.price import OVERHEAD, Counts, price
+from fractrain.util.errors import ConfigError, PluginError
+
+SHAPES = {"b.conv": Geometry("conv", 4, 8, (3, 3), (1, 1), (6, 6), (6, 6)), "head": Geometry("linear", 8, 2)}
+
+
+def ledger() -> Ledger:
+    """Two epochs of 10 and 20 samples; in the second, half of the samples skip a product and widths differ."""
+    found = Ledger({"blocks": ["b"], "batch_size": 5, "forward_macs": 10384})
+    macs = SHAPES["b.conv"].macs
+    for epoch, samples in enumerate((10, 20)):
+        found.begin("train", epoch)
+        found.samples(samples)
+        found.count(f"conv{epoch}", samples // 2, lambda: [Entry("b.conv", "FW", 4, 8, macs)])
+        found.count("other", samples // 2, lambda: [Entry("b.conv", "FW", 0, 8, macs)])
+        found.count("gate", samples, lambda: [Entry("b.gate", "FW", 32, 32, 50)])
+        found.count("head", samples, lambda: [Entry("head", "GC", 32, 32, 16)])
+        found.begin("eval", epoch)
+        found.count("head", 1000, lambda: [Entry("head", "FW", 32, 32, 16)])
+    return found
+
+
+def test_counts_by_hand() -> None:
+    counts = Counts.of(ledger())
+    assert counts.keys == (("b.conv", "FW", 4, 8), ("b.gate", "FW", 32, 32), ("head", "GC", 32, 32))
+    macs = SHAPES["b.conv"].macs
+    assert counts.macs.tolist() == [[5 * macs, 500, 160], [10 * macs, 1000, 320]]
+    assert (counts.samples, counts.batch, counts.forward_macs) == ((10, 20), 5, 10384)
+    assert counts.cp == pytest.approx([100 * 0.5 * 32 / 1024] * 2)
+
+
+def test_additive_cost_is_the_sum_over_rows() -> None:
+    counts, model = Counts.of(ledger()), create("bit-product:fixed=0.3:moved=0.1")
+    run = price(counts, model, SHAPES)
+    for line in range(2):
+        rows = [Row(*key, n) for key, n in zip(counts.keys, counts.macs[line], strict=True)]
+        by_hand = np.sum([model.row(row).numbers() for row in rows], axis=0)
+        np.testing.assert_allclose(run.by_epoch[line], by_hand, rtol=1e-12)
+    assert run.until(0) == Cost.of(run.by_epoch[0])
+    assert run.until().seconds.total == pytest.approx(run.by_epoch[:, 1:5].sum())
+    assert (run.samples(0), run.samples(), run.note()) == (10, 30, "")
+
+
+def test_models_see_a_full_batch_of_each_row_once_and_the_gates_shape() -> None:
+    seen: list[Row] = []
+
+    class Watch(HardwareModel):
+        name, needs_geometry = "watch", True
+
+        def row(self, row: Row) -> Cost:
+            seen.append(row)
+            return Cost(cycles=row.samples)
+
+    run = price(Counts.of(ledger()), Watch(), SHAPES)
+    assert [(r.layer, r.samples, r.batch, r.block) for r in seen] == [
+        ("b.conv", 5, 5, "b"), ("b.gate", 5, 5, None), ("head", 5, 5, None),
+    ]  # fmt: skip
+    assert seen[1].shape == Geometry("linear", 7, 7)  # 50 MACs in a square
+    assert run.by_epoch[:, 0].tolist() == pytest.approx([5 + 500 / 49 + 10, 2 * (5 + 500 / 49 + 10)])
+
+
+def test_frame_has_every_executed_key_and_the_overhead() -> None:
+    table = price(Counts.of(ledger()), create("fractrain-fitted"), SHAPES).frame()
+    assert list(table["layer"]) == ["b.conv", "b.gate", "head"] * 2 + [OVERHEAD] * 2
+    assert table["macs"].sum() == Counts.of(ledger()).macs.sum()
+    whole = price(Counts.of(ledger()), create("fractrain-fitted"), SHAPES).until()
+    assert table.filter(like="seconds_").to_numpy().sum() == pytest.approx(whole.seconds.total)
+
+
+def test_unknown_layers_are_a_problem_only_where_shapes_are_needed() -> None:
+    class Shapes(HardwareModel):
+        name, needs_geometry = "shapes", True
+
+        def row(self, row: Row) -> Cost:
+            return Cost(cycles=row.samples)
+
+    counts = Counts.of(ledger())
+    assert price(counts, create("bit-product"), {}).until().cycles > 0
+    with pytest.raises(ConfigError, match=r"shapes, layer b.conv FW at 4 x 8 bits: layer 'b.conv' is not known"):
+        price(counts, Shapes(), {})
+    unknown = Ledger({"blocks": ["b"]})
+    unknown.samples(1)
+    unknown.count("x", 1, lambda: [Entry("b.conv", "FW", 8, 8, 5)])
+    with pytest.raises(ConfigError, match="needs the batch size"):
+        price(Counts.of(unknown), Shapes(), SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        (Cost(cycles=math.nan), "cycles of b.conv FW 4 8 is nan"),
+        (Cost(Parts(dram=-1.0)), "seconds_dram of b.conv FW 4 8 is -"),
+        (Cost(joules=Parts(compute=math.inf)), "joules_compute of b.conv FW 4 8 is inf"),
+        (None, "AttributeError"),
+        (
+            ZeroDivisionError("no width 4\nat all"),
+            "b.conv FW at 4 x 8 bits: ZeroDivisionError: no width 4 at all",
+        ),
+    ],
+)
+def test_a_model_that_fails_or_returns_no_cost_is_one_line(result: Any, told: str) -> None:
+    class Broken(HardwareModel):
+        name = "broken"
+
+        def row(self, row: Row) -> Cost:
+            if isinstance(result, Exception):
+                raise result
+            return result  # type: ignore[no-any-return]
+
+    with pytest.raises(PluginError, match=told) as caught:
+        price(Counts.of(ledger()), Broken(), SHAPES)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_prices_too_few_rows_is_one_line() -> None:
+    class Few(HardwareModel):
+        name, additive = "few", False
+
+        def work(self, work: Workload) -> Priced:
+            return Priced([])
+
+    with pytest.raises(PluginError, match="few: priced 0 rows of 3"):
+        price(Counts.of(ledger()), Few(), SHAPES)
+
+
+def test_an_empty_ledger_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no work of phase 'train'"):
+        Counts.of(Ledger())

@@ -1,0 +1,66 @@
+"""Shapes of layers against the exact MACs that the models are known to have, and against shapes by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fractrain.cost.hardware import Geometry
+from fractrain.data import registry as datasets
+from fractrain.models import registry
+from fractrain.models.geometry import geometries
+from fractrain.models.macs import layer_macs
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset"),
+    [("resnet38", "cifar10"), ("resnet74", "cifar100"), ("mobilenet_v2", "cifar10"), ("resnet18", "imagenet")],
+)
+def test_macs_of_all_layers_add_up_to_the_models(model: str, dataset: str) -> None:
+    info = datasets.info(dataset)
+    found = geometries(lambda: registry.build(model, info.classes, info.shape), info.shape)
+    assert sum(g.macs for g in found.values()) == registry.info(model).forward_macs[dataset]
+    assert [name for name, g in found.items() if g.first] == [next(iter(found))]
+
+
+def test_shapes_by_hand() -> None:
+    found = geometries(lambda: registry.build("resnet38", 100, (3, 8, 16)), (3, 8, 16))
+    assert found["stem.0"] == Geometry("conv", 3, 16, (3, 3), (1, 1), (8, 16), (8, 16), first=True)
+    assert found["groups.1.0.conv1"] == Geometry("conv", 16, 32, (3, 3), (2, 2), (8, 16), (4, 8))
+    assert found["head"] == Geometry("linear", 64, 100)
+    assert found["groups.1.0.conv1"].elements == (16 * 8 * 16, 9 * 16 * 32, 32 * 4 * 8)
+
+
+def test_depthwise_and_strided_layers() -> None:
+    found = geometries(lambda: registry.build("mobilenet_v2", 10, (3, 32, 32)), (3, 32, 32))
+    depthwise = [g for g in found.values() if g.groups > 1]
+    assert len(depthwise) == 17
+    assert all(g.groups == g.in_channels == g.out_channels for g in depthwise)
+    assert {g.stride for g in depthwise} == {(1, 1), (2, 2)}
+
+
+def test_attention_and_the_ends_of_a_language_model() -> None:
+    make = lambda: registry.build("transformer_base", 12_000, (16,))  # noqa: E731
+    found = geometries(make, (16,))
+    scores, mix = found["layers.0.attention.scores"], found["layers.0.attention.mix"]
+    assert scores == Geometry("matmul", 512, 8 * 16, in_size=(16, 1), out_size=(16, 1), groups=8)
+    assert mix == Geometry("matmul", 8 * 16, 512, in_size=(16, 1), out_size=(16, 1), groups=8)
+    assert found["layers.0.ffn.0"] == Geometry("linear", 512, 2048, in_size=(16, 1), out_size=(16, 1))
+    assert found["head.head"].out_size == (1, 1)  # how many words it sees depends on the text
+    macs = layer_macs(make(), (16,))
+    body = {name: n for name, n in macs.items() if name.startswith("layers.")}
+    assert {name: found[name].macs for name in body} == body
+
+
+def test_no_weights_are_made_for_images() -> None:
+    built: list[nn.Module] = []
+
+    def make() -> nn.Module:
+        built.append(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 2)))
+        return built[-1]
+
+    found = geometries(make, (3, 8, 8))
+    assert len(built) == 1
+    assert next(built[0].parameters()).device == torch.device("meta")
+    assert found["2"].macs == 288
