@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fractrain.engine.store import RunRecord
     from fractrain.report.run_cost import Priced
 
-DEFAULT_HARDWARE = "fractrain-fitted,bit-product,bit-serial"
+DEFAULT_HARDWARE = "fractrain-fitted,bit-product,bitfusion"
 BY = ("layer", "product", "stage", "width", "epoch")
 
 hardware_option = click.option(

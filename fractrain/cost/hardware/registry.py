@@ -19,6 +19,7 @@ SHIPPED = {
     "fractrain-fitted": "fitted:FittedModel",
     "bit-product": "bit_product:BitProduct",
     "bit-serial": "bit_serial:BitSerial",
+    "bitfusion": "bitfusion:BitFusion",
 }
 
 
