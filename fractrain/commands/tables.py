@@ -37,7 +37,7 @@ from fractrain.commands.planning import (
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fractrain.execute.local import Outcome, Site
+    from fractrain.execute.local import Executor, Outcome, Site
     from fractrain.report.spec import TableSpec
 
 FORMATS = ("md", "csv", "tex", "html", "json", "svg")
@@ -99,6 +99,21 @@ def table_command(table: str, form: str, hardware: str | None, profile: str, see
         metavar="N",
         help="Runs at the same time.  [default: one per core on the CPU, at most 8; one per GPU]",
     ),
+    click.option(
+        "--executor",
+        type=NearestChoice(("local", "ray", "slurm")),
+        default="local",
+        show_default=True,
+        help="Where runs are executed: on this machine, on a Ray cluster, as Slurm jobs (docs/clusters.md).",
+    ),
+    click.option(
+        "--executor-set",
+        "resources",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Of each run on Ray or Slurm: cores, gpus, memory_gb, retries, on_interrupt=leave|cancel; Ray: address; "
+        "Slurm: minutes, partition, account, constraint, parallel, cluster=slurm|local; may be repeated.",
+    ),
     click.option("--dry-run", is_flag=True, help="Show the plan and stop."),
     kernels_option,
     graphs_option,
@@ -115,6 +130,8 @@ def reproduce_command(
     profile: str,
     seeds: int | None,
     jobs: int | None,
+    executor: str,
+    resources: tuple[str, ...],
     dry_run: bool,
     kernels: Any,
     graphs: Any,
@@ -136,8 +153,10 @@ def reproduce_command(
             "`fractrain reproduce` starts processes of its own, one run each, and does not go with torchrun: leave it "
             "out, or use it with `-m fractrain run` for a single run on several GPUs"
         )
-    say(f"{', '.join(tables)}, profile {profile}: planning ...")
     from fractrain.execute.local import Site
+
+    remote = _remote_executor(executor, resources, jobs)
+    say(f"{', '.join(tables)}, profile {profile}: planning ...")
     from fractrain.report.output import check
 
     plans = plan_tables(tables, profile, seeds, results)
@@ -149,7 +168,7 @@ def reproduce_command(
         check(spec)
     say(counts_text(runs))
     site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels, graphs=graphs)
-    outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs)
+    outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
     documents = []
     for spec, planned in plans:
         ids = {run.run_id for run in planned}
@@ -160,7 +179,30 @@ def reproduce_command(
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
 
 
-def _execute(configs: Sequence[Any], site: Site, jobs: int | None) -> list[Outcome]:
+def _remote_executor(name: str, resources: Sequence[str], jobs: int | None) -> Executor | None:
+    """The executor for other machines, None for this one.
+
+    Raises:
+        ConfigError: options that do not go with it.
+    """
+    from fractrain.execute.remote import parse_resources
+
+    if name == "local":
+        if resources:
+            raise ConfigError("--executor-set goes with --executor ray or slurm")
+        return None
+    if jobs is not None:
+        raise ConfigError(f"--jobs is for this machine: --executor {name} starts as many runs as there is room for")
+    if name == "ray":
+        from fractrain.execute.on_ray import RayExecutor, RayResources
+
+        return RayExecutor(parse_resources(RayResources, resources))
+    from fractrain.execute.on_slurm import SlurmExecutor, SlurmResources
+
+    return SlurmExecutor(parse_resources(SlurmResources, resources))
+
+
+def _execute(configs: Sequence[Any], site: Site, jobs: int | None, remote: Executor | None = None) -> list[Outcome]:
     """Run all configurations; say how those ended that failed."""
     if not configs:
         return []
@@ -168,10 +210,13 @@ def _execute(configs: Sequence[Any], site: Site, jobs: int | None) -> list[Outco
     from fractrain.util.progress import make_progress
 
     with stdout_to_stderr():
-        check_site(configs, site)
-        gpus = _gpus(site.device)
-        jobs = jobs or len(gpus) or _jobs_on_cpu(site.device)
-        outcomes = LocalExecutor(jobs, gpus).run(configs, site, make_progress())
+        if remote is not None:  # whose machines have devices and data of their own: each run looks for itself
+            outcomes = remote.run(configs, site, make_progress())
+        else:
+            check_site(configs, site)
+            gpus = _gpus(site.device)
+            jobs = jobs or len(gpus) or _jobs_on_cpu(site.device)
+            outcomes = LocalExecutor(jobs, gpus).run(configs, site, make_progress())
     for outcome in outcomes:
         if outcome.status != "done":
             say(f"{outcome.run_id}: {outcome.status}: {outcome.message}")

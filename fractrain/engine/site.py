@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 RESULTS: Final = Path("results/runs")
 CHECKPOINT_SECONDS: Final = 60.0
+LOCK_PATIENCE_S: Final = 1.0
 Kernels = Literal["auto", "reference", "fused"]
 Graphs = Literal["auto", "off"]
 
@@ -27,6 +28,7 @@ class Site:
         checkpoint_seconds: at least this long between two checkpoints of a run.
         kernels: of the quantizers: ``auto``, ``reference`` or ``fused``: all round alike; last bits of sums may differ.
         graphs: on a GPU, record a training step and replay it where that is possible (``auto``), or never (``off``).
+        wait_s: seconds to wait for another process that writes the same run; negative: as long as it takes.
     """
 
     store: Path = RESULTS
@@ -36,6 +38,12 @@ class Site:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     kernels: Kernels = "auto"
     graphs: Graphs = "auto"
+    wait_s: float = LOCK_PATIENCE_S
+
+    def absolute(self, **changes: Any) -> Site:
+        """Return the same site, and changes to it, for a process in another folder or on another machine."""
+        data_dir = None if self.data_dir is None else self.data_dir.absolute()
+        return replace(self, store=self.store.absolute(), data_dir=data_dir, **changes)
 
     def with_device(self, device: torch.device) -> Site:
         """Return the same site with the device that ``auto`` stands for, or that was dealt to this process."""
@@ -52,6 +60,7 @@ class Site:
             "checkpoint_seconds": self.checkpoint_seconds,
             "kernels": self.kernels,
             "graphs": self.graphs,
+            "wait_s": self.wait_s,
         }
 
     @classmethod

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import filelock
 
 from fractrain.engine.config import RunConfig
+from fractrain.engine.site import LOCK_PATIENCE_S
 from fractrain.util.errors import ConfigError, StoreError
 from fractrain.util.files import append_line, atomic_write, drop_torn_line, storing
 
@@ -32,7 +33,6 @@ Status = Literal["running", "done", "failed", "diverged", "interrupted"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 DEFAULT_ROOT: Final = Path("results/runs")
 LOCK_NAME: Final = ".lock"
-LOCK_PATIENCE_S: Final = 1.0
 
 _log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from fractrain.engine.init_weights import source_weights, start_from
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
 from fractrain.engine.site import Site
-from fractrain.engine.store import LOCK_PATIENCE_S, RunRecord, RunStore, RunWriter, Status
+from fractrain.engine.store import RunRecord, RunStore, RunWriter, Status
 from fractrain.engine.summary import best_line, summarize_run, trivial_result
 from fractrain.experimental.cuda_graphs import recorder_for
 from fractrain.util.device import determinism, resolve_device
@@ -38,7 +39,6 @@ class Trainer:
         config: the run.
         site: where it is kept and trained, and how.
         progress: told about every step; silent by default.
-        wait_s: seconds to wait for another process that writes the same run.
         registries: where names are looked up.
         ranks: the processes the run is on, all of which make a trainer; None: this one alone, on the site's device.
         fresh: start from the beginning, whatever the store has of this run; its source run stays as it is.
@@ -50,7 +50,6 @@ class Trainer:
         site: Site,
         progress: Progress | None = None,
         *,
-        wait_s: float = LOCK_PATIENCE_S,
         registries: Registries | None = None,
         ranks: Ranks | None = None,
         fresh: bool = False,
@@ -59,7 +58,7 @@ class Trainer:
         self.device = self.ranks.device
         self.config, self.site, self.store = config, site, RunStore(site.store)
         self.progress = progress if progress is not None and self.ranks.first else SilentProgress()
-        self.wait_s, self.registries, self.fresh = wait_s, registries or Registries(), fresh
+        self.registries, self.fresh = registries or Registries(), fresh
 
     def run(self) -> RunRecord:
         """Train to the end and return the finished run; one that is done already is returned, unless ``fresh``.
@@ -93,7 +92,7 @@ class Trainer:
     def _open(self) -> Iterator[RunWriter | NullWriter]:
         """The run's folder; ranks but the first write nothing."""
         with contextlib.ExitStack() as stack:
-            writer = self.ranks.on_first(lambda: stack.enter_context(self.store.open(self.config, self.wait_s)))
+            writer = self.ranks.on_first(lambda: stack.enter_context(self.store.open(self.config, self.site.wait_s)))
             yield writer or NullWriter(self.store.path(self.config.run_id))
 
     def _train_source(self) -> None:
@@ -103,7 +102,9 @@ class Trainer:
         if source is None or (begun and not self.fresh):
             return
         self.progress.note(f"run {self.config.run_id} starts from run {source.run_id}")
-        Trainer(source, self.site, self.progress, wait_s=FOREVER, registries=self.registries, ranks=self.ranks).run()
+        Trainer(
+            source, replace(self.site, wait_s=FOREVER), self.progress, registries=self.registries, ranks=self.ranks
+        ).run()
 
     def _start(self, model: nn.Module) -> None:
         """Give a plain model the weights of the source run."""

@@ -18,12 +18,12 @@ from typing import Final
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
-from fractrain.engine.store import RunStore
 from fractrain.execute.forks import Nursery, forks_here
 from fractrain.execute.jobs import Executor, Outcome, outcome_of
 from fractrain.execute.processes import Workers
+from fractrain.execute.schedule import ScheduledExecutor
 from fractrain.util.errors import FractrainError
-from fractrain.util.progress import Progress, SilentProgress, TableProgress
+from fractrain.util.progress import Progress, TableProgress
 from fractrain.util.signals import GracefulStop, RunInterrupted
 
 WORKER: Final = (sys.executable, "-m", "fractrain.execute.worker")
@@ -34,7 +34,7 @@ _Events = queue.SimpleQueue[Callable[[], None]]
 
 
 @dataclass(frozen=True)
-class LocalExecutor:
+class LocalExecutor(ScheduledExecutor):
     """One process per run, ``jobs`` at a time, cores and GPUs divided among them.
 
     Attributes:
@@ -49,43 +49,11 @@ class LocalExecutor:
     isolate: bool | None = None
     worker: Sequence[str] = WORKER
 
-    def run(self, configs: Sequence[RunConfig], site: Site, progress: Progress | None = None) -> list[Outcome]:
-        """See :meth:`fractrain.execute.jobs.Executor.run`."""
-        store = RunStore(site.store)
-        outcomes = self._sources_first(configs, site, progress)
-        todo: dict[str, RunConfig] = {}
-        for config in configs:
-            record = store.get(config.run_id)
-            if record is not None and record.status == "done":
-                outcomes[config.run_id] = Outcome(config.run_id, "done", cached=True)
-            elif config.run_id not in outcomes:
-                todo[config.run_id] = config
-        progress = progress or SilentProgress()
-        isolate = len(todo) > 1 if self.isolate is None else self.isolate
-        if isolate:
-            ran = self._run_processes(list(todo.values()), site, TableProgress(progress), cached=len(outcomes))
-        else:
-            ran = [run_here(config, site, progress) for config in todo.values()]
-        outcomes.update({outcome.run_id: outcome for outcome in ran})
-        return [outcomes[config.run_id] for config in configs]
-
-    def _sources_first(self, configs: Sequence[RunConfig], site: Site, progress: Progress | None) -> dict[str, Outcome]:
-        """Run what other runs start from, each once; return the outcome of runs whose source failed."""
-        store = RunStore(site.store)
-        waiting: dict[str, list[RunConfig]] = {}
-        sources: dict[str, RunConfig] = {}
-        for config in configs:
-            record = store.get(config.run_id)
-            if config.source is not None and (record is None or record.status != "done"):
-                sources[config.source.run_id] = config.source
-                waiting.setdefault(config.source.run_id, []).append(config)
-        ended = self.run(list(sources.values()), site, progress) if sources else []
-        return {
-            config.run_id: Outcome(config.run_id, "failed", f"its source run {o.run_id}: {o.status}: {o.message}")
-            for o in ended
-            if o.status != "done"
-            for config in waiting[o.run_id]
-        }
+    def run_all(self, configs: list[RunConfig], site: Site, progress: Progress, cached: int) -> list[Outcome]:
+        """See :meth:`fractrain.execute.schedule.ScheduledExecutor.run_all`."""
+        if len(configs) > 1 if self.isolate is None else self.isolate:
+            return self._run_processes(configs, site, TableProgress(progress), cached)
+        return [run_here(config, site, progress) for config in configs]
 
     def _run_processes(
         self, configs: list[RunConfig], site: Site, progress: TableProgress, cached: int

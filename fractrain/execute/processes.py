@@ -40,6 +40,11 @@ class Workers:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
 
+    def wait(self) -> None:
+        """Wait until every worker has ended."""
+        for process in list(self._running):
+            process.wait()
+
     def run(self, config: RunConfig, variables: Mapping[str, str], report: Callable[[int], None]) -> Outcome:
         """Run one config in a process of its own and wait for its end.
 

@@ -1,0 +1,226 @@
+"""Runs on Ray and through submitit: the same digests as here, whatever happens to nodes and jobs in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fractrain.engine.config import RunConfig
+from fractrain.engine.site import Site
+from fractrain.engine.store import RunStore
+from fractrain.execute.local import LocalExecutor
+from fractrain.execute.remote import RemoteExecutor, RemoteRun, Resources, parse_resources
+from fractrain.util.errors import ConfigError, FractrainError
+from fractrain.util.signals import RunInterrupted
+
+HANG_S = 600
+
+
+def config(method: str, iterations: int = 6, seed: int = 0) -> RunConfig:
+    return RunConfig.create(
+        method=method, model="resnet38", dataset="digits", seed=seed,
+        recipe={"iterations": iterations, "eval_every": 2, "batch_size": 8},
+    )  # fmt: skip
+
+
+def digests(store: Path, configs: list[RunConfig]) -> list[str]:
+    found = [RunStore(store).get(c.run_id) for c in configs]
+    assert all(record is not None and record.status == "done" for record in found)
+    return [record.summary["weights_sha256"] + record.summary["ledger_sha256"] for record in found]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """The runs of this module, made on this machine: configs and their digests."""
+    store = tmp_path_factory.mktemp("here")
+    configs = [config("sbm"), config("fractrain"), config("sbm", 40)]
+    LocalExecutor(jobs=1, isolate=False).run(configs, Site(store, device="cpu"))
+    return configs, digests(store, configs)
+
+
+class Inline(RemoteExecutor[dict[str, str]]):
+    """An engine that runs everything at once, in this process."""
+
+    def __init__(self, resources: Resources, lost: bool = False) -> None:
+        self.resources, self.lost, self.cancelled = resources, lost, 0
+
+    def submit(self, runs, site):
+        return [{"status": "done", "message": ""} if self.lost else run() for run in runs]
+
+    def result(self, handle):
+        if handle["status"] == "raise":
+            raise RuntimeError("node gone\nat 3 o'clock")
+        return None if handle["status"] == "never" else handle
+
+    def cancel(self, handle):
+        self.cancelled += 1
+
+
+def test_a_run_travels_as_a_pickle_and_ends_as_here(here, tmp_path):
+    import pickle
+
+    configs, expected = here
+    site = Site(tmp_path, device="cpu")
+    run = pickle.loads(pickle.dumps(RemoteRun(configs[0], site, cores=1, retries=0)))
+    assert run() == {"status": "done", "message": ""}
+    assert digests(tmp_path, configs[:1]) == expected[:1]
+
+
+def test_what_is_done_elsewhere_only_has_failed(tmp_path):
+    outcome = Inline(Resources(), lost=True).run([config("sbm")], Site(tmp_path, device="cpu"))[0]
+    assert outcome.status == "failed"
+    assert "share the run store" in outcome.message
+
+
+def test_an_engine_that_raises_ends_that_run_alone(tmp_path):
+    class Raising(Inline):
+        def submit(self, runs, site):
+            return [{"status": "raise"}, {"status": "failed", "message": "own words"}]
+
+    ended = Raising(Resources()).run([config("sbm"), config("fp32")], Site(tmp_path, device="cpu"))
+    assert [(o.status, o.message) for o in ended] == [
+        ("failed", "RuntimeError: at 3 o'clock"),
+        ("failed", "own words"),
+    ]
+
+
+@pytest.mark.parametrize(("on_interrupt", "cancelled"), [("leave", 0), ("cancel", 1)])
+def test_ctrl_c_leaves_or_cancels_what_the_engine_has(tmp_path, on_interrupt, cancelled):
+    class Never(Inline):
+        def submit(self, runs, site):
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            return [{"status": "never"} for _ in runs]
+
+    engine = Never(Resources(on_interrupt=on_interrupt))
+    with pytest.raises(RunInterrupted, match="0 runs ended, 1 " + ("cancelled" if cancelled else "go on")):
+        engine.run([config("sbm")], Site(tmp_path, device="cpu"))
+    assert engine.cancelled == cancelled
+
+
+def test_a_killed_worker_is_started_again_and_ends_with_the_same_bits(here, tmp_path):
+    configs, expected = here
+    run = RemoteRun(configs[2], Site(tmp_path, device="cpu", checkpoint_seconds=0, wait_s=60), cores=1, retries=2)
+    killer = threading.Thread(target=kill_a_worker, args=(tmp_path, configs[2].run_id))
+    killer.start()
+    assert run()["status"] == "done"
+    killer.join(HANG_S)
+    assert digests(tmp_path, configs[2:]) == expected[2:]
+
+
+def kill_a_worker(store: Path, run_id: str) -> None:
+    """Kill -9 the child that writes the run as soon as it has a checkpoint."""
+    deadline = time.monotonic() + HANG_S
+    while not (store / run_id / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in children(os.getpid(), "fractrain.execute.worker"):
+        os.kill(pid, signal.SIGKILL)
+
+
+def children(parent: int, word: str) -> list[int]:
+    """Child processes whose command line has a word."""
+    command = ["ps", "-o", "pid=,args=", "--ppid", str(parent)]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    return [int(line.split()[0]) for line in listed if word in line]
+
+
+def test_resources_are_read_and_refused_in_one_line():
+    assert parse_resources(Resources, ["cores=2", "on_interrupt=cancel"]) == Resources(cores=2, on_interrupt="cancel")
+    for text, words in (("cores", "write KEY=VALUE"), ("core=2", "core=2"), ("cores=0", "greater than or equal to 1")):
+        with pytest.raises(ConfigError, match=words):
+            parse_resources(Resources, [text])
+
+
+def test_short_jobs_are_refused_on_slurm():
+    from fractrain.execute.on_slurm import SlurmResources
+
+    with pytest.raises(ConfigError, match="at least 11"):
+        parse_resources(SlurmResources, ["minutes=5"])
+    assert parse_resources(SlurmResources, ["minutes=5", "cluster=local"]).minutes == 5
+
+
+def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, tmp_path):
+    import sys
+
+    from fractrain.execute.on_ray import RayExecutor
+    from fractrain.execute.on_slurm import SlurmExecutor
+
+    for name, executor in (("ray", RayExecutor()), ("submitit", SlurmExecutor())):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(FractrainError, match="pip install"):
+            executor.run([config("sbm")], Site(tmp_path, device="cpu"))
+
+
+def test_submitit_runs_preempts_and_ends_with_the_same_digests(here, tmp_path):
+    pytest.importorskip("submitit", reason="extra slurm is not installed")
+    from fractrain.execute.on_slurm import SlurmExecutor, SlurmResources
+
+    configs, expected = here
+    executor = SlurmExecutor(SlurmResources(cluster="local", minutes=30, signal_seconds=60))
+    jobs: list[object] = []
+
+    class Watched(SlurmExecutor):
+        def submit(self, runs, site):
+            jobs.extend(handles := super().submit(runs, site))
+            threading.Thread(target=preempt, args=(handles[2], site.store, configs[2].run_id), daemon=True).start()
+            return handles
+
+    store = tmp_path / "runs"
+    site = Site(store, device="cpu", checkpoint_seconds=0)
+    ended = Watched(executor.resources).run(configs, site)
+    assert [o.status for o in ended] == ["done"] * 3, [(o.message) for o in ended]
+    assert digests(store, configs) == expected
+    log = "".join(p.read_text() for p in (tmp_path / "jobs").rglob("*_log.*"))
+    assert "preempted" in log  # it really was
+
+
+def preempt(job, store: Path, run_id: str) -> None:
+    deadline = time.monotonic() + HANG_S
+    while not (store / run_id / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in children(
+        int(job.job_id), "submitit"
+    ):  # the job's task, as Slurm would; its own controller takes no signal
+        os.kill(pid, signal.SIGUSR2)
+
+
+def test_two_ray_nodes_one_killed_in_mid_run(here, tmp_path):
+    ray = pytest.importorskip("ray", reason="extra ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    from fractrain.execute.on_ray import RayExecutor, RayResources
+
+    configs, expected = here
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    lost = cluster.add_node(num_cpus=3)  # takes all runs; the other one what is left of them
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+
+        class Watched(RayExecutor):
+            def submit(self, runs, site):
+                handles = super().submit(runs, site)
+                cluster.add_node(num_cpus=3)
+                threading.Thread(target=lose, args=(cluster, lost, tmp_path / configs[2].run_id), daemon=True).start()
+                return handles
+
+        site = Site(tmp_path, device="cpu", checkpoint_seconds=0)
+        ended = Watched(RayResources(address=cluster.address)).run(configs, site)
+        assert [o.status for o in ended] == ["done"] * 3, [o.message for o in ended]
+        assert digests(tmp_path, configs) == expected
+        assert sum(node["Alive"] for node in ray.nodes()) == 2  # of three: one was really lost
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def lose(cluster, node, folder: Path) -> None:
+    """Take a node away without a word as soon as the run in ``folder`` has a checkpoint."""
+    deadline = time.monotonic() + HANG_S
+    while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    cluster.remove_node(node, allow_graceful=False)
