@@ -26,6 +26,7 @@ from fractrain.commands.cost import cost_command
 from fractrain.commands.data import data_group
 from fractrain.commands.diff import diff_command
 from fractrain.commands.doctor import doctor_command
+from fractrain.commands.evidence import evidence_group
 from fractrain.commands.new_method import new_method_command
 from fractrain.commands.planning import plan_command
 from fractrain.commands.publish import publish_command
@@ -124,6 +125,7 @@ for _command in (
     plan_command,
     report_command,
     publish_command,
+    evidence_group,
     bench_command,
     data_group,
     doctor_command,

@@ -26,7 +26,18 @@ def summarize_run(
     costs: dict[str, Any],
     metric: str = "accuracy",
 ) -> dict[str, Any]:
-    """Return the run's summary. Accuracies are in percent, perplexities per word (language models only).
+    """Return the run's summary: what :func:`summarize_records` says, the weights' digest and the peak memory."""
+    return {
+        **summarize_records(config, metrics, ledger, costs, metric),
+        "weights_sha256": weights_sha256(model),
+        **peak_memory(),
+    }
+
+
+def summarize_records(
+    config: RunConfig, metrics: list[dict[str, Any]], ledger: Ledger, costs: dict[str, Any], metric: str = "accuracy"
+) -> dict[str, Any]:
+    """Return what follows from the records of a run alone: accuracies in percent, perplexities per word, costs.
 
     ``test_accuracy_best`` is the best over all evaluations on the test set, the papers' protocol: it is a selection
     on the test set, and is there to be compared with published numbers only. ``test_accuracy_at_best_val`` is the test
@@ -60,11 +71,9 @@ def summarize_run(
         "metric": metric,
         **(_perplexities(last, best, best_val) if metric == "perplexity" else {}),
         "cost": costs,
-        "weights_sha256": weights_sha256(model),
         "ledger_sha256": ledger.digest(),
         "seconds": last["seconds"],
         "step_seconds_median": statistics.median(steps) if steps else None,
-        **peak_memory(),
     }
 
 

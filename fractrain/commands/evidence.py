@@ -1,0 +1,74 @@
+"""``fractrain evidence``: records of finished runs that are committed, and whether their numbers are still true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fractrain.commands.common import NearestGroup, emit_json, json_option, options, results_option, say
+
+DEFAULT_EVIDENCE = "results/evidence"
+
+evidence_option = click.option(
+    "--evidence",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_EVIDENCE,
+    show_default=True,
+    metavar="DIR",
+    help="The folder of committed records.",
+)
+
+
+@click.group("evidence", cls=NearestGroup, short_help="Keep and check records of real runs.")
+def evidence_group() -> None:
+    """Keep records of finished runs (no weights) beside the code, and check every number in them."""
+
+
+@evidence_group.command("add", short_help="Copy a finished run's record.")
+@options(
+    click.argument("runs", nargs=-1, required=True, metavar="RUN..."),
+    click.option("--campaign", required=True, metavar="NAME", help="Folder of records that belong together."),
+    results_option,
+    evidence_option,
+    json_option,
+)
+def add_command(runs: tuple[str, ...], campaign: str, results: Path, evidence: Path, as_json: bool) -> None:
+    """Copy the records of RUNs (ids, or what is unique of them) from the run store to DIR/NAME/.
+
+    A record is configuration, environment, metrics, ledger and summary, with digests. One that is there already is left
+    as it is; nothing is copied unless all runs are finished.
+    """
+    from fractrain.engine.store import RunStore
+    from fractrain.report.evidence import EvidenceStore, find, require_finished
+
+    store = RunStore(results)
+    records = [find(store, run) for run in runs]
+    require_finished(records)
+    folders = [EvidenceStore(evidence).add(record, campaign) for record in records]
+    if as_json:
+        emit_json({"campaign": campaign, "records": folders})
+        return
+    for folder in folders:
+        click.echo(str(folder))
+
+
+@evidence_group.command("verify", short_help="Recompute every committed number.")
+@options(evidence_option, json_option)
+def verify_command(evidence: Path, as_json: bool) -> int:
+    """Recompute every number of every record from its ledger and metrics. Exit code 1 and a line for each difference.
+
+    Not recomputed is what no record can show: digests of weights and data, memory, the trivial predictor.
+    """
+    from fractrain.report.evidence import EvidenceStore, verify
+
+    store = EvidenceStore(evidence)
+    records = list(store.folders())
+    differences = verify(store)
+    if as_json:
+        emit_json({"records": len(records), "differences": differences})
+    else:
+        for line in differences:
+            click.echo(line)
+        say(f"{len(records)} records in {evidence}: {len(differences)} differences")
+    return 1 if differences else 0
