@@ -20,18 +20,19 @@ Departures from E2-Train's code (ours):
 * it computes every block for all samples and multiplies by m, so that BatchNorm sees all samples and the gate learns
   from closed blocks, too. Here BatchNorm sees the open samples (its running statistics where there is only one), and
   the task loss reaches the gates of open samples only, divided by p (where drawn), so that its mean is that of a gate
-  that learns from all samples. ``compat=authors`` trains as the authors do; the ledger then counts open blocks only, as
-  they do.
+  that learns from all samples. ``closed=computed`` trains as the authors do; the ledger then counts open blocks only,
+  as they do.
 * ``minimum`` is 100 and ``beta`` 1e-5 there: a weak pull that always opens gates. With 50 and 1e-3 (beta as in DFQ) the
   share of open gates keeps to the minimum, which a comparison at equal cost needs.
 * a dropped mini-batch leaves the weights alone; there, momentum and weight decay still move them.
+* the gates' projections have a bias (torch's start value); there, they have none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -49,12 +50,15 @@ from fractrain.numerics.precision import fractrain_precision
 from fractrain.numerics.stochastic_rounding import noise_key, uniform
 from fractrain.util.errors import ConfigError
 from fractrain.util.seeds import derive_seed
+from fractrain.util.settings import instead_of
 
 EMBED = 10  # SkipNet's gate: size of projection and LSTM
 
 
 class SLUSettings(MethodSettings):
-    """Settings of slu; as E2-Train ran it: compat=authors, minimum=100, beta=1e-5."""
+    """Settings of slu; as E2-Train ran it: closed=computed, minimum=100, beta=1e-5."""
+
+    removed: ClassVar[Mapping[str, str]] = {"compat": "to train as E2-Train does is closed=computed"}
 
     minimum: float = Field(50.0, ge=0, le=100, description="percent of open gates up to which the cost term opens them")
     beta: float = Field(1e-3, ge=0, description="weight of the cost term")
@@ -64,8 +68,11 @@ class SLUSettings(MethodSettings):
     grad_bits: Width = Field(32, description="error bits")
     weight_bits: Width | None = Field(None, description="weight bits; none: as many as activation bits")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
-    compat: Literal["none", "authors"] = Field(
-        "none", description="authors: training computes closed blocks, too (BatchNorm and gates learn from them)"
+    closed: Literal["skipped", "computed"] = Field(
+        "skipped",
+        description="training leaves closed blocks out (skipped), or computes them as E2-Train and multiplies by zero, "
+        "so that BatchNorm and gates learn from them (computed)",
+        json_schema_extra=instead_of("compat", "none"),
     )
 
 
@@ -76,6 +83,7 @@ class SLU(Method):
     """
 
     name = "slu"
+    version = 2  # gates start as E2-Train's
     source = "Wang et al., E2-Train, NeurIPS 2019 (arXiv 1910.13349), authors' code; gate: SkipNet (arXiv 1711.09485)"
     Settings = SLUSettings
     own_samples = "its blocks run on the open samples of a batch only"
@@ -207,13 +215,13 @@ class SkipBlock(nn.Module):
         base = x if shortcut is None else shortcut.inner(x)
         rows = hard.nonzero().squeeze(1)
         self._count(x, base, len(rows))
-        authors = self.settings.compat == "authors" and self.training
-        if authors:
+        computed = self.settings.closed == "computed" and self.training
+        if computed:
             rows = torch.arange(len(hard), device=x.device)
         if not len(rows):
             return base
         straight = straight[rows]
-        if self.settings.threshold == "bernoulli" and not authors:
+        if self.settings.threshold == "bernoulli" and not computed:
             straight = straight / p.detach()[rows]  # each open sample speaks for 1 / p of them
         return self._mixed(x, base, rows, hard[rows] + straight)
 
@@ -354,10 +362,15 @@ def _input_channels(block: nn.Module, name: str) -> int:
 
 
 def _seeded_gate(channels: list[int], seed: int) -> GateNetwork:
-    """A gate that is a function of the run's seed; torch's global generator is left as it was."""
+    """A gate that is a function of the run's seed; torch's global generator is left as it was.
+
+    It starts as E2-Train's: projections as FracTrain's gate, LSTM and head as torch has them.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "gate"))
-        return GateNetwork(channels, candidates=1, hidden=0, embed=EMBED)
+        gate = GateNetwork(channels, candidates=1, hidden=0, embed=EMBED)
+        gate.head.reset_parameters()
+        return gate
 
 
 __all__ = ["SLU", "SLUSettings", "Shortcut", "SkipBlock", "shortcut_place"]

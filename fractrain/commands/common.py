@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -68,13 +69,44 @@ class NearestGroup(click.Group):
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout, everything else on stderr."
 )
-profile_option = click.option(
-    "--profile",
-    type=NearestChoice(PROFILES),
-    default="smoke",
-    show_default=True,
-    help="smoke: embedded data, minutes. short: real data, 1/8 of the paper's length. paper: the paper's protocol.",
-)
+
+
+def profile_option(
+    default: str | None, otherwise: str = "smoke for an embedded data set, else paper"
+) -> Callable[[F], F]:
+    """``--profile`` and ``--length``, which a command gets as one argument ``profile``.
+
+    Args:
+        default: where neither is given.
+        otherwise: what holds then if ``default`` is None.
+    """
+    shown = default or otherwise
+
+    def apply(function: F) -> F:
+        @functools.wraps(function)
+        def command(*args: Any, profile: str | None, length: str | None, **others: Any) -> Any:
+            from fractrain.engine.length import chosen_profile
+
+            return function(*args, profile=chosen_profile(profile, length) or default, **others)
+
+        return options(  # type: ignore[return-value]
+            click.option(
+                "--profile",
+                type=NearestChoice(PROFILES),
+                help="smoke: embedded data, minutes. short: real data, 1/8 of the paper's length. paper: the paper's "
+                f"protocol.  [default: {shown}]",
+            ),
+            click.option(
+                "--length",
+                metavar="1/N",
+                help="The paper's protocol on its data at 1/N of its iterations, its schedules in proportion "
+                "(1/8: short, 1: paper).",
+            ),
+        )(command)
+
+    return apply
+
+
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."
 )

@@ -42,7 +42,7 @@ hardware_option = click.option(
     click.argument("names", nargs=-1, required=True, metavar="RUN|TABLE|all..."),
     hardware_option,
     click.option("--by", type=NearestChoice(BY), help="Split each run's time and energy."),
-    profile_option,
+    profile_option("smoke"),
     seeds_option,
     results_option,
     plugin_option,
@@ -78,6 +78,7 @@ def _records(names: Sequence[str], profile: str, seeds: int | None, results: Pat
     Raises:
         ConfigError: a name is neither a run nor a table, or nothing is finished.
     """
+    from fractrain.engine.length import words
     from fractrain.engine.store import RunStore
     from fractrain.report.spec import table_names
 
@@ -94,9 +95,7 @@ def _records(names: Sequence[str], profile: str, seeds: int | None, results: Pat
             record = find_run(store, name)
             found[record.run_id] = record
     if not found:
-        raise ConfigError(
-            f"{' '.join(names)}: no finished run in {results} (profile {profile}); run some, or --results"
-        )
+        raise ConfigError(f"{' '.join(names)}: no finished run in {results} ({words(profile)}); run some, or --results")
     return list(found.values())
 
 

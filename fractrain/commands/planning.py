@@ -41,7 +41,7 @@ seeds_option = click.option(
 @click.command("plan", short_help="Show what a table still needs to run, and how long that takes.")
 @options(
     names_argument,
-    profile_option,
+    profile_option("smoke"),
     seeds_option,
     click.option("--no-times", is_flag=True, help="Do not try a few steps of each kind of run; list the runs alone."),
     device_option,
@@ -69,8 +69,9 @@ def plan_command(
     of them is looked for as `fractrain data status` does. Nothing is stored.
     """
     from fractrain.commands.forecast import make_forecast
+    from fractrain.engine.length import words
 
-    say(f"{', '.join(tables)}, profile {profile}: planning ...")
+    say(f"{', '.join(tables)}, {words(profile)}: planning ...")
     runs = merged(plan_tables(tables, profile, seeds, results))
     found = None if no_times else make_forecast(runs, device, data_dir, results)
     show_plan(runs, as_json, found)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from fractrain.commands.common import (
-    PROFILES,
-    NearestChoice,
     emit_json,
     json_option,
     options,
     plugin_option,
+    profile_option,
     results_option,
     say,
     stdout_to_stderr,
@@ -37,10 +36,7 @@ PAGE = "index.html"
         "--table", "tables", multiple=True, metavar="NAME",
         help="A table to show, or a file of your own; may be repeated.  [default: all that have a finished run]",
     ),
-    click.option(
-        "--profile", type=NearestChoice(PROFILES),
-        help="Whose runs fill the tables.  [default: the most thorough that has any, for each table]",
-    ),
+    profile_option(None, "the most thorough that has any, for each table"),
     click.option("--hardware", default="", metavar="NAME", help="Model energy and latency of every run by it."),
     click.option(
         "--details", type=click.IntRange(min=0), default=40, show_default=True, metavar="N",
@@ -78,13 +74,14 @@ def report_command(
 def _tables(store: RunStore, names: tuple[str, ...], profile: str | None) -> list[Table]:
     """The tables that were asked for, else those with a finished run, each of the profile that says most."""
     from fractrain.engine.index import read_index
+    from fractrain.engine.length import longest_first
     from fractrain.report.build import build_table
     from fractrain.report.spec import load_spec, table_names
 
     there = {e.profile for e in read_index(store) if e.summary is not None}
-    wanted = [profile] if profile else [p for p in reversed(PROFILES) if p in there]
+    wanted = [profile] if profile else longest_first(there)
     if not wanted:
-        return [build_table(load_spec(name), store, PROFILES[0]) for name in names]
+        return [build_table(load_spec(name), store, "smoke") for name in names]
     found = []
     for name in names or table_names():
         spec = load_spec(name)

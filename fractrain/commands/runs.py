@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from fractrain.commands.common import (
-    PROFILES,
     NearestChoice,
     data_option,
     device_option,
@@ -19,6 +18,7 @@ from fractrain.commands.common import (
     kernels_option,
     options,
     plugin_option,
+    profile_option,
     results_option,
     say,
     stdout_to_stderr,
@@ -44,11 +44,7 @@ SHOWN = (
     click.option("--method", required=True, metavar="NAME", help="See `fractrain list methods`."),
     click.option("--model", required=True, metavar="NAME", help="See `fractrain list models`."),
     click.option("--dataset", required=True, metavar="NAME", help="See `fractrain list datasets`."),
-    click.option(
-        "--profile",
-        type=NearestChoice(PROFILES),
-        help="Length of training.  [default: smoke for an embedded data set, else paper]",
-    ),
+    profile_option(None),
     click.option(
         "--setting",
         type=NearestChoice(SETTINGS),

@@ -68,7 +68,7 @@ out_option = click.option(
         metavar="NAME",
         help="Hardware model for energy and latency, with a preset or settings after colons.  [default: the table's]",
     ),
-    profile_option,
+    profile_option("smoke"),
     seeds_option,
     results_option,
     plugin_option,
@@ -91,7 +91,7 @@ def table_command(table: str, form: str, hardware: str | None, profile: str, see
 @click.command("reproduce", short_help="Run what a table needs, then print it.")
 @options(
     names_argument,
-    profile_option,
+    profile_option("smoke"),
     seeds_option,
     click.option(
         "--jobs",
@@ -153,10 +153,11 @@ def reproduce_command(
             "`fractrain reproduce` starts processes of its own, one run each, and does not go with torchrun: leave it "
             "out, or use it with `-m fractrain run` for a single run on several GPUs"
         )
+    from fractrain.engine.length import words
     from fractrain.execute.local import Site
 
     remote = _remote_executor(executor, resources, jobs)
-    say(f"{', '.join(tables)}, profile {profile}: planning ...")
+    say(f"{', '.join(tables)}, {words(profile)}: planning ...")
     from fractrain.report.output import check
 
     plans = plan_tables(tables, profile, seeds, results)

@@ -13,11 +13,10 @@ import pydantic
 from pydantic import Field, JsonValue
 
 from fractrain.data.parts import unsuitable
+from fractrain.engine.length import Profile, check_profile
 from fractrain.engine.recipes import (
-    PROFILES,
     SETTINGS,
     SOURCE_OF,
-    Profile,
     Recipe,
     Setting,
     default_profile,
@@ -27,7 +26,7 @@ from fractrain.engine.recipes import (
 )
 from fractrain.engine.registries import Registries
 from fractrain.util.errors import ConfigError, did_you_mean
-from fractrain.util.settings import added_at_default
+from fractrain.util.settings import added_at_default, replaced_at_default
 
 FORMAT_VERSION: Final = 1
 # What records of earlier releases, which do not say so themselves, hold of settings that are no part of the id.
@@ -42,15 +41,18 @@ class RunConfig(pydantic.BaseModel):
         settings: the method's settings, validated and complete: a default spelled out gives the same id.
         method_version: the method's ``version``; raised by its author when results change.
         model, dataset: registry names.
+        model_version: the model's ``version``, as for the method.
         setting: ``standard``: from scratch on the whole data set; ``adaptation`` or ``fine-tuning``: from the final
             weights of ``source`` on the second part of the data; ``adaptation-source`` or ``fine-tuning-source``: from
             scratch on the first part.
-        profile: ``smoke``, ``short`` or ``paper``.
+        profile: ``smoke``, ``short``, ``paper`` or ``1/n``: how much of the paper's protocol, see
+            :mod:`fractrain.engine.length`.
         seed: all randomness derives from it.
         recipe: length and optimizer settings.
         source: the run whose final weights this one starts from; None: from scratch.
         outside_id: names of settings that are no part of the id: they came after runs had been recorded and have their
             defaults (:mod:`fractrain.util.settings`).
+        former_settings: what the id goes on holding of settings that others have taken the place of.
         format_version: version of this record.
     """
 
@@ -60,6 +62,7 @@ class RunConfig(pydantic.BaseModel):
     settings: dict[str, JsonValue]
     method_version: int
     model: str
+    model_version: Annotated[int, Field(ge=1)] = 1
     dataset: str
     setting: Setting = "standard"
     profile: Profile
@@ -67,6 +70,7 @@ class RunConfig(pydantic.BaseModel):
     recipe: Recipe
     source: RunConfig | None = None
     outside_id: tuple[str, ...] = ()
+    former_settings: dict[str, JsonValue] = {}
     format_version: Literal[1] = FORMAT_VERSION
 
     @pydantic.model_validator(mode="after")
@@ -115,9 +119,7 @@ class RunConfig(pydantic.BaseModel):
         kind = known.method_class(method)
         info = known.dataset_info(dataset)
         _must_fit(known, method, model, dataset, setting)
-        profile = profile or default_profile(info.embedded)
-        if profile not in PROFILES:
-            raise ConfigError(f"unknown profile {profile!r}{did_you_mean(profile, PROFILES)}; {', '.join(PROFILES)}")
+        profile = check_profile(profile or default_profile(info.embedded))
         values = recipe_values(dataset, profile, info.embedded)
         source = None
         if setting in SOURCE_OF:
@@ -133,8 +135,10 @@ class RunConfig(pydantic.BaseModel):
         try:
             return cls.model_validate(
                 {"method": method, "settings": resolved, "method_version": kind.version, "model": model,
-                 "dataset": dataset, "setting": setting, "profile": profile, "seed": seed, "recipe": recipe_value,
-                 "source": source, "outside_id": added_at_default(kind.Settings, resolved)}
+                 "model_version": known.model_version(model), "dataset": dataset, "setting": setting,
+                 "profile": profile, "seed": seed, "recipe": recipe_value, "source": source,
+                 "outside_id": added_at_default(kind.Settings, resolved),
+                 "former_settings": replaced_at_default(kind.Settings, resolved)}
             )  # fmt: skip
         except pydantic.ValidationError as error:
             raise ConfigError(explain(error, origin, cls.model_fields)) from error
@@ -168,11 +172,14 @@ class RunConfig(pydantic.BaseModel):
     @cached_property
     def run_id(self) -> str:
         """Readable prefix plus 12 hex digits of the SHA-256 over the canonical JSON form."""
-        values = self.model_dump(mode="json", exclude={"source", "outside_id"})
+        values = self.model_dump(mode="json", exclude={"source", "outside_id", "former_settings"})
         if self.source is not None:  # runs from scratch keep the ids they had before there were others
             values["source"] = self.source.run_id
         for part, names in ("settings", self.outside_id), ("recipe", added_at_default(Recipe, values["recipe"])):
             values[part] = {key: value for key, value in values[part].items() if key not in names}
+        values["settings"] |= self.former_settings
+        if values["model_version"] == 1:
+            del values["model_version"]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         prefix = (re.sub(r"[^A-Za-z0-9_.]+", "_", name) for name in (self.method, self.model, self.dataset))
         return f"{'-'.join(prefix)}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

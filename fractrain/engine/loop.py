@@ -123,11 +123,8 @@ class TrainingLoop:
         macs = self.known.forward_macs(plain, config.dataset)
         self.ledger = Ledger({"forward_macs": macs, "blocks": blocks, "batch_size": recipe.batch_size, **weights})
         self.method = self.known.method(config.method, config.settings)
-        if self.method.version != config.method_version:
-            raise ConfigError(
-                f"run {config.run_id} is of version {config.method_version} of {config.method}, installed is version "
-                f"{self.method.version}: results differ, start a new run"
-            )
+        self._same_version(config.method, config.method_version, self.method.version)
+        self._same_version(config.model, config.model_version, self.known.model_version(config.model))
         context = MethodContext(
             seed=config.seed, steps_per_epoch=self.clock.period, total_steps=self.clock.total,
             batch_size=recipe.batch_size, blocks=blocks, ledger=self.ledger, **weights,
@@ -142,6 +139,14 @@ class TrainingLoop:
         if recorder is not None and not self.ranks.several and self.method.step_key(0) is not None:
             self.recorded = RecordedSteps(recorder, self.method, self.ledger, self.device, self._lasting)
         self.optimizer = make_optimizer(self.model.parameters(), recipe, self.recorded is not None)
+
+    def _same_version(self, name: str, wanted: int, installed: int) -> None:
+        """Refuse to train a run of another version than what is installed."""
+        if wanted != installed:
+            raise ConfigError(
+                f"run {self.config.run_id} is of version {wanted} of {name}, installed is version {installed}: "
+                "results differ, start a new run"
+            )
 
     def _lasting(self) -> Iterator[torch.Tensor]:
         """What a step changes and the next one reads."""

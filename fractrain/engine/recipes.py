@@ -1,8 +1,8 @@
 """How long and with which optimizer settings a model is trained: the recipe of each data set and profile.
 
 The CIFAR recipe is the paper's (64,000 iterations of 128 images, SGD with momentum, two drops of the learning rate;
-source: the authors' training scripts). ``short`` is one eighth of it. ``smoke`` is for the embedded data sets; on a
-real data set it is a reduced run that only shows that everything works.
+source: the authors' training scripts). How it is scaled to a share of its length: :mod:`fractrain.engine.length`.
+``smoke`` is for the embedded data sets; on a real data set it is a reduced run that only shows that everything works.
 
 Adaptation and fine-tuning come after another run. The papers' protocols are not available to us. Ours: the source run
 is full-precision training by the standard recipe on its part of the data (:mod:`fractrain.data.parts`); the run itself
@@ -19,16 +19,13 @@ from typing import Annotated, Any, Final, Literal
 import pydantic
 from pydantic import Field
 
+from fractrain.engine.length import share
 from fractrain.util.errors import ConfigError
 from fractrain.util.settings import ADDED
 
-Profile = Literal["smoke", "short", "paper"]
-PROFILES: Final[tuple[Profile, ...]] = ("smoke", "short", "paper")
-
-SHORT: Final = 8  # a short run is one eighth of the paper's
 REAL_SMOKE: Final = 160  # smoke on real data: 400 iterations, about one CIFAR epoch
-# Evaluation periods that a short run has at least: methods that watch the loss from period to period (PFQ, FracTrain)
-# need five for each of their three changes of precision.
+# Evaluation periods that a run of 1/n of the paper's length has at least: methods that watch the loss from period to
+# period (PFQ, FracTrain) need five for each of their three changes of precision.
 PERIODS: Final = 20
 
 
@@ -164,7 +161,7 @@ _EMBEDDED: Final[dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def default_profile(embedded: bool) -> Profile:
+def default_profile(embedded: bool) -> str:
     """Return ``smoke`` for an embedded data set and ``paper`` for a real one."""
     return "smoke" if embedded else "paper"
 
@@ -172,8 +169,12 @@ def default_profile(embedded: bool) -> Profile:
 def recipe_values(dataset: str, profile: str, embedded: bool) -> dict[str, Any]:
     """Return the recipe of one data set and profile as plain values.
 
+    ``1/n``: iterations, milestones and warm-up of the paper's recipe divided by n; an evaluation period is one pass as
+    in the paper, or a twentieth of a run of fewer than 20 passes.
+
     Raises:
-        ConfigError: an embedded data set with a profile that claims something about the paper, or no recipe known.
+        ConfigError: an embedded data set with a profile that claims something about the paper, no recipe known, or a
+            share too small to have its evaluation periods.
     """
     if embedded:
         if profile != "smoke":
@@ -188,15 +189,19 @@ def recipe_values(dataset: str, profile: str, embedded: bool) -> dict[str, Any]:
         return dict(paper)
     if profile == "smoke":  # its periods stay as long: twenty evaluations would take longer than the training
         return with_length(paper, paper["iterations"] // REAL_SMOKE)
-    values = with_length(paper, paper["iterations"] // SHORT)
-    return {**values, "eval_every": _short_period(dataset, values)}
+    n = share(profile) or 1
+    iterations = paper["iterations"] // n
+    if iterations < PERIODS:
+        raise ConfigError(f"length 1/{n} of {dataset}'s recipe is {iterations} iterations: {PERIODS} are needed")
+    values = with_length(paper, iterations)
+    return {**values, "eval_every": _period(dataset, values)}
 
 
-def _short_period(dataset: str, values: Mapping[str, Any]) -> int:
-    """Steps of one evaluation period of a short run, 0 for a pass.
+def _period(dataset: str, values: Mapping[str, Any]) -> int:
+    """Steps of one evaluation period of a shortened run, 0 for a pass.
 
     Where the paper's recipe names a period, there are as many of them as in the paper's run. Where it is a pass, a
-    short run of too few passes has ``PERIODS``.
+    run of too few passes has ``PERIODS``.
     """
     paper, iterations = _PAPER[dataset], int(values["iterations"])
     if every := int(paper.get("eval_every", 0)):
@@ -227,4 +232,6 @@ def with_length(values: dict[str, Any], iterations: int) -> dict[str, Any]:
 def transfer_recipe(values: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe of an adaptation or a fine-tuning, from the standard one of data set and profile."""
     shorter = with_length(values, max(1, round(values["iterations"] * TRANSFER_LENGTH)))
-    return {**shorter, "lr": values["lr"] * TRANSFER_LR}
+    every = values.get("eval_every", 0)  # as many evaluation periods; 0 is a pass over half of the data, half as long
+    periods = {"eval_every": max(1, round(every * TRANSFER_LENGTH))} if every else {}
+    return {**shorter, "lr": values["lr"] * TRANSFER_LR, **periods}

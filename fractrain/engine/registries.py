@@ -104,6 +104,12 @@ class Registries:
         info = self.dataset_info(dataset)
         return registry.build(name, info.classes, info.shape, seed)
 
+    def model_version(self, name: str) -> int:
+        """Version of a model: another one gives other results. 1 for a model that only a harness of its own knows."""
+        from fractrain.models import registry
+
+        return registry.info(name).version if name in registry.names() else 1
+
     def forward_macs(self, model: nn.Module, dataset: str) -> int:
         """Exact MACs of one sample's forward pass through the plain model."""
         from fractrain.models.macs import forward_macs

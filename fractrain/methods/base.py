@@ -46,9 +46,22 @@ Width = Annotated[int, pydantic.AfterValidator(_width)]
 
 
 class MethodSettings(pydantic.BaseModel):
-    """Base of every method's settings: frozen, typed, unknown keys refused; part of the run id."""
+    """Base of every method's settings: frozen, typed, unknown keys refused; part of the run id.
+
+    Attributes:
+        removed: settings of earlier releases, each with what to say instead.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    removed: ClassVar[Mapping[str, str]] = {}
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _none_of_the_removed(cls, values: Any) -> Any:
+        for name, instead in cls.removed.items():
+            if isinstance(values, Mapping) and name in values:
+                raise ValueError(f"there is no setting {name} any more, got {name}={values[name]!r}: {instead}")
+        return values
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from fractrain.util.settings import ADDED
 class DFQSettings(MethodSettings):
     """Settings of DFQ; defaults are the authors' for CIFAR."""
 
+    removed: ClassVar[Mapping[str, str]] = {"compat": "what it switched is cp_batch=nominal and forward=authors"}
+
     target_cp: float = Field(3.0, gt=0, description="target cost, percent of 32x32-bit training (cp)")
     bits: tuple[int, ...] = Field((3, 4, 4, 6, 6), description="activation bits of the candidates")
     grad_bits: tuple[int, ...] = Field((6, 6, 8, 8, 12), description="error bits of the candidates")
@@ -43,13 +45,17 @@ class DFQSettings(MethodSettings):
     )
     depthwise_bits: DepthwiseBits = DEPTHWISE_BITS
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
-    compat: Literal["none", "authors"] = Field(
-        "none", description="authors: cp divided by the nominal batch, every candidate updates BatchNorm's statistics"
+    cp_batch: Literal["seen", "nominal"] = Field(
+        "seen",
+        description="what the cost of a batch is divided by before it is compared with the target: its samples (seen), "
+        "or the recipe's batch size also for a smaller last batch (nominal; authors')",
+        json_schema_extra=ADDED,
     )
-    forward: Literal["all", "selected"] = Field(
+    forward: Literal["all", "selected", "authors"] = Field(
         "all",
-        description="training runs the live candidates on the whole batch (all), or each sample only at its own "
-        "precision (selected): faster, but another method: see GatedBlock for what it changes",
+        description="training runs the live candidates on the whole batch (all); each sample only at its own "
+        "precision (selected): faster, but another method: see GatedBlock for what it changes; or as the authors every "
+        "candidate, so that BatchNorm's running statistics move once for each (authors)",
         json_schema_extra=ADDED,
     )
 
@@ -57,8 +63,6 @@ class DFQSettings(MethodSettings):
     def _same_length(self) -> DFQSettings:
         if len(self.bits) != len(self.grad_bits) or not self.bits:
             raise ValueError(f"bits has {len(self.bits)} candidates, grad_bits {len(self.grad_bits)}")
-        if self.forward == "selected" and self.compat == "authors":
-            raise ValueError("compat=authors runs every candidate: it does not go with forward=selected")
         for width in (*self.bits, *self.grad_bits):
             if not 2 <= width <= 16:
                 raise ValueError(f"candidate widths must be 2..16 bits, got {width}")
@@ -73,6 +77,7 @@ class DFQ(Method):
     """
 
     name = "dfq"
+    version = 2  # the gate starts as the authors'
     source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113), section 3.2; constants from the authors' code"
     Settings: ClassVar[type[MethodSettings]] = DFQSettings
     contract_variations: ClassVar[Mapping[str, Any]] = {"gate_state": 8}
@@ -99,7 +104,7 @@ class DFQ(Method):
         self._blocks: list[GatedBlock] = []
         for i, name in enumerate(names):
             block = GatedBlock(
-                model.get_submodule(name), name, i, gate, candidates, precisions, self.state, s.compat == "authors",
+                model.get_submodule(name), name, i, gate, candidates, precisions, self.state, s.forward == "authors",
                 constant, s.forward == "selected",
             )  # fmt: skip
             parent, _, child = name.rpartition(".")
@@ -137,7 +142,7 @@ class DFQ(Method):
         per_block = torch.stack([(m @ c).sum() for m, c in zip(masks, each, strict=True)])  # type: ignore[operator]
         total: torch.Tensor = (per_block * weights).sum() / weights.mean()
         batch = self.state.batch_samples or masks[0].shape[0]  # type: ignore[union-attr]
-        if self.settings.compat == "authors":
+        if self.settings.cp_batch == "nominal":
             batch = self.context.batch_size
         cp = 100 * self.context.reduce_sum(total.detach()) / (3 * batch * len(masks))
         self._note(cp)

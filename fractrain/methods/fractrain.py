@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,16 +12,26 @@ from torch import nn
 from fractrain.methods.base import MethodContext, Variation
 from fractrain.methods.dfq import DFQ, DFQSettings
 from fractrain.methods.pfq import STAGE_INERT, STAGE_VARIATIONS, StageSettings, stage_clock
+from fractrain.util.settings import ADDED
 
 
 class FracTrainSettings(DFQSettings, StageSettings):
     """Settings of FracTrain; defaults are the authors' for CIFAR (targets 1.5 / 2 / 2.5 / 3 %)."""
+
+    removed: ClassVar[Mapping[str, str]] = {
+        "compat": "what it switched is indicator_clock=authors, indicator_loss=total, cp_batch=nominal, forward=authors"
+    }
 
     target_cp: float = Field(1.5, gt=0, description="target cp of the first stage, percent")
     target_step: float = Field(0.5, ge=0, description="rise of the target at each turning point, percent")
     stages: int = Field(4, ge=1, description="number of stages")
     sharp: bool = Field(True, description="force -1 / +1 without a weak band (authors' CIFAR rule)")
     running: float = Field(0.1, ge=0, lt=1, description="fraction of the old activation range kept (authors' default)")
+    indicator_loss: Literal["task", "total"] = Field(
+        "task",
+        description="what the indicator watches: the task's loss, or the authors' sum with the cost term",
+        json_schema_extra=ADDED,
+    )
 
 
 class FracTrain(DFQ):
@@ -46,7 +57,8 @@ class FracTrain(DFQ):
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """As DFQ, with the indicator."""
-        self._clock = stage_clock(self.settings, self.settings.stages, self.authors_period)
+        s: FracTrainSettings = self.settings
+        self._clock = stage_clock(s, s.stages, self.authors_period, context, s.indicator_loss == "total")
         return super().convert(model, context)
 
     def target(self) -> float:
@@ -58,12 +70,13 @@ class FracTrain(DFQ):
         return torch.where(cp < self.target(), -1.0, 1.0) if self.settings.sharp else super().force(cp)
 
     def on_step_end(self, step: int, loss: torch.Tensor, extra: torch.Tensor | None = None) -> None:
-        """Authors' clock only; their indicator sees the total loss, cost term included."""
+        """Hand the loss that the indicator watches to its clock."""
         super().on_step_end(step, loss, extra)
-        self._clock.step(loss if extra is None else loss + extra)
+        watched = loss if extra is None or self.settings.indicator_loss == "task" else loss + extra
+        self._clock.step(watched)
 
     def on_epoch_end(self, epoch: int, loss: float) -> None:
-        """The indicator sees the task loss: the cost term changes sign and size for reasons of its own."""
+        """The indicator's clock, where it ticks with evaluation periods."""
         self._clock.epoch(loss)
 
     def metrics(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,6 +42,18 @@ class GateNetwork(nn.Module):
         self.head = nn.Linear(state, candidates)
         self._next = 0
         self._state: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """As FracTrain's authors: projections, 1x1 convolutions there, by their outputs; the head by both sizes.
+
+        Torch's own, which the LSTM and all biases keep, is several times smaller: the gate would then start by choosing
+        nearly the same for every sample.
+        """
+        for m in self.features.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.normal_(m.weight, 0.0, math.sqrt(2.0 / m.out_features))
+        nn.init.normal_(self.head.weight, 0.0, math.sqrt(2.0 / (self.head.in_features * self.head.out_features)))
 
     def forward(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """Probabilities ``[N, K]`` for block ``index`` from its input; see :meth:`logits`."""

@@ -70,37 +70,46 @@ class LossIndicator:
 class LossClock:
     """Turns step losses into the indicator's epoch losses.
 
-    By default an epoch is an epoch: the engine's mean loss is taken as it is. The authors' code sums the losses of a
-    fixed number of iterations (its evaluation period: 400 in their PFQ script, 390 in their FracTrain script) and
-    divides by the batches of one data pass (391), so that its epoch is not an epoch; ``period`` gives that behaviour.
+    By default an epoch is an evaluation period: the engine's mean loss is taken as it is. The authors' code sums the
+    losses of a fixed number of iterations (its evaluation period: 400 in their PFQ script, 390 in their FracTrain
+    script) and divides by the batches of one data pass (391), so that its epoch is not an epoch; ``period`` gives that
+    behaviour.
 
     Args:
         indicator: what to update.
-        period: iterations per epoch of the authors' clock, 0 for true epochs.
+        period: iterations per epoch of the authors' clock, 0 for evaluation periods.
         divisor: what the sum is divided by on the authors' clock.
+        own_mean: on evaluation periods take the mean of the steps' losses as they came in, not the engine's.
     """
 
-    def __init__(self, indicator: LossIndicator, period: int = 0, divisor: int = 1) -> None:
+    def __init__(self, indicator: LossIndicator, period: int = 0, divisor: float = 1, own_mean: bool = False) -> None:
         self.indicator = indicator
         self.period = period
         self.divisor = divisor
+        self.own_mean = own_mean
         self._sum: Any = 0.0  # a tensor on the training device once steps come in: no read per step
         self._steps = 0
 
     def step(self, loss: Any) -> bool:
         """Take a step's loss (number or detached 0-dim tensor); True at a turning point of the authors' clock."""
-        if not self.period:
+        if not (self.period or self.own_mean):
             return False
         self._sum = self._sum + loss
         self._steps += 1
-        if self._steps < self.period:
-            return False
-        total, self._sum, self._steps = float(self._sum), 0.0, 0
-        return self.indicator.update(total / self.divisor)
+        return bool(self.period) and self._steps >= self.period and self.indicator.update(self._taken() / self.divisor)
 
     def epoch(self, mean_loss: float) -> bool:
-        """Take a finished epoch's mean loss; True at a turning point of the true clock."""
-        return not self.period and self.indicator.update(mean_loss)
+        """Take the mean loss of a finished evaluation period; True at a turning point of that clock."""
+        if self.period:
+            return False
+        if steps := self._steps:  # none where the engine's mean is taken, or all steps were skipped
+            mean_loss = self._taken() / steps
+        return self.indicator.update(mean_loss)
+
+    def _taken(self) -> float:
+        """The sum so far; a new one begins."""
+        total, self._sum, self._steps = float(self._sum), 0.0, 0
+        return total
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; the sum keeps its type, so that a resumed clock adds up exactly as an uninterrupted one."""

@@ -61,7 +61,7 @@ class MethodRegistry(Registry["type[Method]"]):
         cls = self.get(name)
         given = dict(settings or {})
         for key in given:
-            if key not in cls.Settings.model_fields:
+            if key not in cls.Settings.model_fields and key not in cls.Settings.removed:
                 known = list(cls.Settings.model_fields)
                 raise ConfigError(
                     f"method {name!r} has no setting {key!r}{did_you_mean(key, known)}; it has: "
@@ -72,8 +72,8 @@ class MethodRegistry(Registry["type[Method]"]):
         except pydantic.ValidationError as problem:
             first = problem.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            detail = f"{where} = {first['input']!r}: " if where else ""
-            raise ConfigError(f"method {name!r}: setting {detail}{first['msg']}") from problem
+            detail = f"setting {where} = {first['input']!r}: " if where else ""
+            raise ConfigError(f"method {name!r}: {detail}{first['msg'].removeprefix('Value error, ')}") from problem
 
 
 def names() -> list[str]:

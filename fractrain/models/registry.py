@@ -35,6 +35,7 @@ class ModelInfo:
         forward_macs: exact MACs per sample, by data set name (of the data sets of the papers); a language model's
             sample is a sequence of 512 words, and the MACs are those of its layers.
         parameters: trainable parameters, by data set name.
+        version: raised when the same seed gives other weights or another network: it is part of the run id.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelInfo:
     forward_macs: dict[str, int]
     parameters: dict[str, int]
     factory: Callable[[int, tuple[int, ...]], Any]
+    version: int = 1
 
 
 def _resnet(n: int) -> Callable[[int, tuple[int, ...]], Any]:
@@ -90,11 +92,12 @@ _MODELS = {
         ModelInfo(
             "resnet38", "ResNet-38", "CIFAR ResNet, 6 blocks in each of three groups", _HE, "image", 8, 18,
             {"cifar10": 83_280_512, "cifar100": 83_286_272}, {"cifar10": 564_122, "cifar100": 569_972}, _resnet(6),
+            version=2,
         ),
         ModelInfo(
             "resnet74", "ResNet-74", "CIFAR ResNet, 12 blocks in each of three groups", _HE, "image", 8, 36,
             {"cifar10": 168_215_168, "cifar100": 168_220_928}, {"cifar10": 1_147_418, "cifar100": 1_153_268},
-            _resnet(12),
+            _resnet(12), version=2,
         ),
         ModelInfo(
             "mobilenet_v2", "MobileNetV2", "CIFAR variant: 17 inverted residual blocks, 1x1 shortcuts", _SANDLER,

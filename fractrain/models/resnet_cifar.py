@@ -67,7 +67,9 @@ class ResNetCifar(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        # N(0, sqrt(2 / (k*k*out))) for convolutions, as the FracTrain authors initialise theirs.
+        # N(0, sqrt(2 / (k*k*out))) for convolutions and N(0, sqrt(2 / (in*out))) for the classifier, whose bias is
+        # torch's, as the FracTrain authors initialise theirs.
+        nn.init.normal_(self.head.weight, 0.0, math.sqrt(2.0 / (self.head.in_features * self.head.out_features)))
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fractrain.engine.length import check_profile, words
 from fractrain.engine.recipes import TRANSFER_NOTE
 from fractrain.report.columns import columns, rules
 from fractrain.report.grid import plan
@@ -11,7 +12,7 @@ from fractrain.report.improvement_rows import improvement_rows
 from fractrain.report.relative import judged_claims, with_relative
 from fractrain.report.rows import MethodRow, method_row
 from fractrain.report.sources import PublishedIndex, Sources, Store, default_sources
-from fractrain.report.spec import TableSpec, check_profile
+from fractrain.report.spec import TableSpec
 from fractrain.report.values import Row, Table
 
 
@@ -81,7 +82,7 @@ def _stand_ins(spec: TableSpec, profile: str) -> str:
 
 def _title(spec: TableSpec, profile: str) -> str:
     used = _stand_ins(spec, profile)
-    return f"{spec.title} [profile {profile}{': stand-in data ' + used if used else ''}]"
+    return f"{spec.title} [{words(profile)}{': stand-in data ' + used if used else ''}]"
 
 
 def _watermark(spec: TableSpec, profile: str) -> str:
@@ -90,7 +91,7 @@ def _watermark(spec: TableSpec, profile: str) -> str:
     used = _stand_ins(spec, profile)
     how = f"much shorter runs on other data ({used})" if used else "much shorter runs"
     return (
-        f"NOT A REPRODUCTION: measured columns are from the profile '{profile}', {how}; "
+        f"NOT A REPRODUCTION: measured columns are from {words(profile)}, {how}; "
         "published columns are the paper's, so the two must not be compared."
     )
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Literal, NamedTuple
 
+from fractrain.engine.length import check_profile
 from fractrain.report.sources import Config, NotInRelease, Record, SourceConfig, Sources, Store, default_sources
-from fractrain.report.spec import Pair, RowSpec, RunRequest, TableSpec, check_profile
+from fractrain.report.spec import Pair, RowSpec, RunRequest, TableSpec
 from fractrain.util.errors import ConfigError, FractrainError, PluginError
 
 State = Literal["cached", "to run", "no plugin", "no model", "no data", "incompatible", "left out"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from fractrain.cost.published import PublishedRow
-from fractrain.engine.recipes import Profile
+from fractrain.engine.length import Profile
 from fractrain.report import improve
 from fractrain.report.columns import QUANTITIES, columns
 from fractrain.report.rows import EMPTY, MethodRow, group, labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
+from fractrain.engine.length import stem, words
 from fractrain.report.values import Column, Table
 
 # What tabulate escapes too, so only for text outside the tabular.
@@ -64,11 +65,11 @@ def latex(table: Table) -> str:
         caption += rf" \textbf{{{escape(table.watermark)}}}"
     small = "\n".join(rf"\item {escape(text)}" for text in (*table.notes, *table.rules))
     return (
-        f"% {table.name} version {table.version}, profile {table.profile}; made by fractrain, do not edit.\n"
+        f"% {table.name} version {table.version}, {words(table.profile)}; made by fractrain, do not edit.\n"
         "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
         "\\begin{table*}\n\\centering\n"
         f"\\caption{{{caption}}}\n"
-        f"\\label{{tab:{table.name}-{table.profile}}}\n"
+        f"\\label{{tab:{table.name}-{stem(table.profile)}}}\n"
         f"\\resizebox{{\\textwidth}}{{!}}{{%\n{_between_groups(tabular, table)}}}\n"
         "\\end{table*}\n"
         f"{{\\footnotesize\\begin{{itemize}}\n{small}\n\\item Source: {escape(table.source)}.\n\\end{{itemize}}}}\n"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from fractrain.engine.length import stem as file_stem
 from fractrain.report import render as tables
 from fractrain.report.build import build_table
 from fractrain.report.draw import draw, require_matplotlib
@@ -87,7 +88,7 @@ def write(
         table = build_table(spec, store, profile, seeds, sources)
         return table, tables.write_all(table, folder)
     figure = build_figure(spec, store, profile, seeds, sources)
-    stem = Path(folder) / f"{figure.table.name}-{figure.table.profile}"
+    stem = Path(folder) / f"{figure.table.name}-{file_stem(figure.table.profile)}"
     contents = {f".{fmt}": draw(figure, fmt) for fmt in DRAWN}
     for fmt in tables.FORMATS:
         made = points_csv(figure) if fmt == "csv" else tables.render(figure.table, fmt)

@@ -13,6 +13,7 @@ import jinja2
 
 import fractrain
 from fractrain.engine.index import RunEntry, read_index
+from fractrain.engine.length import longest_first, words
 from fractrain.engine.store import RunRecord, RunStore
 from fractrain.report import charts
 from fractrain.report.breakdown import bits_by_part, breakdown, mean_bits
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 MOST_RUNS: Final = 1000
 MOST_CONFIGURATIONS: Final = 300
 TASK: Final = ["model", "dataset", "setting", "profile"]
-BEST_FIRST: Final = ("paper", "short", "smoke")
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ def build_page(store: RunStore, tables: Sequence[Table] = (), hardware: str = ""
 def _banner(entries: Sequence[RunEntry]) -> str:
     """What must be read before any number; empty where every run followed the paper's protocol."""
     profiles = Counter(e.profile for e in entries)
-    reduced = [p for p in BEST_FIRST[::-1] if profiles[p] and p != "paper"]
+    reduced = [p for p in reversed(longest_first(profiles)) if p != "paper"]
     if not entries or not reduced:
         return "" if entries else "The run store is empty: nothing has been run yet."
-    kinds = " and ".join(f"{profiles[p]:,} of profile {p}" for p in reduced)
+    kinds = " and ".join(f"{profiles[p]:,} of {words(p)}" for p in reduced)
     rest = f"; {profiles['paper']:,} followed the paper's protocol" if profiles["paper"] else ""
     return (
-        f"NOT A REPRODUCTION: {kinds}{rest}. Profile smoke means minutes-long runs, mostly on stand-in data; short "
-        "means an eighth of the paper's length. Their numbers must not be compared with published ones."
+        f"NOT A REPRODUCTION: {kinds}{rest}. Profile smoke means minutes-long runs, mostly on stand-in data; a length "
+        "is a share of the paper's iterations. Their numbers must not be compared with published ones."
     )
 
 
@@ -151,7 +151,7 @@ def _label(method: str, settings: str) -> str:
 
 def _task_title(key: Sequence[Any]) -> str:
     model, dataset, setting, profile = key
-    return f"{model} on {dataset}{'' if setting == 'standard' else f', {setting}'} [profile {profile}]"
+    return f"{model} on {dataset}{'' if setting == 'standard' else f', {setting}'} [{words(profile)}]"
 
 
 # -- accuracy against cost ---------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def _dot(x: Any, y: Any, methods: Sequence[str]) -> charts.Dot:
     seeds = f"seed{'s' if y.n > 1 else ''} {y.seed}"
     text = (
         f"{_label(y.method, y.settings)}: {number_text(y.quantity, y.value)} {y.unit} at "
-        f"{number_text(x.quantity, x.value)} {x.unit}; {seeds}; profile {y.profile}; runs {y.run}"
+        f"{number_text(x.quantity, x.value)} {x.unit}; {seeds}; {words(y.profile)}; runs {y.run}"
     )
     label = _label(y.method, y.settings)
     return charts.Dot(methods.index(y.method), label, x.value, y.value, y.low, y.high, Mark(text, f"#group-{y.group}"))

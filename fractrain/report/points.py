@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 from fractrain.cost.published import PublishedRow
-from fractrain.engine.recipes import Profile
+from fractrain.engine.length import Profile, check_profile, words
 from fractrain.report.build import build_table
 from fractrain.report.rows import data_label
 from fractrain.report.sources import Sources, Store, default_sources
-from fractrain.report.spec import Drawing, Pair, Series, TableSpec, check_profile
+from fractrain.report.spec import Drawing, Pair, Series, TableSpec
 from fractrain.report.values import Row, Table
 from fractrain.util.errors import ConfigError
 
@@ -229,11 +229,11 @@ def _measured_panel(
     spec: TableSpec, pair: Pair, built: Sequence[Row], points: tuple[Point, ...], profile: Profile
 ) -> Panel:
     title = f"{pair.model_label}, {data_label(pair, spec.dataset(pair, profile))}"
-    subtitle = f"measured, profile {profile}; not comparable with published"
+    subtitle = f"measured, {words(profile)}; not comparable with published"
     if points:
         return Panel("measured", title, subtitle, points)
-    words = dict.fromkeys(row.text("verdict") for row in built)
-    return Panel("measured", title, subtitle, (), "\n".join(words))
+    verdicts = dict.fromkeys(row.text("verdict") for row in built)
+    return Panel("measured", title, subtitle, (), "\n".join(verdicts))
 
 
 def _remarks(table: Table) -> Iterator[str]:
@@ -242,9 +242,9 @@ def _remarks(table: Table) -> Iterator[str]:
     done = sum(row.cells["accuracy_best_test"].value is not None for row in rows)
     if done:
         seeds = "one seed" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds, bars: 95 % interval over seeds"
-        yield f"Measured: {done} of {len(rows)} points of profile {table.profile}, {seeds}."
+        yield f"Measured: {done} of {len(rows)} points of {words(table.profile)}, {seeds}."
     else:
-        yield f"Published points only: no point of profile {table.profile} has been measured yet."
+        yield f"Published points only: no point of {words(table.profile)} has been measured yet."
     yield from (note for note in table.notes if " was not run" in note)
 
 

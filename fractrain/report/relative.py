@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fractrain.cost.published import PublishedRow
-from fractrain.engine.recipes import Profile
+from fractrain.engine.length import Profile
 from fractrain.report.columns import QUANTITIES, Quantity
 from fractrain.report.improve import CIRCULAR, circular, numbers
 from fractrain.report.rows import MethodRow, published_value

@@ -12,6 +12,7 @@ from typing import Final
 import jinja2
 from tabulate import tabulate
 
+from fractrain.engine.length import stem, words
 from fractrain.report.latex import latex
 from fractrain.report.values import Column, Part, Row, Table
 from fractrain.util.errors import ConfigError, did_you_mean
@@ -40,7 +41,7 @@ def markdown(table: Table) -> str:
     lines += ["## Notes", ""]
     lines += [f"- {text}" for text in (*table.notes, *table.rules, f"Source: {table.source}.")]
     lines.append(
-        f"- {table.name} version {table.version}, profile {table.profile}, {_seeds(table)}. "
+        f"- {table.name} version {table.version}, {words(table.profile)}, {_seeds(table)}. "
         "pub. = published, model = modelled. All columns and intervals: the CSV, JSON and HTML forms."
     )
     lines += _runs(table)
@@ -139,7 +140,7 @@ def write_all(table: Table, folder: Path | str) -> list[Path]:
         StoreError: the folder cannot be written.
     """
     folder = Path(folder)
-    contents = {folder / f"{table.name}-{table.profile}.{fmt}": render(table, fmt) for fmt in FORMATS}
+    contents = {folder / f"{table.name}-{stem(table.profile)}.{fmt}": render(table, fmt) for fmt in FORMATS}
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():

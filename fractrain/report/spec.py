@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from fractrain.engine.recipes import PROFILES, Profile
+from fractrain.engine.length import PROFILES, Profile
 from fractrain.methods.presets import paper_settings
 from fractrain.report.spec_relative import Claim, Relative, Strict
 from fractrain.report.values import PublishedColumn, QuantityKey
@@ -21,6 +21,7 @@ from fractrain.report.verdict import VerdictRule
 from fractrain.util.errors import ConfigError, did_you_mean
 
 Setting = Literal["standard", "adaptation", "fine-tuning"]
+Named = Literal["smoke", "short", "paper"]
 
 
 class Override(Strict):
@@ -100,7 +101,7 @@ class RowSpec(Strict):
     recipe: dict[str, Any] = {}
     published: PublishedKey | None = None
     published_elsewhere: tuple[PublishedKey, ...] = pydantic.Field(default=(), strict=False)
-    profiles: dict[Profile, Override] = {}
+    profiles: dict[Named, Override] = {}
     preset: Literal["", "paper"] = ""
     models: tuple[str, ...] = pydantic.Field(default=(), strict=False)
     against: str = ""
@@ -189,7 +190,7 @@ class TableSpec(Strict):
     published_table: str
     hardware: str = ""
     verdict: RuleSpec = RuleSpec()
-    profiles: dict[Profile, ProfileSpec] = {}
+    profiles: dict[Named, ProfileSpec] = {}
     pairs: tuple[Pair, ...] = pydantic.Field(min_length=1, strict=False)
     rows: tuple[RowSpec, ...] = pydantic.Field(min_length=1, strict=False)
     improvement: Improvement | None = None
@@ -248,7 +249,7 @@ class TableSpec(Strict):
     def request(self, pair: Pair, row: RowSpec, profile: Profile) -> RunRequest:
         """The run of one row and pair; later ones win: preset, row, profile, row's own profile."""
         preset = paper_settings(row.method, pair.model, pair.dataset) if row.preset else {}
-        own = row.profiles.get(profile, Override())
+        own = row.profiles.get(_named(profile), Override())
         changes = (Override(settings=preset), row, self._profile(profile), own)
         return RunRequest(
             method=row.method,
@@ -265,19 +266,12 @@ class TableSpec(Strict):
         return tuple(range(self._profile(profile).seeds if seeds is None else seeds))
 
     def _profile(self, profile: Profile) -> ProfileSpec:
-        return self.profiles.get(profile, ProfileSpec())
+        return self.profiles.get(_named(profile), ProfileSpec())
 
 
-def check_profile(name: str) -> Profile:
-    """Return the name as a profile.
-
-    Raises:
-        ConfigError: there is no such profile.
-    """
-    for profile in PROFILES:
-        if name == profile:
-            return profile
-    raise ConfigError(f"unknown profile {name!r}{did_you_mean(name, PROFILES)}; known: {', '.join(PROFILES)}")
+def _named(profile: Profile) -> Named:
+    """Whose section of a specification holds for a profile: a length without a name is the paper's protocol."""
+    return profile if profile in ("smoke", "short") else "paper"  # type: ignore[return-value]
 
 
 def table_folders(package: Path | None = None) -> list[Path]:

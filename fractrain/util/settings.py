@@ -20,6 +20,21 @@ import pydantic
 ADDED: Final[dict[str, Any]] = {"added": True}
 
 
+def instead_of(name: str, value: Any) -> dict[str, Any]:
+    """Mark a setting that took the place of another one: at its default, ids hold ``name`` with ``value`` as before."""
+    return {**ADDED, "replaces": [name, value]}
+
+
+def replaced_at_default(kind: type[pydantic.BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of earlier releases that fields of ``kind`` at their defaults replace, by name."""
+    found = {}
+    for name in added_at_default(kind, values):
+        extra = kind.model_fields[name].json_schema_extra
+        if isinstance(extra, dict) and isinstance(pair := extra.get("replaces"), list):
+            found[str(pair[0])] = pair[1]
+    return found
+
+
 def added_at_default(kind: type[pydantic.BaseModel], values: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the marked fields of ``kind`` that have their defaults in ``values``, sorted.
 

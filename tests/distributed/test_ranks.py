@@ -48,7 +48,7 @@ JOBS = {
     "text-static8-step": {"method": "static8", **TEXT},
     "static8": {"method": "static8", "same_norms": True},
     "dfq": {"method": "dfq", "settings": DFQ, "same_norms": True},
-    "fractrain": {"method": "fractrain", "settings": {**DFQ, "compat": "authors", "beta": 0.02}, "same_norms": True},
+    "fractrain": {"method": "fractrain", "settings": {**DFQ, "forward": "authors", "beta": 0.02}, "same_norms": True},
     "dfq-single": {"method": "dfq", "settings": DFQ, "recipe": {"batch_size": 7, "iterations": 9}, "same_norms": True},
     "slu": {"method": "slu"},
     "dropout": {"method": "fp32", "model": "dropout"},

@@ -32,12 +32,27 @@ def test_id_is_readable_and_pinned():
 
 
 @pytest.mark.parametrize(("method", "digest"), [
-    ("sbm", "63ba3a61d087"), ("dfq", "41bd0f06304e"), ("fractrain", "7f97d2f93747"), ("pfq", "31979865acf8"),
-    ("dynasty", "5f4f3a05d924"),
+    ("sbm", "4f1434e942d6"), ("pfq", "ffee598b2974"), ("dynasty", "a1cb00431f51"), ("static", "4794da058124"),
+    ("cpt", "32b5215a6374"),
 ])  # fmt: skip
 def test_ids_of_earlier_releases_stay(method, digest):
-    config = RunConfig.create(method=method, model="resnet38", dataset="cifar10")
-    assert config.run_id == f"{method}-resnet38-cifar10-s0-{digest}"
+    config = RunConfig.create(method=method, model="transformer_base", dataset="wikitext103")
+    assert config.run_id == f"{method}-transformer_base-wikitext103-s0-{digest}"
+
+
+def test_a_setting_that_took_anothers_place_says_what_to_give_instead():
+    for method, instead in (
+        ("pfq", "indicator_clock"),
+        ("dfq", "cp_batch"),
+        ("fractrain", "indicator_loss"),
+        ("slu", "closed"),
+    ):
+        with pytest.raises(
+            ConfigError, match=f"no setting compat any more, got compat='authors': .*{instead}"
+        ) as caught:
+            RunConfig.create(method=method, model="resnet38", dataset="cifar10", settings={"compat": "authors"})
+        assert "\n" not in str(caught.value)
+        assert "epsilon" not in str(caught.value)
 
 
 def test_recorded_runs_keep_their_ids():
@@ -58,8 +73,9 @@ def test_every_field_changes_the_id():
     config = create()
     values = {
         "method": "other", "settings": {**config.settings, "bits": 4}, "method_version": 2, "model": "m",
+        "model_version": 2,
         "dataset": "d", "setting": "adaptation", "profile": "paper", "seed": 1, "format_version": 2, "recipe": None,
-        "source": create(seed=7), "outside_id": ("bits",),
+        "source": create(seed=7), "outside_id": ("bits",), "former_settings": {"compat": "none"},
     }  # fmt: skip
     assert set(values) == set(RunConfig.model_fields)
     changes = {
@@ -112,12 +128,14 @@ def test_a_setting_that_a_method_gains_leaves_ids_alone_at_its_default():
         assert RunConfig.from_json(other.to_json(), "x") == other  # without asking the method
 
 
-def test_a_record_of_an_earlier_release_keeps_its_id():
-    for method in ("fractrain", "pfq"):
-        config = RunConfig.create(method=method, model="resnet38", dataset="cifar10", setting="fine-tuning")
-        record = json.loads(config.to_json())
-        del record["outside_id"], record["source"]["outside_id"]
-        assert RunConfig.from_json(json.dumps(record), "x") == config
+@pytest.mark.parametrize(("method", "digest"), [("fractrain", "7f97d2f93747"), ("pfq", "31979865acf8")])
+def test_a_record_of_an_earlier_release_keeps_its_id(method, digest):
+    record = json.loads(RunConfig.create(method=method, model="resnet38", dataset="cifar10").to_json())
+    del record["outside_id"], record["former_settings"], record["model_version"]
+    record["method_version"] = 1
+    later = ("indicator_clock", "indicator_loss", "cp_batch")
+    record["settings"] = {k: v for k, v in record["settings"].items() if k not in later} | {"compat": "none"}
+    assert RunConfig.from_json(json.dumps(record), "x").run_id == f"{method}-resnet38-cifar10-s0-{digest}"
 
 
 def test_planning_imports_no_torch():
@@ -199,7 +217,7 @@ def test_other_length_scales_the_schedule_unless_it_is_given():
         ("recipe.lr=0.05", ("recipe", "lr", 0.05)),
         ("bits=3,4,6,8", ("settings", "bits", [3, 4, 6, 8])),
         ("bits=[3,4]", ("settings", "bits", [3, 4])),
-        ("compat=true", ("settings", "compat", True)),
+        ("augment=true", ("settings", "augment", True)),
         ("name=a=b", ("settings", "name", "a=b")),
         ("name=", ("settings", "name", "")),
     ],

@@ -14,7 +14,7 @@ from fractrain.methods.registry import names
 # Stages must move within the few steps of the test, otherwise their state could be lost without a trace.
 QUICK_STAGES = {"window": 2, "epsilon": 10.0, "scale_epochs": 1}
 SETTINGS = {"pfq": QUICK_STAGES, "fractrain": QUICK_STAGES}
-MORE = [("sbm", {"variant": "banner"}), ("fractrain", {**QUICK_STAGES, "compat": "authors"})]
+MORE = [("sbm", {"variant": "banner"}), ("fractrain", {**QUICK_STAGES, "forward": "authors"})]
 
 
 @pytest.mark.parametrize(("method", "settings"), [(n, SETTINGS.get(n, {})) for n in names()] + MORE)

@@ -11,7 +11,7 @@ from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.models import registry as models
 
-VARIANTS = [*((n, {}) for n in registry.names()), ("sbm", {"variant": "banner"}), ("dfq", {"compat": "authors"})]
+VARIANTS = [*((n, {}) for n in registry.names()), ("sbm", {"variant": "banner"}), ("dfq", {"forward": "authors"})]
 CP = {
     ("fp32",): 100.0,
     ("static8",): 6.25,

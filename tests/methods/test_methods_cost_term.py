@@ -101,10 +101,10 @@ def test_block_weights_must_fit():
         prepared(DFQ(), block_weights=[1.0, 2.0])
 
 
-def test_compat_divides_cp_by_the_nominal_batch():
+def test_cp_can_be_divided_by_the_nominal_batch():
     rows = [[4] * 80] * 3  # last batch of 80: true cp 4.688, by the nominal 128 only 2.93
-    for compat, force in (("none", 1), ("authors", -1)):
-        method, _ = prepared(DFQ(target_cp=3.0, compat=compat), batch_size=128)
+    for batch, force in (("seen", 1), ("nominal", -1)):
+        method, _ = prepared(DFQ(target_cp=3.0, cp_batch=batch), batch_size=128)
         term = value(fixed(method, rows))
         assert term == pytest.approx(force * 1e-3 * 3 * 80 * 144 / 1024, rel=1e-12)
 

@@ -92,10 +92,10 @@ def naive_loss(naive: Naive, x: torch.Tensor, y: torch.Tensor, target: float, be
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-@pytest.mark.parametrize("compat", ["none", "authors"])
-@pytest.mark.parametrize("seed", [4, 8])
-def test_outputs_gradients_and_masks_equal_the_naive_network(seed, compat, rounding):
-    method, model, blocks = build(seed, rounding, compat=compat, beta=0.01)
+@pytest.mark.parametrize("forward", ["all", "authors"])
+@pytest.mark.parametrize("seed", [4, 9])
+def test_outputs_gradients_and_masks_equal_the_naive_network(seed, forward, rounding):
+    method, model, blocks = build(seed, rounding, forward=forward, beta=0.01)
     x, y = data(seed)
     ours_x = x.clone().requires_grad_()
     logits = model(ours_x)
@@ -124,8 +124,8 @@ def test_outputs_gradients_and_masks_equal_the_naive_network(seed, compat, round
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_every_pass_gives_the_same_bits_as_the_short_way(rounding):
     results = []
-    for compat in ("none", "authors"):
-        method, model, _ = build(8, rounding, compat=compat)
+    for forward in ("all", "authors"):
+        method, model, _ = build(8, rounding, forward=forward)
         x, y = data(8)
         x.requires_grad_()
         logits = model(x)
@@ -137,9 +137,9 @@ def test_every_pass_gives_the_same_bits_as_the_short_way(rounding):
     assert all(torch.equal(g, h) for g, h in zip(ag, bg, strict=True))
 
 
-@pytest.mark.parametrize(("compat", "passes"), [("none", [0, 1, 3]), ("authors", [0, 1, 2, 3, 4])])
-def test_batch_norm_statistics_move_once_per_distinct_forward_precision_or_once_per_candidate(compat, passes):
-    method, model, blocks = build(4, compat=compat)
+@pytest.mark.parametrize(("forward", "passes"), [("all", [0, 1, 3]), ("authors", [0, 1, 2, 3, 4])])
+def test_batch_norm_statistics_move_once_per_distinct_forward_precision_or_once_per_candidate(forward, passes):
+    method, model, blocks = build(4, forward=forward)
     before = {n: b.clone() for n, b in model.named_buffers()}
     x, _ = data(4)
     model(x)
@@ -155,9 +155,9 @@ def test_batch_norm_statistics_move_once_per_distinct_forward_precision_or_once_
     assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-@pytest.mark.parametrize("compat", ["none", "authors"])
-def test_candidates_nobody_chose_add_exactly_nothing_to_the_weight_gradients(compat):
-    _method, model, blocks = build(2, compat=compat)
+@pytest.mark.parametrize("forward", ["all", "authors"])
+def test_candidates_nobody_chose_add_exactly_nothing_to_the_weight_gradients(forward):
+    _method, model, blocks = build(2, forward=forward)
     with torch.no_grad():
         model.precision_gate.head.weight.zero_()
         model.precision_gate.head.bias.copy_(torch.tensor([0.0, 0, 5, 0, 0]))  # everybody takes (4, 8)
@@ -169,9 +169,9 @@ def test_candidates_nobody_chose_add_exactly_nothing_to_the_weight_gradients(com
     F.cross_entropy(model(x), y).backward()
     grads = [b.block.conv2.weight.grad.clone() for b in blocks]
     assert {bits for bits, q in errors if q.count_nonzero()} == {8}
-    assert {bits for bits, _ in errors} == ({8} if compat == "none" else {6, 8, 12})
+    assert {bits for bits, _ in errors} == ({8} if forward == "all" else {6, 8, 12})
 
-    _alone, static, static_blocks = build(2, compat=compat)
+    _alone, static, static_blocks = build(2, forward=forward)
     with torch.no_grad():
         for b in static_blocks:  # a network that has only this candidate
             b.candidates, b.precisions = [b.candidates[2]], [b.precisions[2]]

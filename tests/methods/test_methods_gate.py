@@ -29,6 +29,21 @@ def test_macs_of_all_gates_are_the_authors_less_their_dead_last_one():
     assert sum(r74.macs(i) for i in range(36)) + 4_688 == 141_200
 
 
+def test_the_gate_starts_as_the_authors_does():
+    """N(0, sqrt(2 / outputs)) for projections, N(0, sqrt(2 / (inputs * outputs))) for the head."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        gate = GateNetwork([64] * 200, candidates=5)
+    for place, outputs in ((0, 32), (2, 16)):
+        weights = torch.cat([f[place].weight.detach().flatten() for f in gate.features])
+        assert weights.std().item() == pytest.approx((2 / outputs) ** 0.5, rel=0.01)
+        assert (weights.abs() < weights.std()).float().mean().item() == pytest.approx(0.6827, abs=0.01)  # normal
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        heads = torch.stack([GateNetwork([2], candidates=5).head.weight.detach() for _ in range(200)])
+    assert heads.std().item() == pytest.approx((2 / (16 * 5)) ** 0.5, rel=0.02)
+
+
 def test_resnet38_gets_gates_of_these_sizes_and_the_ledger_sees_their_overhead():
     method = DFQ()
     context = MethodContext()

@@ -125,11 +125,11 @@ class FlatInput(nn.Module):
     "block",
     [AddInPlace, SplitInput, CalledTwice, FlatInput],
 )
-@pytest.mark.parametrize("compat", ["none", "authors"])
-def test_blocks_of_unusual_shape_equal_a_run_of_each_candidate_alone(block, compat):
+@pytest.mark.parametrize("forward", ["all", "authors"])
+def test_blocks_of_unusual_shape_equal_a_run_of_each_candidate_alone(block, forward):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        method = DFQ(bits=(3, 4, 4), grad_bits=(6, 6, 8), compat=compat)
+        method = DFQ(bits=(3, 4, 4), grad_bits=(6, 6, 8), forward=forward)
         net = method.prepare(Net(block()), MethodContext(blocks=["b0"]))
         x = torch.randn(6, 3, 5, 5)
     method.state.ledger.enabled = False
@@ -157,10 +157,10 @@ class WithDropout(Odd):
 def test_candidates_of_a_block_with_dropout_share_no_products():
     """Each pass draws a mask of its own: values of one pass must not meet the graph of another."""
     results = []
-    for compat in ("none", "authors"):
+    for forward in ("all", "authors"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
-            method = DFQ(bits=(4, 4), grad_bits=(6, 8), compat=compat)
+            method = DFQ(bits=(4, 4), grad_bits=(6, 8), forward=forward)
             net = method.prepare(Net(WithDropout()), MethodContext(blocks=["b0"]))
             method.state.ledger.enabled = False
             net.b0._gate = (lambda index, h: torch.eye(2)[torch.tensor([0, 1, 1, 0])].requires_grad_(),)

@@ -75,7 +75,12 @@ def test_unknown_setting():
         ("dfq", {"target_cp": float("nan")}, "target_cp = nan"),
         ("dfq", {"bits": [3, 4]}, "2 candidates"),
         ("dfq", {"bits": [3, 4, 4, 6, 17]}, "17"),
-        ("dfq", {"compat": "author"}, "compat = 'author'"),
+        ("dfq", {"forward": "author"}, "forward = 'author'"),
+        (
+            "dfq",
+            {"compat": "authors"},
+            "no setting compat any more, got compat='authors': what it switched is cp_batch=nominal",
+        ),
         ("pfq", {"bits": [1, 4, 6, 8]}, "2..16"),
         ("pfq", {"epsilon": 0}, "epsilon = 0"),
         ("pfq", {"bits": []}, "0 stages"),

@@ -13,7 +13,6 @@ from methods_naive import Naive, per_filter, straight
 from torch import nn
 
 from fractrain.bench.choices import force_choices
-from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.methods.dfq import DFQ
 from fractrain.methods.gated_block import GatedBlock
@@ -22,7 +21,6 @@ from fractrain.models.resnet_cifar import ResNetCifar
 from fractrain.numerics.formats import Affine
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.stochastic_rounding import element_numbers, noise_key, uniform
-from fractrain.util.errors import ConfigError
 
 REL = 1e-11
 
@@ -148,11 +146,6 @@ def test_selected_counts_what_all_counts_and_equals_it_where_one_candidate_is_ch
     assert all(torch.equal(g, h) for g, h in zip(ag, bg, strict=True))
 
 
-def test_selected_and_the_authors_batch_norm_exclude_each_other():
-    with pytest.raises(ConfigError, match=r"compat.*forward"):
-        registry.create("dfq", {"forward": "selected", "compat": "authors"})
-
-
 @pytest.mark.parametrize("shape", [(6, 3, 4, 4), (6, 5, 7)])
 def test_mixing_gives_mask_and_candidates_the_gradients_of_a_sum(shape):
     gen = torch.Generator().manual_seed(0)
@@ -179,7 +172,7 @@ def test_mixing_gives_mask_and_candidates_the_gradients_of_a_sum(shape):
 
 
 def gradients(observed: bool, frozen: bool, images: bool, every: bool = False):
-    method, model, blocks, x, y = build(4, "stochastic", compat="authors" if every else "none")
+    method, model, blocks, x, y = build(4, "stochastic", forward="authors" if every else "all")
     model.double()
     method.state.kernels = "reference"
     seen = []

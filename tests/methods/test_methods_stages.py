@@ -11,12 +11,13 @@ from fractrain.methods.base import MethodContext
 from fractrain.methods.fractrain import FracTrain
 from fractrain.methods.pfq import PFQ
 from fractrain.models.resnet_cifar import ResNetCifar
+from fractrain.util.errors import ConfigError
 
 
-def prepared(method, seed=0):
+def prepared(method, seed=0, total_steps=1):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return method, method.prepare(ResNetCifar(1, 4), MethodContext(seed=seed))
+        return method, method.prepare(ResNetCifar(1, 4), MethodContext(seed=seed, total_steps=total_steps))
 
 
 def seen_by_layers(method, model) -> set[tuple[str, int]]:
@@ -109,9 +110,12 @@ def test_fractrain_state_restores_the_stage():
     assert other.target() == 2.5
 
 
-@pytest.mark.parametrize(("cls", "period"), [(PFQ, 400), (FracTrain, 390)])
-def test_compat_uses_the_authors_clock_and_only_it(cls, period):
-    method, _ = prepared(cls(compat="authors"))
+@pytest.mark.parametrize(
+    ("cls", "total", "period"),
+    [(PFQ, 64_000, 400), (FracTrain, 64_000, 390), (PFQ, 1_000, 6), (FracTrain, 4_000, 24), (PFQ, 64, 1)],
+)
+def test_the_authors_clock_counts_a_fixed_share_of_the_run_and_nothing_else(cls, total, period):
+    method, _ = prepared(cls(indicator_clock="authors"), total_steps=total)
     loss = torch.tensor(1.0)
     for epoch in range(30):
         method.on_epoch_end(epoch, 1.0)
@@ -123,12 +127,34 @@ def test_compat_uses_the_authors_clock_and_only_it(cls, period):
     assert stages == [0] * (5 * period) + [1]
 
 
-def test_indicator_of_fractrain_sees_the_cost_term_in_compat_only():
-    for compat, changes in (("authors", True), ("none", False)):
-        method, _ = prepared(FracTrain(compat=compat))
-        fed = []
-        method._clock.indicator.update = lambda loss, fed=fed: fed.append(loss) or False
-        for step in range(390):
-            method.on_step_end(step, torch.tensor(1.0), torch.tensor(0.5))
-        method.on_epoch_end(0, 1.0)
-        assert fed == [390 * 1.5 / 391 if changes else 1.0]
+@pytest.mark.parametrize("clock", ["epochs", "authors"])
+@pytest.mark.parametrize(("watched", "value"), [("task", 1.0), ("total", 1.5)])
+def test_indicator_of_fractrain_sees_the_loss_it_is_told_to(clock, watched, value):
+    method, _ = prepared(FracTrain(indicator_clock=clock, indicator_loss=watched), total_steps=64_000)
+    fed = []
+    method._clock.indicator.update = lambda loss: fed.append(loss) or False
+    for step in range(390):
+        method.on_step_end(step, torch.tensor(1.0), torch.tensor(0.5))
+    method.on_epoch_end(0, 1.0)
+    assert fed == [pytest.approx(value * (390 / 391 if clock == "authors" else 1), rel=1e-12)]
+
+
+def test_the_mean_of_the_total_loss_survives_a_checkpoint():
+    fed = []
+    for stop in (0, 3):
+        method, _ = prepared(FracTrain(indicator_loss="total"))
+        for step in range(7):
+            if step == stop:
+                state, (method, _) = method.state_dict(), prepared(FracTrain(indicator_loss="total"))
+                method.load_state_dict(state)
+            method.on_step_end(step, torch.tensor(1.0 / (step + 1)), torch.tensor(0.1 * step))
+        method._clock.indicator.update = lambda loss: fed.append(loss) or False
+        method.on_epoch_end(0, 9.0)
+        method.on_epoch_end(1, 8.0)  # without a step of its own
+    assert fed[:2] == fed[2:]
+    assert fed[1] == 8.0
+
+
+def test_the_authors_clock_needs_the_length_of_training():
+    with pytest.raises(ConfigError, match="total_steps"):
+        prepared(PFQ(indicator_clock="authors"))

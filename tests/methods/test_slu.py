@@ -119,9 +119,9 @@ def documented_draws(seed, step):
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("threshold", ["bernoulli", "skipnet"])
-@pytest.mark.parametrize("compat", ["none", "authors"])
-def test_outputs_and_all_gradients_equal_the_network_written_out(compat, threshold, seed):
-    method, model, x, y, _ = build(seed, double=True, compat=compat, threshold=threshold, beta=0.02, minimum=40.0)
+@pytest.mark.parametrize("closed", ["skipped", "computed"])
+def test_outputs_and_all_gradients_equal_the_network_written_out(closed, threshold, seed):
+    method, model, x, y, _ = build(seed, double=True, closed=closed, threshold=threshold, beta=0.02, minimum=40.0)
     method.on_step_start(7)
     ours_x = x.clone().requires_grad_()
     logits = model(ours_x)
@@ -129,7 +129,7 @@ def test_outputs_and_all_gradients_equal_the_network_written_out(compat, thresho
 
     draws = documented_draws(seed, 7) if threshold == "bernoulli" else (lambda name: 0.5)
     leaves = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
-    naive = Naive(leaves, draws, compat == "authors", compat == "none" and threshold == "bernoulli")
+    naive = Naive(leaves, draws, closed == "computed", closed == "skipped" and threshold == "bernoulli")
     theirs_x = x.clone().requires_grad_()
     expected = naive(theirs_x)
     share = 100 * sum(float(m.detach().sum()) for m in naive.masks) / (N * len(GATED))
@@ -250,7 +250,7 @@ def hand_macs():
     return macs
 
 
-@pytest.mark.parametrize("settings", [{}, {"compat": "authors"}, {"bits": 8, "grad_bits": 6, "weight_bits": 4}])
+@pytest.mark.parametrize("settings", [{}, {"closed": "computed"}, {"bits": 8, "grad_bits": 6, "weight_bits": 4}])
 def test_the_ledger_equals_a_hand_count(settings):
     _, model, x, _, ledger = build(1, **settings)
     opened = dict.fromkeys(("groups.0.0",), 0)
@@ -441,7 +441,7 @@ def test_an_epoch_of_dropped_mini_batches_only_has_no_loss():
         session.epoch()
 
 
-@pytest.mark.parametrize("settings", [{}, {"smd": 0.5, "bits": 6, "grad_bits": 8}, {"compat": "authors"}])
+@pytest.mark.parametrize("settings", [{}, {"smd": 0.5, "bits": 6, "grad_bits": 8}, {"closed": "computed"}])
 def test_resumed_bit_for_bit(settings):
     straight, optimizer = session_of(**settings)
     run(straight, optimizer, range(8), size=8)

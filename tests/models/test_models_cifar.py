@@ -125,3 +125,10 @@ def test_unknown_model_and_impossible_pairs():
     assert "takes images" in registry.compatible("resnet38", text)
     assert "at least 8x8" in registry.compatible("resnet38", tiny)
     assert registry.compatible("resnet38", fits) is None
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_the_classifier_starts_as_the_authors_does(dataset):
+    """N(0, sqrt(2 / (inputs * outputs))): 0.0559 and 0.0177."""
+    weights = torch.stack([build("resnet38", dataset, seed=seed).head.weight.detach() for seed in range(8)])
+    assert weights.std().item() == pytest.approx({"cifar10": 0.0559, "cifar100": 0.0177}[dataset], rel=0.03)

@@ -19,8 +19,8 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     *((n, {}) for n in registry.names() if n != "dynasty"),
     ("dynasty", {"refresh": 1, "observe": 1}),
     ("sbm", {"variant": "banner"}),
-    ("dfq", {"compat": "authors"}),
-    ("slu", {"compat": "authors"}),
+    ("dfq", {"forward": "authors"}),
+    ("slu", {"closed": "computed"}),
     ("slu", {"bits": 8, "grad_bits": 8}),
 ]
 FIXED = {"fp32": 100.0, "static": 6.25, "static8": 6.25, "dorefa": 6.25, "wageubn": 6.25}

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 
 from fractrain.cli import main
 from fractrain.cost.published import data_path
+from fractrain.engine.length import words
 from fractrain.report import output
 from fractrain.report.draw import compose, draw, style
 from fractrain.report.labels import Box, place
@@ -116,7 +117,7 @@ def test_how_the_points_were_read_stands_above_each_panel(sources):
 # -- measured points ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ["smoke", "short"])
+@pytest.mark.parametrize("profile", ["smoke", "short", "1/64"])
 def test_reduced_profiles_never_share_axes_with_published_points(store, sources, profile):
     spec = load_spec("figure-pfq")
     figure_fakes.fill(store, spec, profile)
@@ -125,11 +126,11 @@ def test_reduced_profiles_never_share_axes_with_published_points(store, sources,
     assert {p.kind for panel in figure.measured for p in panel.points} == {"measured"}
     assert len(figure.measured) == len(figure.published) == 4
     for panel in figure.measured:
-        assert f"profile {profile}; not comparable" in panel.subtitle
+        assert f"{words(profile)}; not comparable" in panel.subtitle
     if profile == "smoke":
         assert figure.measured[0].title == "ResNet-38, digits (for CIFAR-10)"
     assert figure.warning.startswith("NOT A REPRODUCTION: measured panels")
-    assert f"profile {profile}" in figure.title
+    assert words(profile) in figure.title
 
 
 def test_paper_runs_on_the_paper_data_share_the_axes(paper):

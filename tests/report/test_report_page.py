@@ -100,7 +100,7 @@ def test_ids_are_unique_and_links_lead_somewhere(page: Page) -> None:
 def test_the_profile_cannot_be_missed(text: str) -> None:
     banner = re.search(r'<p class="banner" role="note">(.*?)</p>', text)
     assert banner is not None
-    assert banner[1].startswith("NOT A REPRODUCTION: 13 of profile smoke and 1 of profile short.")
+    assert banner[1].startswith("NOT A REPRODUCTION: 13 of profile smoke and 1 of profile short (length 1/8).")
     assert text.index(banner[0]) < text.index("<main")
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from fractrain.data import registry
 from fractrain.engine.config import RunConfig
-from fractrain.engine.recipes import _IMAGES, PERIODS, PROFILES, recipe_values
+from fractrain.engine.length import PROFILES
+from fractrain.engine.recipes import _IMAGES, PERIODS, recipe_values
 from fractrain.engine.registries import Registries
 from fractrain.engine.schedule import Clock
 from fractrain.engine.store import RunStore
@@ -23,12 +24,11 @@ def periods(config: RunConfig) -> int:
     return Clock.of(config.recipe, max(1, -(-samples // config.recipe.batch_size))).periods
 
 
+@pytest.mark.parametrize("profile", ["short", "1/64"])
 @pytest.mark.parametrize("table", table_names())
-def test_a_short_run_can_change_its_precision(table: str, tmp_path: Path) -> None:
+def test_a_short_run_can_change_its_precision(table: str, profile: str, tmp_path: Path) -> None:
     spec = load_spec(table)
-    if "short" not in spec.profiles:
-        pytest.skip("no short profile")
-    runs = [run.config for run in plan(spec, "short", 1, RunStore(tmp_path)) if run.config is not None]
+    runs = [run.config for run in plan(spec, profile, 1, RunStore(tmp_path)) if run.config is not None]
     for config in runs:
         if config.method in ("pfq", "fractrain"):
             assert periods(config) >= PERIODS == 20, config.run_id

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fractrain.report.spec import check_profile, load_spec, read_spec, table_folders, table_names
+from fractrain.engine.length import check_profile
+from fractrain.report.spec import load_spec, read_spec, table_folders, table_names
 from fractrain.util.errors import ConfigError
 
 MINIMAL = """
