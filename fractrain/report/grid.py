@@ -107,13 +107,14 @@ def plan(
                 why = f"the profile {known} of this table leaves this pair out"
                 runs += [PlannedRun(pair, row, seed, request, None, "left out", why) for seed in numbers]
             else:
-                runs += [_planned(pair, row, seed, request, store, sources) for seed in numbers]
+                runs += [planned_run(pair, row, seed, request, store, sources) for seed in numbers]
     return runs
 
 
-def _planned(
+def planned_run(
     pair: Pair, row: RowSpec, seed: int, request: RunRequest, store: Store | None, sources: Sources
 ) -> PlannedRun:
+    """One run: its configuration, or why there is none, and what the store has of it."""
     try:
         config = sources.make_config(request, seed)
     except PluginError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pydantic
 
@@ -22,6 +22,7 @@ from fractrain.util.errors import ConfigError, did_you_mean
 
 Setting = Literal["standard", "adaptation", "fine-tuning"]
 Named = Literal["smoke", "short", "paper"]
+Closed = TypeVar("Closed", bound=Strict)
 
 
 class Override(Strict):
@@ -275,15 +276,21 @@ def _named(profile: Profile) -> Named:
 
 
 def table_folders(package: Path | None = None) -> list[Path]:
-    """Folders that hold tables and figures: inside the installed package, else beside it in a source tree.
+    """Folders that hold tables and figures."""
+    return benchmark_folders("tables", "figures", package=package)
+
+
+def benchmark_folders(*names: str, package: Path | None = None) -> list[Path]:
+    """Folders of specifications: inside the installed package, else beside it in a source tree.
 
     Args:
+        names: which folders.
         package: folder of the ``fractrain`` package; None means the one this module was imported from.
     """
     package = package or Path(__file__).resolve().parent.parent
     for root in (package / "benchmarks", package.parent / "benchmarks"):
         if (root / "tables").is_dir():  # in a wheel the outer one would be a stranger's
-            return [folder for folder in (root / "tables", root / "figures") if folder.is_dir()]
+            return [root / name for name in names if (root / name).is_dir()]
     return []
 
 
@@ -312,7 +319,19 @@ def load_spec(name: str, folders: list[Path] | None = None) -> TableSpec:
 
 
 def read_spec(file: Path) -> TableSpec:
-    """Read one TOML file.
+    """Read one table's TOML file.
+
+    Raises:
+        ConfigError: as :func:`read_closed`, or the file has another name than the table.
+    """
+    spec = read_closed(file, TableSpec)
+    if spec.name != file.stem:
+        raise ConfigError(f"{file}: name = {spec.name!r}, but the file is called {file.stem!r}; make them equal")
+    return spec
+
+
+def read_closed(file: Path, kind: type[Closed]) -> Closed:
+    """Read one TOML file as a closed specification.
 
     Raises:
         ConfigError: unreadable, not TOML, or a key is unknown, missing or of a wrong type.
@@ -325,12 +344,9 @@ def read_spec(file: Path) -> TableSpec:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
     try:
-        spec = TableSpec.model_validate(content)
+        return kind.model_validate(content)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{file}: {_first_fault(error)}") from error
-    if spec.name != file.stem:
-        raise ConfigError(f"{file}: name = {spec.name!r}, but the file is called {file.stem!r}; make them equal")
-    return spec
 
 
 _OWNERS: dict[str, type[Strict]] = {
