@@ -21,11 +21,13 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
+from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from fractrain.commands.forecast import Forecast
     from fractrain.engine.config import RunConfig
     from fractrain.plan.calibrate import Estimate
+    from fractrain.report.campaign import Campaign
     from fractrain.report.grid import PlannedRun
     from fractrain.report.spec import TableSpec
 
@@ -60,7 +62,7 @@ def plan_command(
     results: Path,
     as_json: bool,
 ) -> None:
-    """Show the runs of TABLE (or figure): what is cached already, what would run, how long it takes, its disk.
+    """Show the runs of TABLE (figure, campaign): what is cached already, what would run, how long it takes, its disk.
 
     Several tables, or "all" of them, are shown as the one job that `fractrain reproduce` makes of them.
 
@@ -72,7 +74,8 @@ def plan_command(
     from fractrain.engine.length import words
 
     say(f"{', '.join(tables)}, {words(profile)}: planning ...")
-    runs = merged(plan_tables(tables, profile, seeds, results))
+    campaign = plan_campaign_of(tables, profile, seeds, results)
+    runs = campaign[1] if campaign else merged(plan_tables(tables, profile, seeds, results))
     found = None if no_times else make_forecast(runs, device, data_dir, results)
     show_plan(runs, as_json, found)
     if found and not as_json:
@@ -98,6 +101,30 @@ def plan_tables(
 
     names = dict.fromkeys(name for one in given for name in (table_names() if one == "all" else [one]))
     return [plan_runs(name, profile, seeds, results) for name in names]
+
+
+def plan_campaign_of(
+    given: Sequence[str], profile: str, seeds: int | None, results: Path
+) -> tuple[Campaign, list[PlannedRun]] | None:
+    """The campaign that is named and its runs in order; None where tables are named.
+
+    Raises:
+        ConfigError: a campaign beside something else, or with a profile or seeds, which it has itself.
+    """
+    from fractrain.report.campaign import campaign_names, load_campaign, plan_campaign
+
+    found = [name for name in given if name in campaign_names()]
+    if not found:
+        return None
+    if len(given) > 1:
+        raise ConfigError(f"{found[0]} is a campaign, a list of runs in its own order: name it alone")
+    if profile != "smoke" or seeds is not None:
+        raise ConfigError(f"{found[0]} is a campaign, its lengths and seeds are in its file: leave yours out")
+    from fractrain.engine.store import RunStore
+
+    with stdout_to_stderr():
+        campaign = load_campaign(found[0])
+        return campaign, plan_campaign(campaign, RunStore(results))
 
 
 def merged(plans: Sequence[tuple[TableSpec, Sequence[PlannedRun]]]) -> list[PlannedRun]:

@@ -30,6 +30,7 @@ from fractrain.commands.planning import (
     merged,
     name_argument,
     names_argument,
+    plan_campaign_of,
     plan_tables,
     seeds_option,
     show_plan,
@@ -38,6 +39,8 @@ from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from fractrain.execute.local import Executor, Outcome, Site
+    from fractrain.report.campaign import Campaign
+    from fractrain.report.grid import PlannedRun
     from fractrain.report.spec import TableSpec
 
 FORMATS = ("md", "csv", "tex", "html", "json", "svg")
@@ -142,7 +145,10 @@ def reproduce_command(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Run what is missing of TABLE (or figure), then print it and write it to DIR in all formats.
+    """Run what is missing of TABLE (figure, campaign), then print it and write it to DIR in all formats.
+
+    "scaling" is a campaign: a list of runs at several lengths, made one after the other in its order (more at a time
+    with --jobs), so that it may be stopped and taken up again any time.
 
     Several tables, or "all" of them, are run as one: what they share is run once, and all are written at the end;
     `fractrain table NAME` shows how far one is. Runs that are finished are never repeated; interrupted ones go on where
@@ -157,6 +163,10 @@ def reproduce_command(
     from fractrain.execute.local import Site
 
     remote = _remote_executor(executor, resources, jobs)
+    site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels, graphs=graphs)
+    campaign = plan_campaign_of(tables, profile, seeds, results)
+    if campaign is not None:
+        return _reproduce_campaign(*campaign, site, jobs or 1, remote, dry_run, as_json)
     say(f"{', '.join(tables)}, {words(profile)}: planning ...")
     from fractrain.report.output import check
 
@@ -168,7 +178,6 @@ def reproduce_command(
     for spec, _ in plans:
         check(spec)
     say(counts_text(runs))
-    site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels, graphs=graphs)
     outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
     documents = []
     for spec, planned in plans:
@@ -177,6 +186,27 @@ def reproduce_command(
         documents.append(_finish(spec, profile, seeds, results, out, own, as_json))
     if as_json:
         emit_json(documents[0] if len(documents) == 1 else {"tables": documents})
+    return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
+
+
+def _reproduce_campaign(
+    campaign: Campaign, runs: list[PlannedRun], site: Site, jobs: int, remote: Executor | None, dry_run: bool,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Run what is missing of a campaign, in its order."""
+    from fractrain.engine.store import RunStore
+    from fractrain.report.campaign import done, plan_campaign
+
+    if dry_run:
+        show_plan(runs, as_json)
+        return 0
+    say(f"{campaign.name}: {counts_text(runs)}")
+    outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
+    runs = plan_campaign(campaign, RunStore(site.store))
+    finished = sum(run.state == "cached" for run in runs)
+    say(f"{campaign.name}: {finished} of {len(runs)} runs are done, the first {done(runs)} without a gap")
+    if as_json:
+        emit_json({"campaign": campaign.name, "runs": len(runs), "done": finished, "outcomes": outcomes})
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
 
 

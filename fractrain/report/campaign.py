@@ -62,8 +62,11 @@ class CampaignMethod(Strict):
             ConfigError: no such table or row.
         """
         if not self.row:
-            return None, RowSpec(key=self.key, label=self.label or self.method, method=self.method,
-                                 precision=self.precision, settings=self.settings, published=self.published)  # fmt: skip
+            label = self.label or self.method
+            return None, RowSpec(
+                key=self.key, label=label, method=self.method, precision=self.precision, settings=self.settings,
+                published=self.published,
+            )  # fmt: skip
         table, _, key = self.row.partition("/")
         spec = load_spec(table)
         if key not in [row.key for row in spec.rows]:

@@ -60,7 +60,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say(design):
 
 @pytest.mark.parametrize("design", [THREE, WIDE], ids=["three", "wide"])
 @pytest.mark.parametrize("sd", [0.05, 0.2, 0.6])
-@pytest.mark.parametrize(("truth", "false"), [(0.0, "contradicts"), (1.0, "supports"), (-1.0, "supports"), (1.7, "supports")])
+@pytest.mark.parametrize(
+    ("truth", "false"), [(0.0, "contradicts"), (1.0, "supports"), (-1.0, "supports"), (1.7, "supports")]
+)
 def test_false_verdicts_are_rare(design, sd, truth, false):
     """Published gap 0, zone +-1: a trend to 0 is contradicted, or one to 1 or beyond supported, in 5 % at most."""
     random = np.random.default_rng(2)
