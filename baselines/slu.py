@@ -42,6 +42,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.layers.conv_linear import QuantLayer
 from fractrain.layers.convert import convert_body, quant_layers
+from fractrain.layers.eager import eager
 from fractrain.layers.state import QuantState
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation, Width
 from fractrain.methods.blocks import gateable_blocks
@@ -203,6 +204,7 @@ class SkipBlock(nn.Module):
         """Without the last mask: it belongs to a graph, and graphs can be neither copied nor pickled."""
         return {**self.__dict__, "mask": None}
 
+    @eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return mask * block(x) + (1 - mask) * shortcut(x), ``[N, ...]``; the block runs on open samples only."""
         if x.shape[0] == 0:
@@ -248,7 +250,7 @@ class SkipBlock(nn.Module):
                 f"block {self.name!r} turns {tuple(x.shape[1:])} into {tuple(part.shape[1:])}, its shortcut into "
                 f"{tuple(base.shape[1:])}: slu cannot skip it; leave it out of the blocks"
             )
-        m = mask.view(-1, *([1] * (x.dim() - 1)))
+        m = mask.to(part.dtype).view(-1, *([1] * (x.dim() - 1)))
         mixed = m * part + (1 - m) * part_base
         return mixed if every else base.index_put((rows,), mixed)
 

@@ -44,6 +44,8 @@ from torch.autograd.function import once_differentiable
 
 from fractrain.layers.clip import clip
 from fractrain.layers.convert import convert, quant_layers
+from fractrain.layers.eager import eager
+from fractrain.layers.number_types import in_wide_types, widened
 from fractrain.layers.state import QuantState
 from fractrain.methods.base import Method, MethodContext, MethodSettings
 from fractrain.numerics.formats import Bits, Format, Limits, widths_like
@@ -161,15 +163,19 @@ class DirectBatchNorm2d(nn.Module):
         self.running_mean: torch.Tensor
         self.running_var: torch.Tensor
 
+    @eager
+    @in_wide_types
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise."""
-        mean, var = self.running_mean, self.running_var
+        mean, var = widened(self.running_mean), widened(self.running_var)
         if self.training:
             with torch.no_grad():
                 var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var, self.momentum)
-        out: torch.Tensor = _Normalise.apply(x, self.weight, self.bias, mean, var, self.bits, self.training)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+        out: torch.Tensor = _Normalise.apply(
+            x, widened(self.weight), widened(self.bias), mean, var, self.bits, self.training
+        )
         return out
 
 
@@ -213,6 +219,7 @@ class _Normalise(torch.autograd.Function):
         return *(next(found) if want else None for want in wanted), None, None, None, None
 
 
+@eager
 def input_hook(precision: Precision, e1: Operand, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
     """E1 and the gradient of saturation, as a forward pre-hook, for every input of a layer.
 
@@ -312,4 +319,4 @@ class Wageubn(Method):
     @torch.no_grad()
     def _store(self) -> None:
         for p in self._stored:
-            p.copy_(direct(p, MASTER_BITS))
+            p.copy_(direct(widened(p), MASTER_BITS))

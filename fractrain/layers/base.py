@@ -17,7 +17,8 @@ from fractrain.kernels.cuda.launch import quantize_measured
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.delayed import adopt_histories, delayed_limits, prepare_histories, remember
 from fractrain.layers.eager import eager
-from fractrain.layers.products import WIDE, Activation, run_products, widened
+from fractrain.layers.number_types import in_wide_types, widened
+from fractrain.layers.products import Activation, run_products
 from fractrain.layers.state import QuantState
 from fractrain.layers.tensor_hints import version_of
 from fractrain.numerics.fast_path import quantize_uniform
@@ -185,7 +186,7 @@ class QuantLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer at its present precision; counts its products in the ledger."""
         self.check_input(x)
-        y = self.plain(x) if self.precision.is_float else self._wide(x)
+        y = self.plain(x) if self.precision.is_float else self._quantized(x)
         self.shapes = {"A": x.shape, "W": self.weight.shape, "E": y.shape}
         self.report(x, y, self.wants(x))
         return y
@@ -211,16 +212,10 @@ class QuantLayer(nn.Module):
         elif self.state.ledger.enabled:
             count_layer(self, x, self.sample_macs(y), *want)
 
-    def _wide(self, x: torch.Tensor) -> torch.Tensor:
-        """Quantized products in float32 or float64, whatever the types of input and weight and of autocast."""
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                return self._wide(x)
+    @in_wide_types
+    def _quantized(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
-        return self._quantized(x) if x.dtype in WIDE else self._quantized(x.float()).to(x.dtype)
-
-    def _quantized(self, x: torch.Tensor) -> torch.Tensor:
         scope = self.state.scope
         # The number of the call tells apart the uses of a layer that runs more than once in a pass.
         key = None if scope is None else ("product", self.site, scope.forward_key, len(scope.sites))

@@ -1,8 +1,9 @@
-"""BatchNorm between quantized layers, as one pass for its statistics and one for its output; a ReLU behind it included.
+"""BatchNorm between quantized layers, as one pass for its statistics and one for its output; with a ReLU if wanted.
 
 PyTorch's own passes over memory several times for either, and keeps a ReLU's output or mask as well as BatchNorm's
 input. Here backward makes the ReLU's mask anew from that input, and the range of what comes out is known to the next
-quantizer (:mod:`fractrain.layers.tensor_hints`).
+quantizer (:mod:`fractrain.layers.tensor_hints`). A ReLU is done here only for who asks for both
+(:func:`fractrain.layers.norm_relu.norm_relu`).
 
 Same function and same gradients up to the rounding of float32: sums are taken in float64 above a few rows, and do not
 depend on the number of threads.
@@ -22,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.eager import eager
+from fractrain.layers.relu import rectify
 from fractrain.layers.state import QuantState
 from fractrain.numerics.quantize import fused_for
 
@@ -35,12 +37,7 @@ class CompactBatchNorm2d(nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d` with compiled kernels for training on float32 images on the CPU.
 
     Everything else (evaluation, other types and layouts, ``kernels=reference``) is PyTorch's own.
-
-    Attributes:
-        before_relu: the output goes to a ReLU and nowhere else, which is then done here, too.
     """
-
-    before_relu = False
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d, state: QuantState) -> CompactBatchNorm2d:
@@ -61,15 +58,19 @@ class CompactBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise ``[N, C, H, W]``."""
         fused = self._kernels(input)
-        if fused is None:
-            return super().forward(input)
+        return super().forward(input) if fused is None else self._normalise(input, float("-inf"), fused)
+
+    @eager
+    def rectified(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise ``[N, C, H, W]`` and apply a ReLU."""
+        fused = self._kernels(x)
+        return rectify(super().forward(x), inplace=True) if fused is None else self._normalise(x, 0.0, fused)
+
+    def _normalise(self, x: torch.Tensor, floor: float, fused: tuple[ModuleType, bool]) -> torch.Tensor:
+        """By compiled kernels; what is below ``floor`` is raised to it."""
         found = Found()
-        relu = self.before_relu and not self._forward_hooks  # a hook must see what BatchNorm alone returns
-        floor = 0.0 if relu else float("-inf")
-        y: torch.Tensor = _Normalise.apply(input, self.weight, self.bias, self.eps, floor, found, fused)
+        y: torch.Tensor = _Normalise.apply(x, self.weight, self.bias, self.eps, floor, found, fused)
         known_range.note(y, *found.limits)
-        if relu:
-            known_range.mark_rectified(y)
         if self.training and self.track_running_stats:
             self._track(found)
         return y

@@ -12,7 +12,6 @@ from torch import nn
 from fractrain.layers.batch_norm import CompactBatchNorm2d
 from fractrain.layers.max_pool import CompactMaxPool2d
 from fractrain.layers.relu import CompactReLU
-from fractrain.layers.relu_fusion import before_relu
 from fractrain.layers.residual import CompactSumReLU, SumReLU
 from fractrain.layers.state import QuantState
 
@@ -27,7 +26,6 @@ def smaller(model: nn.Module, state: QuantState) -> nn.Module:
     Returns:
         The model (a new layer if ``model`` itself is one).
     """
-    followed = {id(m) for m in before_relu(model, nn.BatchNorm2d)}
     made: dict[int, nn.Module] = {}  # a layer may be reachable by several names
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) is nn.ReLU:
@@ -37,9 +35,7 @@ def smaller(model: nn.Module, state: QuantState) -> nn.Module:
         elif type(module) is nn.MaxPool2d:
             new = CompactMaxPool2d.of(module)
         elif type(module) is nn.BatchNorm2d:
-            norm = CompactBatchNorm2d.of(module, state)
-            norm.before_relu = id(module) in followed
-            new = norm
+            new = CompactBatchNorm2d.of(module, state)
         else:
             continue
         new = made.setdefault(id(module), new.train(module.training))

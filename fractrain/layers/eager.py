@@ -14,6 +14,10 @@ from fractrain.util.errors import ConfigError
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 REASON = "layers of fractrain run outside of compiled graphs"
+NOT_TRACED = (
+    "a model with layers of fractrain cannot be traced (torch.fx, torch.jit.trace, torch.export): trace the plain "
+    "model with these weights, or use torch.compile, which leaves such layers out of its graphs"
+)
 
 
 def eager(forward: Forward) -> Forward:
@@ -28,14 +32,13 @@ def eager(forward: Forward) -> Forward:
 
     @functools.wraps(forward)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                raise ConfigError(NOT_TRACED)
             return torch.compiler.disable(forward, reason=REASON)(self, *args, **kwargs)  # type: ignore[no-untyped-call]
         symbolic = bool(args) and type(args[0]) is not torch.Tensor and isinstance(args[0], fx.Proxy | FakeTensor)
         if symbolic or torch._C._get_tracing_state() is not None:
-            raise ConfigError(
-                f"{type(self).__name__} cannot be traced (torch.fx, torch.jit.trace, torch.export): trace the plain "
-                "model with these weights, or use torch.compile, which leaves such layers out of its graphs"
-            )
+            raise ConfigError(NOT_TRACED)
         return forward(self, *args, **kwargs)
 
     return run  # type: ignore[return-value]

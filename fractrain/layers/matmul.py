@@ -27,7 +27,8 @@ from fractrain.cost.ledger import Entry
 from fractrain.kernels.cpu.gemm import matmul
 from fractrain.layers.base import QuantLayer
 from fractrain.layers.eager import eager
-from fractrain.layers.products import Activation, Backward, widened
+from fractrain.layers.number_types import WIDE, widened, without_autocast
+from fractrain.layers.products import Activation, Backward
 from fractrain.layers.softmax import Remake
 from fractrain.layers.state import QuantState
 from fractrain.layers.tensor_hints import version_of
@@ -188,20 +189,16 @@ class QuantMatmul(QuantLayer, Matmul):
         elif p.is_float:
             y = multiply(a, b, self.transpose)
         else:
-            y = self._wide_pair(a, b, p)
+            y = self._quantized_pair(p, a, b)
         for name, t in (("A", a), ("W", b), ("E", y)):
             self.shapes[name] = torch.Size((t.shape[0], t.shape[1:-1].numel(), t.shape[-1]))
         self.report(a, y, self.wants(a, b))
         return y
 
-    def _wide_pair(self, a: torch.Tensor, b: torch.Tensor, p: Precision) -> torch.Tensor:
-        """As :meth:`QuantLayer._wide`."""
-        if torch.is_autocast_enabled(a.device.type):
-            with torch.autocast(a.device.type, enabled=False):
-                return self._wide_pair(a, b, p)
-        return self._quantized_pair(widened(a), widened(b), p).to(a.dtype)
-
-    def _quantized_pair(self, a: torch.Tensor, b: torch.Tensor, p: Precision) -> torch.Tensor:
+    @without_autocast
+    def _quantized_pair(self, p: Precision, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if a.dtype not in WIDE or b.dtype not in WIDE:
+            return self._quantized_pair(p, widened(a), widened(b)).to(a.dtype)
         scope = self.state.scope
         key = None if scope is None else ("product", self.site, scope.forward_key, len(scope.sites))
         known = None if scope is None else scope.memo.get(key)
@@ -288,11 +285,8 @@ class _Pair(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        kind = grads[0].device.type
-        if torch.is_autocast_enabled(kind):
-            with torch.autocast(kind, enabled=False):
-                return _Pair.backward(ctx, *grads)
         layer, p = cast(QuantMatmul, ctx.layer), cast(Precision, ctx.precision)
         want_a, want_b = ctx.needs_input_grad[:2]
         stored = [

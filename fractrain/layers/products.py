@@ -12,20 +12,13 @@ from torch.autograd.function import once_differentiable
 from fractrain.experimental.int8_gemm import GemmPlan, Shape
 from fractrain.kernels.cpu.int8 import Geometry
 from fractrain.kernels.cpu.int8_backward import Plan
+from fractrain.layers.number_types import widened, without_autocast
 from fractrain.layers.shared_backward import Term
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.quantize import Kept, Quantized
 
 if TYPE_CHECKING:
     from fractrain.layers.base import QuantLayer
-
-
-WIDE = (torch.float32, torch.float64)  # types that products are computed in
-
-
-def widened(x: torch.Tensor) -> torch.Tensor:
-    """A tensor in a type that products are computed in."""
-    return x if x.dtype in WIDE else x.float()
 
 
 @dataclass
@@ -118,11 +111,8 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        kind = grads[0].device.type
-        if torch.is_autocast_enabled(kind):  # a loop that goes backward inside of it
-            with torch.autocast(kind, enabled=False):
-                return _Products.backward(ctx, *grads)
         layer: QuantLayer = ctx.layer
         p: Precision = ctx.precision
         w, master, a = ctx.saved_tensors

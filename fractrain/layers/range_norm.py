@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from fractrain.layers.eager import eager
+from fractrain.layers.number_types import in_wide_types, widened
 from fractrain.layers.state import QuantState
 from fractrain.numerics.formats import Affine
 from fractrain.numerics.quantize import quantize
@@ -51,19 +53,21 @@ class RangeBatchNorm2d(nn.Module):
         self.running_mean: torch.Tensor
         self.running_scale: torch.Tensor
 
+    @eager
+    @in_wide_types
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise."""
         x = _FakeQuant.apply(x, self.bits, self.state)
         if self.training:
             mean, scale = self._batch_statistics(x)
             with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_scale.lerp_(scale, self.momentum)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_scale.lerp_(scale.to(self.running_scale.dtype), self.momentum)
         else:
-            mean, scale = self.running_mean, self.running_scale
+            mean, scale = widened(self.running_mean), widened(self.running_scale)
         view = (1, -1, 1, 1)
         scale = _FakeQuant.apply(scale, self.bits, self.state)
-        gamma, beta = (_FakeQuant.apply(p, self.bits, self.state) for p in (self.weight, self.bias))
+        gamma, beta = (_FakeQuant.apply(widened(p), self.bits, self.state) for p in (self.weight, self.bias))
         y = (x - mean.view(view)) * scale.view(view) * gamma.view(view) + beta.view(view)
         out: torch.Tensor = _QuantGrad.apply(y, self.grad_bits, self.state, f"{self.site}.E")
         return out

@@ -32,10 +32,13 @@ class CompactReLU(nn.ReLU):
     @eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply it to a tensor of any shape."""
-        if known_range.rectified(x):  # by the BatchNorm before it
-            return x
-        y: torch.Tensor = _ReLU.apply(x, self.inplace)
-        return y
+        return rectify(x, self.inplace)
+
+
+def rectify(x: torch.Tensor, inplace: bool) -> torch.Tensor:
+    """What :class:`CompactReLU` does."""
+    y: torch.Tensor = _ReLU.apply(x, inplace)
+    return y
 
 
 def kernels_for(x: torch.Tensor) -> tuple[ModuleType, bool] | None:

@@ -28,16 +28,6 @@ def of(x: torch.Tensor) -> tuple[float, float] | None:
     return known[:2] if known is not None and known[2] == version_of(x) else None
 
 
-def mark_rectified(x: torch.Tensor) -> None:
-    """Note that the ReLU which the tensor goes to has been applied."""
-    x._rectified = (version_of(x),)  # type: ignore[attr-defined]
-
-
-def rectified(x: torch.Tensor) -> bool:
-    """Whether a ReLU has nothing left to do."""
-    return bool(getattr(x, "_rectified", None) == (version_of(x),))
-
-
 def note_samples(x: torch.Tensor, live: np.ndarray) -> None:
     """Note which samples of a tensor are not all zero: uint8 ``[N]``."""
     x._live_samples = (live, version_of(x))  # type: ignore[attr-defined]

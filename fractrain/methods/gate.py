@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fractrain.cost.ledger import FLOAT_BITS, Entry
+from fractrain.layers.number_types import widened, without_autocast
 from fractrain.util.errors import ConfigError
 
 
@@ -59,8 +60,9 @@ class GateNetwork(nn.Module):
         """Probabilities ``[N, K]`` for block ``index`` from its input; see :meth:`logits`."""
         return F.softmax(self.logits(index, x), dim=1)
 
+    @without_autocast
     def logits(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """Scores ``[N, K]`` for block ``index`` from its input ``[N, C, H, W]`` (or ``[N, T, C]``).
+        """Scores ``[N, K]`` (float32 or float64) for block ``index`` from its input ``[N, C, H, W]`` or ``[N, T, C]``.
 
         Blocks must be asked in order; block 0 starts a new pass.
 
@@ -73,15 +75,14 @@ class GateNetwork(nn.Module):
                 "flows through them, each once (MethodContext.blocks)"
             )
         self._next = (index + 1) % len(self.channels)
-        pooled = x.mean(dim=(2, 3)) if x.dim() == 4 else x.mean(dim=1)
+        pooled = (x.mean(dim=(2, 3)) if x.dim() == 4 else x.mean(dim=1)).to(self.head.weight.dtype)
         if index == 0:
             self._state = None
         h, c = self.cell(self.features[index](pooled), self._state)
         self._state = (h, c)
         if index == len(self.channels) - 1:
             self._state = None  # nothing of this pass may outlive it
-        scores: torch.Tensor = self.head(h)
-        return scores
+        return widened(self.head(h))
 
     def macs(self, index: int) -> int:
         """Forward MACs per sample of one block's gate."""

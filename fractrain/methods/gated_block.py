@@ -15,6 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from fractrain.cost.ledger import Entry
 from fractrain.layers.conv_linear import QuantLayer
 from fractrain.layers.convert import quant_layers
+from fractrain.layers.eager import eager
 from fractrain.layers.shared_backward import Pool
 from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.methods.depthwise import is_depthwise
@@ -104,6 +105,7 @@ class GatedBlock(nn.Module):
         """Without the last choice: it belongs to a graph, and graphs can be neither copied nor pickled."""
         return {**self.__dict__, "mask": None, "choice": None}
 
+    @eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the block's output ``[N, ...]``, each sample at the precision its gate chose."""
         if x.dim() == 4:

@@ -12,6 +12,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from fractrain.layers.norm_relu import ConvNormReLU, norm_relu
+
 # Expansion, width, number of blocks and stride of the first one, group by group (the paper's table 2, CIFAR strides).
 GROUPS = (
     (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
@@ -48,8 +50,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return f(x), plus shortcut(x) where stride is 1."""
-        y = self.relu1(self.bn1(self.conv1(x)))
-        y = self.relu2(self.bn2(self.conv2(y)))
+        y = norm_relu(self.bn1, self.relu1, self.conv1(x))
+        y = norm_relu(self.bn2, self.relu2, self.conv2(y))
         out: torch.Tensor = self.bn3(self.conv3(y))
         return out + self.shortcut(x) if self.use_res_connect else out
 
@@ -69,14 +71,14 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, classes: int, channels: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(channels, STEM, 3), nn.BatchNorm2d(STEM), nn.ReLU(inplace=True))
+        self.stem = ConvNormReLU(_conv(channels, STEM, 3), nn.BatchNorm2d(STEM), nn.ReLU(inplace=True))
         blocks, inputs = [], STEM
         for expansion, width, count, first in GROUPS:
             for i in range(count):
                 blocks.append(InvertedResidual(inputs, width, expansion, first if i == 0 else 1))
                 inputs = width
         self.blocks = nn.Sequential(*blocks)
-        self.last = nn.Sequential(_conv(inputs, LAST), nn.BatchNorm2d(LAST), nn.ReLU(inplace=True))
+        self.last = ConvNormReLU(_conv(inputs, LAST), nn.BatchNorm2d(LAST), nn.ReLU(inplace=True))
         self.head = nn.Linear(LAST, classes)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):  # as torchvision starts its MobileNetV2

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from fractrain.layers.norm_relu import ConvNormReLU, norm_relu
 from fractrain.layers.residual import SumReLU
 
 WIDTHS = (16, 32, 64)
@@ -36,7 +37,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return relu(f(x) + shortcut(x))."""
-        y = self.relu1(self.bn1(self.conv1(x)))
+        y = norm_relu(self.bn1, self.relu1, self.conv1(x))
         y = self.bn2(self.conv2(y))
         out: torch.Tensor = self.join(y, self.shortcut(x))
         return out
@@ -53,7 +54,7 @@ class ResNetCifar(nn.Module):
 
     def __init__(self, n: int, classes: int, channels: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(channels, WIDTHS[0], 3, 1), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU(inplace=True))
+        self.stem = ConvNormReLU(_conv(channels, WIDTHS[0], 3, 1), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU(inplace=True))
         groups = []
         inputs = WIDTHS[0]
         for g, width in enumerate(WIDTHS):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from fractrain.layers.norm_relu import norm_relu
 from fractrain.layers.residual import SumReLU
 
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -26,7 +27,7 @@ class Block(BasicBlock):  # type: ignore[misc, unused-ignore]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return relu(f(x) + shortcut(x))."""
-        y = self.relu(self.bn1(self.conv1(x)))
+        y = norm_relu(self.bn1, self.relu, self.conv1(x))
         y = self.bn2(self.conv2(y))
         out: torch.Tensor = self.join(y, x if self.downsample is None else self.downsample(x))
         return out
@@ -51,7 +52,9 @@ class ResNetImageNet(ResNet):  # type: ignore[misc, unused-ignore]  # torchvisio
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images to logits."""
-        logits: torch.Tensor = super().forward(x)
+        y = self.maxpool(norm_relu(self.bn1, self.relu, self.conv1(x)))
+        y = self.layer4(self.layer3(self.layer2(self.layer1(y))))
+        logits: torch.Tensor = self.fc(torch.flatten(self.avgpool(y), 1))
         return logits
 
     def zero_init_residual(self) -> None:

@@ -245,7 +245,7 @@ def _quantize_tiles(
 
 
 def _restore_tiles(codes: torch.Tensor, grid: Grid, tile: PerTile, kernels: Kernels, shift: float) -> torch.Tensor:
-    fused = _tiles_for(codes, kernels)
+    fused = _tiles_for(codes, kernels) if grid.scale.dtype == torch.float32 else None
     if fused is None:
         g = grid.full(codes.shape)
         return (codes.to(g.scale.dtype) + (g.qmin + shift)) * g.scale + g.offset
@@ -297,7 +297,7 @@ def fused_for(x: torch.Tensor, kernels: Kernels) -> tuple[ModuleType, bool] | No
 
 def _rows(x: torch.Tensor, grid: Grid, kernels: Kernels) -> RowGrid | None:
     """Parameters per row where the fused path applies, else None."""
-    fused = fused_for(x, kernels)
+    fused = fused_for(x, kernels) if grid.scale.dtype == torch.float32 else None
     if fused is None:
         return None
     n = x.shape[0]

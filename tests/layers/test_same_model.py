@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -150,3 +151,31 @@ def test_hooks_of_a_layer_stay() -> None:
     net(next(batches(1))[0])
     assert seen == [("out", QuantConv2d, 8), ("in", QuantLinear, 32)]
     assert isinstance(net[8], QuantLayer)
+
+
+@pytest.mark.parametrize("build", [chain, Residual])
+def test_a_norm_returns_its_own_values_to_whoever_calls_it(build) -> None:
+    """In a loop over the layers, in a slice, and in features taken by name."""
+    plain, ours = seeded(build), fractrain.attach("sbm", seeded(build)).model
+    x = next(batches(1))[0]
+    if build is chain:
+        y = x
+        for layer in ours[:2]:
+            y = layer(y)
+        assert torch.equal(y, ours[:2](x))
+        assert y.min() < 0
+    names = ["1", "4"] if build is chain else ["block1.bn1", "block2.bn2"]
+    lows = []
+    for net in (plain, ours):
+        kept: list[float] = []
+        hooks = [net.get_submodule(n).register_forward_hook(partial(keep_low, kept)) for n in names]
+        net(x)
+        lows.append(kept)
+        for hook in hooks:
+            hook.remove()
+    assert all(low < 0 for low in lows[1])
+    assert lows[1] == pytest.approx(lows[0], rel=0.1)
+
+
+def keep_low(kept: list[float], layer: nn.Module, inputs: object, output: torch.Tensor) -> None:
+    kept.append(output.detach().min().item())

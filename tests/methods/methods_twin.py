@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fractrain.layers.base import QuantLayer
+from fractrain.layers.batch_norm import CompactBatchNorm2d
 from fractrain.layers.convert import quant_layers
 from fractrain.layers.matmul import QuantMatmul
 from fractrain.layers.max_pool import CompactMaxPool2d
@@ -208,6 +209,7 @@ def use_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QuantMatmul, "_quantized_pair", _pair)
     monkeypatch.setattr(QuantMatmul, "again", lambda layer: None)
     monkeypatch.setattr(CompactReLU, "forward", lambda relu, x: F.relu(x))
+    monkeypatch.setattr(CompactBatchNorm2d, "rectified", lambda norm, x: F.relu(norm(x)))
     monkeypatch.setattr(CompactMaxPool2d, "forward", nn.MaxPool2d.forward)
     monkeypatch.setattr(GatedBlock, "_train", lambda block, x, mask, choice, counts: _every_candidate(block, x, mask))
     monkeypatch.setattr(GatedBlock, "_train_selected", _selected)

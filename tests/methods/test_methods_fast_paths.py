@@ -263,6 +263,7 @@ class NormUse:
     """One use of a BatchNorm (and the ReLU in it) in a training step."""
 
     layer: CompactBatchNorm2d
+    relu: bool
     weight: torch.Tensor
     bias: torch.Tensor
     x: torch.Tensor
@@ -277,16 +278,15 @@ def test_in_float32_every_batch_norm_of_a_training_is_that_of_float64(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uses: list[NormUse] = []
-    plain = CompactBatchNorm2d.forward
+    plain = {False: CompactBatchNorm2d.forward, True: CompactBatchNorm2d.rectified}
 
-    def watched(layer: CompactBatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    def watched(layer: CompactBatchNorm2d, x: torch.Tensor, relu: bool) -> torch.Tensor:
         if not layer.training:
-            return plain(layer, x)
+            return plain[relu](layer, x)
         x = x.view_as(x)  # a name of its own, whose gradient is this use's
-        y = plain(layer, x)
-        use = NormUse(layer, layer.weight.detach().clone(), layer.bias.detach().clone(), x.detach().clone(), y.detach())
+        y = plain[relu](layer, x)
+        use = NormUse(layer, relu, *(t.detach().clone() for t in (layer.weight, layer.bias, x, y)))
         uses.append(use)
-        use.y = use.y.clone()
         if y.requires_grad:
             y.register_hook(lambda g: setattr(use, "g", g.clone()))  # type: ignore[no-untyped-call]
             if x.requires_grad:
@@ -295,23 +295,24 @@ def test_in_float32_every_batch_norm_of_a_training_is_that_of_float64(
 
     s = subject(case, "auto")
     norms = [m for m in s.model.modules() if isinstance(m, CompactBatchNorm2d)]
-    monkeypatch.setattr(CompactBatchNorm2d, "forward", watched)
+    monkeypatch.setattr(CompactBatchNorm2d, "forward", lambda layer, x: watched(layer, x, False))
+    monkeypatch.setattr(CompactBatchNorm2d, "rectified", lambda layer, x: watched(layer, x, True))
     train(s)
     quantizes = any(not layer.precision.is_float for layer in quant_layers(s.model))
     own = case.name == "wageubn" or case.settings.get("variant") == "banner"  # normalisation layers of the method
     assert bool(norms) == (quantizes and not own)
     assert {id(u.layer) for u in uses} == {id(m) for m in norms}
-    assert not norms or any(m.before_relu for m in norms)
+    assert not norms or {use.relu for use in uses} == {False, True}
     for use in uses:
         x = use.x.double().requires_grad_()
         y = F.batch_norm(x, None, None, use.weight.double(), use.bias.double(), True, eps=use.layer.eps)
-        y = y.relu() if use.layer.before_relu else y
+        y = y.relu() if use.relu else y
         gain = (use.weight / (use.x.var((0, 2, 3), correction=0) + use.layer.eps).sqrt()).abs().max().item()
         assert (use.y - y).abs().max().item() <= 1e-5 * max(y.abs().max().item(), gain)
         if use.g.numel() and use.dx.numel():
-            safe = torch.where(y.abs() < 1e-4, 0.0, use.g.double()) if use.layer.before_relu else use.g.double()
+            safe = torch.where(y.abs() < 1e-4, 0.0, use.g.double()) if use.relu else use.g.double()
             (want,) = torch.autograd.grad(y, x, safe)
-            if torch.equal(safe.float(), use.g) or not use.layer.before_relu:
+            if torch.equal(safe.float(), use.g) or not use.relu:
                 assert (use.dx - want).abs().max().item() <= 1e-5 * gain * use.g.abs().max().item()
 
 
