@@ -48,12 +48,13 @@ def _settings(sets: tuple[str, ...]) -> dict[str, object]:
         help="A check that is known to fail; it is an error if it passes. May be repeated.",
     ),
     click.option("--quick", is_flag=True, help="Fewer steps."),
+    click.option("--full", is_flag=True, help="Add how the mean of stochastic gradients nears the gradient."),
     plugin_option,
     json_option,
 )  # fmt: skip
 def check_command(
     method: str, model: str, dataset: str, sets: tuple[str, ...], checks: tuple[str, ...], expected: tuple[str, ...],
-    quick: bool, as_json: bool,
+    quick: bool, full: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Check a method against the contract that all methods here meet; exit with 1 when it does not.
 
@@ -69,7 +70,7 @@ def check_command(
     with stdout_to_stderr():
         report = check_method(
             method, model=model, dataset=dataset, settings=settings, expected_failures=reasons, quick=quick,
-            checks=checks or CHECKS, progress=told,
+            full=full, checks=checks or CHECKS, progress=told,
         )  # fmt: skip
     if as_json:
         emit_json(report.as_dict())

@@ -26,7 +26,8 @@ import torch
 
 from fractrain.methods.base import Method
 from fractrain.methods.registry import MethodRegistry
-from fractrain.testing import cost, models, precision, settings, training
+from fractrain.testing import cost, models, precision, settings, training, unbiased
+from fractrain.testing.concentration import concentration
 from fractrain.testing.report import CheckResult, ContractReport, ContractViolation, NotApplicable
 from fractrain.testing.subject import Subject
 from fractrain.util.errors import ConfigError, FractrainError, did_you_mean
@@ -43,6 +44,7 @@ _CHECKS: dict[str, Check] = {
     "state_dict": training.state_dict,
     "precision_train": precision.precision_train,
     "precision_eval": precision.precision_eval,
+    "unbiased": unbiased.unbiased,
     "settings_act": settings.settings_act,
     "cost": cost.cost,
     "models": models.models,
@@ -88,6 +90,7 @@ def check_method(
     settings: Mapping[str, Any] | None = None,
     expected_failures: Mapping[str, str] | None = None,
     quick: bool = False,
+    full: bool = False,
     checks: Sequence[str] = CHECKS,
     progress: Callable[[CheckResult], None] | None = None,
 ) -> ContractReport:
@@ -100,6 +103,7 @@ def check_method(
         settings: settings of the method that differ from its defaults.
         expected_failures: checks that are known to fail, each with the reason. One that passes is a failure.
         quick: fewer steps.
+        full: add the gradient concentration curves to the report.
         checks: which checks.
         progress: called with every result as it comes.
 
@@ -131,7 +135,8 @@ def check_method(
         results.append(_run(name, subject, expected.get(name)))
         if progress is not None:
             progress(results[-1])
-    return ContractReport(subject.kind.name, model, dataset, tuple(results))
+    curves = concentration(subject.kind, subject.busy) if full else None
+    return ContractReport(subject.kind.name, model, dataset, tuple(results), curves)
 
 
 def run_check(method: str | Path | type[Method], check: str, **options: Any) -> None:

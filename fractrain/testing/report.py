@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fractrain.testing.concentration import Curve
+
 Status = Literal["pass", "fail", "skip", "expected failure"]
 
 
@@ -40,12 +42,14 @@ class ContractReport:
     Attributes:
         method, model, dataset: what was tested on what.
         checks: in the order in which they ran.
+        concentration: of the gradients under stochastic rounding, where asked for; None: it was not.
     """
 
     method: str
     model: str
     dataset: str
     checks: tuple[CheckResult, ...]
+    concentration: tuple[Curve, ...] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -66,6 +70,7 @@ class ContractReport:
                 {"name": c.name, "status": c.status, "reason": c.reason, "seconds": round(c.seconds, 3)}
                 for c in self.checks
             ],
+            **({} if self.concentration is None else {"concentration": [vars(c) for c in self.concentration]}),
         }  # fmt: skip
 
     def text(self) -> str:
@@ -74,6 +79,9 @@ class ContractReport:
         kind = max((len(c.status) for c in self.checks), default=0)
         lines = [f"contract of {self.method} on {self.model} / {self.dataset}"]
         lines += [f"  {c.status:<{kind}}  {c.name:<{width}}  {c.seconds:6.1f} s  {c.reason}" for c in self.checks]
+        if self.concentration is not None:
+            lines.append("gradient concentration (unbiased: slope -1, no floor):")
+            lines += [f"  {c.text()}" for c in self.concentration] or ["  no operand of EB or GC is stochastic"]
         n = self.counts
         told = f"{n['total']} checks: {n['pass']} passed, {n['fail']} failed, {n['skip']} skipped, " + (
             f"{n['expected failure']} expected failures"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,12 @@ from torch.nn import functional as F
 from fractrain.layers.conv_linear import QuantLayer
 from fractrain.layers.convert import convert, quant_layers
 from fractrain.methods.base import Method, MethodContext, MethodSettings
-from fractrain.numerics.formats import Affine, Bits
+from fractrain.numerics.elements import E2M1
+from fractrain.numerics.formats import Affine, Bits, PerBlock
 from fractrain.numerics.grid import Grid
 from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.scaled import Scaled
+from fractrain.numerics.scales import TwoLevel
 from fractrain.util.errors import ConfigError
 
 
@@ -207,6 +210,19 @@ class NotStochastic(Sound):
         super().convert(model, context)
         for layer in self.layers:
             layer._noise = lambda op, tensor, x: None
+        return model
+
+
+class Saturates(Sound):
+    """Rounds errors stochastically to NVFP4, whose scales leave no room for their own rounding."""
+
+    name = "saturates"
+
+    def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
+        super().convert(model, context)
+        fmt = Scaled(PerBlock(1, 16), "stochastic", element=E2M1, scale=TwoLevel())
+        for layer in self.layers:
+            layer.precision = replace(layer.precision, eb_e=Operand.of(fmt))
         return model
 
 
