@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,7 @@ from fractrain.commands.planning import waiting
 from fractrain.engine.config import RunConfig
 from fractrain.engine.environment import cores
 from fractrain.plan.calibrate import Estimate, attempt
+from fractrain.plan.cluster import Cluster, Makespan, simulate
 from fractrain.plan.disk import DiskNeed, disk_need
 from fractrain.plan.loading import Loading, measure_loading
 from fractrain.plan.trials import Trials, try_all
@@ -57,6 +58,7 @@ class Forecast:
         kind: ``GPU`` or ``CPU``.
         results, data: folders of the run store and of the data sets.
         load: programs per core that ran on this machine before; None where that cannot be told, or on a GPU.
+        cluster: where all of it is simulated, or None.
     """
 
     configs: dict[str, RunConfig]
@@ -67,6 +69,13 @@ class Forecast:
     results: Place
     data: Place
     load: float | None
+    cluster: Cluster | None = None
+
+    @property
+    def makespan(self) -> Makespan | None:
+        """All runs of which a time is known, on the cluster; None without one, or without runs."""
+        seconds = [estimate.seconds for estimate in self._known]
+        return simulate(seconds, self.cluster) if self.cluster and seconds else None
 
     @property
     def estimates(self) -> dict[str, Estimate | str]:
@@ -89,6 +98,7 @@ class Forecast:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
+        found = self.makespan
         return {
             "totals": {
                 "runs": len(self._known),
@@ -98,6 +108,7 @@ class Forecast:
                 "tried": self.trials.tried,
                 "kinds": self.trials.kinds,
             },
+            **({"cluster": {**asdict(self.cluster), **asdict(found)}} if self.cluster and found else {}),
             "loading": {
                 name: {"error": found} if isinstance(found, str) else vars(found)
                 for name, found in self.loading.items()
@@ -169,6 +180,8 @@ class Forecast:
             f"  in all: {len(every)} runs{some}, {sum(e.iterations for e in every):,} iterations, "
             f"{hours:,.1f} {self.kind}-hours"
         )
+        if self.cluster and (found := self.makespan):
+            lines.append(f"  simulated {found.line(self.cluster)}; each as fast as this {self.kind}")
         return lines
 
     def _remarks(self) -> list[str]:
@@ -205,7 +218,9 @@ class Forecast:
         return lines + [f"  NOTE: {size(count)} too little for {folder}" for folder, count in self.lacking.items()]
 
 
-def make_forecast(runs: Sequence[PlannedRun], device: str, data_dir: Path | None, results: Path) -> Forecast:
+def make_forecast(
+    runs: Sequence[PlannedRun], device: str, data_dir: Path | None, results: Path, cluster: Cluster | None = None
+) -> Forecast:
     """Look for the data, measure the loading, try each kind of run.
 
     Args:
@@ -213,6 +228,7 @@ def make_forecast(runs: Sequence[PlannedRun], device: str, data_dir: Path | None
         device: as given on the command line.
         data_dir: folder of the data sets, or None.
         results: the run store.
+        cluster: where the runs are simulated, or None.
 
     Raises:
         MachineError: no such device.
@@ -228,7 +244,9 @@ def make_forecast(runs: Sequence[PlannedRun], device: str, data_dir: Path | None
         loading = _loading(names, where, data_dir)
         trials = _trials(list(configs.values()), where, loading)
     kind = "GPU" if where.type == "cuda" else "CPU"
-    return Forecast(configs, trials, loading, needs, kind, Place.of(results), Place.of(root_of(data_dir)), load)
+    return Forecast(
+        configs, trials, loading, needs, kind, Place.of(results), Place.of(root_of(data_dir)), load, cluster
+    )
 
 
 def _loading(names: Iterable[str], device: Any, data_dir: Path | None) -> dict[str, Loading | str]:

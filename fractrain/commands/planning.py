@@ -46,6 +46,24 @@ seeds_option = click.option(
     profile_option("smoke"),
     seeds_option,
     click.option("--no-times", is_flag=True, help="Do not try a few steps of each kind of run; list the runs alone."),
+    click.option(
+        "--gpus", type=click.IntRange(min=1), metavar="N", help="Also simulate all runs on a cluster of N such devices."
+    ),
+    click.option(
+        "--losses",
+        type=click.FloatRange(min=0),
+        default=0.02,
+        show_default=True,
+        metavar="RATE",
+        help="Runs that a device of the cluster loses per day (nodes, preemption); they go on from a checkpoint.",
+    ),
+    click.option(
+        "--minutes",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="N",
+        help="Time limit of a job there, 0 for none.",
+    ),
     device_option,
     data_option,
     results_option,
@@ -57,6 +75,9 @@ def plan_command(
     profile: str,
     seeds: int | None,
     no_times: bool,
+    gpus: int | None,
+    losses: float,
+    minutes: int,
     device: str,
     data_dir: Path | None,
     results: Path,
@@ -72,11 +93,17 @@ def plan_command(
     """
     from fractrain.commands.forecast import make_forecast
     from fractrain.engine.length import words
+    from fractrain.plan.cluster import Cluster
 
+    if gpus and no_times:
+        raise ConfigError("--gpus simulates the times that --no-times leaves out: give one of them")
+    cluster = Cluster(gpus, losses, limit_s=60.0 * minutes) if gpus else None
     say(f"{', '.join(tables)}, {words(profile)}: planning ...")
     campaign = plan_campaign_of(tables, profile, seeds, results)
     runs = campaign[1] if campaign else merged(plan_tables(tables, profile, seeds, results))
     found = None if no_times else make_forecast(runs, device, data_dir, results)
+    runs = merged(plan_tables(tables, profile, seeds, results))
+    found = None if no_times else make_forecast(runs, device, data_dir, results, cluster)
     show_plan(runs, as_json, found)
     if found and not as_json:
         click.echo("\n".join(found.lines()))

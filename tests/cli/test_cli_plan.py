@@ -37,6 +37,15 @@ def test_plan_tells_iterations_time_and_disk_and_stores_nothing(cli: Any, tiny_t
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_cluster_is_simulated_with_the_times_found(cli: Any, tiny_table: Path) -> None:
+    found = json.loads(cli("plan", tiny_table, "--device", "cpu", "--gpus", "64", "--losses", "0", "--json").stdout)
+    (run,) = found["runs"]
+    assert found["cluster"]["seconds"] == pytest.approx(run["estimate"]["seconds"] + found["cluster"]["restart_s"])
+    refused = cli("plan", tiny_table, "--gpus", "64", "--no-times")
+    assert refused.exit_code == 2
+    assert "give one of them" in refused.stderr
+
+
 def test_disk_is_what_a_finished_run_leaves(cli: Any, tiny_table: Path, tmp_path: Path) -> None:
     (run,) = json.loads(cli("plan", tiny_table, "--device", "cpu", "--json").stdout)["runs"]
     assert cli("reproduce", tiny_table, "--device", "cpu").exit_code == 0
