@@ -101,8 +101,6 @@ def plan_command(
     say(f"{', '.join(tables)}, {words(profile)}: planning ...")
     campaign = plan_campaign_of(tables, profile, seeds, results)
     runs = campaign[1] if campaign else merged(plan_tables(tables, profile, seeds, results))
-    found = None if no_times else make_forecast(runs, device, data_dir, results)
-    runs = merged(plan_tables(tables, profile, seeds, results))
     found = None if no_times else make_forecast(runs, device, data_dir, results, cluster)
     show_plan(runs, as_json, found)
     if found and not as_json:
