@@ -5,6 +5,9 @@ As a library::
     import fractrain
     session = fractrain.attach("fractrain", model)   # any method, any model of convolutions and linear layers
 
+    run = fractrain.run("sbm", "resnet38", "digits")  # or fractrain.load_run(ID): its model, curves and costs
+    fractrain.results()                               # everything in the run store as one long DataFrame
+
 See ``docs/library.md``. Importing this package imports neither torch nor anything heavy; the names load when used.
 """
 
@@ -31,6 +34,9 @@ _WHERE = {
     "PerTile": "fractrain.numerics.formats",
     "Ledger": "fractrain.cost.ledger",
     "results": "fractrain.report.results",
+    "run": "fractrain.report.api",
+    "load_run": "fractrain.report.api",
+    "Run": "fractrain.report.api",
 }
 
 __all__ = ["__version__", *_WHERE]

@@ -27,11 +27,12 @@ from fractrain.commands.data import data_group
 from fractrain.commands.diff import diff_command
 from fractrain.commands.doctor import doctor_command
 from fractrain.commands.evidence import evidence_group
+from fractrain.commands.inspect import compare_command, show_command
 from fractrain.commands.new_method import new_method_command
 from fractrain.commands.planning import plan_command
 from fractrain.commands.publish import publish_command
 from fractrain.commands.report import report_command
-from fractrain.commands.runs import run_command
+from fractrain.commands.runs import config_group, run_command
 from fractrain.commands.tables import reproduce_command, table_command
 from fractrain.util.errors import FractrainError
 
@@ -118,9 +119,12 @@ def main(debug: bool) -> None:
 for _command in (
     list_command,
     run_command,
+    config_group,
     reproduce_command,
     table_command,
     cost_command,
+    show_command,
+    compare_command,
     diff_command,
     plan_command,
     report_command,

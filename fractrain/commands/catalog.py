@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,10 +15,12 @@ from fractrain.commands.common import (
     options,
     plain,
     plugin_option,
+    results_option,
     say,
     stdout_to_stderr,
 )
-from fractrain.util.errors import PluginError
+from fractrain.commands.list_runs import list_runs
+from fractrain.util.errors import ConfigError, PluginError
 
 if TYPE_CHECKING:
     from fractrain.cost.hardware import HardwareRegistry
@@ -193,20 +196,33 @@ def _print(kind: str, entries: list[Entry]) -> None:
             click.echo(f"{'':<{width}}    {line}")
 
 
-@click.command("list", short_help="List methods, models, datasets, tables or hardware models.")
+@click.command("list", short_help="List methods, models, datasets, tables, hardware models or runs.")
 @options(
-    click.argument("kind", type=NearestChoice([*KINDS, "all"]), default="all", metavar="[KIND]"),
+    click.argument("kind", type=NearestChoice([*KINDS, "runs", "all"]), default="all", metavar="[KIND]"),
     click.option(
         "-v",
         "--verbose",
         is_flag=True,
         help="With the cards: of methods the formats of all operands, of hardware models what they are.",
     ),
+    click.option(
+        "--where",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Of runs: only those with this method, model, dataset, setting, profile, seed, status, setting of the "
+        "method or recipe.KEY; may be repeated.",
+    ),
+    results_option,
     plugin_option,
     json_option,
 )
-def list_command(kind: str, verbose: bool, as_json: bool) -> None:
-    """List what there is: methods, models, datasets, tables, hardware (all of them without KIND)."""
+def list_command(kind: str, verbose: bool, where: tuple[str, ...], results: Path, as_json: bool) -> None:
+    """List what there is: methods, models, datasets, tables, hardware (all of these without KIND), or your runs."""
+    if kind == "runs":
+        list_runs(results, where, as_json)
+        return
+    if where:
+        raise ConfigError("--where chooses among runs: fractrain list runs --where KEY=VALUE")
     kinds = list(KINDS) if kind == "all" else [kind]
     with stdout_to_stderr():
         found = {name: CARDS[name](verbose) if name in CARDS else KINDS[name]() for name in kinds}

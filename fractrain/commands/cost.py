@@ -18,7 +18,6 @@ from fractrain.commands.common import (
     results_option,
     stdout_to_stderr,
 )
-from fractrain.commands.diff import find_run
 from fractrain.commands.planning import plan_runs, seeds_option
 from fractrain.util.errors import ConfigError
 
@@ -78,6 +77,7 @@ def _records(names: Sequence[str], profile: str, seeds: int | None, results: Pat
     Raises:
         ConfigError: a name is neither a run nor a table, or nothing is finished.
     """
+    from fractrain.engine.index import find_run
     from fractrain.engine.length import words
     from fractrain.engine.store import RunStore
     from fractrain.report.spec import table_names

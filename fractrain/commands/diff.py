@@ -9,36 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fractrain.commands.common import emit_json, json_option, options, results_option
-from fractrain.util.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from fractrain.engine.store import RunRecord, RunStore
+    from fractrain.engine.store import RunRecord
 
 MISSING = "-"
 NOT_RESULT = ("run_id", "data_digest")  # told elsewhere
 SECTIONS = ("config", "data", "environment", "result")
 SHOWN = 60  # characters of a value in the text
-
-
-def find_run(store: RunStore, text: str) -> RunRecord:
-    """Return the run whose id is, or alone begins with, ``text``.
-
-    Raises:
-        ConfigError: there is none, or more than one.
-        StoreError: the run's folder is damaged.
-    """
-    names = sorted(p.parent.name for p in store.root.glob("*/config.json")) if store.root.is_dir() else []
-    matching = [text] if text in names else [n for n in names if n.startswith(text)] if text else []
-    if not matching:
-        near = did_you_mean(text, names)
-        raise ConfigError(f"no run {text!r} in {store.root}{near}; it holds {len(names)} (--results: another folder)")
-    if len(matching) > 1:
-        some = ", ".join(matching[:4]) + (", ..." if len(matching) > 4 else "")
-        raise ConfigError(f"{text!r} is the beginning of {len(matching)} runs: {some}; give more of the id")
-    record = store.get(matching[0])
-    if record is None:
-        raise ConfigError(f"run {matching[0]} has just vanished from {store.root}")
-    return record
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -120,6 +98,7 @@ def diff_command(run_a: str, run_b: str, results: Path, as_json: bool) -> None:
 
     RUN_A and RUN_B are run ids or the beginnings of run ids.
     """
+    from fractrain.engine.index import find_run
     from fractrain.engine.store import RunStore
 
     store = RunStore(results)

@@ -1,14 +1,14 @@
-"""``fractrain run``: one training run, from a name and a few options to a summary."""
+"""``fractrain run``: one training run, from a few options to a summary; ``config show``: what it would be."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from fractrain.commands.choose import chosen_config, config_lines, run_options
 from fractrain.commands.common import (
-    NearestChoice,
     data_option,
     device_option,
     download_option,
@@ -18,61 +18,27 @@ from fractrain.commands.common import (
     kernels_option,
     options,
     plugin_option,
-    profile_option,
     results_option,
     say,
     stdout_to_stderr,
 )
 from fractrain.commands.tables import check_site
+from fractrain.util.errors import ConfigError, FractrainError
 
-SETTINGS = ("standard", "adaptation", "fine-tuning")
-SOURCE_KEYS = "source."
-SHOWN = (
-    ("last test accuracy", "test_accuracy_last", "{:.2f} %"),
-    ("best test accuracy (paper protocol)", "test_accuracy_best", "{:.2f} %"),
-    ("test accuracy at best validation", "test_accuracy_at_best_val", "{:.2f} %"),
-    ("last test perplexity per word", "test_perplexity_last", "{:.2f}"),
-    ("best test perplexity (paper protocol)", "test_perplexity_best", "{:.2f}"),
-    ("test perplexity at best validation", "test_perplexity_at_best_val", "{:.2f}"),
-    ("iterations", "iterations", "{:,}"),
-    ("seconds", "seconds", "{:.1f}"),
-)
+if TYPE_CHECKING:
+    from fractrain.engine.config import RunConfig
+    from fractrain.engine.store import RunRecord, RunStore
 
 
 @click.command("run", short_help="Train one model with one method.")
+@run_options()
 @options(
-    click.option("--method", required=True, metavar="NAME", help="See `fractrain list methods`."),
-    click.option("--model", required=True, metavar="NAME", help="See `fractrain list models`."),
-    click.option("--dataset", required=True, metavar="NAME", help="See `fractrain list datasets`."),
-    profile_option(None),
-    click.option(
-        "--setting",
-        type=NearestChoice(SETTINGS),
-        default="standard",
-        show_default=True,
-        help="adaptation, fine-tuning: go on from a run on the other half of classes or images (made if missing).",
-    ),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
-    click.option(
-        "--set",
-        "sets",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="A setting of the method, or recipe.KEY=VALUE (source.KEY=VALUE: of the source run); may be repeated.",
-    ),
-    click.option(
-        "--preset",
-        type=NearestChoice(("none", "paper")),
-        default="none",
-        show_default=True,
-        help="paper: the settings the papers give for this model and data set, where they differ from the method's "
-        "defaults (which are those for CIFAR's ResNets); --set goes before.",
-    ),
     click.option(
         "--force",
         is_flag=True,
         help="Start from the beginning: what the store has of this run, its result too, is deleted; no other run is.",
     ),
+    click.option("--dry-run", is_flag=True, help="Show the resolved configuration and what there is of the run; stop."),
     kernels_option,
     graphs_option,
     device_option,
@@ -83,15 +49,8 @@ SHOWN = (
     json_option,
 )
 def run_command(
-    method: str,
-    model: str,
-    dataset: str,
-    profile: str | None,
-    setting: str,
-    seed: int,
-    sets: tuple[str, ...],
-    preset: str,
     force: bool,
+    dry_run: bool,
     kernels: Any,
     graphs: Any,
     device: str,
@@ -99,32 +58,26 @@ def run_command(
     download: bool,
     results: Path,
     as_json: bool,
+    **chosen: Any,
 ) -> None:
     """Train one model with one method; a finished run is shown at once, an interrupted one goes on."""
     from fractrain.distributed.ranks import connect
-    from fractrain.engine.config import RunConfig, collect_sets
     from fractrain.engine.site import Site
     from fractrain.engine.store import RunStore
     from fractrain.engine.trainer import Trainer
-    from fractrain.methods.presets import paper_settings
     from fractrain.util.progress import make_progress
 
-    settings, recipe = collect_sets(text for text in sets if not text.startswith(SOURCE_KEYS))
-    _, source = collect_sets(
-        "recipe." + text.removeprefix(SOURCE_KEYS) for text in sets if text.startswith(SOURCE_KEYS)
-    )
-    if preset == "paper":
-        settings = {**paper_settings(method, model, dataset), **settings}
-    config = RunConfig.create(
-        method=method, model=model, dataset=dataset, profile=profile, seed=seed, settings=settings, recipe=recipe,
-        setting=setting, source_recipe=source, origin="--set",
-    )  # fmt: skip
+    with stdout_to_stderr():
+        config, store = chosen_config(**chosen), RunStore(results)
+    if dry_run:
+        _show_config(config, chosen, store, as_json)
+        return
     with stdout_to_stderr(), connect(device) as ranks:
         if ranks.first:
             say(f"run {config.run_id}" + (f" on {ranks.world} processes" if ranks.several else ""))
         site = Site(results, device, data_dir, download, kernels=kernels, graphs=graphs)
         if not ranks.several:  # before anything is written; several processes find out together
-            found = RunStore(results).get(config.run_id)
+            found = store.get(config.run_id)
             if found is None or found.status != "done":
                 check_site([config], site)
         record = Trainer(config, site, make_progress(), ranks=ranks, fresh=force).run()
@@ -132,13 +85,57 @@ def run_command(
         _show(record, as_json)
 
 
-def _show(record: Any, as_json: bool) -> None:
-    summary = {"run_id": record.run_id, "status": record.status, **(record.summary or {})}
+def _show(record: RunRecord, as_json: bool) -> None:
+    from fractrain.report.run_text import result_lines
+
     if as_json:
-        emit_json(summary)
+        emit_json({"run_id": record.run_id, "status": record.status, **(record.summary or {})})
         return
-    click.echo(f"{record.run_id}: {record.status}")
-    for title, key, form in SHOWN:
-        if summary.get(key) is not None:
-            click.echo(f"  {title}: {form.format(summary[key])}")
-    click.echo(f"  folder: {record.path}")
+    click.echo("\n".join([f"{record.run_id}: {record.status}", *result_lines(record), f"  folder: {record.path}"]))
+
+
+@click.group("config", short_help="Show the configuration of a run.")
+def config_group() -> None:
+    """Configurations of runs."""
+
+
+@config_group.command("show", short_help="Show every setting of a run, made or not.")
+@click.argument("run_id", required=False)
+@run_options(required=False)
+@options(results_option, plugin_option, json_option)
+def config_show_command(run_id: str | None, results: Path, as_json: bool, **chosen: Any) -> None:
+    """Show every setting and recipe key of RUN_ID, or of the run that the options describe, and which are defaults.
+
+    A RUN_ID may be the beginning of one. What is shown can be given to `fractrain run --set`.
+    """
+    from fractrain.engine.index import find_run
+    from fractrain.engine.store import RunStore
+
+    store = RunStore(results)
+    given = [name for name in ("method", "model", "dataset") if chosen[name]]
+    if run_id and given:
+        raise ConfigError(f"give either a run id or --{given[0]}, not both")
+    if not run_id and len(given) < 3:
+        raise ConfigError("give the id of a run, or --method, --model and --dataset")
+    with stdout_to_stderr():
+        config = find_run(store, run_id).config if run_id else chosen_config(**chosen)
+    if run_id:
+        names = ("method", "model", "dataset", "profile", "setting", "seed")
+        chosen = {name: getattr(config, name).removesuffix("-source") if name == "setting" else getattr(config, name)
+                  for name in names}  # fmt: skip
+    _show_config(config, chosen, store, as_json)
+
+
+def _show_config(config: RunConfig, chosen: dict[str, Any], store: RunStore, as_json: bool) -> None:
+    """Print a configuration and what the store has of it."""
+    try:
+        with stdout_to_stderr():
+            usual = chosen_config(**{**chosen, "sets": (), "preset": "none"})
+    except FractrainError:  # a setting without a default, or a plugin that is not there any more
+        usual = None
+    record = store.get(config.run_id)
+    status = record.status if record else "not run yet"
+    if as_json:
+        emit_json({"run_id": config.run_id, "status": status, **config.model_dump(mode="json")})
+    else:
+        click.echo("\n".join([*config_lines(config, usual), f"in {store.root}: {status}"]))

@@ -239,7 +239,7 @@ def explain(error: pydantic.ValidationError, origin: str, known: Iterable[str] =
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             near = did_you_mean(key, known)
-            parts.append(f"unknown key {key!r}{near or '; known: ' + (', '.join(known) or 'none')}")
+            parts.append(f"unknown key {key!r}{near}; known: {', '.join(known) or 'none'}")
         elif item["type"] == "missing":
             parts.append(f"key {key!r} is missing")
         else:
@@ -310,6 +310,9 @@ def _parse_value(raw: str) -> Any:
 
 def _resolved(kind: type[pydantic.BaseModel], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A method's settings with its defaults filled in."""
+    for key in settings:  # people write --set lr=0.1
+        if key not in kind.model_fields and key in Recipe.model_fields:
+            raise ConfigError(f"{where}: unknown key {key!r}: it is a key of the recipe, write recipe.{key}")
     try:
         return kind.model_validate(dict(settings)).model_dump(mode="json")
     except pydantic.ValidationError as error:

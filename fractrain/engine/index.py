@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from fractrain.engine.config import group_id
 from fractrain.engine.store import RunRecord, RunStore, Status
-from fractrain.util.errors import FractrainError, StoreError
+from fractrain.util.errors import ConfigError, FractrainError, StoreError, did_you_mean
 from fractrain.util.files import atomic_write, storing
 
 INDEX_NAME: Final = ".index.json"
@@ -70,12 +70,12 @@ class RunEntry:
             time=_ended(record.path), method=c.method, method_version=c.method_version, model=c.model,
             dataset=c.dataset, setting=c.setting, profile=c.profile, seed=c.seed, settings=values["settings"],
             recipe=values["recipe"], device=str(record.environment.get("gpu") or record.environment.get("cpu") or ""),
-            summary=_with_costs(record),
+            summary=complete_summary(record),
         )  # fmt: skip
 
 
-def _with_costs(record: RunRecord) -> dict[str, Any] | None:
-    """The summary; costs that a release of before did not write are computed from the ledger."""
+def complete_summary(record: RunRecord) -> dict[str, Any] | None:
+    """Return the summary of a run; costs that a release of before did not write are computed from the ledger."""
     summary = record.summary
     if summary is None or "cost_percent@end" in (summary.get("cost") or {}):
         return summary
@@ -111,6 +111,27 @@ def read_index(store: RunStore) -> list[RunEntry]:
     if changed or found.keys() != known.keys():
         _save(store.root / INDEX_NAME, found)
     return [entry for _, entry in found.values()]
+
+
+def find_run(store: RunStore, text: str) -> RunRecord:
+    """Return the run whose id is, or alone begins with, ``text``.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+        StoreError: the run's folder is damaged.
+    """
+    names = sorted(p.parent.name for p in store.root.glob("*/config.json")) if store.root.is_dir() else []
+    matching = [text] if text in names else [n for n in names if n.startswith(text)] if text else []
+    if not matching:
+        near = did_you_mean(text, names)
+        raise ConfigError(f"no run {text!r} in {store.root}{near}; it holds {len(names)} (--results: another folder)")
+    if len(matching) > 1:
+        some = ", ".join(matching[:4]) + (", ..." if len(matching) > 4 else "")
+        raise ConfigError(f"{text!r} is the beginning of {len(matching)} runs: {some}; give more of the id")
+    record = store.get(matching[0])
+    if record is None:
+        raise ConfigError(f"run {matching[0]} has just vanished from {store.root}")
+    return record
 
 
 def _stamps(root: Path) -> Iterator[tuple[str, list[int]]]:

@@ -160,6 +160,8 @@ class Trainer:
                 self.ranks.agree({"data": loop.data_digest, "first weights": weights_sha256(loop.model)})
             if state is not None:
                 loop.load_state_dict(state)
+            for text in loop.method.remarks():
+                self.progress.note(f"run {self.config.run_id}: {text}")
             self.progress.start(self.config.run_id, loop.clock.total, loop.step)
             self._loop(loop, path, stop)
             self.ranks.on_first(lambda: self._finish(loop, writer))
@@ -169,6 +171,8 @@ class Trainer:
         costs = self.registries.costs(loop.ledger, _best_epoch(loop))
         summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs, loop.task.metric)
         summary |= {"data_digest": loop.data_digest, **trivial_result(loop.data, loop.task.metric)}
+        if remarks := list(loop.method.remarks()):
+            summary["remarks"] = remarks
         if replaced := loop.replaced.images:
             summary["replaced_images"] = replaced
             self.progress.note(f"{len(replaced)} images could not be decoded and were replaced")

@@ -204,6 +204,13 @@ class Method:
         """Figures worth a line in the run's metrics (for example the PFQ stage)."""
         return {}
 
+    def remarks(self) -> Sequence[str]:
+        """What the user should know of these settings on this model, a sentence each; asked after :meth:`prepare`.
+
+        For example, a target that cannot be reached.
+        """
+        return ()
+
     def state_dict(self) -> dict[str, Any]:
         """State that is not in the model: plain values and tensors only (loadable with ``weights_only=True``)."""
         return {}

@@ -124,6 +124,21 @@ class DFQ(Method):
         """Target cp in percent that is in force now."""
         return float(self.settings.target_cp)
 
+    def targets(self) -> tuple[float, ...]:
+        """All target cps of a run, in percent, in their order."""
+        return (self.target(),)
+
+    def remarks(self) -> list[str]:
+        """Targets that no choice of the gates can reach."""
+        costs = [self._block_costs(block, self._costs.cpu()) for block in self._blocks]
+        weights = self._block_weights.cpu() / self._block_weights.cpu().sum()
+        low = 100 / 3 * float(sum(w * c.min() for w, c in zip(weights, costs, strict=True)))
+        high = 100 / 3 * float(sum(w * c.max() for w, c in zip(weights, costs, strict=True)))
+        out = [f"{target:g}" for target in self.targets() if not low <= target <= high]
+        if not out:
+            return []
+        return [f"target cp {', '.join(out)} % cannot be reached: the candidates cost {low:.3g} to {high:.3g} %"]
+
     def force(self, cp: torch.Tensor) -> torch.Tensor:
         """Sign and size of the cost term for the cp (percent, 0-dim) of the batch just seen."""
         low, mid, high = self.target() - self.settings.relax, self.target(), self.target() + self.settings.relax

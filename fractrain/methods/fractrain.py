@@ -65,6 +65,11 @@ class FracTrain(DFQ):
         """Target cp of the stage in force."""
         return float(self.settings.target_cp + self._clock.indicator.stage * self.settings.target_step)
 
+    def targets(self) -> tuple[float, ...]:
+        """Those of all stages."""
+        s = self.settings
+        return tuple(s.target_cp + stage * s.target_step for stage in range(s.stages))
+
     def force(self, cp: torch.Tensor) -> torch.Tensor:
         """-1 below the target, +1 from it on; or DFQ's rule."""
         return torch.where(cp < self.target(), -1.0, 1.0) if self.settings.sharp else super().force(cp)

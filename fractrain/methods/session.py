@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
+from fractrain.layers.base import QuantLayer
+from fractrain.layers.convert import KINDS
 from fractrain.layers.eager import eager
 from fractrain.layers.nested import first_tensor
 from fractrain.methods import registry
@@ -118,6 +120,27 @@ class Session:
             "raw_macs": metrics.raw_macs(self.ledger),
         }
 
+    def covered(self) -> float:
+        """Share (0..1) of the weights of convolutions and linear layers that lie in quantized layers."""
+        weights = [(m, int(m.weight.numel())) for m in self._layers() if getattr(m, "weight", None) is not None]
+        return sum(n for m, n in weights if _is_low(m)) / max(1, sum(n for _, n in weights))
+
+    def _layers(self) -> list[Any]:
+        return [m for m in self.model.modules() if isinstance(m, KINDS)]
+
+    def __repr__(self) -> str:
+        layers = self._layers()
+        low = [m for m in layers if _is_low(m)]
+        lines = [
+            f"Session({self.method.name} on {type(self.model).__name__}: {len(low)} of {len(layers)} layers quantized, "
+            f"{100 * self.covered():.1f} % of their weights; {self._steps} steps, {self._epochs} epochs)",
+            *(f"  {text}" for text in self.method.remarks()),
+        ]
+        if self._steps:
+            costs = self.costs()
+            lines.append(f"  cp {costs['cp_percent']:.4g} %, {costs['effective_macs']:.3g} effective MACs so far")
+        return "\n".join(lines)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model and the optimizer, for your checkpoint (``weights_only=True`` can load it)."""
         return {
@@ -134,6 +157,11 @@ class Session:
         self._steps_in_epoch, self._skipped = state["steps_in_epoch"], state["skipped"]
         device = next(self.model.parameters()).device
         self._loss_sum = state["loss_sum"].to(device) if self._steps_in_epoch else 0.0
+
+
+def _is_low(layer: nn.Module) -> bool:
+    """Whether a layer has an operand in low precision: one kept in floating point is wrapped, too, to be counted."""
+    return isinstance(layer, QuantLayer) and not layer.precision.is_float
 
 
 def attach(

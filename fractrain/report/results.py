@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fractrain.engine.index import RunEntry, read_index
-from fractrain.engine.store import RunStore
+from fractrain.engine.store import RunRecord, RunStore
 from fractrain.report.quantities import BY_KEY, BY_METRIC, Quantity, numbers
 from fractrain.report.stats import estimate
 from fractrain.util.errors import ConfigError, did_you_mean
@@ -18,7 +18,6 @@ from fractrain.util.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fractrain.cost.ledger import Ledger
 
 By = Literal["run", "configuration"]
 WHO: Final = ("method", "settings", "model", "dataset", "setting", "profile")
@@ -102,15 +101,20 @@ def _brief(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def with_hardware(summary: Mapping[str, Any], ledger: Ledger, hardware: str) -> dict[str, Any]:
+def with_hardware(record: RunRecord, summary: Mapping[str, Any], hardware: str) -> dict[str, Any]:
     """Return a run's summary with its costs by a hardware model, which are computed from its ledger.
 
     Raises:
-        ConfigError: no such hardware model, or the ledger is empty.
+        ConfigError: no such hardware model, or it cannot price this run.
     """
+    from fractrain.cost.hardware import create
     from fractrain.cost.metrics import summarize
+    from fractrain.engine.geometry import run_geometry
 
-    return {**summary, "cost": summarize(ledger, int(summary["best_test_epoch"]), hardware or None).as_dict()}
+    model = create(hardware)
+    geometry = run_geometry(record.config) if model.needs_geometry else None
+    cost = summarize(record.ledger(), int(summary["best_test_epoch"]), model, geometry=geometry)
+    return {**summary, "cost": cost.as_dict()}
 
 
 def _lines(entries: Sequence[RunEntry], by: By, hardware: str, store: RunStore) -> list[tuple[Any, ...]]:
@@ -140,7 +144,7 @@ def _lines(entries: Sequence[RunEntry], by: By, hardware: str, store: RunStore) 
 def _summary(store: RunStore, entry: RunEntry, hardware: str) -> Mapping[str, Any]:
     summary = entry.summary or {}
     record = store.get(entry.run_id) if hardware else None
-    return with_hardware(summary, record.ledger(), hardware) if record is not None else summary
+    return with_hardware(record, summary, hardware) if record is not None else summary
 
 
 def _measured(quantity: Quantity, values: Sequence[float], hardware: str) -> tuple[Any, ...]:

@@ -54,7 +54,7 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
     return Estimate(mean, sd, t_quantile(n - 1, confidence) * sd / math.sqrt(n), n)
 
 
-def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
     """Two-sided critical value of Student's t with ``freedom`` degrees of freedom."""
     from scipy.special import stdtrit  # slow import, and not needed for a table without repeated seeds
 

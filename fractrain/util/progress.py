@@ -10,6 +10,8 @@ from typing import IO, Any, Final, Literal, Protocol
 from tqdm import tqdm
 
 LINE_INTERVAL_S: Final = 10.0
+TRIED_STEPS: Final = 5  # steps after the first (which compiles, and fills caches) before a time left means something
+_BAR_WITHOUT_ETA: Final = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 Kind = Literal["auto", "bar", "line", "silent"]
 
 
@@ -57,13 +59,20 @@ class BarProgress:
         self._bar: tqdm[Any] | None = None
 
     def start(self, label: str, total: int, done: int = 0) -> None:
-        """Show the bar."""
-        self._bar = tqdm(total=total, initial=done, desc=label, unit="it", file=self._stream, dynamic_ncols=True)
+        """Show the bar; without a time left until that means something."""
+        self._bar = tqdm(
+            total=total, initial=done, desc=label, unit="it", file=self._stream, dynamic_ncols=not in_notebook(),
+            bar_format=_BAR_WITHOUT_ETA,
+        )  # fmt: skip
+        self._first: int | None = None
 
     def update(self, done: int, loss: float | None = None, label: str | None = None) -> None:
         """Move the bar."""
         if self._bar is None:
             return
+        self._first = done if self._first is None else self._first
+        if done - self._first >= TRIED_STEPS:  # tqdm forgets the slow first step by a moving average
+            self._bar.bar_format = None
         if label is not None:
             self._bar.set_description_str(label, refresh=False)
         if loss is not None:
@@ -92,14 +101,15 @@ class LineProgress:
     ) -> None:
         self._stream = stream or sys.stderr
         self._interval, self._clock = interval, clock
-        self._label, self._total, self._first, self._done = "", 0, 0, 0
+        self._label, self._total, self._done = "", 0, 0
+        self._first: tuple[int, float] | None = None
         self._loss: float | None = None
         self._began = self._printed = 0.0
         self._open = False
 
     def start(self, label: str, total: int, done: int = 0) -> None:
         """Write the first line."""
-        self._label, self._total, self._first, self._done = label, total, done, done
+        self._label, self._total, self._done, self._first = label, total, done, None
         self._began = self._printed = self._clock()
         self._open = True
         self.note(f"{label}: {done}/{total} steps done, going on" if done else f"{label}: {total} steps")
@@ -108,13 +118,15 @@ class LineProgress:
         """Write a line if the last one is old enough."""
         self._done, self._loss, self._label = done, loss, label or self._label
         now = self._clock()
+        self._first = self._first or (done, now)
         if now - self._printed >= self._interval:
             self._printed = now
             self._line(now)
 
     def _line(self, now: float) -> None:
-        moved = self._done - self._first
-        left = (now - self._began) / moved * (self._total - self._done) if moved else None
+        first, since = self._first or (self._done, now)
+        moved = self._done - first
+        left = (now - since) / moved * (self._total - self._done) if moved >= TRIED_STEPS else None
         loss = "" if self._loss is None else f", loss {self._loss:.3f}"
         eta = "" if left is None else f", {duration(left)} left"
         percent = 100 * self._done / self._total if self._total else 100.0
@@ -178,11 +190,16 @@ class TableProgress:
         return f"runs {len(self._ended)}/{len(self._totals)}"
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, whose output moves with carriage returns."""
+    return "ipykernel" in sys.modules
+
+
 def make_progress(kind: Kind = "auto", stream: IO[str] | None = None) -> Progress:
-    """Return the progress display of that kind; ``auto`` is a bar on a terminal and lines elsewhere."""
+    """Return the progress display of that kind; ``auto`` is a bar on a terminal or in a notebook, lines elsewhere."""
     stream = stream or sys.stderr
     if kind == "auto":
-        kind = "bar" if stream.isatty() else "line"
+        kind = "bar" if stream.isatty() or in_notebook() else "line"
     if kind == "silent":
         return SilentProgress()
     return BarProgress(stream) if kind == "bar" else LineProgress(stream)

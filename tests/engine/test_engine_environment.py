@@ -4,6 +4,7 @@ import getpass
 import io
 import json
 import platform
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,24 @@ def test_lines_come_at_intervals_with_the_time_left():
     assert len(lines) == 6
 
 
+def test_no_time_left_is_told_from_the_first_step_alone():
+    """The first one compiles: here it takes nine of the first ten seconds."""
+    stream, now = io.StringIO(), [0.0]
+    progress = LineProgress(stream, interval=10, clock=lambda: now[0])
+    progress.start("run", 100)
+    for step, seconds in ((1, 90.0), (2, 10.0), (6, 4.0), (16, 10.0)):
+        now[0] += seconds
+        progress.update(step)
+    told = stream.getvalue().splitlines()[1:]
+    assert told[:2] == ["run: 1/100 steps (1 %)", "run: 2/100 steps (2 %)"]
+    assert told[2] == f"run: 16/100 steps (16 %), {duration(24 / 15 * 84)} left"
+
+
+def test_a_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert isinstance(make_progress("auto", io.StringIO()), BarProgress)
+
+
 def test_table_adds_up_and_shows_failures_at_once():
     stream, now = io.StringIO(), [0.0]
     table = TableProgress(LineProgress(stream, interval=10, clock=lambda: now[0]))
@@ -98,9 +117,9 @@ def test_table_adds_up_and_shows_failures_at_once():
     assert stream.getvalue().splitlines() == [
         "2 runs are in the store already, 2 to do",
         "runs 0/2: 40 steps",
-        "runs 0/2: 5/40 steps (12 %), 1 min 10 s left",
+        "runs 0/2: 5/40 steps (12 %)",
         "a: failed: no data",
-        "runs 1/2: 20/40 steps (50 %), 20 s left",
+        "runs 1/2: 20/40 steps (50 %), 13 s left",
         "runs 1/2: 20/40 steps after 20 s",
     ]
 

@@ -1,0 +1,58 @@
+"""The model of a stored run, built anew and given the weights of its last checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fractrain.cost.ledger import Ledger
+from fractrain.engine import checkpoint
+from fractrain.engine.registries import Registries
+from fractrain.engine.store import RunRecord
+from fractrain.methods.base import MethodContext
+from fractrain.util.digests import state_sha256
+from fractrain.util.errors import CheckpointError
+
+
+def restored_model(record: RunRecord, registries: Registries | None = None) -> nn.Module:
+    """Return a run's low-precision model on the CPU, in evaluation mode; no data is needed.
+
+    Args:
+        record: the run; of one that is not done, the last checkpoint counts.
+        registries: where names are looked up.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, does not fit the installed code, or, of a finished run,
+            does not hold the weights whose digest its summary has.
+    """
+    config = record.config
+    state = checkpoint.load(record.path / checkpoint.NAME, record.run_id)
+    if state is None:
+        raise CheckpointError(
+            f"run {record.run_id} has no checkpoint in {record.path}: only runs trained here keep their weights"
+        )
+    final = (record.summary or {}).get("weights_sha256")
+    if final is not None and state_sha256(state["model"]) != final:
+        raise CheckpointError(f"{record.path / checkpoint.NAME} does not hold the final weights of {record.run_id}")
+    known = (registries or Registries()).for_setting(config.setting, config.seed)
+    plain = known.model(config.model, config.dataset, config.seed)
+    blocks = list(getattr(plain, "gateable_blocks", list)())
+    lines = state["lines"]
+    weights: Any = known.block_weights(plain, config.dataset, blocks)
+    context = MethodContext(
+        seed=config.seed, blocks=blocks, ledger=Ledger(), batch_size=config.recipe.batch_size,
+        steps_per_epoch=lines[0]["iteration"] if lines else config.recipe.iterations,
+        total_steps=config.recipe.iterations, **weights,
+    )  # fmt: skip
+    method = known.method(config.method, config.settings)
+    model = method.prepare(plain, context)
+    try:
+        model.load_state_dict(state["model"])
+        method.load_state_dict(state["method"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"run {record.run_id}: the checkpoint does not fit the installed code ({reason})"
+        ) from error
+    return model.eval()
