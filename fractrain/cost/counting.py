@@ -9,7 +9,7 @@ maps stay the same, so a map that is refreshed now and then costs next to nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +37,38 @@ def products_of(p: Precision, eb: bool, gc: bool) -> list[tuple[Product, Operand
     return out
 
 
-def entries_for(site: str, p: Precision, macs: int, eb: bool, gc: bool) -> list[Entry]:
-    """Ledger entries per sample at constant widths."""
+def entries_for(
+    site: str, p: Precision, macs: int, eb: bool, gc: bool, shapes: Mapping[str, torch.Size] | None = None
+) -> list[Entry]:
+    """Ledger entries per sample at constant widths.
+
+    Args:
+        site: the layer.
+        p: its precision.
+        macs: of each product.
+        eb, gc: whether these products run.
+        shapes: of A, W and E, where formats with scales are counted.
+    """
 
     def width(o: Operand) -> int:
         return min(o.widest, FLOAT_BITS)
 
-    return [Entry(site, product, width(a), width(b), macs) for product, a, b in products_of(p, eb, gc)]
+    return [
+        Entry(site, product, width(a), width(b), macs, *_formats(product, a, b, shapes))
+        for product, a, b in products_of(p, eb, gc)
+    ]
+
+
+def _formats(
+    product: Product, a: Operand, b: Operand, shapes: Mapping[str, torch.Size] | None
+) -> tuple[str, str, float, float]:
+    """Names and scale bits per element of both operands."""
+    names, scales = [], []
+    for role, op in zip(OPERANDS[product], (a, b), strict=True):
+        own = not op.is_float and op.format.bits is not None
+        names.append(op.format.name if own else "")
+        scales.append(op.format.scale_bits(shapes[role], role == "W") if own and shapes else 0.0)
+    return names[0], names[1], scales[0], scales[1]
 
 
 def count_layer(layer: QuantLayer, x: torch.Tensor, macs: int, eb: bool, gc: bool) -> None:
@@ -52,9 +77,11 @@ def count_layer(layer: QuantLayer, x: torch.Tensor, macs: int, eb: bool, gc: boo
     if not any(isinstance(o.bits, torch.Tensor) for o in p.operands().values()):
         key = (p, macs, eb, gc)
         if layer.work_key[0] != key:
-            widths = ",".join(str(o.bits) for o in p.operands().values())
+            widths = ",".join(
+                str(o.bits) if o.is_float or o.format.bits is None else o.format.name for o in p.operands().values()
+            )
             layer.work_key = (key, f"{layer.site}|{widths}|{macs}|{'E' if eb else ''}{'G' if gc else ''}")
-        ledger.count(layer.work_key[1], x.shape[0], lambda: entries_for(layer.site, p, macs, eb, gc))
+        ledger.count(layer.work_key[1], x.shape[0], lambda: entries_for(layer.site, p, macs, eb, gc, layer.shapes))
         return
     for product, first, second in products_of(p, eb, gc):
         if any(isinstance(o.bits, torch.Tensor) and isinstance(o.format.granularity, PerTile) for o in (first, second)):
@@ -73,7 +100,7 @@ def _count_samples(layer: QuantLayer, product: Product, a: Operand, b: Operand, 
     works = tuple(f"{layer.site}|{product}|{i}x{j}" for i in range(WIDTHS) for j in range(WIDTHS))
 
     def define(k: int) -> Sequence[Entry]:
-        return [Entry(layer.site, product, k // WIDTHS, k % WIDTHS, 1)]
+        return [Entry(layer.site, product, k // WIDTHS, k % WIDTHS, 1, *_formats(product, a, b, layer.shapes))]
 
     layer.state.ledger.count_selected(works, units, define)
 
@@ -101,7 +128,8 @@ def _count_tiles(layer: QuantLayer, product: Product, a: Operand, b: Operand, sa
     work = next((w for s, m, w in kept if s == shapes and _same_maps(m, maps)), None)
     if work is None:
         pairs = _tile_pairs(layer, product, a, b, samples)
-        work = [(f"{layer.site}|{product}|{i}x{j}", Entry(layer.site, product, i, j, 1), n)
+        more = _formats(product, a, b, layer.shapes)
+        work = [(f"{layer.site}|{product}|{i}x{j}", Entry(layer.site, product, i, j, 1, *more), n)
                 for (i, j), n in sorted(pairs.items())]  # fmt: skip
         kept[:] = [(s, m, w) for s, m, w in kept if _same_maps(m, maps)][-7:]  # other shapes at the same maps
         kept.append((shapes, maps, work))

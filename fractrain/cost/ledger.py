@@ -38,6 +38,8 @@ class Entry(NamedTuple):
         bits1, bits2: widths of the two operands; 32 stands for floating point.
             FW: activation, weight. EB: error, weight. GC: activation, error.
         macs: multiply-accumulates per unit.
+        format1, format2: names of number formats that are no uniform grid (``e4m3/e8m0``); empty for grids and float32.
+        scale1, scale2: bits of scales per element of each operand, beside its width; 0 where one scale serves many.
     """
 
     layer: str
@@ -45,11 +47,19 @@ class Entry(NamedTuple):
     bits1: int
     bits2: int
     macs: int
+    format1: str = ""
+    format2: str = ""
+    scale1: float = 0.0
+    scale2: float = 0.0
+
+    def as_list(self) -> list[str | int | float]:
+        """Plain values; without formats the five that records had before there were any."""
+        return list(self) if self.format1 or self.format2 else list(self[:5])
 
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """MACs of one (phase, epoch, layer, product, bits of operand 1, bits of operand 2)."""
+    """MACs of one (phase, epoch, layer, product, widths and formats of the operands); see :class:`Entry`."""
 
     phase: Phase
     epoch: int
@@ -58,6 +68,10 @@ class LedgerRow:
     bits1: int
     bits2: int
     macs: int
+    format1: str = ""
+    format2: str = ""
+    scale1: float = 0.0
+    scale2: float = 0.0
 
 
 class Ledger:
@@ -162,7 +176,7 @@ class Ledger:
         for (phase, epoch, work), units in sorted(self._units.items()):
             if units:
                 for e in self._work[work]:
-                    yield LedgerRow(phase, epoch, e.layer, e.product, e.bits1, e.bits2, e.macs * units)
+                    yield LedgerRow(phase, epoch, e.layer, e.product, e.bits1, e.bits2, e.macs * units, *e[5:])
 
     def sample_count(self, phase: Phase, epoch: int) -> int:
         """Samples fed in one phase and epoch."""
@@ -178,7 +192,7 @@ class Ledger:
         return {
             "version": FORMAT_VERSION,
             "meta": copy.deepcopy(self.meta),
-            "work": {name: [list(e) for e in entries] for name, entries in sorted(self._work.items())},
+            "work": {name: [e.as_list() for e in entries] for name, entries in sorted(self._work.items())},
             "units": [[*key, n] for key, n in sorted(self._units.items()) if n],
             "samples": [[*key, n] for key, n in sorted(self._samples.items())],
         }

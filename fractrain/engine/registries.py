@@ -158,9 +158,12 @@ class Registries:
 
     def costs(self, ledger: Ledger, best_epoch: int) -> dict[str, Any]:
         """Return the cost figures of a ledger, up to ``best_epoch`` and in all; empty when no work was counted."""
+        from fractrain.cost.formats import format_costs
         from fractrain.cost.metrics import summarize
 
-        return dict(summarize(ledger, best_epoch).as_dict()) if _has_work(ledger) else {}
+        if not _has_work(ledger):
+            return {}
+        return {**summarize(ledger, best_epoch).as_dict(), **format_costs(ledger)}
 
     def cp(self, ledger: Ledger) -> float | None:
         """Return the computing percentage of the training so far, or None when no work was counted."""

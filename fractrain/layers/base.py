@@ -409,4 +409,4 @@ class QuantLayer(nn.Module):
 
     def entries(self, precision: Precision, macs: int, eb: bool, gc: bool) -> list[Entry]:
         """Ledger entries per sample at constant widths."""
-        return entries_for(self.site, precision, macs, eb, gc)
+        return entries_for(self.site, precision, macs, eb, gc, self.shapes)

@@ -164,7 +164,7 @@ class QuantMatmul(QuantLayer, Matmul):
 
     def entries(self, precision: Precision, macs: int, eb: bool, gc: bool) -> list[Entry]:
         """Ledger entries per sample at constant widths."""
-        return entries_for(self.site, self.effective(precision), macs, eb, gc)
+        return entries_for(self.site, self.effective(precision), macs, eb, gc, self.shapes)
 
     def sample_macs(self, output: torch.Tensor) -> int:
         """Forward MACs per sample (first axis) of the last operands: every element of the product, masked or not."""

@@ -130,6 +130,10 @@ class Format:
         """Most different values in a group; more than ``2^bits`` only where a flag is kept besides the code."""
         return 1 << bits
 
+    def scale_bits(self, shape: torch.Size, weight: bool) -> float:
+        """Bits of scales per element of an operand of this shape; a scale of a whole tensor or batch does not count."""
+        return 0.0
+
     def limits(self, x: torch.Tensor, kernels: Kernels = "auto") -> Limits:
         """Measure (smallest, largest) per group.
 

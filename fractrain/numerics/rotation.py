@@ -76,6 +76,10 @@ class Rotated(Format):
         """Of the inner format."""
         return self.inner.spans_samples
 
+    def scale_bits(self, shape: torch.Size, weight: bool) -> float:
+        """Of the inner format."""
+        return self.inner.scale_bits(shape, weight)
+
     def flipped(self) -> Rotated:
         """For the transposed operand."""
         inner = self.inner.flipped()

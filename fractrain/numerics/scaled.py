@@ -83,6 +83,16 @@ class Scaled(Format):
         """Whether a scale depends on elements of all samples of the batch."""
         return self.block.rows == 0 or self.scale.whole
 
+    def scale_bits(self, shape: torch.Size, weight: bool) -> float:
+        """See :meth:`Format.scale_bits`; activations and errors have as many rows as there are."""
+        rows, cols = self.block.rows, self.block.cols
+        if self.block == WHOLE or (rows == 0 and not weight):
+            return 0.0
+        m = matrices(torch.empty(shape, device="meta"), Place("W" if weight else "A"), self.block).shape
+        across = -(-m[2] // (cols or m[2])) / m[2]
+        down = -(-m[1] // (rows or m[1])) / m[1] if weight else 1 / rows
+        return self.scale.bits * across * down
+
     def flipped(self) -> Scaled:
         """For the transposed operand."""
         return replace(self, granularity=self.block.flipped()) if self.block != WHOLE else self
