@@ -25,6 +25,7 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
+from fractrain.commands.evidence import evidence_option
 from fractrain.commands.planning import (
     counts_text,
     merged,
@@ -71,23 +72,53 @@ out_option = click.option(
         metavar="NAME",
         help="Hardware model for energy and latency, with a preset or settings after colons.  [default: the table's]",
     ),
+    click.option(
+        "--from",
+        "origin",
+        type=NearestChoice(("store", "evidence")),
+        default="store",
+        show_default=True,
+        help="The run store, or the committed records (--evidence).",
+    ),
     profile_option("smoke"),
     seeds_option,
     results_option,
+    evidence_option,
     plugin_option,
 )
-def table_command(table: str, form: str, hardware: str | None, profile: str, seeds: int | None, results: Path) -> None:
-    """Print TABLE (or figure) from the runs there are; nothing is run."""
+def table_command(
+    table: str,
+    form: str,
+    hardware: str | None,
+    origin: str,
+    profile: str,
+    seeds: int | None,
+    results: Path,
+    evidence: Path,
+) -> None:
+    """Print TABLE (figure, campaign) from the runs there are; nothing is run."""
     from fractrain.cost.hardware import create
     from fractrain.engine.store import RunStore
-    from fractrain.report import output
+    from fractrain.report import output, scaling_output
+    from fractrain.report.campaign import campaign_names, load_campaign
+    from fractrain.report.evidence import EvidenceStore
+    from fractrain.report.scaling import build_scaling
     from fractrain.report.spec import load_spec
 
+    store = EvidenceStore(evidence) if origin == "evidence" else RunStore(results)
+    if table in campaign_names():
+        with stdout_to_stderr():
+            campaign = load_campaign(table)
+            if hardware is not None:
+                campaign = campaign.model_copy(update={"hardware": create(hardware).title})
+            text = scaling_output.text(build_scaling(campaign, store), form)
+        click.echo(text.rstrip("\n"))
+        return
     with stdout_to_stderr():
         spec = load_spec(table)
         if hardware is not None:
             spec = spec.model_copy(update={"hardware": create(hardware).title})
-        text = output.text(spec, RunStore(results), profile, seeds, form)
+        text = output.text(spec, store, profile, seeds, form)
     click.echo(text.rstrip("\n"))
 
 
@@ -166,7 +197,7 @@ def reproduce_command(
     site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels, graphs=graphs)
     campaign = plan_campaign_of(tables, profile, seeds, results)
     if campaign is not None:
-        return _reproduce_campaign(*campaign, site, jobs or 1, remote, dry_run, as_json)
+        return _reproduce_campaign(*campaign, site, jobs or 1, remote, dry_run, out, as_json)
     say(f"{', '.join(tables)}, {words(profile)}: planning ...")
     from fractrain.report.output import check
 
@@ -191,22 +222,32 @@ def reproduce_command(
 
 def _reproduce_campaign(
     campaign: Campaign, runs: list[PlannedRun], site: Site, jobs: int, remote: Executor | None, dry_run: bool,
-    as_json: bool,
+    out: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
-    """Run what is missing of a campaign, in its order."""
+    """Run what is missing of a campaign, in its order; print and write its table and figure."""
     from fractrain.engine.store import RunStore
-    from fractrain.report.campaign import done, plan_campaign
+    from fractrain.report import scaling_output
+    from fractrain.report.campaign import done
+    from fractrain.report.draw import require_matplotlib
+    from fractrain.report.scaling import build_scaling
 
     if dry_run:
         show_plan(runs, as_json)
         return 0
+    require_matplotlib()
     say(f"{campaign.name}: {counts_text(runs)}")
     outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
-    runs = plan_campaign(campaign, RunStore(site.store))
-    finished = sum(run.state == "cached" for run in runs)
-    say(f"{campaign.name}: {finished} of {len(runs)} runs are done, the first {done(runs)} without a gap")
+    with stdout_to_stderr():
+        scaling = build_scaling(campaign, RunStore(site.store))
+        files = scaling_output.write(scaling, out or Path(DEFAULT_OUT), out or Path(DEFAULT_FIGURES))
+        text = scaling_output.text(scaling, "md")
+    finished = sum(run.state == "cached" for run in scaling.runs)
     if as_json:
-        emit_json({"campaign": campaign.name, "runs": len(runs), "done": finished, "outcomes": outcomes})
+        emit_json({"table": scaling.table.as_dict(), "outcomes": outcomes, "files": files})
+    else:
+        click.echo(text.rstrip("\n"))
+    say(f"{campaign.name}: {finished} of {len(runs)} runs are done, the first {done(scaling.runs)} without a gap")
+    say(f"written: {', '.join(str(file) for file in files)}")
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
 
 

@@ -58,17 +58,25 @@ def draw(figure: FigureData, form: str) -> bytes:
     Raises:
         MachineError: matplotlib is not installed.
     """
-    with style(figure):
+    with style(figure.table.name):
         made = compose(figure)
-        stream = io.BytesIO()
-        metadata: Any = {"Date": None, "Creator": "fractrain"} if form == "svg" else {"Software": "fractrain"}
-        made.savefig(stream, format=form, dpi=DPI, metadata=metadata, facecolor="white")
+        return saved(made, form)
+
+
+def saved(made: Figure, form: str) -> bytes:
+    """The bytes of a figure as ``svg`` or ``png``; to be called inside :func:`style`."""
+    stream = io.BytesIO()
+    metadata: Any = {"Date": None, "Creator": "fractrain"} if form == "svg" else {"Software": "fractrain"}
+    made.savefig(stream, format=form, dpi=DPI, metadata=metadata, facecolor="white")
     return stream.getvalue()
 
 
 @contextmanager
-def style(figure: FigureData) -> Iterator[None]:
+def style(name: str) -> Iterator[None]:
     """Matplotlib's settings for the duration of a block: ours, whatever the user's are, and theirs again after it.
+
+    Args:
+        name: of the figure; the ids inside an SVG file depend on it alone.
 
     Raises:
         MachineError: matplotlib is not installed.
@@ -79,7 +87,7 @@ def style(figure: FigureData) -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's own style must not change the bytes
         matplotlib.rcParams.update(STYLE)
-        matplotlib.rcParams["svg.hashsalt"] = figure.table.name
+        matplotlib.rcParams["svg.hashsalt"] = name
         yield
 
 

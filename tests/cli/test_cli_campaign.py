@@ -55,3 +55,23 @@ def test_plan_of_a_campaign(cli, tiny):
     result = cli("plan", "scaling", "--no-times")
     assert result.exit_code == 0, result.stderr
     assert "2 runs: 2 to run" in result.stdout
+
+
+@pytest.mark.parametrize("origin", ["store", "evidence"])
+def test_table_of_a_campaign_without_any_run(cli, origin):
+    result = cli("table", "scaling", "--from", origin)
+    assert result.exit_code == 0, result.stderr
+    assert "0 of 75 runs of the campaign are done" in result.stdout
+    assert "NOT A REPRODUCTION" in result.stdout
+
+
+def test_a_table_reads_the_committed_records(cli, tmp_path):
+    """Records lie in folders of campaigns; a table finds them by run id."""
+    from test_cli_evidence import COMMITTED, RUN
+
+    from fractrain.report.evidence import EvidenceStore
+
+    assert EvidenceStore(COMMITTED).get(RUN).config.method == "fractrain"
+    result = cli("table", "table2", "--profile", "paper", "--from", "evidence", "--evidence", COMMITTED)
+    assert result.exit_code == 0, result.stderr
+    assert "not run" in result.stdout

@@ -54,7 +54,7 @@ def paper(store, sources):
 
 def drawn(figure):
     """The composed figure, drawn once, so that everything has its place."""
-    with style(figure):
+    with style(figure.table.name):
         made = compose(figure)
         made.canvas.draw()
     return made
