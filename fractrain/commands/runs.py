@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from fractrain.commands.choose import chosen_config, config_lines, run_options
 from fractrain.commands.common import (
+    NearestChoice,
     data_option,
     device_option,
     download_option,
@@ -27,6 +29,7 @@ from fractrain.util.errors import ConfigError, FractrainError
 
 if TYPE_CHECKING:
     from fractrain.engine.config import RunConfig
+    from fractrain.engine.listener import RunListener
     from fractrain.engine.store import RunRecord, RunStore
 
 
@@ -39,6 +42,22 @@ if TYPE_CHECKING:
         help="Start from the beginning: what the store has of this run, its result too, is deleted; no other run is.",
     ),
     click.option("--dry-run", is_flag=True, help="Show the resolved configuration and what there is of the run; stop."),
+    click.option(
+        "--track",
+        "trackers",
+        multiple=True,
+        type=NearestChoice(("wandb", "tensorboard")),
+        help="Follow the run live there, under --track-dir; WANDB_MODE=offline needs no account; may be repeated.",
+    ),
+    click.option(
+        "--track-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default="results",
+        show_default=True,
+        metavar="DIR",
+        help="Where trackers keep their files: DIR/wandb, DIR/tensorboard.",
+    ),
+    click.option("--project", default="fractrain", show_default=True, metavar="NAME", help="wandb's project."),
     kernels_option,
     graphs_option,
     device_option,
@@ -51,6 +70,9 @@ if TYPE_CHECKING:
 def run_command(
     force: bool,
     dry_run: bool,
+    trackers: tuple[str, ...],
+    track_dir: Path,
+    project: str,
     kernels: Any,
     graphs: Any,
     device: str,
@@ -80,9 +102,19 @@ def run_command(
             found = store.get(config.run_id)
             if found is None or found.status != "done":
                 check_site([config], site)
-        record = Trainer(config, site, make_progress(), ranks=ranks, fresh=force).run()
+        listeners = _listeners(trackers, track_dir, project) if ranks.first else []
+        record = Trainer(config, site, make_progress(), ranks=ranks, fresh=force, listeners=listeners).run()
     if ranks.first:
         _show(record, as_json)
+
+
+def _listeners(trackers: Sequence[str], folder: Path, project: str) -> list[RunListener]:
+    """What follows the run live; wrong names and missing libraries end the command before anything is trained."""
+    if not trackers:
+        return []
+    from fractrain.publish.live import make_listener
+
+    return [make_listener(kind, folder, project) for kind in dict.fromkeys(trackers)]
 
 
 def _show(record: RunRecord, as_json: bool) -> None:

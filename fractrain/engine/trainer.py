@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from fractrain.distributed.ranks import Ranks
 from fractrain.engine import checkpoint, environment
 from fractrain.engine.config import RunConfig
 from fractrain.engine.init_weights import source_weights, start_from
+from fractrain.engine.listener import RunListener
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
 from fractrain.engine.site import Site
@@ -42,6 +43,7 @@ class Trainer:
         registries: where names are looked up.
         ranks: the processes the run is on, all of which make a trainer; None: this one alone, on the site's device.
         fresh: start from the beginning, whatever the store has of this run; its source run stays as it is.
+        listeners: told about the run while it trains, on the first process.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Trainer:
         registries: Registries | None = None,
         ranks: Ranks | None = None,
         fresh: bool = False,
+        listeners: Sequence[RunListener] = (),
     ) -> None:
         self.ranks = ranks or Ranks(resolve_device(site.device))
         self.device = self.ranks.device
         self.config, self.site, self.store = config, site, RunStore(site.store)
         self.progress = progress if progress is not None and self.ranks.first else SilentProgress()
         self.registries, self.fresh = registries or Registries(), fresh
+        self.listeners = tuple(listeners) if self.ranks.first else ()
 
     def run(self) -> RunRecord:
         """Train to the end and return the finished run; one that is done already is returned, unless ``fresh``.
@@ -138,19 +142,23 @@ class Trainer:
             raise
         finally:
             self.progress.close()
+            if self.listeners and (record := self.store.get(self.config.run_id)) is not None:
+                for listener in self.listeners:
+                    listener.ended(record)
 
     def _train(self, writer: RunWriter | NullWriter, stop: GracefulStop) -> None:
         gpus = [self.device] if self.device.type == "cuda" else []
         path = writer.path / CHECKPOINT_NAME
         with determinism(self.config.recipe.deterministic), torch.random.fork_rng(devices=gpus):
             how = {"kernels": self.site.kernels, "graphs": self.site.graphs if gpus else "off"}
-            self.ranks.on_first(lambda: writer.start({**environment.capture(self.device), **how}))
+            machine = {**environment.capture(self.device), **how}
+            self.ranks.on_first(lambda: writer.start(machine))
             state = self.ranks.tell(self.ranks.on_first(lambda: checkpoint.load(path, self.config.run_id)))
             loop = TrainingLoop(
                 self.config,
                 self.site,
                 self.registries,
-                on_epoch=writer.append_metrics,
+                on_epoch=lambda line: self._on_period(writer, line),
                 should_stop=lambda: stop.requested,
                 start=self._start if state is None else None,
                 ranks=self.ranks,
@@ -162,9 +170,16 @@ class Trainer:
                 loop.load_state_dict(state)
             for text in loop.method.remarks():
                 self.progress.note(f"run {self.config.run_id}: {text}")
+            for listener in self.listeners:
+                listener.begun(self.config, machine, loop.lines)
             self.progress.start(self.config.run_id, loop.clock.total, loop.step)
             self._loop(loop, path, stop)
             self.ranks.on_first(lambda: self._finish(loop, writer))
+
+    def _on_period(self, writer: RunWriter | NullWriter, line: dict[str, Any]) -> None:
+        writer.append_metrics(line)
+        for listener in self.listeners:
+            listener.period(line)
 
     def _finish(self, loop: TrainingLoop, writer: RunWriter | NullWriter) -> None:
         """Make the run a result."""

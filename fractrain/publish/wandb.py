@@ -123,7 +123,7 @@ class WandbTracker:
             MachineError: the server cannot be reached, refuses, or does not answer in time.
             StoreError: the folder cannot be written (permissions, disk full).
         """
-        with self._one_line(payload.id):
+        with self.one_line(payload.id):
             if self.mode == "offline":
                 for stale in self.pending(payload.id):  # the new one replaces it: nothing may come twice
                     shutil.rmtree(stale)
@@ -140,6 +140,16 @@ class WandbTracker:
             if self.mode == "offline":
                 self._settle()
             return sent
+
+    def open(self, run_id: str, name: str, group: str, config: Mapping[str, Any]) -> Any:
+        """Open a run that is logged while it trains; its steps are epochs, its axis iterations."""
+        run = self._wandb.init(
+            project=self.project, entity=self.entity, id=run_id, name=name, resume="allow", job_type="train",
+            group=group, config=dict(config), settings=self._settings(),
+        )  # fmt: skip
+        run.define_metric("iteration")
+        run.define_metric("*", step_metric="iteration")
+        return run
 
     def pending(self, run_id: str) -> list[Path]:
         """Offline runs not synced yet; see :class:`Tracker` (``wandb sync`` leaves a ``*.synced`` file as its mark)."""
@@ -193,7 +203,7 @@ class WandbTracker:
     def _login(self) -> None:
         """Check that credentials exist, without asking for them on the terminal and without a network."""
         wandb = self._wandb
-        with self._one_line("login"):
+        with self.one_line("login"):
             wandb.setup(settings=wandb.Settings(mode=self.mode, silent=True))
             quiet = {"prompt": False} if "prompt" in inspect.signature(wandb.login).parameters else {}
             if wandb.login(verify=False, **quiet):
@@ -201,7 +211,7 @@ class WandbTracker:
         raise MachineError("wandb: not logged in; run `wandb login`, set WANDB_API_KEY, or publish with --mode offline")
 
     @contextlib.contextmanager
-    def _one_line(self, what: str) -> Iterator[None]:
+    def one_line(self, what: str) -> Iterator[None]:
         """Turn wandb's errors into one line that says what to do."""
         try:
             yield
