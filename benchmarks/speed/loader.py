@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fractrain.data import registry
-from fractrain.data.folder import FolderData
+from fractrain.data.folder_data import FolderData
 from fractrain.data.loader import train_loader
 from fractrain.plan.loading import reading_rate
 from fractrain.plan.synthetic_photos import photo_folder

@@ -92,7 +92,8 @@ def _datasets() -> list[Entry]:
 
 
 def _without_callables(info: Any) -> Entry:
-    values = {name: getattr(info, name) for name in info.__dataclass_fields__}
+    listed = [name for name, field in info.__dataclass_fields__.items() if field.metadata.get("listed", True)]
+    values = {name: getattr(info, name) for name in listed}
     return {name: plain(value) for name, value in values.items() if not callable(value)}
 
 

@@ -10,7 +10,7 @@ import click
 from fractrain.commands.common import NearestGroup, data_option, emit_json, json_option, options, say, stdout_to_stderr
 
 if TYPE_CHECKING:
-    from fractrain.data.manage import DataStatus
+    from fractrain.data.status import DataStatus
 
 
 @click.group("data", cls=NearestGroup)
@@ -22,10 +22,10 @@ def data_group() -> None:
 @options(click.argument("name", required=False), data_option, json_option)
 def status_command(name: str | None, data_dir: Path | None, as_json: bool) -> None:
     """Say which data sets are complete here (all of them, or NAME)."""
-    from fractrain.data import manage, registry
+    from fractrain.data import registry
 
     with stdout_to_stderr():
-        found = [manage.status(one, data_dir) for one in ([name] if name else registry.names())]
+        found = [registry.status(one, data_dir) for one in ([name] if name else registry.names())]
     _show(found, as_json)
 
 
@@ -33,11 +33,11 @@ def status_command(name: str | None, data_dir: Path | None, as_json: bool) -> No
 @options(click.argument("name"), data_option, json_option)
 def fetch_command(name: str, data_dir: Path | None, as_json: bool) -> None:
     """Download NAME, checksum by checksum; does nothing when it is there."""
-    from fractrain.data import manage
+    from fractrain.data import registry
 
     say(f"fetching {name} ...")
     with stdout_to_stderr():
-        found = manage.fetch(name, data_dir)
+        found = registry.fetch(name, data_dir)
     _show([found], as_json)
 
 
@@ -45,11 +45,11 @@ def fetch_command(name: str, data_dir: Path | None, as_json: bool) -> None:
 @options(click.argument("name"), data_option, json_option)
 def verify_command(name: str, data_dir: Path | None, as_json: bool) -> None:
     """Check every checksum of NAME, load it and count its samples."""
-    from fractrain.data import manage
+    from fractrain.data import registry
 
     say(f"verifying {name} ...")
     with stdout_to_stderr():
-        found = manage.verify(name, data_dir)
+        found = registry.verify(name, data_dir)
     _show([found], as_json)
 
 

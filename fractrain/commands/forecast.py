@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from fractrain.commands.common import say, stdout_to_stderr
-from fractrain.commands.planning import waiting
 from fractrain.engine.config import RunConfig
 from fractrain.engine.environment import cores
 from fractrain.plan.calibrate import Estimate, attempt
@@ -19,7 +18,7 @@ from fractrain.plan.cluster import Cluster, Makespan, simulate
 from fractrain.plan.disk import DiskNeed, disk_need
 from fractrain.plan.loading import Loading, measure_loading
 from fractrain.plan.trials import Trials, try_all
-from fractrain.report.grid import PlannedRun
+from fractrain.report.grid import PlannedRun, waiting
 from fractrain.util.device import resolve_device
 from fractrain.util.errors import FractrainError
 from fractrain.util.progress import duration, make_progress
@@ -233,7 +232,7 @@ def make_forecast(
     Raises:
         MachineError: no such device.
     """
-    from fractrain.data.text import root_of
+    from fractrain.data.places import root_of
 
     where = resolve_device(device)
     load = os.getloadavg()[0] / cores() if where.type == "cpu" and hasattr(os, "getloadavg") else None

@@ -25,7 +25,6 @@ from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from fractrain.commands.forecast import Forecast
-    from fractrain.engine.config import RunConfig
     from fractrain.plan.calibrate import Estimate
     from fractrain.report.campaign import Campaign
     from fractrain.report.grid import PlannedRun
@@ -214,13 +213,3 @@ def _estimate_json(found: Estimate | str | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {"estimate": {**asdict(found), "seconds": found.seconds, "bound": found.bound}}
-
-
-def waiting(runs: Sequence[PlannedRun]) -> dict[str, RunConfig]:
-    """What is still to be done, by run id: source runs, then runs."""
-    from fractrain.engine.config import RunConfig
-    from fractrain.report.grid import source_runs
-
-    sources = [source.config for source in source_runs(runs) if source.state == "to run"]
-    configs = [*sources, *(run.config for run in runs if run.state == "to run")]
-    return {config.run_id: config for config in configs if isinstance(config, RunConfig)}

@@ -302,13 +302,13 @@ def check_site(configs: Sequence[Any], site: Site) -> None:
         MachineError: no such device, or no network for a download.
         DataError: a data set is missing or corrupt.
     """
-    from fractrain.data import manage
+    from fractrain.data import registry
     from fractrain.util.device import resolve_device
     from fractrain.util.errors import DataError
 
     resolve_device(site.device)
     for name in dict.fromkeys(config.dataset for config in configs):
-        found = (manage.fetch if site.download else manage.status)(name, site.data_dir)
+        found = (registry.fetch if site.download else registry.status)(name, site.data_dir)
         if not found.ok:
             raise DataError("; ".join(filter(None, (found.message, found.advice))))
 

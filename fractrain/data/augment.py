@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fractrain.data.registry import DatasetInfo
+from fractrain.data.info import DatasetInfo
 from fractrain.util.seeds import derive_seed
 
 

@@ -18,8 +18,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-from fractrain.data.files import md5_of
 from fractrain.data.offline import offline
+from fractrain.data.status import md5_of
 from fractrain.util.errors import DataError, MachineError
 
 _TIMEOUT_S = 30.0

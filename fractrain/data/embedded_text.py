@@ -22,8 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from fractrain.data.registry import DatasetInfo
-from fractrain.data.text import TextData, refuse_fraction
+from fractrain.data.info import DatasetInfo, DataSource, package_status
+from fractrain.data.status import DataStatus
+from fractrain.data.text import LANGUAGE, TEXT, TextData, refuse_fraction, verify_text
 from fractrain.data.tokens import MemoryTokens
 from fractrain.data.vocabulary import EOS, UNK, Vocabulary, by_frequency
 from fractrain.util.errors import MachineError
@@ -43,29 +44,68 @@ _TYPE_LINE = re.compile(r"\*{0,2}\w[\w, *]* :(?: .*)?")
 _log = logging.getLogger("fractrain.data")
 
 
-def load(entry: DatasetInfo, data_dir: str | Path | None, download: bool, val_fraction: float, seed: int) -> TextData:
-    """Build the text; ``data_dir`` and ``download`` are not used. See :func:`fractrain.data.registry.load`.
+class DocsText(DataSource):
+    """Made from the files of scikit-learn, in memory."""
 
-    Raises:
-        MachineError: scikit-learn is not installed.
-        ConfigError: a validation fraction is asked for.
-    """
-    refuse_fraction(entry, val_fraction)
-    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for number, words in enumerate(articles(package_folder())):
-        parts[{_VAL: "val", _TEST: "test"}.get(number % CYCLE, "train")] += words
-    vocabulary = _vocabulary(Counter(parts["train"]), entry.classes)
-    tokens = {part: vocabulary.encode(words) for part, words in parts.items()}
-    total = hashlib.sha256("\n".join(vocabulary.words).encode())
-    for part, array in tokens.items():
-        total.update(f"\n{part} {len(array)}\n".encode() + array.astype("<u2").tobytes())
-    digest = total.hexdigest()
-    if digest != CONTENT:
-        _log.warning("docs_text: this scikit-learn has another text than release 1.9.1: results are not comparable")
-        train_size, val_size, test_size = (len(tokens[part]) for part in ("train", "val", "test"))
-        entry = replace(entry, train_size=train_size, val_size=val_size, test_size=test_size)
-    train, val, test = (MemoryTokens(tokens[part]) for part in ("train", "val", "test"))
-    return TextData(entry, train, val, test, digest, words=vocabulary.words)
+    def load(
+        self, info: DatasetInfo, data_dir: str | Path | None, download: bool, val_fraction: float, seed: int
+    ) -> TextData:
+        """Build the text; ``data_dir`` and ``download`` are not used.
+
+        Raises:
+            MachineError: scikit-learn is not installed.
+            ConfigError: a validation fraction is asked for.
+        """
+        refuse_fraction(info, val_fraction)
+        parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+        for number, words in enumerate(articles(package_folder())):
+            parts[{_VAL: "val", _TEST: "test"}.get(number % CYCLE, "train")] += words
+        vocabulary = _vocabulary(Counter(parts["train"]), info.classes)
+        tokens = {part: vocabulary.encode(words) for part, words in parts.items()}
+        total = hashlib.sha256("\n".join(vocabulary.words).encode())
+        for part, array in tokens.items():
+            total.update(f"\n{part} {len(array)}\n".encode() + array.astype("<u2").tobytes())
+        digest = total.hexdigest()
+        if digest != CONTENT:
+            _log.warning("docs_text: this scikit-learn has another text than release 1.9.1: results are not comparable")
+            train_size, val_size, test_size = (len(tokens[part]) for part in ("train", "val", "test"))
+            info = replace(info, train_size=train_size, val_size=val_size, test_size=test_size)
+        train, val, test = (MemoryTokens(tokens[part]) for part in ("train", "val", "test"))
+        return TextData(info, train, val, test, digest, words=vocabulary.words)
+
+    def status(self, info: DatasetInfo, data_dir: str | Path | None) -> DataStatus:
+        """Whether scikit-learn is installed."""
+        try:
+            package_folder()
+        except MachineError as error:
+            return package_status(info, str(error))
+        return package_status(info)
+
+    def verify(self, info: DatasetInfo, data_dir: str | Path | None) -> DataStatus:
+        """Build the text and compare its sizes with what is known."""
+        return verify_text(self, info, data_dir)
+
+
+DOCS_TEXT = DatasetInfo(
+    name="docs_text",
+    title="English prose: the documentation strings inside scikit-learn, lower case, 4,000 words",
+    classes=4_000,
+    shape=(64,),
+    train_size=245_230,
+    val_size=9_765,
+    test_size=11_896,
+    stride=64,
+    embedded=True,
+    stands_for="wikitext103",
+    source="documentation strings of scikit-learn 1.9.1",
+    licence="BSD 3-Clause",
+    bytes=0,
+    access=DocsText(),
+    recipe={  # 256 words a step
+    **LANGUAGE, "iterations": 100, "batch_size": 4, "lr": 1.5e-3, "warmup": 10, "eval_every": 100,
+},
+    **TEXT,
+)  # fmt: skip
 
 
 def _vocabulary(counts: Counter[str], size: int) -> Vocabulary:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from fractrain.data.registry import DatasetInfo
+from fractrain.data.info import DatasetInfo, DataSource
 from fractrain.util.errors import ConfigError, DataError
 from fractrain.util.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IntArray = npt.NDArray[np.int64]
 
@@ -34,6 +37,8 @@ class Split:
     labels: Tensor
 
     def __post_init__(self) -> None:
+        import torch
+
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or not self.images.is_contiguous():
             raise DataError(f"images must be contiguous uint8 [N, C, H, W], not {_describe(self.images)}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
@@ -44,6 +49,8 @@ class Split:
 
     def take(self, index: IntArray) -> Split:
         """Return the samples at ``index`` (int64, shape ``[n]``) in that order, as a copy."""
+        import torch
+
         chosen = torch.from_numpy(index)
         return Split(self.images[chosen].contiguous(), self.labels[chosen])
 
@@ -74,6 +81,37 @@ class ImageData:
                 total.update(split.images.numpy().data)
                 total.update(split.labels.numpy().astype("<i8").tobytes())
         return total.hexdigest()
+
+
+class ArraySource(DataSource):
+    """Images that fit into memory, as arrays; override :meth:`arrays`."""
+
+    in_memory: ClassVar[bool] = True
+
+    def arrays(
+        self, info: DatasetInfo, data_dir: str | Path | None, download: bool
+    ) -> tuple[tuple[npt.NDArray[Any], npt.NDArray[Any]], tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """Return the training part and the test part.
+
+        Returns:
+            of each part the images, uint8 ``[N, C, H, W]``, and the labels, whole numbers ``[N]`` from 0.
+        """
+        raise NotImplementedError
+
+    def load(
+        self, info: DatasetInfo, data_dir: str | Path | None, download: bool, val_fraction: float, seed: int
+    ) -> ImageData:
+        """Load the data set; the validation part is a function of ``seed``."""
+        train, test = (split_of(*part) for part in self.arrays(info, data_dir, download))
+        train, val = hold_out(info, train, val_fraction, seed)
+        return ImageData(info, train, test, val)
+
+
+def split_of(images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Split:
+    """Return a part from arrays: uint8 ``[N, C, H, W]`` and whole numbers ``[N]``."""
+    import torch
+
+    return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))
 
 
 def permutation(n: int, seed: int) -> IntArray:

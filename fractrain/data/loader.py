@@ -16,8 +16,8 @@ import torch
 from fractrain.data.augment import Normalizer
 from fractrain.data.batches import BAD_VARIABLE, Fetched, FolderBatches
 from fractrain.data.folder import FolderPart
+from fractrain.data.info import DatasetInfo
 from fractrain.data.prefetch import Fetcher, WorkerFetcher, worker_count
-from fractrain.data.registry import DatasetInfo
 from fractrain.data.stream import Batch
 from fractrain.util.errors import ConfigError, DataError
 

@@ -18,7 +18,7 @@ from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from fractrain.data.images import ImageData, IntArray, Split
-    from fractrain.data.registry import DatasetInfo
+    from fractrain.data.info import DatasetInfo
 
 ADAPTATION, FINE_TUNING = "adaptation", "fine-tuning"
 SOURCE = "-source"  # the source run's setting is called ``adaptation-source`` or ``fine-tuning-source``
@@ -28,7 +28,7 @@ def unsuitable(info: DatasetInfo, setting: str) -> str | None:
     """Return why a data set cannot be divided for a setting, as a clause; None where it can."""
     if setting == "standard":
         return None
-    if info.kind != "image" or info.module:
+    if info.kind != "image" or not info.access.in_memory:
         return "only image data sets that are held in memory are divided (cifar10, cifar100 and the embedded digits)"
     if setting.startswith(ADAPTATION) and info.classes % 2:
         return f"{info.classes} classes have no halves"

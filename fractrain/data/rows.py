@@ -10,23 +10,19 @@ one lane, and every process reads all of it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from fractrain.data.images import permutation
 from fractrain.data.lanes import LANES, Lanes
-from fractrain.data.offline import offline
-from fractrain.data.registry import DatasetInfo
-from fractrain.util.errors import ConfigError, DataError, MachineError
+from fractrain.util.errors import DataError, MachineError
 from fractrain.util.seeds import derive_seed
 
 WINDOW: Final = 2048  # rows over all lanes: 0.2 GB of ImageNet's files
@@ -142,7 +138,7 @@ class RowPart:
             raise self._broken(f"row {number:,} cannot be read", error) from error
 
     def _broken(self, what: str, error: Exception) -> DataError | MachineError:
-        text = f"{self.origin}: {what}: {type(error).__name__}: {_line(error)}"
+        text = f"{self.origin}: {what}: {type(error).__name__}: {line_of(error)}"
         if self.hub:
             return MachineError(f"{text}; check the network, then resume the run, or use files on disk")
         return DataError(text)
@@ -189,7 +185,7 @@ class RowPart:
             return stream.cast_column("image", datasets.Image(decode=False))
         except Exception as error:  # datasets lets through what pyarrow, fsspec and the hub's client raise
             kind = MachineError if self.hub else DataError
-            raise kind(f"cannot open {self.origin}: {type(error).__name__}: {_line(error)}") from error
+            raise kind(f"cannot open {self.origin}: {type(error).__name__}: {line_of(error)}") from error
 
     def _checked(self, number: int, row: dict[str, Any]) -> Row:
         image, label = row.get("image"), row.get("label")
@@ -198,47 +194,6 @@ class RowPart:
         if not 0 <= label < self.classes:
             raise DataError(f"{self.origin}: row {number:,} has label {label}, expected 0 to {self.classes - 1}")
         return f"{image.get('path') or f'row {number}'} in {self.origin}", image["bytes"], label
-
-
-@dataclass(frozen=True, eq=False)
-class RowData:
-    """A data set of rows.
-
-    Attributes:
-        info: what is known of the data set.
-        train: training part.
-        test: the table's validation part, on which results are reported, as is the custom for ImageNet.
-        val: always None: a stream cannot be divided by class.
-    """
-
-    info: DatasetInfo
-    train: RowPart
-    test: RowPart
-    val: None = None
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over name and size of every file, or over the name and revision on the hub."""
-        total = hashlib.sha256(f"order {_ORDER}\n".encode())
-        for name, part in (("train", self.train), ("test", self.test)):
-            total.update(f"{name}:{part.rows}:{part.hub}\n".encode())
-            for path in part.files:
-                total.update(f"{path.name} {path.stat().st_size}\n".encode())
-        return total.hexdigest()
-
-    def train_stream(
-        self, batch_size: int, seed: int, device: torch.device | str, augment: bool, rank: int = 0, world: int = 1
-    ) -> object:
-        """Return the training batches, or one process's share of each."""
-        from fractrain.data.row_loader import train_loader
-
-        return train_loader(self.train, self.info, batch_size, seed, device, augment, rank, world)
-
-    def eval_stream(self, split: str, batch_size: int, device: torch.device | str) -> object:
-        """Return the batches of ``test``."""
-        from fractrain.data.row_loader import eval_loader
-
-        return eval_loader(getattr(self, split), self.info, batch_size, device)
 
 
 def window_shuffle(rows: Iterator[Row], seed: int, window: int = WINDOW) -> Iterator[Row]:
@@ -262,84 +217,14 @@ def window_shuffle(rows: Iterator[Row], seed: int, window: int = WINDOW) -> Iter
         yield held[at]
 
 
-def parquet_files(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Return the parquet files of each part in a folder (or its folder ``data``), sorted; empty if there are none."""
-    found = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
-    if not found:
-        return {}
-    return {part: tuple(f for f in found if f.name.startswith(names)) for part, names in _SPLITS.items()}
-
-
-def parquet_data(entry: DatasetInfo, folder: Path, val_fraction: float = 0.0) -> RowData:
-    """Describe the parquet files of a folder.
-
-    Raises:
-        DataError: a part is missing, a file is damaged, or there are not as many rows as known.
-        ConfigError: a validation part is asked for.
-    """
-    files = parquet_files(folder)
-    parts = {}
-    for part, known in (("train", entry.train_size), ("test", entry.test_size)):
-        split = _SPLITS[part][0]
-        if not files.get(part):
-            raise DataError(f"{entry.name}: {folder} has no files {split}-*.parquet")
-        sizes = tuple(_rows(path) for path in files[part])
-        rows = sum(sizes)
-        if known not in (0, rows):
-            raise DataError(f"{entry.name}: {folder}/{split}-*.parquet have {rows:,} rows, the data set has {known:,}")
-        parts[part] = RowPart(split, rows, entry.classes, files[part], sizes)
-    _no_validation(entry, val_fraction)
-    info = replace(entry, train_size=len(parts["train"]), test_size=len(parts["test"]))
-    return RowData(info, parts["train"], parts["test"])
-
-
-def hub_data(entry: DatasetInfo, hub: str, val_fraction: float = 0.0) -> RowData:
-    """Describe a data set on the hub; nothing is asked of the network here.
-
-    Raises:
-        ConfigError: no revision is pinned, or a validation part is asked for.
-        MachineError: a variable says that this machine is offline.
-    """
-    name, _, revision = hub.partition("@")
-    if name.count("/") != 1 or not revision:
-        raise ConfigError(
-            f"FRACTRAIN_IMAGENET={hub!r}: expected owner/name@revision; without a fixed revision (a commit's hash) a "
-            "result could not be repeated"
-        )
-    if variable := offline():
-        raise MachineError(f"{hub} is streamed from the hub, but {variable} is set: unset it, or use files on disk")
-    _no_validation(entry, val_fraction)
-    sizes = {"train": entry.train_size, "test": entry.test_size}
-    parts = {part: RowPart(_SPLITS[part][0], rows, entry.classes, hub=hub) for part, rows in sizes.items()}
-    return RowData(entry, parts["train"], parts["test"])
-
-
-def _no_validation(entry: DatasetInfo, fraction: float) -> None:
-    if fraction:
-        raise ConfigError(
-            f"val_fraction is {fraction}, but {entry.name} is read as a stream of rows, which cannot be divided by "
-            "class: set it to 0, or use the folder layout"
-        )
-
-
-def _rows(path: Path) -> int:
-    try:
-        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MachineError(f"reading {path} needs pyarrow ({error}); mend with `pip install datasets`") from error
-    try:
-        return int(parquet.read_metadata(path).num_rows)
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path} is no whole parquet file: {_line(error)}") from error
-
-
 def _rows_at(url: str) -> int:
     import fsspec  # type: ignore[import-untyped]
-    from pyarrow import parquet
+    from pyarrow import parquet  # type: ignore[import-untyped]
 
     with fsspec.open(url, "rb") as handle:
         return int(parquet.read_metadata(handle).num_rows)
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """Return an exception's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__

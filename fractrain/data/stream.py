@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fractrain.data.augment import EpochPlan, Normalizer, crop_flip, epoch_plan
 from fractrain.data.images import Split
-from fractrain.data.registry import DatasetInfo
+from fractrain.data.info import DatasetInfo
 from fractrain.util.errors import ConfigError
 
 Batch = tuple[Tensor, Tensor]

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from filelock import FileLock
 
-from fractrain.data.registry import DatasetInfo
+from fractrain.data.info import DatasetInfo
 from fractrain.data.text_files import PARTS, Text
 from fractrain.data.text_official import check_official, difference, expected_sha256, official_sha256, prepared_blocks
 from fractrain.data.tokens import FileTokens

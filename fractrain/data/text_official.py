@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from fractrain.data.registry import DatasetInfo
+from fractrain.data.info import DatasetInfo
 from fractrain.data.text_files import PARTS, Text
 from fractrain.data.tokens import Tokens
 from fractrain.data.vocabulary import EOS, Vocabulary

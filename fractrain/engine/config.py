@@ -120,7 +120,7 @@ class RunConfig(pydantic.BaseModel):
         info = known.dataset_info(dataset)
         _must_fit(known, method, model, dataset, setting)
         profile = check_profile(profile or default_profile(info.embedded))
-        values = recipe_values(dataset, profile, info.embedded)
+        values = recipe_values(info, profile)
         source = None
         if setting in SOURCE_OF:
             values = transfer_recipe(values)

@@ -19,6 +19,9 @@ from typing import Annotated, Any, Final, Literal
 import pydantic
 from pydantic import Field
 
+from fractrain.data.cifar import RECIPE
+from fractrain.data.embedded import SMOKE_RECIPE
+from fractrain.data.info import DatasetInfo
 from fractrain.engine.length import share
 from fractrain.util.errors import ConfigError
 from fractrain.util.settings import ADDED
@@ -100,113 +103,51 @@ class Recipe(pydantic.BaseModel):
         return value
 
 
-_CIFAR: Final[dict[str, Any]] = {
-    "iterations": 64_000,
-    "batch_size": 128,
-    "lr": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-    "milestones": [32_000, 48_000],
-    "lr_decay": 0.1,
-}
-# 90 passes of 256 images with drops after 30 and 60, the standard that the papers follow.
-_IMAGENET_PASS: Final = 5_005  # ceil(1,281,167 / 256)
-_IMAGENET: Final[dict[str, Any]] = {
-    **_CIFAR, "iterations": 90 * _IMAGENET_PASS, "batch_size": 256,
-    "milestones": [30 * _IMAGENET_PASS, 60 * _IMAGENET_PASS],
-}  # fmt: skip
-# Ours, in no paper: 30 passes over the 9,469 images of the whole set.
-_IMAGENETTE: Final[dict[str, Any]] = {
-    **_CIFAR, "iterations": 4_440, "batch_size": 64, "lr": 0.05, "milestones": [2_220, 3_700],
-}  # fmt: skip
-# Ours: the papers' settings for language models are not known. Adam as for the first Transformer (Vaswani et al. 2017,
-# section 5.3), 32,768 words a step (64 sequences of 512), 50,000 steps: 16 passes over the 103 million words.
-_LANGUAGE: Final[dict[str, Any]] = {
-    "optimizer": "adam", "betas": [0.9, 0.98], "weight_decay": 0.0, "clip_norm": 1.0, "schedule": "cosine",
-    "augment": False,
-}  # fmt: skip
-_WIKITEXT103: Final[dict[str, Any]] = {
-    **_LANGUAGE, "iterations": 50_000, "batch_size": 64, "lr": 5e-4, "warmup": 4_000, "eval_every": 2_000,
-}  # fmt: skip
-# Ours: 8,192 words a step (16 sequences of 512), 5,100 steps: 20 passes over the 2 million words.
-_WIKITEXT2: Final[dict[str, Any]] = {
-    **_LANGUAGE, "iterations": 5_100, "batch_size": 16, "lr": 5e-4, "warmup": 500, "eval_every": 255,
-}  # fmt: skip
-# Training images of the sets whose evaluation period is one pass; a test compares them with the data sets'.
-_IMAGES: Final = {"imagenet": 1_281_167, "imagenette": 9_469, "cifar10": 50_000, "cifar100": 50_000}
-_PAPER: Final[dict[str, dict[str, Any]]] = {
-    "wikitext103": _WIKITEXT103,
-    "wikitext2": _WIKITEXT2,
-    "imagenet": _IMAGENET,
-    "imagenette": _IMAGENETTE,
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
-}
-# Ours, tuned for minutes on two cores: 3- and 4-bit networks learn little in a few hundred steps at the paper's 0.1.
-_SMOKE: Final[dict[str, Any]] = {**_CIFAR, "lr": 0.03, "zero_init_residual": True}
-_EMBEDDED: Final[dict[str, dict[str, Any]]] = {
-    "digits": {
-        **_SMOKE, "iterations": 120, "batch_size": 64, "milestones": [90, 109], "eval_every": 15, "val_fraction": 0.1,
-    },
-    "docs_text": {  # 256 words a step
-        **_LANGUAGE, "iterations": 100, "batch_size": 4, "lr": 1.5e-3, "warmup": 10, "eval_every": 100,
-    },
-    "digits32": {
-        **_SMOKE, "iterations": 64, "batch_size": 32, "milestones": [48, 58], "eval_every": 16, "val_fraction": 0.1,
-    },
-    "digits100": {
-        **_SMOKE, "iterations": 224, "batch_size": 32, "lr": 0.05, "milestones": [184, 208], "eval_every": 32,
-        "val_fraction": 0.02, "augment": False,
-    },
-}  # fmt: skip
-
-
 def default_profile(embedded: bool) -> str:
     """Return ``smoke`` for an embedded data set and ``paper`` for a real one."""
     return "smoke" if embedded else "paper"
 
 
-def recipe_values(dataset: str, profile: str, embedded: bool) -> dict[str, Any]:
+def recipe_values(info: DatasetInfo, profile: str) -> dict[str, Any]:
     """Return the recipe of one data set and profile as plain values.
 
-    ``1/n``: iterations, milestones and warm-up of the paper's recipe divided by n; an evaluation period is one pass as
-    in the paper, or a twentieth of a run of fewer than 20 passes.
+    A data set that has none gets that of CIFAR; an embedded one, that of ``digits``. ``1/n``: iterations, milestones
+    and warm-up of the paper's recipe divided by n; an evaluation period is one pass as in the paper, or a twentieth of
+    a run of fewer than 20 passes.
 
     Raises:
-        ConfigError: an embedded data set with a profile that claims something about the paper, no recipe known, or a
-            share too small to have its evaluation periods.
+        ConfigError: an embedded data set with a profile that claims something about the paper, or a share too small to
+            have its evaluation periods.
     """
-    if embedded:
+    own = dict(info.recipe or (SMOKE_RECIPE if info.embedded else RECIPE))
+    if info.embedded:
         if profile != "smoke":
             raise ConfigError(
-                f"profile {profile!r} needs a real data set, {dataset!r} is an embedded one: use --profile smoke"
+                f"profile {profile!r} needs a real data set, {info.name!r} is an embedded one: use --profile smoke"
             )
-        return dict(_EMBEDDED.get(dataset, _EMBEDDED["digits"]))
-    if dataset not in _PAPER:
-        raise ConfigError(f"no recipe for data set {dataset!r} in this release: choose one of {', '.join(_PAPER)}")
-    paper = _PAPER[dataset]
+        return own
     if profile == "paper":
-        return dict(paper)
+        return own
     if profile == "smoke":  # its periods stay as long: twenty evaluations would take longer than the training
-        return with_length(paper, paper["iterations"] // REAL_SMOKE)
+        return with_length(own, own["iterations"] // REAL_SMOKE)
     n = share(profile) or 1
-    iterations = paper["iterations"] // n
+    iterations = own["iterations"] // n
     if iterations < PERIODS:
-        raise ConfigError(f"length 1/{n} of {dataset}'s recipe is {iterations} iterations: {PERIODS} are needed")
-    values = with_length(paper, iterations)
-    return {**values, "eval_every": _period(dataset, values)}
+        raise ConfigError(f"length 1/{n} of {info.name}'s recipe is {iterations} iterations: {PERIODS} are needed")
+    values = with_length(own, iterations)
+    return {**values, "eval_every": _period(info, own, values)}
 
 
-def _period(dataset: str, values: Mapping[str, Any]) -> int:
+def _period(info: DatasetInfo, paper: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     """Steps of one evaluation period of a shortened run, 0 for a pass.
 
     Where the paper's recipe names a period, there are as many of them as in the paper's run. Where it is a pass, a
     run of too few passes has ``PERIODS``.
     """
-    paper, iterations = _PAPER[dataset], int(values["iterations"])
+    iterations = int(values["iterations"])
     if every := int(paper.get("eval_every", 0)):
         periods = -(-int(paper["iterations"]) // every)
-    elif iterations * values["batch_size"] < PERIODS * _IMAGES[dataset]:
+    elif iterations * values["batch_size"] < PERIODS * (info.train_size or info.usual_train_size):
         periods = PERIODS
     else:
         return 0

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 import torch
 
 from fractrain.data.images import Split
-from fractrain.data.registry import DatasetInfo
+from fractrain.data.info import DatasetInfo
 from fractrain.data.stream import TrainStream
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop

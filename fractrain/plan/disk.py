@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from fractrain.data import registry
-from fractrain.data.manage import DataStatus, status
-from fractrain.data.registry import DatasetInfo
+from fractrain.data.info import DatasetInfo
+from fractrain.data.status import DataStatus
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def disk_need(name: str, data_dir: str | Path | None = None) -> DiskNeed:
     Raises:
         ConfigError: unknown name.
     """
-    entry, found = registry.info(name), status(name, data_dir)
+    entry, found = registry.info(name), registry.status(name, data_dir)
     if entry.embedded:
         return DiskNeed(name, found.looked_in, found.ok, 0, 0, note="" if found.ok else found.message)
     if entry.kind == "text":

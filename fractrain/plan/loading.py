@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import torch
 
-from fractrain.data import manage, registry
-from fractrain.data.imagenet import hub_name
+from fractrain.data import registry
+from fractrain.data.imagenet import Photos
 from fractrain.data.prefetch import worker_count
 from fractrain.plan.synthetic_photos import SIZE, photo_folder
 from fractrain.util.signals import GracefulStop
@@ -58,10 +58,10 @@ def measure_loading(
     entry = registry.info(name)
     if not entry.read_while_training:
         return None
-    if hub := hub_name(entry):
+    if isinstance(entry.access, Photos) and (hub := entry.access.hub(entry)):
         return f"streamed from {hub}, at the pace of the network"
     workers = worker_count(device)
-    found = manage.status(name, data_dir)
+    found = registry.status(name, data_dir)
     if found.ok:
         data: Any = registry.load(name, data_dir)
         stream = data.train_stream(BATCH, 0, device, True)

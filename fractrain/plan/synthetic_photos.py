@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from fractrain.data.folder import FolderData, read_folder
-from fractrain.data.registry import DatasetInfo
+from fractrain.data.folder_data import FolderData, read_folder
+from fractrain.data.info import DatasetInfo
 
 SIZE: Final = (500, 375)  # pixels, the usual size of ImageNet's photos
 

@@ -165,13 +165,13 @@ def kernel_check() -> Check:
 def data_checks(data_dir: Path | None) -> Iterator[Check]:
     """Say of every data set whether it is complete."""
     try:
-        from fractrain.data import manage, registry
+        from fractrain.data import registry
     except (ImportError, OSError) as error:
         yield Check("data", "does not work", _line(error), "see packages above")
         return
     for name in registry.names():
         try:
-            found = manage.status(name, data_dir)
+            found = registry.status(name, data_dir)
         except FractrainError as error:
             yield Check(f"data {name}", "does not work", str(error))
             continue

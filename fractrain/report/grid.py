@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Literal, NamedTuple
 
+from fractrain.engine.config import RunConfig
 from fractrain.engine.length import check_profile
 from fractrain.report.sources import Config, NotInRelease, Record, SourceConfig, Sources, Store, default_sources
 from fractrain.report.spec import Pair, RowSpec, RunRequest, TableSpec
@@ -227,3 +228,10 @@ def counts_text(runs: Sequence[PlannedRun]) -> str:
 
 def _counts(states: Iterable[str]) -> str:
     return ", ".join(f"{number} {state}" for state, number in Counter(states).items())
+
+
+def waiting(runs: Sequence[PlannedRun]) -> dict[str, RunConfig]:
+    """Return what is still to be done, by run id: source runs, then runs."""
+    sources = [source.config for source in source_runs(runs) if source.state == "to run"]
+    configs = [*sources, *(run.config for run in runs if run.state == "to run")]
+    return {config.run_id: config for config in configs if isinstance(config, RunConfig)}

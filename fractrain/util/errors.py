@@ -68,5 +68,6 @@ class NonFiniteError(RunError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest known name, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    small = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), list(small), n=1, cutoff=0.5)
+    return f" (did you mean {small[near[0]]!r}?)" if near else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fractrain.data import manage
+from fractrain.data import registry
 from fractrain.numerics import quantize as kernels
 from fractrain.report import doctor
 from fractrain.util.errors import DataError
@@ -84,7 +84,7 @@ def test_data_that_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise DataError("unreadable")
 
-    monkeypatch.setattr(manage, "status", fail)
+    monkeypatch.setattr(registry, "status", fail)
     assert {check.state for check in doctor.data_checks(None)} == {"does not work"}
 
 

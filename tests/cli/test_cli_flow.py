@@ -116,15 +116,15 @@ def test_doctor_and_data_status_are_one_json_document_each(cli: Any) -> None:
 
 
 def test_what_libraries_print_goes_to_stderr(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fractrain.data import manage
+    from fractrain.data import registry
 
-    real = manage.status
+    real = registry.status
 
     def noisy(*args: Any) -> Any:
         print("a library talks")
         return real(*args)
 
-    monkeypatch.setattr(manage, "status", noisy)
+    monkeypatch.setattr(registry, "status", noisy)
     result = cli("data", "status", "digits", "--json")
     assert json.loads(result.stdout)
     assert "a library talks" in result.stderr

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from fractrain.data import manage, registry
+from fractrain.data import registry
 from fractrain.util.errors import DataError
 
 REAL = os.environ.get("FRACTRAIN_TEST_CIFAR", "")
@@ -38,14 +38,14 @@ def test_where_it_looks(fake_cifar, monkeypatch, tmp_path):
     monkeypatch.chdir(folder)
     assert registry.load("cifar10", ".").digest == wanted
     monkeypatch.chdir(tmp_path)
-    assert manage.status("cifar10").chosen_by == "default"
-    assert manage.status("cifar10").looked_in == "data"
+    assert registry.status("cifar10").chosen_by == "default"
+    assert registry.status("cifar10").looked_in == "data"
     root.rename(tmp_path / "data")
     assert registry.load("cifar10").digest == wanted
     (tmp_path / "data").rename(tmp_path / "moved")
     monkeypatch.setenv("FRACTRAIN_DATA", str(tmp_path / "moved"))
     assert registry.load("cifar10").digest == wanted
-    assert manage.status("cifar10").chosen_by == "FRACTRAIN_DATA"
+    assert registry.status("cifar10").chosen_by == "FRACTRAIN_DATA"
     with pytest.raises(DataError, match="elsewhere"):
         registry.load("cifar10", tmp_path / "elsewhere")  # an explicit folder is the only one searched
 
@@ -77,7 +77,7 @@ def test_truncated_file(fake_cifar):
     with pytest.raises(DataError) as caught:
         registry.load("cifar10", root)
     text = one_line(caught)
-    found = manage.status("cifar10", root).files[2].found
+    found = registry.status("cifar10", root).files[2].found
     assert found != expected
     for part in (str(path), expected, found, "1000 bytes", "fractrain data fetch cifar10"):
         assert part in text
@@ -112,22 +112,22 @@ def test_a_folder_in_place_of_a_file(fake_cifar):
     with pytest.raises(DataError, match="cannot be read") as caught:
         registry.load("cifar10", root)
     assert "test_batch" in one_line(caught)
-    assert manage.status("cifar10", root).files[5].state == "unreadable"
+    assert registry.status("cifar10", root).files[5].state == "unreadable"
 
 
 def test_status_of_good_bad_and_missing(fake_cifar, tmp_path):
     root, folder, _, _ = fake_cifar("cifar10")
-    good = manage.status("cifar10", root)
+    good = registry.status("cifar10", root)
     assert good.ok
     assert good.advice == ""
     assert good.bytes == sum(path.stat().st_size for path in folder.iterdir())
     assert [file.state for file in good.files] == ["ok"] * 7
     (folder / "test_batch").write_bytes(b"x")
-    bad = manage.status("cifar10", root)
+    bad = registry.status("cifar10", root)
     assert not bad.ok
     assert "1 of 7" in bad.message
     assert "fetch" in bad.advice
-    missing = manage.status("cifar10", tmp_path / "none")
+    missing = registry.status("cifar10", tmp_path / "none")
     assert not missing.ok
     assert missing.download_bytes == 170_498_071
     assert {file.state for file in missing.files} == {"missing"}
@@ -136,17 +136,17 @@ def test_status_of_good_bad_and_missing(fake_cifar, tmp_path):
 def test_verify_counts_images(fake_cifar):
     root, _, _, _ = fake_cifar("cifar10")
     with pytest.raises(DataError, match="100 training and 20 test images, expected 50000 and 10000"):
-        manage.verify("cifar10", root)
+        registry.verify("cifar10", root)
 
 
 @pytest.mark.parametrize("name", ["digits", "digits100"])
 def test_embedded_sets_need_nothing(name, tmp_path):
-    for record in (manage.status(name), manage.fetch(name, tmp_path / "unused")):
+    for record in (registry.status(name), registry.fetch(name, tmp_path / "unused")):
         assert record.ok
         assert record.embedded
         assert record.bytes == record.download_bytes == 0
     assert not (tmp_path / "unused").exists()
-    checked = manage.verify(name)
+    checked = registry.verify(name)
     assert checked.digest == registry.load(name).digest
     assert (checked.train_size, checked.test_size) == (registry.info(name).train_size, registry.info(name).test_size)
 
@@ -154,7 +154,7 @@ def test_embedded_sets_need_nothing(name, tmp_path):
 @needs_files
 @pytest.mark.parametrize("name", NAMES)
 def test_real_files(name):
-    checked = manage.verify(name, REAL)
+    checked = registry.verify(name, REAL)
     assert checked.ok
     assert (checked.train_size, checked.test_size) == (50_000, 10_000)
     data = registry.load(name, REAL, val_fraction=0.1)

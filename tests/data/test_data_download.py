@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fractrain.data import manage, registry
+from fractrain.data import registry
 from fractrain.data.download import download
 from fractrain.util.errors import DataError, MachineError
 
@@ -200,7 +200,7 @@ def test_fetch_offline_is_one_line_and_connects_nowhere(tmp_path, monkeypatch, n
     monkeypatch.delenv("FRACTRAIN_DATA_MIRROR", raising=False)
     monkeypatch.setattr("socket.create_connection", connect)
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    for act in (lambda d: manage.fetch(name, d), lambda d: registry.load(name, d, download=True)):
+    for act in (lambda d: registry.fetch(name, d), lambda d: registry.load(name, d, download=True)):
         with pytest.raises(MachineError, match="HF_DATASETS_OFFLINE is set") as caught:
             act(tmp_path / "empty")
         one_line(caught)
@@ -210,12 +210,12 @@ def test_fetch_from_a_mirror_and_load(fake_archive, monkeypatch, tmp_path):
     archive, folder = fake_archive
     monkeypatch.setenv("FRACTRAIN_DATA_MIRROR", archive.parent.as_uri())
     target = tmp_path / "new" / "place"
-    assert manage.fetch("cifar10", target).ok
+    assert registry.fetch("cifar10", target).ok
     assert left_in(target) == [folder.name]
     for path in folder.iterdir():
         assert (target / folder.name / path.name).read_bytes() == path.read_bytes()
     archive.unlink()
-    assert manage.fetch("cifar10", target).ok  # nothing to do, so nothing is asked of the network
+    assert registry.fetch("cifar10", target).ok  # nothing to do, so nothing is asked of the network
 
 
 def test_load_with_download_mends_a_bad_file(fake_archive, monkeypatch):
@@ -233,13 +233,13 @@ def test_an_archive_brought_by_hand_is_used_and_kept(fake_archive, tmp_path):
     target = tmp_path / "target"
     target.mkdir()
     (target / archive.name).write_bytes(archive.read_bytes())
-    assert manage.fetch("cifar10", target).ok
+    assert registry.fetch("cifar10", target).ok
     assert left_in(target) == sorted([archive.name, folder.name])
 
 
 def test_fetch_without_network_says_how_to_go_on(fake_archive, tmp_path):
     archive, _ = fake_archive
-    for act in (lambda d: manage.fetch("cifar10", d), lambda d: registry.load("cifar10", d, download=True)):
+    for act in (lambda d: registry.fetch("cifar10", d), lambda d: registry.load("cifar10", d, download=True)):
         with pytest.raises(MachineError, match="check the network") as caught:
             act(tmp_path / "empty")
         assert f"put {archive.name}" in one_line(caught)
@@ -250,7 +250,7 @@ def test_fetch_where_nothing_can_be_written(fake_archive, tmp_path):
     (tmp_path / "file").write_text("")
     for target in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(DataError, match="cannot write") as caught:
-            manage.fetch("cifar10", target)
+            registry.fetch("cifar10", target)
         assert str(target) in one_line(caught)
 
 
@@ -259,9 +259,9 @@ def test_an_archive_with_other_content(fake_archive, monkeypatch, tmp_path):
     monkeypatch.setenv("FRACTRAIN_DATA_MIRROR", archive.parent.as_uri())
     monkeypatch.setattr("torchvision.datasets.CIFAR10.test_list", [["test_batch", "0" * 32]])
     with pytest.raises(DataError, match="test_batch is truncated or changed") as caught:
-        manage.fetch("cifar10", tmp_path / "new")
+        registry.fetch("cifar10", tmp_path / "new")
     one_line(caught)
     assert "test_batch" not in left_in(tmp_path / "new" / folder.name)
     monkeypatch.setattr("torchvision.datasets.CIFAR10.test_list", [["no_such_file", "0" * 32]])
     with pytest.raises(DataError, match="is not the archive"):
-        manage.fetch("cifar10", tmp_path / "other")
+        registry.fetch("cifar10", tmp_path / "other")

@@ -15,7 +15,8 @@ from torchvision.transforms import functional as reference
 
 from fractrain.data.batches import FolderBatches
 from fractrain.data.decode import RATIO, SCALE, BadImage, crop_box, decode, eval_pixels, train_pixels
-from fractrain.data.folder import list_part, read_folder
+from fractrain.data.folder import list_part
+from fractrain.data.folder_data import read_folder
 from fractrain.data.loader import eval_loader, train_loader
 from fractrain.data.prefetch import WorkerFetcher, worker_count
 from fractrain.util.errors import ConfigError, DataError, MachineError

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from image_folders import CLASSES, ROWS, entry, install, make_folder, one_line, write_parquet
 
 from fractrain.commands.data import data_group
-from fractrain.data import folder_status, manage, registry
+from fractrain.data import registry
 from fractrain.engine.recipes import recipe_values
 from fractrain.util.errors import ConfigError, DataError, MachineError
 
@@ -31,7 +32,7 @@ def test_what_is_known_of_imagenet():
 
 
 def test_the_recipe_is_ninety_passes_with_drops_after_thirty_and_sixty():
-    recipe = recipe_values("imagenet", "paper", False)
+    recipe = recipe_values(registry.info("imagenet"), "paper")
     steps = math.ceil(1_281_167 / 256)
     assert recipe["iterations"] == 90 * steps
     assert recipe["milestones"] == [30 * steps, 60 * steps]
@@ -54,7 +55,7 @@ def test_a_folder(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="has 14 images, the data set has 15") as caught:
         registry.load("imagenet")
     one_line(caught)
-    assert not manage.status("imagenet").ok
+    assert not registry.status("imagenet").ok
 
 
 def test_nothing_there(tmp_path):
@@ -62,11 +63,11 @@ def test_nothing_there(tmp_path):
         with pytest.raises(DataError, match=words) as caught:
             registry.load(name, tmp_path)
         one_line(caught)
-        found = manage.status(name, tmp_path)
+        found = registry.status(name, tmp_path)
         assert not found.ok
         assert words in found.advice
     with pytest.raises(MachineError, match="cannot be fetched for you") as caught:
-        manage.fetch("imagenet", tmp_path)
+        registry.fetch("imagenet", tmp_path)
     one_line(caught)
 
 
@@ -81,7 +82,7 @@ def test_a_hub_name_needs_a_revision_and_a_network(monkeypatch):
     assert len(data.train) == 1_281_167
     monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abd")
     assert registry.load("imagenet").digest != data.digest
-    assert manage.status("imagenet").looked_in == "owner/name@abd"
+    assert registry.status("imagenet").looked_in == "owner/name@abd"
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         with monkeypatch.context() as patch:
             patch.setenv(variable, "1")
@@ -99,27 +100,27 @@ def test_status_and_verify(tmp_path, monkeypatch):
     install(monkeypatch, entry("imagenette"))
     folder = make_folder(tmp_path / "imagenette")
     (folder / "val" / "n02" / "notes.txt").write_text("x")
-    found = manage.status("imagenette", tmp_path)
+    found = registry.status("imagenette", tmp_path)
     assert found.ok
     assert "15 + 6 images of 3 classes" in found.message
     assert "(1 other files ignored)" in found.message
     assert "FRACTRAIN_BAD_IMAGES=stop|skip" in found.message
     assert found.bytes == sum(p.stat().st_size for p in folder.rglob("*.JPEG"))
-    checked = manage.verify("imagenette", tmp_path)
+    checked = registry.verify("imagenette", tmp_path)
     assert (checked.train_size, checked.test_size) == (15, 6)
     assert checked.digest == registry.load("imagenette", tmp_path).digest
     bad = folder / "train" / "n03" / "img_002.JPEG"
     bad.write_bytes(bad.read_bytes()[:-100])
     with pytest.raises(DataError, match=f"1 of 21 images cannot be decoded: {bad}") as caught:
-        manage.verify("imagenette", tmp_path)
+        registry.verify("imagenette", tmp_path)
     one_line(caught)
 
 
 def test_verify_of_rows(parquet, tmp_path):
-    assert manage.verify("imagenet", tmp_path).train_size == ROWS
+    assert registry.verify("imagenet", tmp_path).train_size == ROWS
     write_parquet(parquet / "validation-00000-of-00001.parquet", [0] * 7, lambda i: b"no photo")
     with pytest.raises(DataError, match=r"7 of 37 images cannot be decoded: .* and 4 more"):
-        manage.verify("imagenet", tmp_path)
+        registry.verify("imagenet", tmp_path)
 
 
 def test_the_command_line_shows_all(tmp_path):
@@ -132,23 +133,24 @@ def test_the_command_line_shows_all(tmp_path):
 
 
 def test_imagenette_is_fetched_from_a_mirror(tmp_path, monkeypatch):
-    install(monkeypatch, entry("imagenette"))
     make_folder(tmp_path / "made" / "imagenette2-160")
     served = tmp_path / "served" / "imagenette2-160.tgz"
     served.parent.mkdir()
     with tarfile.open(served, "w:gz") as tar:
         tar.add(tmp_path / "made" / "imagenette2-160", arcname="imagenette2-160")
-    monkeypatch.setattr(folder_status, "IMAGENETTE_MD5", hashlib.md5(served.read_bytes()).hexdigest())
+    info = entry("imagenette")
+    access = dataclasses.replace(info.access, md5=hashlib.md5(served.read_bytes()).hexdigest())
+    install(monkeypatch, dataclasses.replace(info, access=access))
     monkeypatch.setenv("FRACTRAIN_DATA_MIRROR", served.parent.as_uri())
     target = tmp_path / "data"
-    assert manage.fetch("imagenette", target).ok
+    assert registry.fetch("imagenette", target).ok
     assert len(registry.load("imagenette", target).train) == 15
     assert sorted(p.name for p in target.iterdir() if p.is_dir()) == ["imagenette"]
     shutil.rmtree(served.parent)
-    assert manage.fetch("imagenette", target).ok  # it is there: nothing is downloaded
+    assert registry.fetch("imagenette", target).ok  # it is there: nothing is downloaded
     shutil.rmtree(target / "imagenette" / "val")
-    with pytest.raises(DataError, match=r"remove .* to have it fetched anew") as caught:
-        manage.fetch("imagenette", target)
+    with pytest.raises(DataError, match=r"remove .* to have it fetched again") as caught:
+        registry.fetch("imagenette", target)
     one_line(caught)
 
 
@@ -158,7 +160,7 @@ def test_imagenette_is_fetched_from_a_mirror(tmp_path, monkeypatch):
 @pytest.mark.skipif("FRACTRAIN_TEST_IMAGENETTE" not in os.environ, reason="FRACTRAIN_TEST_IMAGENETTE names no folder")
 def test_real_photos(tmp_path):
     (tmp_path / "imagenette").symlink_to(os.environ["FRACTRAIN_TEST_IMAGENETTE"])
-    assert manage.verify("imagenette", tmp_path).ok
+    assert registry.verify("imagenette", tmp_path).ok
     data = registry.load("imagenette", tmp_path)
     assert len(data.train.classes) == 10 != len(CLASSES)
     x, y = data.train_stream(64, 0, torch.device("cpu"), True).batch(0, 0)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from text_corpus import lines, load, loop_tokens
 
 from fractrain.commands.data import data_group
-from fractrain.data import embedded_text, manage, registry, text, text_cache, text_files
+from fractrain.data import embedded_text, registry, text, text_cache, text_files
 from fractrain.data.text_official import expected_sha256, official_sha256
 from fractrain.data.text_stream import IGNORED, TextEvalStream, TextTrainStream
 from fractrain.data.tokens import FileTokens, MemoryTokens
@@ -487,20 +487,20 @@ def test_official_facts():
 def test_status_fetch_and_verify(corpus, monkeypatch, tmp_path):
     root, _, entry = corpus
     monkeypatch.setattr(registry, "info", lambda name: entry)
-    missing = manage.status("wikitext2", tmp_path / "nowhere")
+    missing = registry.status("wikitext2", tmp_path / "nowhere")
     assert not missing.ok
     assert missing.download_bytes == entry.bytes
     assert "fractrain data fetch wikitext2" in missing.advice
-    found = manage.fetch("wikitext2", root)  # there already: nothing is asked of any network
+    found = registry.fetch("wikitext2", root)  # there already: nothing is asked of any network
     assert found.ok
     assert len(found.files) == 3
     assert found.chosen_by == "--data-dir"
-    checked = manage.verify("wikitext2", root)
+    checked = registry.verify("wikitext2", root)
     assert f"{entry.train_size:,} training" in checked.message
     assert checked.digest == load(entry, root).digest
     assert "not read" not in checked.message
     assert (checked.state, {file.state for file in checked.files}) == ("ready", {"ok"})
-    again = manage.status("wikitext2", root)
+    again = registry.status("wikitext2", root)
     assert again.ok
     assert (again.state, {file.state for file in again.files}) == ("unchecked", {"unchecked"})
 
@@ -515,11 +515,11 @@ def test_status_does_not_call_ready_what_it_has_not_read(corpus, monkeypatch):
     found = CliRunner().invoke(data_group, ["status", "wikitext2", "--data-dir", str(root), "--json"])
     assert [file["state"] for file in json.loads(found.stdout)[0]["files"]] == ["unchecked"] * 3
     with pytest.raises(DataError, match=r"wiki\.test\.tokens"):
-        manage.verify("wikitext2", root)
+        registry.verify("wikitext2", root)
 
 
 def test_embedded_status():
-    found = manage.verify("docs_text")
+    found = registry.verify("docs_text")
     assert found.ok
     assert found.embedded
     assert found.test_size == registry.info("docs_text").test_size

@@ -16,7 +16,7 @@ from hub_server import HubServer, wikitext_files
 from text_corpus import load
 
 from fractrain.commands.data import data_group
-from fractrain.data import manage, registry, text
+from fractrain.data import registry, text
 from fractrain.data.offline import OFFLINE_VARIABLES
 from fractrain.util.errors import MachineError
 
@@ -183,7 +183,7 @@ def test_a_variable_that_the_clients_have_not_seen_counts_too(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # as it is where it was loaded online
     monkeypatch.setenv(variable, value)
     new = tmp_path / "new"
-    for use in (lambda: load(entry, new, download=True), lambda: manage.fetch("wikitext2", new)):
+    for use in (lambda: load(entry, new, download=True), lambda: registry.fetch("wikitext2", new)):
         with pytest.raises(
             MachineError, match=rf"^cannot get .*wikitext-2-v1 \(train\): {variable} is set; unset it, or"
         ) as caught:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from text_corpus import load, loop_tokens
 
 from fractrain.commands.data import data_group
-from fractrain.data import manage, registry, text_cache, text_files
+from fractrain.data import registry, text_cache, text_files
 from fractrain.data.text_official import official_sha256
 from fractrain.util.errors import DataError
 
@@ -99,7 +99,7 @@ def test_what_is_known_of_the_wikitexts():
 def test_official_files_are_compared_without_reading_the_training_text(official):
     root, _, _ = official
     (root / "wikitext-2" / "wiki.train.tokens").write_bytes(b"\xff not read")
-    found = manage.status("wikitext2", root)
+    found = registry.status("wikitext2", root)
     assert found.ok
     assert {file.path.split(".")[-2]: file.state for file in found.files} == {
         "test": "ok", "train": "unchecked", "valid": "ok",
@@ -109,7 +109,7 @@ def test_official_files_are_compared_without_reading_the_training_text(official)
 
 def test_official_files_are_verified(official):
     root, _, entry = official
-    found = manage.verify("wikitext2", root)
+    found = registry.verify("wikitext2", root)
     assert (found.state, {file.state for file in found.files}) == ("ready", {"ok"})
     assert {file.expected for file in found.files} == set(entry.checksums)
 
@@ -119,7 +119,7 @@ def test_another_text_with_the_same_counts_differs(official, part):
     root, texts, entry = official
     path = root / "wikitext-2" / f"wiki.{part}.tokens"
     path.write_text(swapped(texts[part]), encoding="utf-8")
-    found = manage.status("wikitext2", root)
+    found = registry.status("wikitext2", root)
     assert (found.ok, found.state) == (False, "not ready")
     bad = [file for file in found.files if file.state != "ok" and "train" not in file.path]
     assert [(file.path, file.state) for file in bad] == [(str(path), "differs")]
@@ -131,7 +131,7 @@ def test_another_text_with_the_same_counts_differs(official, part):
     assert "put the official files into" in shown[1]
     listed = CliRunner().invoke(data_group, ["status", "wikitext2", "--data-dir", str(root), "--json"])
     assert sorted(file["state"] for file in json.loads(listed.stdout)[0]["files"]) == ["differs", "ok", "unchecked"]
-    for use in (lambda: manage.verify("wikitext2", root), lambda: load(entry, root)):
+    for use in (lambda: registry.verify("wikitext2", root), lambda: load(entry, root)):
         with pytest.raises(DataError, match=rf"wiki\.{part}\.tokens differs from the official file: .*take") as caught:
             use()
         assert "\n" not in str(caught.value)
@@ -143,7 +143,7 @@ def test_a_training_text_in_another_order_is_used(official):
     digest = load(entry, root).digest
     (root / "wikitext-2" / "wiki.train.tokens").write_text(swapped(texts["train"]), encoding="utf-8")
     assert load(entry, root).digest != digest
-    assert manage.verify("wikitext2", root).state == "ready"
+    assert registry.verify("wikitext2", root).state == "ready"
 
 
 def test_a_text_of_the_hub_is_compared_too(official, tmp_path, monkeypatch):
@@ -165,14 +165,14 @@ def test_what_was_prepared_without_checksums_is_found_by_verify(official):
     problem = text_cache.check(entry, prepared)
     assert problem.startswith(f"{old.folder / 'test.npy'} differs from the official file")
     with pytest.raises(DataError, match=r"test\.npy differs from the official file: .*; delete "):
-        manage.verify("wikitext2", root)
+        registry.verify("wikitext2", root)
 
 
 def test_a_file_that_is_no_text_is_unreadable(official):
     root, _, _ = official
     path = root / "wikitext-2" / "wiki.valid.tokens"
     path.write_bytes(b"\xff garbage")
-    found = manage.status("wikitext2", root)
+    found = registry.status("wikitext2", root)
     assert not found.ok
     assert [file.state for file in found.files] == ["ok", "unchecked", "unreadable"]
     assert found.message.startswith(f"wikitext2: {path} cannot be read as text: ")

@@ -9,6 +9,7 @@ import pytest
 from engine_fakes import FakeRegistries, fake_config
 from pydantic import Field
 
+from fractrain.data.registry import info
 from fractrain.engine.config import RunConfig, collect_sets, parse_set
 from fractrain.engine.recipes import Recipe, recipe_values, with_length
 from fractrain.engine.schedule import Clock, learning_rate
@@ -171,7 +172,6 @@ def test_round_trip_equality_and_hash():
         ({"profile": "paper"}, ["'paper'", "'digits'", "--profile smoke"]),
         ({"setting": "fine-tunin"}, ["setting", "did you mean 'fine-tuning'"]),
         ({"dataset": "text"}, ["tiny cannot be trained on text"]),
-        ({"dataset": "cifar11"}, ["no recipe", "'cifar11'"]),
         ({"method": "nope"}, ["unknown method 'nope'"]),
     ],
 )
@@ -205,7 +205,7 @@ def test_profiles_of_a_real_data_set():
 def test_other_length_scales_the_schedule_unless_it_is_given():
     assert create(dataset="cifar10", recipe={"iterations": 640}).recipe.milestones == (320, 480)
     assert create(dataset="cifar10", recipe={"iterations": 640, "milestones": [9]}).recipe.milestones == (9,)
-    assert with_length(recipe_values("cifar10", "paper", False) | {"warmup": 6400}, 10)["warmup"] == 1
+    assert with_length(recipe_values(info("cifar10"), "paper") | {"warmup": 6400}, 10)["warmup"] == 1
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from engine_fakes import FakeRegistries
 from torch import nn
 
-from fractrain.data.registry import DatasetInfo
+from fractrain.data.info import DatasetInfo
 from fractrain.data.registry import info as dataset_info
 from fractrain.data.text import TextData
 from fractrain.data.tokens import MemoryTokens
@@ -77,7 +77,13 @@ class TextRegistries(FakeRegistries):
 
     def dataset_info(self, name: str) -> Any:
         return SimpleNamespace(
-            name=name, classes=WORDS, shape=(CONTEXT,), stride=CONTEXT // 2, embedded=True, kind="text"
+            name=name,
+            classes=WORDS,
+            shape=(CONTEXT,),
+            stride=CONTEXT // 2,
+            embedded=True,
+            kind="text",
+            recipe={},
         )
 
     def model(self, name: str, dataset: str, seed: int) -> nn.Module:
@@ -291,7 +297,7 @@ def test_clipping_is_by_the_common_norm():
 
 def test_text_recipes():
     for name in ("wikitext103", "wikitext2"):
-        paper, short = (Recipe.model_validate(recipe_values(name, p, False)) for p in ("paper", "short"))
+        paper, short = (Recipe.model_validate(recipe_values(dataset_info(name), p)) for p in ("paper", "short"))
         assert (paper.optimizer, paper.betas, paper.val_fraction) == ("adam", (0.9, 0.98), 0.0)
         assert paper.clip_norm > 0
         assert paper.warmup > 0
@@ -300,10 +306,10 @@ def test_text_recipes():
         info: DatasetInfo = dataset_info(name)
         passes = paper.iterations * paper.batch_size * info.shape[0] / info.train_size
         assert passes == pytest.approx(16 if name == "wikitext103" else 20, rel=0.01)
-    smoke = Recipe.model_validate(recipe_values("docs_text", "smoke", True))
+    smoke = Recipe.model_validate(recipe_values(dataset_info("docs_text"), "smoke"))
     assert smoke.batch_size * smoke.iterations * 64 < 100_000  # words: minutes on two cores
     with pytest.raises(ConfigError, match="embedded"):
-        recipe_values("docs_text", "paper", True)
+        recipe_values(dataset_info("docs_text"), "paper")
 
 
 # -- a whole run ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from fractrain.data import registry
 from fractrain.engine.config import RunConfig
 from fractrain.engine.length import PROFILES
-from fractrain.engine.recipes import _IMAGES, PERIODS, recipe_values
+from fractrain.engine.recipes import PERIODS, recipe_values
 from fractrain.engine.registries import Registries
 from fractrain.engine.schedule import Clock
 from fractrain.engine.store import RunStore
@@ -40,7 +40,7 @@ def test_a_short_run_can_change_its_precision(table: str, profile: str, tmp_path
 )
 def test_evaluation_periods_of_short_runs(dataset: str, every: int) -> None:
     """Where the paper's profile names a period there are as many; hand-computed: 50,000/8/25, ceil(5,100/8/20), ..."""
-    short, paper = (recipe_values(dataset, profile, False) for profile in ("short", "paper"))
+    short, paper = (recipe_values(registry.info(dataset), profile) for profile in ("short", "paper"))
     assert short["eval_every"] == every
     if paper.get("eval_every"):
         count = [-(-values["iterations"] // values["eval_every"]) for values in (short, paper)]
@@ -50,12 +50,7 @@ def test_evaluation_periods_of_short_runs(dataset: str, every: int) -> None:
 def test_other_profiles_keep_their_periods() -> None:
     """The ids of runs of the paper's profile, and of those that show that real data works, are those they were."""
     kept = {"wikitext103": 2_000, "wikitext2": 255}
-    for dataset in (*kept, *_IMAGES):
+    for dataset in (*kept, "imagenet", "imagenette", "cifar10", "cifar100"):
         for profile in PROFILES:
             if profile != "short":
-                assert recipe_values(dataset, profile, False).get("eval_every", 0) == kept.get(dataset, 0)
-
-
-def test_sizes_are_those_of_the_data_sets() -> None:
-    sizes = {name: registry.info(name).train_size for name in _IMAGES}
-    assert sizes == {**_IMAGES, "imagenette": 0}  # the folder decides; the whole set has 9,469
+                assert recipe_values(registry.info(dataset), profile).get("eval_every", 0) == kept.get(dataset, 0)

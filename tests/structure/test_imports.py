@@ -31,11 +31,6 @@ UPWARDS: set[tuple[str, str]] = {
     ("fractrain.numerics.quantize", "fractrain.kernels.cuda.launch"),
 }
 CIRCLES: set[str] = {  # a member of each
-    "fractrain.commands.planning",
-    "fractrain.data.folder",
-    "fractrain.data.manage",
-    "fractrain.data.registry",
-    "fractrain.data.rows",
     "fractrain.kernels.cpu.int8",
     "fractrain.layers.base",
     "fractrain.numerics.formats",

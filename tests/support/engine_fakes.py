@@ -143,7 +143,8 @@ class FakeRegistries(Registries):
         return self.made[-1]
 
     def dataset_info(self, name: str) -> Any:
-        return SimpleNamespace(name=name, classes=CLASSES, shape=SHAPE, embedded=not name.startswith("cifar"))
+        embedded = not name.startswith("cifar")
+        return SimpleNamespace(name=name, classes=CLASSES, shape=SHAPE, embedded=embedded, recipe={}, train_size=50_000)
 
     def misfit(self, model: str, dataset: str) -> str | None:
         return "it takes images" if dataset == "text" else None

@@ -47,8 +47,7 @@ def entry(name: str = "imagenette", size: int = 32, classes: int = len(CLASSES),
 
 def install(monkeypatch, info) -> None:
     """Put ``info`` in the registry in place of the entry of the same name."""
-    infos = tuple(info if one.name == info.name else one for one in registry._INFOS)
-    monkeypatch.setattr(registry, "_INFOS", infos)
+    monkeypatch.setitem(registry.DatasetRegistry.shared()._loaded, info.name, info)
 
 
 def write_parquet(path, labels, image=jpeg, first=0, columns=("image", "label")) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fractrain.cost.ledger import Entry, Ledger
+from fractrain.data.registry import info
 from fractrain.engine.config import RunConfig
 from fractrain.engine.recipes import Recipe, recipe_values
 from fractrain.engine.store import RunStore
@@ -45,7 +46,7 @@ def make_run(store: RunStore, seed: int = 0, status: str = "done", epochs: int =
     """Write a run as the engine does: 8-bit, 10 samples an epoch, 3 x 1,000 MACs a sample."""
     config = RunConfig(
         method="static8", settings={}, method_version=1, model="resnet38", dataset="digits", profile="smoke",
-        seed=seed, recipe=Recipe(**recipe_values("digits", "smoke", True)),
+        seed=seed, recipe=Recipe(**recipe_values(info("digits"), "smoke")),
     )  # fmt: skip
     ledger = Ledger({"forward_macs": 1000, "blocks": ["b"], "batch_size": 10})
     with store.open(config) as writer:

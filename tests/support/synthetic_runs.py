@@ -10,6 +10,7 @@ from typing import Any
 
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.metrics import summarize
+from fractrain.data.registry import info
 from fractrain.engine.config import RunConfig
 from fractrain.engine.recipes import Recipe, recipe_values
 from fractrain.engine.store import RunStore
@@ -22,7 +23,7 @@ def config_of(method: str, seed: int, profile: str = "smoke", **settings: Any) -
     """A configuration that no registry was asked about."""
     return RunConfig(
         method=method, settings=settings, method_version=1, model="resnet38", dataset="digits", profile=profile,
-        seed=seed, recipe=Recipe(**recipe_values("digits", "smoke", True)),
+        seed=seed, recipe=Recipe(**recipe_values(info("digits"), "smoke")),
     )  # fmt: skip
 
 

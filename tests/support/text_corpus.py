@@ -6,8 +6,8 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from fractrain.data import registry, text
-from fractrain.data.registry import DatasetInfo
+from fractrain.data import registry
+from fractrain.data.info import DatasetInfo
 
 
 def lines(seed: int, count: int, words: int = 60) -> str:
@@ -29,7 +29,7 @@ def loop_tokens(text_: str) -> list[str]:
 
 
 def load(entry, root, **options):
-    return text.load(entry, root, options.get("download", False), options.get("val_fraction", 0.0), 0)
+    return entry.access.load(entry, root, options.get("download", False), options.get("val_fraction", 0.0), 0)
 
 
 def write(folder: Path) -> tuple[dict[str, str], DatasetInfo]:

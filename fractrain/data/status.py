@@ -1,4 +1,4 @@
-"""One file compared with the checksum it should have."""
+"""What is found of a data set on this machine, file by file; one file compared with the checksum it should have."""
 
 from __future__ import annotations
 
@@ -42,6 +42,51 @@ class FileStatus:
         if self.state == "unreadable":
             return f"{self.path} cannot be read: {self.reason}"
         return f"{self.path} is truncated or changed: md5 {self.found} of {self.bytes} bytes, expected {self.expected}"
+
+
+@dataclass(frozen=True)
+class DataStatus:
+    """What is known of a data set on this machine.
+
+    Attributes:
+        name: registry name.
+        title: one line for people.
+        embedded: comes with an installed package.
+        looked_in: folder that was searched, or the package of an embedded set.
+        chosen_by: what chose it: ``--data-dir``, ``FRACTRAIN_DATA``, ``default`` or ``embedded``.
+        ok: complete, and nothing wrong was found. CIFAR's files were compared with their checksums; images in folders
+            and rows were counted by ``status`` and decoded by ``verify`` only; of a text, ``status`` read the parts
+            with a known checksum, the others (state ``unchecked``) are read by ``verify`` only.
+        bytes: size of the files found.
+        download_bytes: size of the download that would be needed (0 when ok or embedded).
+        files: one record per file (empty for embedded sets).
+        message: what was found, one line.
+        advice: what to do, one line; empty when there is nothing to do.
+        digest: SHA-256 of the arrays, set by ``verify``.
+        train_size, test_size: images counted by ``verify``.
+    """
+
+    name: str
+    title: str
+    embedded: bool
+    looked_in: str
+    chosen_by: str
+    ok: bool
+    bytes: int
+    download_bytes: int
+    files: tuple[FileStatus, ...]
+    message: str
+    advice: str
+    digest: str | None = None
+    train_size: int | None = None
+    test_size: int | None = None
+
+    @property
+    def state(self) -> str:
+        """``ready``; ``unchecked`` (complete, but there are files that nobody has read); ``not ready``."""
+        if not self.ok:
+            return "not ready"
+        return "unchecked" if any(file.state == "unchecked" for file in self.files) else "ready"
 
 
 def md5_of(path: Path) -> str:

@@ -1,0 +1,129 @@
+"""ImageNet as rows of a table: parquet files in a folder, or a data set on the hub, and the batches made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from fractrain.data.info import DatasetInfo
+from fractrain.data.loader import EvalLoader, TrainLoader
+from fractrain.data.offline import offline
+from fractrain.data.row_loader import eval_loader, train_loader
+from fractrain.data.rows import RowPart, line_of
+from fractrain.util.errors import ConfigError, DataError, MachineError
+
+_ORDER: Final = 2  # raised when the order of the rows changes
+_SPLITS: Final = {"train": ("train",), "test": ("validation", "val")}
+
+
+@dataclass(frozen=True, eq=False)
+class RowData:
+    """A data set of rows.
+
+    Attributes:
+        info: what is known of the data set.
+        train: training part.
+        test: the table's validation part, on which results are reported, as is the custom for ImageNet.
+        val: always None: a stream cannot be divided by class.
+    """
+
+    info: DatasetInfo
+    train: RowPart
+    test: RowPart
+    val: None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over name and size of every file, or over the name and revision on the hub."""
+        total = hashlib.sha256(f"order {_ORDER}\n".encode())
+        for name, part in (("train", self.train), ("test", self.test)):
+            total.update(f"{name}:{part.rows}:{part.hub}\n".encode())
+            for path in part.files:
+                total.update(f"{path.name} {path.stat().st_size}\n".encode())
+        return total.hexdigest()
+
+    def train_stream(
+        self, batch_size: int, seed: int, device: torch.device | str, augment: bool, rank: int = 0, world: int = 1
+    ) -> TrainLoader:
+        """Return the training batches, or one process's share of each."""
+        return train_loader(self.train, self.info, batch_size, seed, device, augment, rank, world)
+
+    def eval_stream(self, split: str, batch_size: int, device: torch.device | str) -> EvalLoader:
+        """Return the batches of ``test``."""
+        return eval_loader(getattr(self, split), self.info, batch_size, device)
+
+
+def parquet_files(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Return the parquet files of each part in a folder (or its folder ``data``), sorted; empty if there are none."""
+    found = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+    if not found:
+        return {}
+    return {part: tuple(f for f in found if f.name.startswith(names)) for part, names in _SPLITS.items()}
+
+
+def parquet_data(entry: DatasetInfo, folder: Path, val_fraction: float = 0.0) -> RowData:
+    """Describe the parquet files of a folder.
+
+    Raises:
+        DataError: a part is missing, a file is damaged, or there are not as many rows as known.
+        ConfigError: a validation part is asked for.
+    """
+    files = parquet_files(folder)
+    parts = {}
+    for part, known in (("train", entry.train_size), ("test", entry.test_size)):
+        split = _SPLITS[part][0]
+        if not files.get(part):
+            raise DataError(f"{entry.name}: {folder} has no files {split}-*.parquet")
+        sizes = tuple(_rows(path) for path in files[part])
+        rows = sum(sizes)
+        if known not in (0, rows):
+            raise DataError(f"{entry.name}: {folder}/{split}-*.parquet have {rows:,} rows, the data set has {known:,}")
+        parts[part] = RowPart(split, rows, entry.classes, files[part], sizes)
+    _no_validation(entry, val_fraction)
+    info = replace(entry, train_size=len(parts["train"]), test_size=len(parts["test"]))
+    return RowData(info, parts["train"], parts["test"])
+
+
+def hub_data(entry: DatasetInfo, hub: str, val_fraction: float = 0.0) -> RowData:
+    """Describe a data set on the hub; nothing is asked of the network here.
+
+    Raises:
+        ConfigError: no revision is pinned, or a validation part is asked for.
+        MachineError: a variable says that this machine is offline.
+    """
+    name, _, revision = hub.partition("@")
+    if name.count("/") != 1 or not revision:
+        raise ConfigError(
+            f"FRACTRAIN_IMAGENET={hub!r}: expected owner/name@revision; without a fixed revision (a commit's hash) a "
+            "result could not be repeated"
+        )
+    if variable := offline():
+        raise MachineError(f"{hub} is streamed from the hub, but {variable} is set: unset it, or use files on disk")
+    _no_validation(entry, val_fraction)
+    sizes = {"train": entry.train_size, "test": entry.test_size}
+    parts = {part: RowPart(_SPLITS[part][0], rows, entry.classes, hub=hub) for part, rows in sizes.items()}
+    return RowData(entry, parts["train"], parts["test"])
+
+
+def _no_validation(entry: DatasetInfo, fraction: float) -> None:
+    if fraction:
+        raise ConfigError(
+            f"val_fraction is {fraction}, but {entry.name} is read as a stream of rows, which cannot be divided by "
+            "class: set it to 0, or use the folder layout"
+        )
+
+
+def _rows(path: Path) -> int:
+    try:
+        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MachineError(f"reading {path} needs pyarrow ({error}); mend with `pip install datasets`") from error
+    try:
+        return int(parquet.read_metadata(path).num_rows)
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path} is no whole parquet file: {line_of(error)}") from error
