@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from image_folders import CLASSES, ROWS, entry, install, make_folder, one_line, write_parquet
 
-from fractrain.commands.data import data_group
+from fractrain.cli import main
 from fractrain.data import registry
 from fractrain.engine.recipes import recipe_values
 from fractrain.util.errors import ConfigError, DataError, MachineError
@@ -124,7 +124,7 @@ def test_verify_of_rows(parquet, tmp_path):
 
 
 def test_the_command_line_shows_all(tmp_path):
-    result = CliRunner().invoke(data_group, ["status", "--data-dir", str(tmp_path)])
+    result = CliRunner().invoke(main, ["data", "status", "--data-dir", str(tmp_path)])
     assert result.exit_code == 0
     states = {line.split()[0]: line for line in result.output.splitlines() if not line.startswith(" ")}
     assert "  not ready: imagenet: not in" in states["imagenet"]

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from text_corpus import lines, load, loop_tokens
 
-from fractrain.commands.data import data_group
+from fractrain.cli import main
 from fractrain.data import embedded_text, registry, text, text_cache, text_files
 from fractrain.data.text_official import expected_sha256, official_sha256
 from fractrain.data.text_stream import IGNORED, TextEvalStream, TextTrainStream
@@ -509,10 +509,10 @@ def test_status_does_not_call_ready_what_it_has_not_read(corpus, monkeypatch):
     root, _, entry = corpus
     monkeypatch.setattr(registry, "info", lambda name: entry)
     (root / "wikitext-2" / "wiki.test.tokens").write_bytes(b"\xff garbage")
-    shown = CliRunner().invoke(data_group, ["status", "wikitext2", "--data-dir", str(root)])
+    shown = CliRunner().invoke(main, ["data", "status", "wikitext2", "--data-dir", str(root)])
     assert shown.output.startswith("wikitext2  unchecked: ")
     assert "not read yet; `fractrain data verify wikitext2` reads them" in shown.output
-    found = CliRunner().invoke(data_group, ["status", "wikitext2", "--data-dir", str(root), "--json"])
+    found = CliRunner().invoke(main, ["data", "status", "wikitext2", "--data-dir", str(root), "--json"])
     assert [file["state"] for file in json.loads(found.stdout)[0]["files"]] == ["unchecked"] * 3
     with pytest.raises(DataError, match=r"wiki\.test\.tokens"):
         registry.verify("wikitext2", root)

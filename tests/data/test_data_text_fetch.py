@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from hub_server import HubServer, wikitext_files
 from text_corpus import load
 
-from fractrain.commands.data import data_group
+from fractrain.cli import main
 from fractrain.data import registry, text
 from fractrain.data.offline import OFFLINE_VARIABLES
 from fractrain.util.errors import MachineError
@@ -189,7 +189,7 @@ def test_a_variable_that_the_clients_have_not_seen_counts_too(
         ) as caught:
             use()
         assert "\n" not in str(caught.value)
-    shown = CliRunner().invoke(data_group, ["fetch", "wikitext2", "--data-dir", str(new)])
+    shown = CliRunner().invoke(main, ["data", "fetch", "wikitext2", "--data-dir", str(new)])
     assert f"{variable} is set" in str(shown.exception)
     assert no_sockets == []
     assert not [path for path in new.rglob("*") if path.is_dir() and "tokens-" in path.name]

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from text_corpus import load, loop_tokens
 
-from fractrain.commands.data import data_group
+from fractrain.cli import main
 from fractrain.data import registry, text_cache, text_files
 from fractrain.data.text_official import official_sha256
 from fractrain.util.errors import DataError
@@ -125,11 +125,11 @@ def test_another_text_with_the_same_counts_differs(official, part):
     assert [(file.path, file.state) for file in bad] == [(str(path), "differs")]
     assert bad[0].found == sha256(swapped(texts[part]))
     assert bad[0].expected == sha256(texts[part])
-    shown = CliRunner().invoke(data_group, ["status", "wikitext2", "--data-dir", str(root)]).output.splitlines()
+    shown = CliRunner().invoke(main, ["data", "status", "wikitext2", "--data-dir", str(root)]).output.splitlines()
     assert len(shown) == 2
     assert shown[0].startswith(f"wikitext2  not ready: wikitext2: {path} differs from the official file: sha256")
     assert "put the official files into" in shown[1]
-    listed = CliRunner().invoke(data_group, ["status", "wikitext2", "--data-dir", str(root), "--json"])
+    listed = CliRunner().invoke(main, ["data", "status", "wikitext2", "--data-dir", str(root), "--json"])
     assert sorted(file["state"] for file in json.loads(listed.stdout)[0]["files"]) == ["differs", "ok", "unchecked"]
     for use in (lambda: registry.verify("wikitext2", root), lambda: load(entry, root)):
         with pytest.raises(DataError, match=rf"wiki\.{part}\.tokens differs from the official file: .*take") as caught:

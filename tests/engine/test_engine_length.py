@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fractrain.data.registry import info
 from fractrain.engine import length
 from fractrain.engine.config import RunConfig
 from fractrain.engine.recipes import recipe_values
@@ -37,7 +38,7 @@ def test_iterations_milestones_and_periods_are_divided(profile, iterations, mile
 @pytest.mark.parametrize("dataset", ["cifar10", "imagenet", "wikitext103"])
 def test_the_learning_rate_at_a_share_of_training_is_that_of_the_paper(dataset):
     paper, sixteenth = (
-        RunConfig.model_fields["recipe"].annotation(**recipe_values(dataset, p, False)) for p in ("paper", "1/16")
+        RunConfig.model_fields["recipe"].annotation(**recipe_values(info(dataset), p)) for p in ("paper", "1/16")
     )
     for share in (0.0, 0.1, 0.3, 0.49, 0.51, 0.7, 0.9):
         rates = [learning_rate(r, int(share * r.iterations)) for r in (paper, sixteenth)]
