@@ -20,7 +20,7 @@ usage() {
   cat <<'TEXT'
 ./reproduce.sh TARGET [ARGUMENTS]     (the same as make reproduce-TARGET or make TARGET)
 
-  table1 .. table6   run what is missing for a table, print it, write it to results/tables/
+  table1 .. table7   run what is missing for a table, print it, write it to results/tables/
   overview           every method on every model, likewise
   figure-pfq, -dfq   the two figures, drawn to results/figures/
   all                every table and figure

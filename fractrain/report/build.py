@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractrain.engine.length import check_profile, words
 from fractrain.engine.recipes import TRANSFER_NOTE
 from fractrain.report.columns import columns, rules
+from fractrain.report.format_errors import COLUMNS, RULES, FormatErrors, error_rows
 from fractrain.report.grid import plan
 from fractrain.report.improvement_rows import improvement_rows
 from fractrain.report.relative import judged_claims, with_relative
@@ -36,6 +37,8 @@ def build_table(
         ConfigError: unknown profile.
     """
     known = check_profile(profile)
+    if spec.errors is not None:
+        return _errors_table(spec, spec.errors, known)
     sources = sources or default_sources()
     index = PublishedIndex(sources.published, spec.published_table)
     runs = plan(spec, known, seeds, store, sources)
@@ -68,6 +71,15 @@ def build_table(
         notes=tuple(dict.fromkeys([*notes, *spec.notes, *_transferred(spec), *_extrapolated(caveats)])),
         rules=rules(spec),
     )
+
+
+def _errors_table(spec: TableSpec, errors: FormatErrors, profile: str) -> Table:
+    """A table of what number formats do to a tensor: the same in every profile, and a reproduction in each."""
+    return Table(
+        name=spec.name, version=spec.version, title=spec.title, caption=spec.caption, source=spec.source,
+        profile=profile, seeds=tuple(range(errors.seeds)), watermark="", columns=COLUMNS,
+        rows=tuple(error_rows(errors, spec.source)), notes=spec.notes, rules=RULES,
+    )  # fmt: skip
 
 
 # -- title -----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ PARTS: Final[tuple[tuple[Part, str], ...]] = (
     ("accuracy", "Accuracy"),
     ("cost", "Cost of training, up to the epoch of best test accuracy unless marked @end"),
     ("all", "Accuracy and cost of training; cost is up to the epoch of best test accuracy unless marked @end"),
+    ("errors", "Errors of number formats"),
 )
 
 

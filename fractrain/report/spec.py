@@ -15,6 +15,7 @@ import pydantic
 
 from fractrain.engine.length import PROFILES, Profile
 from fractrain.methods.presets import paper_settings
+from fractrain.report.format_errors import FormatErrors
 from fractrain.report.spec_relative import Claim, Relative, Strict
 from fractrain.report.values import PublishedColumn, QuantityKey
 from fractrain.report.verdict import VerdictRule
@@ -181,6 +182,7 @@ class TableSpec(Strict):
         columns: columns of numbers to show; none: those of the paper's comparison tables.
         parts: 2: accuracy and cost apart; 1: both in one table.
         figure: how it is drawn; None for a plain table.
+        errors: what is measured of number formats, instead of pairs and rows that are trained.
     """
 
     name: str
@@ -192,8 +194,9 @@ class TableSpec(Strict):
     hardware: str = ""
     verdict: RuleSpec = RuleSpec()
     profiles: dict[Named, ProfileSpec] = {}
-    pairs: tuple[Pair, ...] = pydantic.Field(min_length=1, strict=False)
-    rows: tuple[RowSpec, ...] = pydantic.Field(min_length=1, strict=False)
+    pairs: tuple[Pair, ...] = pydantic.Field(default=(), strict=False)
+    rows: tuple[RowSpec, ...] = pydantic.Field(default=(), strict=False)
+    errors: FormatErrors | None = None
     improvement: Improvement | None = None
     relative: tuple[Relative, ...] = pydantic.Field(default=(), strict=False)
     columns: tuple[QuantityKey | PublishedColumn, ...] = pydantic.Field(default=(), strict=False)
@@ -203,6 +206,8 @@ class TableSpec(Strict):
 
     @pydantic.model_validator(mode="after")
     def _names_fit(self) -> TableSpec:
+        if (self.errors is None) != bool(self.pairs and self.rows) or (self.errors and (self.pairs or self.rows)):
+            raise ValueError("give pairs and rows, or errors")
         keys = [row.key for row in self.rows]
         if len(set(keys)) != len(keys):
             raise ValueError(f"rows: two rows have the same key in {keys}")

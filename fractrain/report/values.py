@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Origin = Literal["", "published", "measured", "derived", "not run"]
 RowKind = Literal["method", "improvement printed", "improvement recomputed"]
-Part = Literal["accuracy", "cost", "all"]
+Part = Literal["accuracy", "cost", "all", "errors"]
 QuantityKey = Literal[
     "accuracy_last",
     "accuracy_best_val",
