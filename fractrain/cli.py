@@ -20,7 +20,7 @@ import click
 import fractrain
 from fractrain.commands.bench import bench_command
 from fractrain.commands.catalog import list_command
-from fractrain.commands.check import check_command
+from fractrain.commands.check import check_command, check_hardware_command
 from fractrain.commands.common import NearestGroup, debug_wanted, say
 from fractrain.commands.cost import cost_command
 from fractrain.commands.data import data_group
@@ -134,6 +134,7 @@ for _command in (
     data_group,
     doctor_command,
     check_command,
+    check_hardware_command,
     new_method_command,
 ):
     main.add_command(_command)

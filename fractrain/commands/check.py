@@ -1,4 +1,4 @@
-"""``fractrain check-method``: the contract tests on a method of one's own."""
+"""``fractrain check-method`` and ``check-hardware``: the contract tests on a plugin of one's own."""
 
 from __future__ import annotations
 
@@ -72,6 +72,32 @@ def check_command(
             method, model=model, dataset=dataset, settings=settings, expected_failures=reasons, quick=quick,
             full=full, checks=checks or CHECKS, progress=told,
         )  # fmt: skip
+    if as_json:
+        emit_json(report.as_dict())
+    else:
+        click.echo(report.text())
+    return 0 if report.ok else FAILED
+
+
+@click.command("check-hardware", short_help="Check a hardware model against the contract.")
+@options(
+    click.argument("hardware", metavar="NAME|FILE.py"),
+    click.option("--check", "checks", multiple=True, metavar="CHECK", help="Only this check; may be repeated."),
+    plugin_option,
+    json_option,
+)
+def check_hardware_command(hardware: str, checks: tuple[str, ...], as_json: bool) -> int:
+    """Check a hardware model against the contract that all models here meet; exit with 1 when it does not.
+
+    NAME is a registry name, with a preset or settings after colons (bitfusion:16x16), FILE.py a plugin file.
+    """
+    from fractrain.testing.hardware import check_hardware
+
+    def told(result: CheckResult) -> None:
+        say(f"  {result.status}: {result.name} ({result.seconds:.1f} s)")
+
+    with stdout_to_stderr():
+        report = check_hardware(hardware, checks, told)
     if as_json:
         emit_json(report.as_dict())
     else:

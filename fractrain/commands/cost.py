@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ def cost_command(
     if as_json:
         emit_json([{**_names(record), "costs": [p.as_dict() for p in priced]} for record, priced in found])
         return
-    click.echo("\n\n".join(_text(record, priced) for record, priced in found))
+    click.echo("\n\n".join(_text(record, priced, by or "") for record, priced in found))
     click.echo("\n" + "\n".join(f"{model.title} is not {model.is_not}." for model in models))
 
 
@@ -107,20 +108,20 @@ def _names(record: RunRecord) -> dict[str, Any]:
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-def _text(record: RunRecord, priced: Sequence[Priced]) -> str:
+def _text(record: RunRecord, priced: Sequence[Priced], by: str) -> str:
     """One run: a column for each hardware model."""
     from tabulate import tabulate
 
     lines = [["", *(p.hardware for p in priced)]]
     lines += [[name, *(_cell(p, read) for p in priced)] for name, read in FIGURES.items()]
-    lines += _group_lines(priced)
+    lines += _group_lines(priced, by)
     told = [tabulate(lines[1:], headers=lines[0], tablefmt="simple", stralign="right", colalign=("left",))]
     told += [f"{p.hardware}: not priced: {p.problem}" for p in priced if p.problem]
     told += [f"{p.hardware}: extrapolated: {p.cost.note()}" for p in priced if p.cost and p.cost.note()]
     return "\n".join([record.run_id, *told])
 
 
-def _group_lines(priced: Sequence[Priced]) -> list[list[str]]:
+def _group_lines(priced: Sequence[Priced], by: str) -> list[list[str]]:
     names = list(dict.fromkeys(group.name for p in priced for group in p.groups))
     lines = []
     for name in names:
@@ -131,12 +132,11 @@ def _group_lines(priced: Sequence[Priced]) -> list[list[str]]:
                 line.append("-")
                 continue
             whole = p.cost.until()
-            shares = group.seconds / (whole.seconds.total or 1), group.joules / (whole.joules.total or 1)
-            line.append(
-                f"{seconds_text(group.seconds)}, {joules_text(group.joules)} ({shares[0]:.1%}, {shares[1]:.1%})"
-            )
+            time = f"{seconds_text(group.seconds)} ({group.seconds / whole.seconds.total:.1%})"
+            share = f" ({group.joules / whole.joules.total:.1%})" if whole.joules.total > 0 else ""
+            line.append(f"{time}, {joules_text(group.joules)}{share}")
         lines.append(line)
-    return [["by group: time, energy (share of each)"], *lines] if lines else []
+    return [[f"time and energy by {by}"], *lines] if lines else []
 
 
 def _cell(p: Priced, read: Callable[[Any, int], str]) -> str:
@@ -148,6 +148,8 @@ def _cell(p: Priced, read: Callable[[Any, int], str]) -> str:
 
 
 def _shares(parts: Any) -> str:
+    if math.isnan(parts.total):
+        return "-"
     named = {"compute": parts.compute, "on chip": parts.on_chip, "DRAM": parts.dram, "fixed": parts.fixed}
     return ", ".join(f"{name} {value / parts.total:.0%}" for name, value in named.items() if value) or "-"
 
@@ -163,6 +165,8 @@ def joules_text(value: float) -> str:
 
 
 def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
+    if math.isnan(value):
+        return "not measured"
     size, unit = next(((size, unit) for size, unit in units if value >= size), units[-1])
     return f"{value / size:.4g} {unit}"
 

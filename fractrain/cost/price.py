@@ -8,9 +8,9 @@ tiles) of equal widths were batched together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +97,30 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What the run itself took, by evaluation period.
+
+    Attributes:
+        seconds, joules: by epoch; an epoch is missing where it was not measured.
+    """
+
+    seconds: Mapping[int, float] = field(default_factory=dict)
+    joules: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, metrics: Sequence[Mapping[str, Any]]) -> Recorded:
+        """Read the lines of ``metrics.jsonl``, whose readings grow from line to line."""
+        return cls(_steps(metrics, "seconds"), _steps(metrics, "joules"))
+
+
+def _steps(metrics: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
+    readings = [(int(line["epoch"]), line.get(key)) for line in metrics]
+    before = [0.0, *(reading for _, reading in readings)]
+    pairs = zip(readings, before, strict=False)
+    return {epoch: now - then for (epoch, now), then in pairs if now is not None and then is not None}
+
+
+@dataclass(frozen=True)
 class RunCost:
     """What a run costs on one hardware model.
 
@@ -165,13 +189,16 @@ OVERHEAD = "(whole step)"
 """Stands for the layer where a cost belongs to none."""
 
 
-def price(counts: Counts, model: HardwareModel, geometry: Geometries | None = None) -> RunCost:
+def price(
+    counts: Counts, model: HardwareModel, geometry: Geometries | None = None, recorded: Recorded | None = None
+) -> RunCost:
     """Return what counted work costs on a hardware model.
 
     Args:
         counts: of a ledger.
         model: the hardware model.
         geometry: shapes of the layers by name (:func:`fractrain.models.geometry.geometries`); gates need none.
+        recorded: what the run itself took.
 
     Raises:
         ConfigError: the model cannot price a row; says which and why.
@@ -183,7 +210,7 @@ def price(counts: Counts, model: HardwareModel, geometry: Geometries | None = No
     if model.additive:
         rows, overhead, notes = _additive(counts, shapes, model)
     else:
-        rows, overhead, notes = _by_epoch(counts, shapes, model)
+        rows, overhead, notes = _by_epoch(counts, shapes, model, recorded or Recorded())
     _check(rows, overhead, counts, model)
     return RunCost(model.title, counts, rows, overhead, notes)
 
@@ -217,13 +244,15 @@ def _additive(counts: Counts, shapes: Sequence[Geometry | None], model: Hardware
     return rows, np.zeros((len(counts.epochs), len(FIGURES))), ("",) * len(counts.epochs)
 
 
-def _by_epoch(counts: Counts, shapes: Sequence[Geometry | None], model: HardwareModel) -> Matrices:
+def _by_epoch(counts: Counts, shapes: Sequence[Geometry | None], model: HardwareModel, recorded: Recorded) -> Matrices:
     rows = np.zeros((*counts.macs.shape, len(FIGURES)))
     overhead, notes = np.zeros((len(counts.epochs), len(FIGURES))), []
     for line, macs in enumerate(counts.macs):
         live = [int(k) for k in np.flatnonzero(macs)]
         given = tuple(row_of(counts.keys[k], float(macs[k]), shapes[k], counts) for k in live)
-        priced = _worked(model, Workload(given, counts.samples[line], counts.cp[line], counts.forward_macs))
+        epoch = counts.epochs[line]
+        taken = recorded.seconds.get(epoch), recorded.joules.get(epoch)
+        priced = _worked(model, Workload(given, counts.samples[line], counts.cp[line], counts.forward_macs, *taken))
         rows[line, live] = [cost.numbers() for cost in priced.rows]
         overhead[line] = priced.overhead.numbers()
         notes.append(priced.note)
@@ -261,7 +290,8 @@ def _check(rows: Array, overhead: Array, counts: Counts, model: HardwareModel) -
         PluginError: a number is negative or not finite.
     """
     for values, names in ((rows, [" ".join(map(str, key)) for key in counts.keys]), (overhead[:, None], [OVERHEAD])):
-        bad = np.argwhere(~(np.isfinite(values) & (values >= 0)))
+        good = np.isfinite(values) & (values >= 0)
+        bad = np.argwhere(~(good | np.isnan(values) if model.measures else good))
         if len(bad):
             epoch, name, figure = (int(i) for i in bad[0])
             value = values[epoch, name, figure]

@@ -39,6 +39,7 @@ from fractrain.engine.throughput import Pace, Replaced
 from fractrain.experimental.cuda_graphs import RecordedSteps, Recorder
 from fractrain.methods.base import MethodContext
 from fractrain.util.device import resolve_device
+from fractrain.util.energy import EnergyMeter
 from fractrain.util.errors import CheckpointError, ConfigError, NonFiniteError
 from fractrain.util.seeds import derive_seed
 
@@ -105,6 +106,7 @@ class TrainingLoop:
         self.step = self.epoch = 0
         self.lines: list[dict[str, Any]] = []
         self._seconds, self._since = 0.0, time.perf_counter()
+        self.energy = EnergyMeter() if self.ranks.several else EnergyMeter.of(device)
         self.replaced = Replaced([self.stream, *self.eval_streams.values()])
         self.watch = LossWatch(device)
         self.ranks.reseed(config.seed, 0)
@@ -187,6 +189,7 @@ class TrainingLoop:
             raise Diverged(message, error.layer, self.step) from error
         self.step += 1
         self.pace.step_seconds.append(time.perf_counter() - started)
+        self.energy.poll()
 
     def _train_step(self) -> None:
         self.method.on_step_start(self.step)
@@ -282,6 +285,7 @@ class TrainingLoop:
             "cp_percent": self.known.cp(self.ledger),
             "method": {name: float(value) for name, value in self.method.metrics().items()},
             "seconds": self.seconds,
+            "joules": self.energy.total,
             **self.pace.line("images" if self.task.metric == "accuracy" else "words"),
         }
         if self.task.metric == "perplexity":
@@ -355,6 +359,7 @@ class TrainingLoop:
             "sums": {"loss": self.loss_sum, "correct": self.correct, "samples": self.samples},
             "lines": self.lines,
             "seconds": self.seconds,
+            "joules": self.energy.joules if self.energy.total is not None else None,
             "data_digest": self.data_digest,
             "replaced": self.replaced.images,
         }
@@ -390,6 +395,7 @@ class TrainingLoop:
         self.correct.copy_(state["sums"]["correct"])
         self.samples = state["sums"]["samples"]
         self._seconds, self._since = state["seconds"], time.perf_counter()
+        self.energy.go_on(state.get("joules"))
         torch.set_rng_state(state["rng"]["cpu"])
         if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)

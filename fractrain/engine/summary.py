@@ -73,6 +73,7 @@ def summarize_records(
         "cost": costs,
         "ledger_sha256": ledger.digest(),
         "seconds": last["seconds"],
+        "joules": last.get("joules"),
         "step_seconds_median": statistics.median(steps) if steps else None,
     }
 

@@ -188,6 +188,7 @@ class Trainer:
         summary |= {"data_digest": loop.data_digest, **trivial_result(loop.data, loop.task.metric)}
         if remarks := list(loop.method.remarks()):
             summary["remarks"] = remarks
+        summary["meters"] = sorted(loop.energy.joules)
         if replaced := loop.replaced.images:
             summary["replaced_images"] = replaced
             self.progress.note(f"{len(replaced)} images could not be decoded and were replaced")

@@ -86,13 +86,23 @@ def price_run(record: RunRecord, models: Sequence[HardwareModel], by: str = "") 
     return [_priced(record, counts, model, by) for model in models]
 
 
-def _priced(record: RunRecord, counts: Counts, model: HardwareModel, by: str) -> Priced:
-    from fractrain.cost.price import price
+def price_record(record: Any, counts: Counts, model: HardwareModel) -> RunCost:
+    """Price what a run's ledger counted, with the shapes of its model and its own clock where a model needs them.
+
+    Raises:
+        FractrainError: the model cannot price it; says why.
+    """
+    from fractrain.cost.price import Recorded, price
     from fractrain.engine.geometry import run_geometry
 
+    geometry = run_geometry(record.config) if model.needs_geometry else None
+    recorded = Recorded.of(record.metrics()) if model.measures else None
+    return price(counts, model, geometry, recorded)
+
+
+def _priced(record: RunRecord, counts: Counts, model: HardwareModel, by: str) -> Priced:
     try:
-        geometry = run_geometry(record.config) if model.needs_geometry else None
-        cost = price(counts, model, geometry)
+        cost = price_record(record, counts, model)
     except FractrainError as problem:
         return Priced(model.title, None, problem=str(problem))
     epoch = int((record.summary or {})["best_test_epoch"])
@@ -104,11 +114,13 @@ def _groups(cost: RunCost, record: RunRecord, by: str) -> Iterator[Group]:
     table = cost.frame()
     keys = _keys(table, record, by)
     table = table.assign(
-        seconds=table.filter(like="seconds_").sum(axis=1), joules=table.filter(like="joules_").sum(axis=1)
+        seconds=table.filter(like="seconds_").sum(axis=1, skipna=False),
+        joules=table.filter(like="joules_").sum(axis=1, skipna=False),
     )
-    sums = table.groupby(keys, sort=False)[["macs", "cycles", "seconds", "joules"]].sum()
-    for name, line in sums.iterrows():
-        yield Group(str(name), *(float(v) for v in line))
+    for name, lines in table.groupby(keys, sort=False):
+        sums = lines[["macs", "cycles", "seconds", "joules"]].sum(skipna=False)
+        if sums["seconds"] > 0:
+            yield Group(str(name), *(float(v) for v in sums))
 
 
 def _keys(table: pd.DataFrame, record: RunRecord, by: str) -> pd.Series[Any]:

@@ -6,6 +6,7 @@ Everything a table needs from elsewhere comes through :class:`Sources`, so that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -202,22 +203,23 @@ def measure_run(record: Record, hardware: str) -> Measured:
 def _modelled(record: Record, ledger: Any, best_epoch: int, hardware: str) -> dict[str, Any]:
     """Energy and latency by a hardware model, or why there are none: one model that fails must not end the table."""
     from fractrain.cost.hardware import create
-    from fractrain.cost.price import Counts, price
-    from fractrain.engine.geometry import run_geometry
+    from fractrain.cost.price import Counts
+    from fractrain.report.run_cost import price_record
 
-    model = create(hardware)
     try:
-        priced = price(Counts.of(ledger), model, run_geometry(record.config) if model.needs_geometry else None)
+        priced = price_record(record, Counts.of(ledger), create(hardware))
     except FractrainError as problem:
         return {"not_priced": str(problem)}
     best, end = priced.until(best_epoch), priced.until()
-    return {
+    found = {
         "energy_kj": best.joules.total / 1e3,
         "latency_min": best.seconds.total / 60,
-        "caveat": priced.note(best_epoch),
         "energy_end_kj": end.joules.total / 1e3,
         "latency_end_min": end.seconds.total / 60,
     }
+    known = {key: value for key, value in found.items() if not math.isnan(value)}
+    lacks = "" if len(known) == len(found) else "no meter was read"
+    return {**known, "caveat": priced.note(best_epoch), "not_priced": lacks}
 
 
 def _numbers(summary: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, float]:

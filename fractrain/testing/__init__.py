@@ -16,8 +16,6 @@ All of it runs on embedded data and on the CPU.
 
 from __future__ import annotations
 
-import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +26,9 @@ from fractrain.methods.base import Method
 from fractrain.methods.registry import MethodRegistry
 from fractrain.testing import cost, models, precision, settings, training, unbiased
 from fractrain.testing.concentration import concentration
-from fractrain.testing.report import CheckResult, ContractReport, ContractViolation, NotApplicable
+from fractrain.testing.report import CheckResult, ContractReport, ContractViolation, NotApplicable, run_one
 from fractrain.testing.subject import Subject
-from fractrain.util.errors import ConfigError, FractrainError, did_you_mean
+from fractrain.util.errors import ConfigError, did_you_mean
 from fractrain.util.registry import Origin
 
 Check = Callable[[Subject], str]
@@ -165,34 +163,8 @@ def _known(check: str) -> None:
 
 
 def _run(name: str, subject: Subject, expected: str | None) -> CheckResult:
-    started = time.perf_counter()
-
-    def result(status: Any, reason: str) -> CheckResult:
-        return CheckResult(name, status, reason, time.perf_counter() - started)
-
-    try:
-        with torch.random.fork_rng(devices=[]):
-            found = _CHECKS[name](subject)
-    except NotApplicable as error:
-        return result("skip", str(error))
-    except Exception as error:  # a plugin may raise anything: all of it belongs into the report
-        told = _told(error)
-        return result("expected failure", f"{expected} ({told})") if expected else result("fail", told)
-    if expected:
-        return result("fail", f"passes, but was expected to fail ({expected}): take it off the expected failures")
-    return result("pass", found)
-
-
-def _told(error: Exception) -> str:
-    """One line: the message, for unforeseen errors with their type and the line they come from."""
-    text = " ".join(str(error).split())
-    if isinstance(error, ContractViolation):
-        return text
-    if isinstance(error, FractrainError):
-        return f"{type(error).__name__}: {text}"
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text}{where}"
+    with torch.random.fork_rng(devices=[]):
+        return run_one(name, lambda: _CHECKS[name](subject), expected)
 
 
 __all__ = [

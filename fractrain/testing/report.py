@@ -1,21 +1,26 @@
-"""What the contract found out about a method: one result per check, and whether that is good enough."""
+"""What a contract found out about a plugin: one result per check, and whether that is good enough."""
 
 from __future__ import annotations
 
+import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from fractrain.testing.concentration import Curve
+from fractrain.util.errors import FractrainError
 
 Status = Literal["pass", "fail", "skip", "expected failure"]
 
 
 class ContractViolation(AssertionError):
-    """A method does not do what the contract asks; the message is one line for its author."""
+    """A plugin does not do what the contract asks; the message is one line for its author."""
 
 
 class NotApplicable(Exception):
-    """A check has nothing to look at in this method; the message says why."""
+    """A check has nothing to look at in this plugin; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +40,55 @@ class CheckResult:
     seconds: float
 
 
-@dataclass(frozen=True)
-class ContractReport:
-    """Results of all checks of one method.
+def run_one(name: str, check: Callable[[], str], expected: str | None = None) -> CheckResult:
+    """Run one check; whatever a plugin raises becomes a result.
+
+    Args:
+        name: the check.
+        check: returns what it found.
+        expected: why it is known to fail; None: it is not. One that passes then is a failure.
+    """
+    started = time.perf_counter()
+
+    def result(status: Status, reason: str) -> CheckResult:
+        return CheckResult(name, status, reason, time.perf_counter() - started)
+
+    try:
+        found = check()
+    except NotApplicable as error:
+        return result("skip", str(error))
+    except Exception as error:  # a plugin may raise anything: all of it belongs into the report
+        told = _told(error)
+        return result("expected failure", f"{expected} ({told})") if expected else result("fail", told)
+    if expected:
+        return result("fail", f"passes, but was expected to fail ({expected}): take it off the expected failures")
+    return result("pass", found)
+
+
+def _told(error: Exception) -> str:
+    """One line: the message, for unforeseen errors with their type and the line they come from."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ContractViolation):
+        return text
+    if isinstance(error, FractrainError):
+        return f"{type(error).__name__}: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{where}"
+
+
+class Report:
+    """Results of all checks of one plugin.
 
     Attributes:
-        method, model, dataset: what was tested on what.
         checks: in the order in which they ran.
-        concentration: of the gradients under stochastic rounding, where asked for; None: it was not.
     """
 
-    method: str
-    model: str
-    dataset: str
     checks: tuple[CheckResult, ...]
-    concentration: tuple[Curve, ...] | None = None
+
+    def about(self) -> dict[str, str]:
+        """What was tested, and on what."""
+        raise NotImplementedError
 
     @property
     def counts(self) -> dict[str, int]:
@@ -65,26 +104,61 @@ class ContractReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
-            "method": self.method, "model": self.model, "dataset": self.dataset, "ok": self.ok, "counts": self.counts,
+            **self.about(), "ok": self.ok, "counts": self.counts,
             "checks": [
                 {"name": c.name, "status": c.status, "reason": c.reason, "seconds": round(c.seconds, 3)}
                 for c in self.checks
             ],
-            **({} if self.concentration is None else {"concentration": [vars(c) for c in self.concentration]}),
         }  # fmt: skip
+
+    def more(self) -> list[str]:
+        """Further lines of :meth:`text`."""
+        return []
 
     def text(self) -> str:
         """The report for people, a verdict in the last line."""
         width = max((len(c.name) for c in self.checks), default=0)
         kind = max((len(c.status) for c in self.checks), default=0)
-        lines = [f"contract of {self.method} on {self.model} / {self.dataset}"]
+        tested, *on = self.about().values()
+        lines = [f"contract of {tested}" + (f" on {' / '.join(on)}" if on else "")]
         lines += [f"  {c.status:<{kind}}  {c.name:<{width}}  {c.seconds:6.1f} s  {c.reason}" for c in self.checks]
-        if self.concentration is not None:
-            lines.append("gradient concentration (unbiased: slope -1, no floor):")
-            lines += [f"  {c.text()}" for c in self.concentration] or ["  no operand of EB or GC is stochastic"]
+        lines += self.more()
         n = self.counts
         told = f"{n['total']} checks: {n['pass']} passed, {n['fail']} failed, {n['skip']} skipped, " + (
             f"{n['expected failure']} expected failures"
         )
         nothing = "" if n["pass"] else " (nothing passed, which is a failure)"
         return "\n".join([*lines, f"{told}: {'ok' if self.ok else 'NOT OK'}{'' if n['fail'] else nothing}"])
+
+
+@dataclass(frozen=True)
+class ContractReport(Report):
+    """Results of all checks of one method.
+
+    Attributes:
+        method, model, dataset: what was tested on what.
+        checks: in the order in which they ran.
+        concentration: of the gradients under stochastic rounding, where asked for; None: it was not.
+    """
+
+    method: str
+    model: str
+    dataset: str
+    checks: tuple[CheckResult, ...]
+    concentration: tuple[Curve, ...] | None = None
+
+    def about(self) -> dict[str, str]:
+        """The method, and what it was trained on."""
+        return {"method": self.method, "model": self.model, "dataset": self.dataset}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        curves = {} if self.concentration is None else {"concentration": [vars(c) for c in self.concentration]}
+        return {**super().as_dict(), **curves}
+
+    def more(self) -> list[str]:
+        """The gradient concentration."""
+        if self.concentration is None:
+            return []
+        curves = [f"  {c.text()}" for c in self.concentration]
+        return ["gradient concentration (unbiased: slope -1, no floor):", *(curves or ["  no operand of EB or GC is stochastic"])]

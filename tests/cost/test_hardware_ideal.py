@@ -107,7 +107,7 @@ def test_what_the_preset_predicts_for_the_fractrain_rows() -> None:
 def test_names_settings_and_presets() -> None:
     assert {"fractrain-fitted", "bit-product", "bit-serial"} <= set(names())
     assert create("bit-product").title == "bit-product"
-    assert create("bit-product:published").title == "bit-product:fixed=0.706"
+    assert create("bit-product:published").title == "bit-product:published"
     assert create("bit-product:published:fixed=0.5").title == "bit-product:fixed=0.5"
     assert [m.title for m in create_all("bit-serial, bit-product:fixed=.1")] == ["bit-serial", "bit-product:fixed=0.1"]
     for name in names():

@@ -10,7 +10,7 @@ import pytest
 
 from fractrain.cost.hardware import Cost, Geometry, HardwareModel, Parts, Priced, Row, Workload, create
 from fractrain.cost.ledger import Entry, Ledger
-from fractrain.cost.price import OVERHEAD, Counts, price
+from fractrain.cost.price import OVERHEAD, Counts, Recorded, price
 from fractrain.util.errors import ConfigError, PluginError
 
 SHAPES = {"b.conv": Geometry("conv", 4, 8, (3, 3), (1, 1), (6, 6), (6, 6)), "head": Geometry("linear", 8, 2)}
@@ -138,3 +138,26 @@ def test_a_model_that_prices_too_few_rows_is_one_line() -> None:
 def test_an_empty_ledger_is_refused() -> None:
     with pytest.raises(ConfigError, match="no work of phase 'train'"):
         Counts.of(Ledger())
+
+
+LINES = [{"epoch": 0, "seconds": 4.0, "joules": 50.0}, {"epoch": 1, "seconds": 9.0, "joules": 80.0}]
+
+
+def test_measured_is_what_clock_and_meter_said() -> None:
+    recorded = Recorded.of(LINES)
+    assert (recorded.seconds, recorded.joules) == ({0: 4.0, 1: 5.0}, {0: 50.0, 1: 30.0})
+    run = price(Counts.of(ledger()), create("measured"), recorded=recorded)
+    assert (run.until(0).seconds.total, run.until().seconds.total) == (4.0, 9.0)
+    assert (run.until(0).joules.total, run.until().joules.total) == (50.0, 80.0)
+    assert run.until().cycles == 0
+
+
+def test_what_was_not_measured_is_no_number() -> None:
+    without = Recorded.of([{**line, "joules": None} for line in LINES])
+    run = price(Counts.of(ledger()), create("measured"), recorded=without)
+    assert run.until().seconds.total == 9
+    assert math.isnan(run.until().joules.total)
+    partly = Recorded.of([{**LINES[0], "joules": None}, LINES[1]])
+    assert partly.joules == {}  # the meter was not there from the start
+    with pytest.raises(ConfigError, match="not measured"):
+        price(Counts.of(ledger()), create("measured"))

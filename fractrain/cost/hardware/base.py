@@ -168,12 +168,15 @@ class Workload:
         samples: training samples fed.
         cp_percent: computing percentage of the gateable blocks (:func:`fractrain.cost.metrics.cp`).
         forward_macs: forward MACs of the plain model per sample; None where they are not known.
+        seconds, joules: what the run itself took, by clock and meter; None where that was not measured.
     """
 
     rows: tuple[Row, ...]
     samples: int
     cp_percent: float
     forward_macs: float | None
+    seconds: float | None = None
+    joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -210,8 +213,10 @@ class HardwareModel:
         is_not: what must not be read into it, for the card and for every table that shows it.
         additive: the cost of a run is the sum of the costs of its rows, and a row's cost is in proportion to its MACs.
         needs_geometry: rows whose layer has no known shape cannot be priced.
+        measures: it tells what was measured, and nan of what was not; nothing is modelled.
         fitted_to_published: its numbers follow from published rows, so they are no evidence for them.
         presets: named settings, ``--hardware NAME:PRESET``.
+        expected_failures: checks of the contract that the model is known to fail, with the reason.
     """
 
     name: ClassVar[str] = ""
@@ -220,9 +225,11 @@ class HardwareModel:
     is_not: ClassVar[str] = ""
     additive: ClassVar[bool] = True
     needs_geometry: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
     fitted_to_published: ClassVar[bool] = False
     Settings: ClassVar[type[HardwareSettings]] = HardwareSettings
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    expected_failures: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, settings: HardwareSettings | None = None) -> None:
         self.settings: Any = settings or self.Settings()
@@ -234,7 +241,10 @@ class HardwareModel:
 
     @property
     def title(self) -> str:
-        """The name with the settings that are not the default, as ``--hardware`` takes it."""
+        """The name with the preset or the settings that are not the default, as ``--hardware`` takes it."""
+        for preset, values in self.presets.items():
+            if values and self.settings == self.Settings(**values) != self.Settings():
+                return f"{self.name}:{preset}"
         changed = [
             f"{key}={_short(value)}"
             for key, value in self.settings.model_dump().items()

@@ -20,6 +20,8 @@ SHIPPED = {
     "bit-product": "bit_product:BitProduct",
     "bit-serial": "bit_serial:BitSerial",
     "bitfusion": "bitfusion:BitFusion",
+    "measured": "measured:Measured",
+    "roofline": "roofline:Roofline",
 }
 
 

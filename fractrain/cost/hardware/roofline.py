@@ -1,0 +1,118 @@
+"""What real processors could gain: the roofline of a data sheet, by the formats that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from pydantic import Field, model_validator
+
+from fractrain.cost.hardware.base import Cost, HardwareModel, HardwareSettings, Parts, Row
+
+WIDTHS: Final = (("fp4", 4), ("int4", 4), ("fp8", 8), ("int8", 8), ("bf16", 16), ("tf32", 32), ("fp32", 32))
+"""Formats with the widest operand that each takes."""
+
+# Dense figures; where a sheet prints them with structured sparsity, half of those.
+SHEETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "a100": {  # NVIDIA A100 80GB SXM, data sheet
+            "fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "int8": 624.0, "int4": 1248.0, "fp8": 0.0, "fp4": 0.0,
+            "bandwidth": 2039.0, "watts": 400.0,
+        },
+        "h100": {  # NVIDIA H100 SXM5 80GB, data sheet
+            "fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp8": 1978.9, "int8": 1978.9, "int4": 0.0, "fp4": 0.0,
+            "bandwidth": 3350.0, "watts": 700.0,
+        },
+        "b200": {  # NVIDIA HGX B200, data sheet, 1000 W
+            "fp32": 80.0, "tf32": 1100.0, "bf16": 2250.0, "fp8": 4500.0, "int8": 4500.0, "int4": 0.0, "fp4": 9000.0,
+            "bandwidth": 8000.0, "watts": 1000.0,
+        },
+        "mi300x": {  # AMD Instinct MI300X, data sheet
+            "fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp8": 2614.9, "int8": 2614.9, "int4": 0.0, "fp4": 0.0,
+            "bandwidth": 5300.0, "watts": 750.0,
+        },
+    }
+)  # fmt: skip
+
+
+class RooflineSettings(HardwareSettings):
+    """Settings of ``roofline``: peaks in 1e12 operations a second as data sheets count (a MAC is two), 0: none."""
+
+    fp32: float = Field(66.9, gt=0, description="peak of FP32")
+    tf32: float = Field(494.7, ge=0, description="peak of TF32")
+    bf16: float = Field(989.4, ge=0, description="peak of BF16")
+    fp8: float = Field(1978.9, ge=0, description="peak of FP8")
+    int8: float = Field(1978.9, ge=0, description="peak of INT8")
+    int4: float = Field(0.0, ge=0, description="peak of INT4")
+    fp4: float = Field(0.0, ge=0, description="peak of FP4")
+    bandwidth: float = Field(3350.0, gt=0, description="bandwidth of the memory, GB/s")
+    watts: float = Field(700.0, gt=0, description="power that is drawn all the time")
+    result_bits: int = Field(16, ge=8, le=32, description="width in which results are written")
+    full: Literal["tf32", "fp32"] = Field("tf32", description="what products of 32-bit floating point run at")
+    efficiency: float = Field(1.0, gt=0, le=1, description="share of both peaks that is reached")
+
+    @model_validator(mode="after")
+    def _full_exists(self) -> RooflineSettings:
+        if self.full == "tf32" and not self.tf32:
+            raise ValueError("full=tf32 needs a peak of TF32; set full=fp32")
+        return self
+
+
+class Roofline(HardwareModel):
+    """Peak products and bandwidth of a GPU's data sheet: what a real machine could gain at most from these widths."""
+
+    name = "roofline"
+    source = (
+        "data sheets of NVIDIA A100 80GB SXM, H100 SXM5 (default), HGX B200 and AMD MI300X, dense peaks; presets a100, "
+        "h100, b200, mi300x"
+    )
+    counted = (
+        "the longer of computing at the peak of the narrowest format that holds both operands (by width alone: integer "
+        "or float is not asked) and moving operands and results of each product once; a width without hardware runs at "
+        "the next that has it; energy is time at full power; no quantizing, no BatchNorm, no optimizer, no launches"
+    )
+    is_not = "a prediction: kernels reach a fraction of both peaks, and small layers a small one"
+    needs_geometry = True
+    Settings = RooflineSettings
+    presets = SHEETS
+
+    def format_of(self, bits: int) -> tuple[str, int, float]:
+        """Return name, width and peak of the fastest format that holds an operand of so many bits."""
+        s = self.settings
+        known = [(name, width, getattr(s, name)) for name, width in WIDTHS if getattr(s, name)]
+        return max((f for f in known if f[1] >= bits and f[0] not in _unused(s.full)), key=lambda f: (f[2], -f[1]))
+
+    def row(self, row: Row) -> Cost:
+        """See :class:`HardwareModel`."""
+        s, g, batch = self.settings, row.shape, row.batch
+        _, width, peak = self.format_of(max(row.bits1, row.bits2))
+        inputs, weights, outputs = g.elements
+        weights *= batch if g.kind == "matmul" else 1
+        inputs, outputs = inputs * batch, outputs * batch
+        moved, made = {
+            "FW": (inputs + weights, outputs),
+            "EB": (outputs + weights, inputs),
+            "GC": (inputs + outputs, weights),
+        }[row.product]
+        compute = 2 * g.macs * batch / (peak * 1e12 * s.efficiency)
+        memory = (moved * width + made * s.result_bits) / 8 / (s.bandwidth * 1e9 * s.efficiency)
+        waits = max(0.0, memory - compute)
+        full = Cost(Parts(compute=compute, dram=waits), Parts(compute=compute * s.watts, dram=waits * s.watts))
+        return full.times(row.samples / batch)
+
+    def card(self) -> dict[str, str]:
+        """See :class:`HardwareModel`."""
+        s = self.settings
+        peaks = ", ".join(f"{name.upper()} {getattr(s, name):g}" for name, _ in WIDTHS if getattr(s, name))
+        return {
+            "array": f"10^12 operations a second: {peaks}; 32-bit floating point runs at {s.full.upper()}",
+            "frequency": "inside the peaks",
+            "buffers": f"none but the memory, {s.bandwidth:g} GB/s; results are written with {s.result_bits} bits",
+            "energies": f"{s.watts:g} W all the time",
+            **super().card(),
+        }
+
+
+def _unused(full: str) -> tuple[str, ...]:
+    return ("tf32",) if full == "fp32" else ()
