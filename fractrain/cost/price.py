@@ -36,6 +36,14 @@ class Key(NamedTuple):
     product: Product
     bits1: int
     bits2: int
+    format1: str = ""
+    format2: str = ""
+    scale1: float = 0.0
+    scale2: float = 0.0
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"{self.layer} {self.product} at {self.bits1} x {self.bits2} bits"
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Counts:
         cells: dict[tuple[int, Key], int] = {}
         for row in ledger.rows():
             if row.phase == "train" and row.bits1 and row.bits2:
-                at = row.epoch, Key(row.layer, row.product, row.bits1, row.bits2)
+                at = row.epoch, Key(*(getattr(row, name) for name in Key._fields))
                 cells[at] = cells.get(at, 0) + row.macs
         epochs, keys = tuple(sums), tuple(sorted({key for _, key in cells}))
         place = {key: column for column, key in enumerate(keys)}
@@ -159,10 +167,9 @@ class RunCost:
         return notes[0] + more if notes else ""
 
     def frame(self) -> pd.DataFrame:
-        """Return a DataFrame with a line for each epoch and key, and one for each epoch's overhead, if there is any.
+        """Return a DataFrame: a line for each epoch and key, and one for each epoch's overhead, if there is any.
 
-        Columns: ``epoch``, ``layer``, ``product``, ``bits1``, ``bits2``, ``macs``, ``samples`` of the epoch, and
-        :data:`FIGURES`.
+        Columns: ``epoch``, the fields of :class:`Key`, ``macs``, ``samples`` of the epoch, and :data:`FIGURES`.
         """
         import pandas as pd
 
@@ -178,7 +185,8 @@ class RunCost:
             return table.reset_index(drop=True)
         rest = pd.DataFrame(self.overhead, columns=list(FIGURES))
         rest.insert(0, "epoch", c.epochs)
-        rest = rest.assign(layer=OVERHEAD, product="", bits1=0, bits2=0, macs=0.0, samples=c.samples)
+        nothing = Key(OVERHEAD, "", 0, 0)._asdict()  # type: ignore[arg-type]
+        rest = rest.assign(**nothing, macs=0.0, samples=c.samples)
         return pd.concat([table, rest[table.columns]], ignore_index=True)
 
     def _first(self, epoch: int | None) -> slice:
@@ -218,7 +226,8 @@ def price(
 def row_of(key: Key, macs: float, shape: Geometry | None, counts: Counts) -> Row:
     """The row that a hardware model is given for a key."""
     block = block_of(key.layer, counts.blocks)
-    return Row(*key, macs, shape, counts.batch or 1, block)
+    formats, scales = (key.format1, key.format2), (key.scale1, key.scale2)
+    return Row(*key[:4], macs, shape, counts.batch or 1, block, formats, scales)
 
 
 def _shape(key: Key, counts: Counts, geometry: Geometries) -> Geometry | None:
@@ -289,7 +298,7 @@ def _check(rows: Array, overhead: Array, counts: Counts, model: HardwareModel) -
     Raises:
         PluginError: a number is negative or not finite.
     """
-    for values, names in ((rows, [" ".join(map(str, key)) for key in counts.keys]), (overhead[:, None], [OVERHEAD])):
+    for values, names in ((rows, list(map(str, counts.keys))), (overhead[:, None], [OVERHEAD])):
         good = np.isfinite(values) & (values >= 0)
         bad = np.argwhere(~(good | np.isnan(values) if model.measures else good))
         if len(bad):

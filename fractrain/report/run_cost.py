@@ -134,7 +134,8 @@ def _keys(table: pd.DataFrame, record: RunRecord, by: str) -> pd.Series[Any]:
     if by == "product":
         return table["product"].where(table["product"] != "", OVERHEAD)
     if by == "width":
-        widths = table["bits1"].astype(str) + "x" + table["bits2"].astype(str)
+        names = [table[f"format{n}"].where(table[f"format{n}"] != "", table[f"bits{n}"].astype(str)) for n in (1, 2)]
+        widths = names[0] + "x" + names[1]
         return widths.where(table["macs"] > 0, OVERHEAD)
     return table["epoch"].map({line["epoch"]: _stage(line) for line in record.metrics()}).fillna("no stages")
 

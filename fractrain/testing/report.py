@@ -160,5 +160,5 @@ class ContractReport(Report):
         """The gradient concentration."""
         if self.concentration is None:
             return []
-        curves = [f"  {c.text()}" for c in self.concentration]
-        return ["gradient concentration (unbiased: slope -1, no floor):", *(curves or ["  no operand of EB or GC is stochastic"])]
+        curves = [f"  {c.text()}" for c in self.concentration] or ["  no operand of EB or GC is stochastic"]
+        return ["gradient concentration (unbiased: slope -1, no floor):", *curves]

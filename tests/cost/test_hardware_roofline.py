@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fractrain.cost.hardware import Geometry, Product, Row, create
@@ -21,18 +23,36 @@ def row(shape: Geometry, product: Product, a: int, b: int, samples: int = 64, ba
     [
         ("roofline:a100", 2, 1248), ("roofline:a100", 4, 1248), ("roofline:a100", 5, 624), ("roofline:a100", 8, 624),
         ("roofline:a100", 12, 312), ("roofline:a100", 32, 156), ("roofline:a100:full=fp32", 32, 19.5),
-        ("roofline", 2, 1978.9), ("roofline:h100", 8, 1978.9), ("roofline:b200", 4, 9000), ("roofline:b200", 6, 4500),
+        ("roofline", 2, 1978.9), ("roofline:h100", 8, 1978.9), ("roofline:b200", 4, 4500), ("roofline:b200", 6, 4500),
         ("roofline:mi300x", 3, 2614.9), ("roofline:mi300x", 17, 653.7), ("roofline:int8=0:fp8=0", 8, 989.4),
         ("roofline:int8=0:fp8=0:bf16=0:full=fp32", 8, 66.9),
     ],
 )  # fmt: skip
 def test_a_width_without_hardware_runs_at_the_next_that_has_it(name: str, bits: int, peak: float) -> None:
     model = create(name)
-    assert model.format_of(bits)[2] == peak
+    assert model.format_of(row(WIDE, "FW", bits, bits))[2] == peak
     for product in ("FW", "EB", "GC"):
         cost = model.row(row(WIDE, product, bits, 2))
         assert cost.seconds.compute == pytest.approx(2 * 64 * WIDE.macs / (peak * 1e12))
         assert model.row(row(WIDE, product, 2, bits)).seconds.compute == cost.seconds.compute
+
+
+@pytest.mark.parametrize(
+    ("bits", "formats", "name"),
+    [
+        ((4, 4), ("e2m1/e4m3", "e2m1/e4m3"), "fp4"), ((4, 8), ("e2m1/e8m0", "e5m2"), "fp8"), ((4, 4), ("", ""), "int8"),
+        ((8, 8), ("int8/float32", ""), "int8"), ((8, 8), ("e4m3", ""), "bf16"), ((4, 32), ("e2m1", ""), "tf32"),
+    ],
+)  # fmt: skip
+def test_grids_run_as_integers_and_floats_as_floats(bits: tuple[int, int], formats: tuple[str, str], name: str) -> None:
+    asked = Row("layer", "FW", *bits, 1.0, WIDE, 1, None, formats)
+    assert create("roofline:b200").format_of(asked)[0] == name
+
+
+def test_scales_are_moved_with_their_elements() -> None:
+    plain, scaled = row(THIN, "FW", 8, 8), replace(row(THIN, "FW", 8, 8), scales=(0.5, 0.0))
+    more = create("roofline").row(scaled).seconds.total - create("roofline").row(plain).seconds.total
+    assert more == pytest.approx(64 * 16 * 32 * 32 * 0.5 / 8 / 3350e9)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,11 @@ def ledger() -> Ledger:
 
 def test_counts_by_hand() -> None:
     counts = Counts.of(ledger())
-    assert counts.keys == (("b.conv", "FW", 4, 8), ("b.gate", "FW", 32, 32), ("head", "GC", 32, 32))
+    assert tuple(key[:4] for key in counts.keys) == (
+        ("b.conv", "FW", 4, 8),
+        ("b.gate", "FW", 32, 32),
+        ("head", "GC", 32, 32),
+    )
     macs = SHAPES["b.conv"].macs
     assert counts.macs.tolist() == [[5 * macs, 500, 160], [10 * macs, 1000, 320]]
     assert (counts.samples, counts.batch, counts.forward_macs) == ((10, 20), 5, 10384)
@@ -45,7 +49,7 @@ def test_additive_cost_is_the_sum_over_rows() -> None:
     counts, model = Counts.of(ledger()), create("bit-product:fixed=0.3:moved=0.1")
     run = price(counts, model, SHAPES)
     for line in range(2):
-        rows = [Row(*key, n) for key, n in zip(counts.keys, counts.macs[line], strict=True)]
+        rows = [Row(*key[:4], n) for key, n in zip(counts.keys, counts.macs[line], strict=True)]
         by_hand = np.sum([model.row(row).numbers() for row in rows], axis=0)
         np.testing.assert_allclose(run.by_epoch[line], by_hand, rtol=1e-12)
     assert run.until(0) == Cost.of(run.by_epoch[0])
@@ -100,9 +104,9 @@ def test_unknown_layers_are_a_problem_only_where_shapes_are_needed() -> None:
 @pytest.mark.parametrize(
     ("result", "told"),
     [
-        (Cost(cycles=math.nan), "cycles of b.conv FW 4 8 is nan"),
-        (Cost(Parts(dram=-1.0)), "seconds_dram of b.conv FW 4 8 is -"),
-        (Cost(joules=Parts(compute=math.inf)), "joules_compute of b.conv FW 4 8 is inf"),
+        (Cost(cycles=math.nan), "cycles of b.conv FW at 4 x 8 bits is nan"),
+        (Cost(Parts(dram=-1.0)), "seconds_dram of b.conv FW at 4 x 8 bits is -"),
+        (Cost(joules=Parts(compute=math.inf)), "joules_compute of b.conv FW at 4 x 8 bits is inf"),
         (None, "AttributeError"),
         (
             ZeroDivisionError("no width 4\nat all"),
@@ -161,3 +165,20 @@ def test_what_was_not_measured_is_no_number() -> None:
     assert partly.joules == {}  # the meter was not there from the start
     with pytest.raises(ConfigError, match="not measured"):
         price(Counts.of(ledger()), create("measured"))
+
+
+def test_formats_and_scales_reach_the_model() -> None:
+    seen: list[Row] = []
+
+    class Watch(HardwareModel):
+        name = "watch"
+
+        def row(self, row: Row) -> Cost:
+            seen.append(row)
+            return Cost(cycles=1.0)
+
+    found = Ledger()
+    found.samples(1)
+    found.count("x", 1, lambda: [Entry("b", "FW", 8, 8, 5, "e4m3/e8m0", "", 0.25, 0.0), Entry("b", "FW", 8, 8, 7)])
+    price(Counts.of(found), Watch())
+    assert [(row.formats, row.scales) for row in seen] == [(("", ""), (0.0, 0.0)), (("e4m3/e8m0", ""), (0.25, 0.0))]

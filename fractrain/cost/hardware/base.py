@@ -72,6 +72,8 @@ class Row:
         geometry: shape of the layer; None where it is not known.
         batch: samples of one training step.
         block: gateable block in whose cp the row counts; None for stem, classifier and gates.
+        formats: number formats of the two operands (``e4m3/e8m0``); empty for uniform grids and 32-bit floating point.
+        scales: bits of scales that come with each element, beside its width.
     """
 
     layer: str
@@ -82,6 +84,8 @@ class Row:
     geometry: Geometry | None = None
     batch: int = 1
     block: str | None = None
+    formats: tuple[str, str] = ("", "")
+    scales: tuple[float, float] = (0.0, 0.0)
 
     @property
     def samples(self) -> float:

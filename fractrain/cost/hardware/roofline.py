@@ -8,10 +8,12 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from fractrain.cost.hardware.base import Cost, HardwareModel, HardwareSettings, Parts, Row
+from fractrain.cost.hardware.base import FLOAT_BITS, Cost, HardwareModel, HardwareSettings, Parts, Row
 
 WIDTHS: Final = (("fp4", 4), ("int4", 4), ("fp8", 8), ("int8", 8), ("bf16", 16), ("tf32", 32), ("fp32", 32))
 """Formats with the widest operand that each takes."""
+NARROW: Final = {"fp4": "float", "fp8": "float", "int4": "grid", "int8": "grid"}
+"""What the operands must be; the wider formats take both."""
 
 # Dense figures; where a sheet prints them with structured sparsity, half of those.
 SHEETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -68,35 +70,43 @@ class Roofline(HardwareModel):
         "h100, b200, mi300x"
     )
     counted = (
-        "the longer of computing at the peak of the narrowest format that holds both operands (by width alone: integer "
-        "or float is not asked) and moving operands and results of each product once; a width without hardware runs at "
-        "the next that has it; energy is time at full power; no quantizing, no BatchNorm, no optimizer, no launches"
+        "the longer of computing at the peak of the fastest format that holds both operands (grids as integers, "
+        "floats as floats, one of each from BF16 up) and moving operands and results of each product once; a width "
+        "without hardware runs at the next that has it; energy is time at full power; no quantizing, no BatchNorm, no "
+        "optimizer, no launches"
     )
     is_not = "a prediction: kernels reach a fraction of both peaks, and small layers a small one"
     needs_geometry = True
     Settings = RooflineSettings
     presets = SHEETS
 
-    def format_of(self, bits: int) -> tuple[str, int, float]:
-        """Return name, width and peak of the fastest format that holds an operand of so many bits."""
-        s = self.settings
-        known = [(name, width, getattr(s, name)) for name, width in WIDTHS if getattr(s, name)]
-        return max((f for f in known if f[1] >= bits and f[0] not in _unused(s.full)), key=lambda f: (f[2], -f[1]))
+    def format_of(self, row: Row) -> tuple[str, int, float]:
+        """Return name, width and peak of the fastest format that holds both operands of a row."""
+        s, bits = self.settings, max(row.bits1, row.bits2)
+        pairs = zip((row.bits1, row.bits2), row.formats, strict=True)
+        kinds = {"float" if width == FLOAT_BITS or name.startswith("e") else "grid" for width, name in pairs}
+        fits = [
+            (name, width, getattr(s, name))
+            for name, width in WIDTHS
+            if getattr(s, name) and width >= bits and kinds <= {NARROW.get(name, kind) for kind in kinds}
+        ]
+        return max((f for f in fits if s.full == "tf32" or f[0] != "tf32"), key=lambda f: (f[2], -f[1]))
 
     def row(self, row: Row) -> Cost:
         """See :class:`HardwareModel`."""
         s, g, batch = self.settings, row.shape, row.batch
-        _, width, peak = self.format_of(max(row.bits1, row.bits2))
+        _, width, peak = self.format_of(row)
         inputs, weights, outputs = g.elements
         weights *= batch if g.kind == "matmul" else 1
         inputs, outputs = inputs * batch, outputs * batch
-        moved, made = {
-            "FW": (inputs + weights, outputs),
-            "EB": (outputs + weights, inputs),
-            "GC": (inputs + outputs, weights),
+        first, second, made = {
+            "FW": (inputs, weights, outputs),
+            "EB": (outputs, weights, inputs),
+            "GC": (inputs, outputs, weights),
         }[row.product]
+        moved = first * (width + row.scales[0]) + second * (width + row.scales[1])
         compute = 2 * g.macs * batch / (peak * 1e12 * s.efficiency)
-        memory = (moved * width + made * s.result_bits) / 8 / (s.bandwidth * 1e9 * s.efficiency)
+        memory = (moved + made * s.result_bits) / 8 / (s.bandwidth * 1e9 * s.efficiency)
         waits = max(0.0, memory - compute)
         full = Cost(Parts(compute=compute, dram=waits), Parts(compute=compute * s.watts, dram=waits * s.watts))
         return full.times(row.samples / batch)
@@ -112,7 +122,3 @@ class Roofline(HardwareModel):
             "energies": f"{s.watts:g} W all the time",
             **super().card(),
         }
-
-
-def _unused(full: str) -> tuple[str, ...]:
-    return ("tf32",) if full == "fp32" else ()
