@@ -21,6 +21,7 @@ import fractrain
 from fractrain.commands.bench import bench_command
 from fractrain.commands.catalog import list_command
 from fractrain.commands.check import check_command, check_hardware_command
+from fractrain.commands.claims import claims_command
 from fractrain.commands.common import NearestGroup, debug_wanted, say
 from fractrain.commands.cost import cost_command
 from fractrain.commands.data import data_group
@@ -130,6 +131,7 @@ for _command in (
     report_command,
     publish_command,
     evidence_group,
+    claims_command,
     bench_command,
     data_group,
     doctor_command,

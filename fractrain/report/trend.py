@@ -116,19 +116,24 @@ def judge_trend(trend: Trend | None, published: float | None, tolerance: float) 
         published: published gap in points; None: nothing to be judged.
         tolerance: half the width of the zone, in points.
     """
-    if published is None:
-        return None
+    return None if published is None else judge_trend_zone(trend, published - tolerance, published + tolerance)
+
+
+def judge_trend_zone(trend: Trend | None, low: float, high: float) -> TrendVerdict:
+    """:func:`judge_trend` with a zone from ``low`` to ``high``, either of which may be infinite."""
     if trend is None:
         return TrendVerdict("says nothing", f"two lengths and {LEAST_POINTS} pairs needed")
     if trend.bent is not None and trend.bent < BENT:
         return TrendVerdict("says nothing", f"no line in log length, p = {trend.bent:.2g}")
-    if trend.low > published + tolerance or trend.high < published - tolerance:
+    if trend.low > high or trend.high < low:
         return TrendVerdict("contradicts")
-    if trend.half > tolerance:
-        return TrendVerdict("says nothing", f"interval wider than ±{tolerance:g}")
-    if abs(trend.predicted - published) + trend.half <= tolerance:
+    if low <= trend.low and trend.high <= high:
         return TrendVerdict("supports")
-    return TrendVerdict("says nothing", f"interval crosses the edge of ±{tolerance:g}")
+    half = (high - low) / 2
+    if trend.half > half:
+        return TrendVerdict("says nothing", f"interval wider than ±{half:.3g}")
+    edge = f"±{half:.3g}" if math.isfinite(half) else f"{low if math.isfinite(low) else high:g}"
+    return TrendVerdict("says nothing", f"interval crosses the edge of {edge}")
 
 
 def trend_rule(tolerance: float) -> str:

@@ -96,6 +96,26 @@ def equivalence(measured: Estimate, published: float, rule: VerdictRule, less_is
     )
 
 
+def within(measured: Estimate, low: float, high: float) -> Verdict:
+    """Judge an interval by a zone from ``low`` to ``high``, either of which may be infinite; as :func:`equivalence`.
+
+    Raises:
+        ValueError: there is no interval.
+    """
+    if measured.half_width is None or measured.sd is None:
+        raise ValueError("one value has no interval")
+    text = f"{measured.mean:.2f} ± {measured.half_width:.2f}"
+    least, most = measured.mean - measured.half_width, measured.mean + measured.half_width
+    if low <= least and most <= high:
+        return Verdict("reproduced", text)
+    if most < low or least > high:
+        return Verdict("differs", text)
+    far = 1e3 * max(1.0, abs(measured.mean), measured.sd)  # stands for infinity
+    ends = [max(low, measured.mean - far), min(high, measured.mean + far)]
+    needed = seeds_to_decide(measured.mean - sum(ends) / 2, measured.sd, (ends[1] - ends[0]) / 2, measured.n + 1)
+    return Verdict("inconclusive", f"{text}; {f'{needed}' if needed else f'more than {MOST}'} seeds would decide")
+
+
 def incomplete(status: str, profile: str) -> Verdict:
     """Verdict of a row that was begun but not finished with every seed; ``status`` says what is missing."""
     return Verdict("inconclusive", status if profile == "paper" else f"reduced profile; {status}")

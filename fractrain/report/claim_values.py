@@ -1,0 +1,191 @@
+"""The quantities that claims are about: paired numbers of runs, facts of single runs, and what was published."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fractrain.cost.hardware import create
+from fractrain.report.published_split import Solved, solve, split_text
+from fractrain.report.rows import published_value
+from fractrain.report.sources import PublishedIndex, Record, Sources, Store
+from fractrain.report.spec import Pair, TableSpec
+from fractrain.report.values import Measured
+from fractrain.util.errors import FractrainError
+
+LENGTHS: Final = {"1/128": 128, "1/64": 64, "1/32": 32, "1/16": 16, "short": 8, "1/4": 4, "1/2": 2}
+Runs = dict[int, Measured]
+
+
+def short_lengths() -> dict[str, int]:
+    """Profiles shorter than the paper's that are looked for, with n of 1/n, shortest first."""
+    return LENGTHS
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a claim's numbers are.
+
+    Attributes:
+        table: the table whose rows are meant.
+        row, against: keys of the row and of those it is set against.
+        store, sources: where runs and published numbers come from.
+        printed: the published table.
+    """
+
+    table: TableSpec
+    row: str
+    against: tuple[str, ...]
+    store: Store | None
+    sources: Sources
+    printed: str
+
+    @property
+    def circular(self) -> bool:
+        """Whether the table's hardware model is fitted to published rows, so that it is no evidence for them."""
+        return bool(self.table.hardware) and create(self.table.hardware).fitted_to_published
+
+    def pairs(self, name: str) -> list[Pair]:
+        """The table's pairs called ``model/dataset``, in each of their settings."""
+        return [pair for pair in self.table.pairs if pair.key == name]
+
+    def records(self, row: str, pair: Pair, profile: str, seeds: int) -> Iterator[tuple[int, Record]]:
+        """Finished runs of a row by seed."""
+        if self.store is None:
+            return
+        for seed in range(seeds):
+            try:
+                request = self.table.request(pair, self.table.row(row), profile)
+                record = self.store.get(self.sources.make_config(request, seed).run_id)
+            except FractrainError:  # no such data or model here: nothing can have been run
+                return
+            if record is not None and record.status == "done":
+                yield seed, record
+
+    def measured(self, row: str, pair: Pair, profile: str, seeds: int) -> Runs:
+        """Their numbers."""
+        return {s: self.sources.measure(r, self.table.hardware) for s, r in self.records(row, pair, profile, seeds)}
+
+
+def paired(place: Place, quantity: str, name: str, profile: str, seeds: int) -> dict[object, float]:
+    """The quantity over seeds (and settings of the pair) that the row and its rival both have."""
+    found: dict[object, float] = {}
+    for pair in place.pairs(name):
+        own = place.measured(place.row, pair, profile, seeds)
+        if not own:
+            continue
+        if quantity == "late_drop":
+            drops = {s: m.accuracy["best_test"] - m.accuracy["last"] for s, m in own.items()}
+            found |= {(pair.setting, s): v for s, v in drops.items()}
+            continue
+        others = [runs for key in place.against if (runs := place.measured(key, pair, profile, seeds))]
+        if not others:
+            continue
+        rival = max(others, key=lambda runs: sum(m.accuracy["best_test"] for m in runs.values()) / len(runs))
+        for seed in sorted(set(own) & set(rival)):
+            value = _VALUES[quantity](own[seed], rival[seed])
+            if value is not None:
+                found[pair.setting, seed] = value
+    return found
+
+
+def _saving(own: float | None, other: float | None) -> float | None:
+    return None if own is None or not other else 100 * (1 - own / other)
+
+
+def _ratio(own: float | None, other: float | None) -> float | None:
+    return None if not own or other is None else other / own
+
+
+_VALUES: Final[dict[str, Callable[[Measured, Measured], float | None]]] = {
+    "accuracy_gap": lambda own, other: own.accuracy["best_test"] - other.accuracy["best_test"],
+    "saving_macs": lambda own, other: _saving(own.macs_best, other.macs_best),
+    "saving_latency": lambda own, other: _saving(own.latency_min, other.latency_min),
+    "saving_energy": lambda own, other: _saving(own.energy_kj, other.energy_kj),
+    "ratio_bitops": lambda own, other: _ratio(own.bitops_end, other.bitops_end),
+    "ratio_energy": lambda own, other: _ratio(own.energy_end_kj, other.energy_end_kj),
+}
+
+
+# -- facts of single runs ----------------------------------------------------------------------------------------------
+
+
+def mechanism(place: Place, quantity: str, name: str, seeds: int) -> list[float]:
+    """One number for each finished run of any length."""
+    read = {"share_below_final": _below_final, "adaptive_share": _adaptive}[quantity]
+    profiles = (*short_lengths(), "paper")
+    records = (
+        record for pair in place.pairs(name) for profile in profiles
+        for _, record in place.records(place.row, pair, profile, seeds)
+    )  # fmt: skip
+    return [read(record) for record in records]
+
+
+def _below_final(record: Any) -> float:
+    """Percent of the evaluation periods that ended before the final stage; 100 if it is never reached."""
+    settings = record.config.settings
+    final = int(settings.get("stages") or len(settings["bits"])) - 1
+    stages = [int((line.get("method") or {}).get("stage", 0)) for line in record.metrics()]
+    return 100 * sum(stage < final for stage in stages) / len(stages)
+
+
+def _adaptive(record: Any) -> float:
+    """Percent of the gated blocks that ran at more than one precision in the last test, while weights stood still."""
+    ledger = record.ledger()
+    blocks = ledger.meta["blocks"]
+    last = max(ledger.epochs("eval"))
+    widths: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    for row in ledger.rows():
+        if row.phase == "eval" and row.epoch == last and ".gate" not in row.layer:
+            block = next((b for b in blocks if row.layer.startswith(f"{b}.")), None)
+            if block is not None:
+                widths[f"{block} {row.layer}"].add((row.bits1, row.bits2))
+    several = {key.split()[0] for key, found in widths.items() if len(found) > 1}
+    return 100 * len(several) / len(blocks)
+
+
+# -- what was published ------------------------------------------------------------------------------------------------
+
+_METRICS: Final[dict[str, tuple[str, Callable[[float, Sequence[float]], float]]]] = {
+    "accuracy_gap": ("acc_top1_%", lambda own, others: own - max(others)),
+    "saving_macs": ("effective_MACs", lambda own, others: 100 * (1 - own / others[0])),
+    "saving_latency": ("latency_min", lambda own, others: 100 * (1 - own / others[0])),
+    "saving_energy": ("energy_kJ", lambda own, others: 100 * (1 - own / others[0])),
+}
+
+
+def published_text(place: Place, quantity: str, names: Sequence[str]) -> str:
+    """What the published rows give for the quantity, pair by pair; of latency and MACs also what it consists of."""
+    if quantity not in _METRICS:
+        return ""
+    metric, combine = _METRICS[quantity]
+    index = PublishedIndex(place.sources.published, place.printed)
+    parts = []
+    for pair in (pair for name in names for pair in place.pairs(name)):
+        own = _number(place, index, pair, place.row, metric)
+        others = [v for key in place.against if (v := _number(place, index, pair, key, metric)) is not None]
+        if own is None or not others:
+            continue
+        value = combine(own, others)
+        parts.append(f"{pair.key} {value:+.2f}" if quantity == "accuracy_gap" else f"{pair.key} {value:.1f} %")
+    split = _split(place, index, names) if quantity in ("saving_macs", "saving_latency") and len(names) == 1 else ""
+    return "; ".join(filter(None, (", ".join(parts), split)))
+
+
+def _number(place: Place, index: PublishedIndex, pair: Pair, row: str, metric: str) -> float | None:
+    found = published_value(pair, place.table.row(row), metric, index)
+    return None if found is None else float(found.value)
+
+
+def _split(place: Place, index: PublishedIndex, names: Sequence[str]) -> str:
+    pair = place.pairs(names[0])[0]
+    own, other = (_solved(place, index, pair, row) for row in (place.row, place.against[0]))
+    return split_text(own, other) if own and other else ""
+
+
+def _solved(place: Place, index: PublishedIndex, pair: Pair, row: str) -> Solved | None:
+    macs = _number(place, index, pair, row, "effective_MACs")
+    latency = _number(place, index, pair, row, "latency_min")
+    return None if macs is None or latency is None else solve(pair.model, pair.model_label, macs, latency)
