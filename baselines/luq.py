@@ -34,8 +34,10 @@ class SAWB(Format):
     def limits(self, x: torch.Tensor, kernels: str = "auto") -> Limits:
         """Lowest and highest point; nan where ``x`` has inf or nan."""
         low, high = x.aminmax()
-        clip = 12.1 * x.square().mean().sqrt() - 12.2 * x.abs().mean()
-        clip = torch.where(clip <= 0, torch.maximum(-low, high), clip) + 0.0 * (low + high)
+        amax = torch.maximum(-low, high)
+        unit = (x / torch.where(amax > 0, amax, 1.0)).abs()  # lest squares overflow
+        clip = (12.1 * unit.square().mean().sqrt() - 12.2 * unit.mean()) * amax
+        clip = torch.where(clip <= 0, amax, clip)
         step = clip * (2 / 15)
         return torch.where(low < 0, -8 * step, 0 * step), torch.where(low < 0, 7 * step, 15 * step)
 

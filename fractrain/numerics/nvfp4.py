@@ -84,11 +84,12 @@ class Eden(Scaled):
         assert isinstance(self.scale, TwoLevel)
         assert scales.tensor is not None
         q = self._elements(blocks, scales, None)
-        back = scales.back.to(blocks.dtype)
-        v, w = (blocks * scales.to.to(blocks.dtype), q) if self.released else (blocks, q * back)
+        relative = scales.back / torch.where(scales.tensor > 0, scales.tensor, 1.0)
+        unit = 1.0 if self.released else relative.to(blocks.dtype)  # of the tensor's scale: no overflow in the squares
+        v, w = blocks * scales.to.to(blocks.dtype) * unit, q * unit
         own, with_q = self._summed(v * v), self._summed(v * w)
         correction = torch.where(with_q > 0, own / with_q, 1.0)
-        corrected = (scales.back * correction / torch.where(scales.tensor > 0, scales.tensor, 1.0)).to(torch.float32)
+        corrected = (relative * correction).to(torch.float32)
         if key is None:
             return q, self.scale.rounded(corrected, scales.tensor)
         numbers = torch.arange(corrected.numel(), device=blocks.device).view(corrected.shape)
