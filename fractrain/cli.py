@@ -35,6 +35,7 @@ from fractrain.commands.publish import publish_command
 from fractrain.commands.report import report_command
 from fractrain.commands.runs import config_group, run_command
 from fractrain.commands.tables import reproduce_command, table_command
+from fractrain.commands.verify_runs import verify_runs_command
 from fractrain.util.errors import FractrainError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -127,6 +128,7 @@ for _command in (
     show_command,
     compare_command,
     diff_command,
+    verify_runs_command,
     plan_command,
     report_command,
     publish_command,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -46,8 +47,11 @@ def publish_command(
     force: bool,
     results: Path,
     as_json: bool,
-) -> None:
-    """Send finished runs, their ledgers and the tables to wandb, each exactly once (all runs, or RUN_ID ...)."""
+) -> int:
+    """Send finished runs, their ledgers and the tables to wandb, each exactly once (all runs, or RUN_ID ...).
+
+    RUN_ID may be the beginning of a run id. Exit code 1 where one could not be sent; the others are.
+    """
     from fractrain.commands.tables import DEFAULT_FIGURES, DEFAULT_OUT
     from fractrain.engine.store import RunStore
     from fractrain.publish.publish import publish
@@ -58,8 +62,9 @@ def publish_command(
         sent = publish(RunStore(results), project, entity, mode, list(run_ids) or None, chosen, force=force)
     if as_json:
         emit_json(sent)
-        return
-    for one in sent:
-        click.echo(f"{one.run_id}  {one.action}  {one.where}")
-    if not sent:
+    elif not sent:
         click.echo("nothing to publish: no finished run in the run store")
+    else:
+        counts = Counter(one.action for one in sent)
+        click.echo(", ".join(f"{number} {action}" for action, number in counts.items()))
+    return 1 if any(one.action == "failed" for one in sent) else 0

@@ -100,7 +100,7 @@ def run_command(
         site = Site(results, device, data_dir, download, kernels=kernels, graphs=graphs)
         if not ranks.several:  # before anything is written; several processes find out together
             found = store.get(config.run_id)
-            if found is None or found.status != "done":
+            if found is None or found.status not in ("done", "damaged"):
                 check_site([config], site)
         listeners = _listeners(trackers, track_dir, project) if ranks.first else []
         record = Trainer(config, site, make_progress(), ranks=ranks, fresh=force, listeners=listeners).run()

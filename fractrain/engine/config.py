@@ -26,6 +26,7 @@ from fractrain.engine.recipes import (
 )
 from fractrain.engine.registries import Registries
 from fractrain.util.errors import ConfigError, did_you_mean
+from fractrain.util.schema import parse_json
 from fractrain.util.settings import added_at_default, replaced_at_default
 
 FORMAT_VERSION: Final = 1
@@ -151,7 +152,7 @@ class RunConfig(pydantic.BaseModel):
             ConfigError: not JSON, another format version, or not a run config.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise ConfigError(f"{origin}: not JSON ({error})") from error
         if not isinstance(values, dict):

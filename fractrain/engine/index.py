@@ -1,13 +1,15 @@
 """The index of a run store: what lists and reports need of thousands of runs, in one file instead of four per run.
 
 ``<root>/.index.json`` is a cache and nothing else: it may be deleted, and a store that cannot be written works without
-it. An entry is used as long as the run's folder and its summary have the time stamps that it was made with; writing a
-run replaces files, which changes them. So a refresh looks at every folder once (one ``stat`` each) but opens the files
-of changed runs alone.
+it. An entry is used as long as the run's folder and the files of its record have the time stamps and sizes that it was
+made with. So a refresh looks at every folder but opens the files of changed runs alone. The index holds its own digest:
+one that was changed is made anew.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -17,12 +19,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from fractrain.engine.config import group_id
-from fractrain.engine.store import RunRecord, RunStore, Status
-from fractrain.util.errors import ConfigError, FractrainError, StoreError, did_you_mean
+from fractrain.engine.manifest import SEALED
+from fractrain.engine.record import RecordStatus
+from fractrain.engine.record_files import CHECKPOINT, CONFIG, MANIFEST, canonical
+from fractrain.engine.store import RunRecord, RunStore
+from fractrain.util.errors import FractrainError, StoreError
 from fractrain.util.files import atomic_write, storing
+from fractrain.util.schema import parse_json
 
 INDEX_NAME: Final = ".index.json"
-INDEX_VERSION: Final = 1
+INDEX_VERSION: Final = 2
+_FILES: Final = (CONFIG, MANIFEST, *(name for name in SEALED if name != CHECKPOINT))
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +52,7 @@ class RunEntry:
 
     run_id: str
     group: str
-    status: Status
+    status: RecordStatus
     message: str
     time: str
     method: str
@@ -91,7 +98,8 @@ def complete_summary(record: RunRecord) -> dict[str, Any] | None:
 def read_index(store: RunStore) -> list[RunEntry]:
     """Return an entry for every run of the store, by id; what is not yet in its index is read and added.
 
-    A folder that is damaged or foreign is named in a warning and left out.
+    A damaged run has the status ``damaged`` and no summary; one whose configuration cannot be read is named in a
+    warning and left out.
     """
     known = _load(store.root / INDEX_NAME)
     found: dict[str, tuple[list[int], RunEntry]] = {}
@@ -105,7 +113,9 @@ def read_index(store: RunStore) -> list[RunEntry]:
         except StoreError as error:
             _log.warning("left out: %s", error)
             continue
-        if record is not None:
+        if record is not None and record.known_config is None:
+            _log.warning("left out: %s: %s", record.path, record.message)
+        elif record is not None:
             found[name] = (stamp, RunEntry.of(record))
             changed = True
     if changed or found.keys() != known.keys():
@@ -118,19 +128,11 @@ def find_run(store: RunStore, text: str) -> RunRecord:
 
     Raises:
         ConfigError: there is none, or more than one.
-        StoreError: the run's folder is damaged.
+        StoreError: its record is damaged.
     """
-    names = sorted(p.parent.name for p in store.root.glob("*/config.json")) if store.root.is_dir() else []
-    matching = [text] if text in names else [n for n in names if n.startswith(text)] if text else []
-    if not matching:
-        near = did_you_mean(text, names)
-        raise ConfigError(f"no run {text!r} in {store.root}{near}; it holds {len(names)} (--results: another folder)")
-    if len(matching) > 1:
-        some = ", ".join(matching[:4]) + (", ..." if len(matching) > 4 else "")
-        raise ConfigError(f"{text!r} is the beginning of {len(matching)} runs: {some}; give more of the id")
-    record = store.get(matching[0])
-    if record is None:
-        raise ConfigError(f"run {matching[0]} has just vanished from {store.root}")
+    record = store.find(text)
+    if record.status == "damaged":
+        raise StoreError(f"{record.path}: {record.message}")
     return record
 
 
@@ -145,12 +147,12 @@ def _stamps(root: Path) -> Iterator[tuple[str, list[int]]]:
             own = os.stat(root / name)
         except OSError:  # deleted since
             continue
-        try:
-            summary = os.stat(root / name / "summary.json")
-        except OSError:
-            yield name, [own.st_mtime_ns]
-        else:
-            yield name, [own.st_mtime_ns, summary.st_mtime_ns, summary.st_size]
+        stamps = [own.st_mtime_ns]
+        for file in _FILES:
+            with contextlib.suppress(OSError):  # not there
+                found = os.stat(root / name / file)
+                stamps += [found.st_mtime_ns, found.st_size]
+        yield name, stamps
 
 
 def _ended(path: Path) -> str:
@@ -163,19 +165,21 @@ def _ended(path: Path) -> str:
 def _load(path: Path) -> dict[str, tuple[list[int], RunEntry]]:
     """The index as it was left; empty where there is none that this release can read."""
     try:
-        content = json.loads(path.read_bytes())
-        if content["version"] != INDEX_VERSION:
+        line, _, body = path.read_bytes().partition(b"\n")
+        header = parse_json(line)
+        if header["version"] != INDEX_VERSION or header["sha256"] != hashlib.sha256(body).hexdigest():
             return {}
-        return {name: (stamp, RunEntry(run_id=name, **entry)) for name, (stamp, entry) in content["runs"].items()}
+        return {name: (stamp, RunEntry(run_id=name, **entry)) for name, (stamp, entry) in json.loads(body).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def _save(path: Path, found: Mapping[str, tuple[list[int], RunEntry]]) -> None:
-    runs = {name: [stamp, _without_id(entry)] for name, (stamp, entry) in found.items()}
-    text = json.dumps({"version": INDEX_VERSION, "runs": runs}, separators=(",", ":"))
+    """Write a header line (version, SHA-256 of what follows) and the entries."""
+    body = json.dumps({name: [stamp, _without_id(entry)] for name, (stamp, entry) in found.items()}).encode()
+    header = canonical({"version": INDEX_VERSION, "sha256": hashlib.sha256(body).hexdigest()})
     try:
-        atomic_write(path, text.encode())
+        atomic_write(path, header + b"\n" + body)
     except StoreError as error:  # a store that may only be read, or a full disk: slower, not wrong
         _log.debug("no index: %s", error)
 

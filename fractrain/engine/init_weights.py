@@ -23,10 +23,12 @@ def source_weights(store: RunStore, source: RunConfig) -> dict[str, torch.Tensor
         CheckpointError: the run is not done, or its checkpoint is missing, damaged, of another run, or not the last.
     """
     record = store.get(source.run_id)
+    if record is not None and record.status == "damaged":
+        raise CheckpointError(f"source run {record.path}: {record.message}")
     if record is None or record.status != "done" or record.summary is None:
         raise CheckpointError(f"source run {source.run_id} is not done: run it first")
     path = record.path / checkpoint.NAME
-    remedy = f"delete {record.path} and give the command again to train it anew"
+    remedy = f"move {record.path} away and give the command again to train it anew"
     try:
         state = checkpoint.load(path, source.run_id)
     except CheckpointError as error:

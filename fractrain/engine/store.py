@@ -1,8 +1,9 @@
 """The run store: one folder per run, readable by anything that reads JSON, written so that a crash never spoils it.
 
-A run's folder ``<root>/<run id>/`` holds ``config.json``, ``environment.json``, ``metrics.jsonl`` (one line per epoch,
-only ever appended to), ``ledger.json``, ``status.json``, ``summary.json`` and the checkpoints. A run is a result only
-when its status is ``done``: that is written last, and a summary found beside any other status is not shown.
+A run's folder ``<root>/<run id>/`` holds ``config.json``, ``environment.json``, ``metrics.jsonl`` (one line per epoch),
+``ledger.json``, ``status.json``, ``summary.json``, the checkpoints and, last, ``manifest.json``. A run is a result only
+when its status is ``done`` and its files agree with the manifest (:mod:`fractrain.engine.record`): a summary found
+beside any other status is not shown.
 
 Two writers: the first holds the lock of the run's folder, the second gets a :class:`StoreError` (or waits, if it asked
 to). The lock belongs to the process: when the writer dies, the operating system releases it.
@@ -14,75 +15,25 @@ import datetime
 import json
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import Any, Final
 
 import filelock
 
+from fractrain.engine import record_files as files
 from fractrain.engine.config import RunConfig
+from fractrain.engine.manifest import SEALED, write_manifest
+from fractrain.engine.record import RunRecord, read_config, read_record, verified_record
+from fractrain.engine.record_files import STATUSES, FileDamaged, Status
 from fractrain.engine.site import LOCK_PATIENCE_S
-from fractrain.util.errors import ConfigError, StoreError
+from fractrain.util.errors import ConfigError, StoreError, did_you_mean
 from fractrain.util.files import append_line, atomic_write, drop_torn_line, storing
 
-if TYPE_CHECKING:
-    from fractrain.cost.ledger import Ledger
-
-Status = Literal["running", "done", "failed", "diverged", "interrupted"]
-STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 DEFAULT_ROOT: Final = Path("results/runs")
 LOCK_NAME: Final = ".lock"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What the store holds of one run.
-
-    Attributes:
-        run_id: the run's id.
-        path: its folder.
-        config: what was run.
-        status: ``running`` also stands for a run that was killed; the same command goes on with it.
-        summary: the result; None unless the status is ``done``.
-        environment: versions and machine of the last start; those of earlier starts under ``earlier``.
-        message: one line on why it is not done, or empty.
-    """
-
-    run_id: str
-    path: Path
-    config: RunConfig
-    status: Status
-    summary: dict[str, Any] | None
-    environment: dict[str, Any] = field(default_factory=dict)
-    message: str = ""
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """Return one line per epoch, ascending. A resumed run repeats lines: the last one of an epoch counts.
-
-        Raises:
-            StoreError: the file is damaged.
-        """
-        return read_metrics(self.path / "metrics.jsonl")
-
-    def ledger(self) -> Ledger:
-        """Return the run's ledger.
-
-        Raises:
-            StoreError: there is none, or it cannot be read.
-        """
-        from fractrain.cost.ledger import Ledger
-
-        ledger = Ledger()
-        path = self.path / "ledger.json"
-        state = _read_json(path)
-        try:
-            ledger.load_state_dict(state)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path}: {error}; delete the folder to run it again") from error
-        return ledger
 
 
 class RunStore:
@@ -102,41 +53,54 @@ class RunStore:
     def get(self, run_id: str) -> RunRecord | None:
         """Return a run, or None when the store has none of that id.
 
+        A folder that is damaged, or holds something else, gives a record of status ``damaged`` whose message says why.
+
         Raises:
-            StoreError: its folder is damaged or belongs to another run.
+            StoreError: the folder cannot be looked into.
         """
         path = self.path(run_id)
-        if not (path / "config.json").exists():
-            return None
-        config = _read_config(path)
-        status = _read_json(path / "status.json", default={"status": "running"})
-        if status.get("status") not in STATUSES:
-            raise StoreError(f"{path / 'status.json'}: unknown status {status.get('status')!r}; delete the folder")
-        done = status["status"] == "done"
-        return RunRecord(
-            run_id=run_id,
-            path=path,
-            config=config,
-            status=status["status"],
-            summary=_read_json(path / "summary.json") if done else None,
-            environment=_read_json(path / "environment.json", default={}),
-            message=str(status.get("message", "")),
-        )
+        return read_record(path) if _names(path) else None
+
+    def ids(self) -> list[str]:
+        """Return the ids of all runs, sorted: the folders with any file of a run's record.
+
+        Raises:
+            StoreError: the store cannot be looked into.
+        """
+        if not self.root.is_dir():
+            return []
+        known = {files.CONFIG, files.MANIFEST, *SEALED}
+        with storing(self.root, "read"):
+            folders = sorted(entry for entry in self.root.iterdir() if entry.is_dir())
+        return [folder.name for folder in folders if known.intersection(_names(folder))]
 
     def records(self) -> Iterator[RunRecord]:
-        """Yield all runs, by id. A folder that is damaged or foreign is named in a warning and left out."""
-        if not self.root.is_dir():
-            return
-        with storing(self.root, "read"):
-            names = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())
-        for name in names:
-            try:
-                record = self.get(name)
-            except StoreError as error:
-                _log.warning("left out: %s", error)
-                continue
+        """Yield all runs, by id; a damaged one as :meth:`get` gives it."""
+        for run_id in self.ids():
+            record = self.get(run_id)
             if record is not None:
                 yield record
+
+    def find(self, text: str) -> RunRecord:
+        """Return the run whose id is, or alone begins with, ``text``.
+
+        Raises:
+            ConfigError: there is none, or more than one.
+        """
+        names = self.ids()
+        matching = [text] if text in names else [name for name in names if text and name.startswith(text)]
+        if not matching:
+            near = did_you_mean(text, names)
+            raise ConfigError(
+                f"no run {text!r} in {self.root}{near}; it holds {len(names)} (--results: another folder)"
+            )
+        if len(matching) > 1:
+            some = ", ".join(matching[:4]) + (", ..." if len(matching) > 4 else "")
+            raise ConfigError(f"{text!r} is the beginning of {len(matching)} runs: {some}; give more of the id")
+        record = self.get(matching[0])
+        if record is None:
+            raise ConfigError(f"run {matching[0]} has just vanished from {self.root}")
+        return record
 
     def open(self, config: RunConfig, wait_s: float = LOCK_PATIENCE_S) -> RunWriter:
         """Return a writer for a run; use it as a context manager.
@@ -184,53 +148,91 @@ class RunWriter:
         with storing(self.path):
             for leftover in self.path.glob(".*.tmp"):  # of a writer that was killed; we hold the lock
                 leftover.unlink()
-            present = sorted(entry.name for entry in self.path.iterdir() if entry.name != LOCK_NAME)
-        if "config.json" in present:
-            _read_config(self.path)
-        elif present:
-            raise StoreError(f"{self.path} holds {present[0]!r} but no config.json: not a run, move the folder away")
-        else:
-            atomic_write(self.path / "config.json", self.config.to_json().encode())
-        drop_torn_line(self.path / "metrics.jsonl")
+        present = _names(self.path)
+        try:
+            if present:
+                read_config(self.path)
+        except FileDamaged as error:
+            if error.reason.startswith("belongs to"):
+                raise StoreError(f"{error}: move {self.path} away") from error
+            self._check_own(present)
+            _log.warning("%s: it is written anew", error)
+            present = []
+        if not present:
+            atomic_write(self.path / files.CONFIG, self.config.to_json().encode())
+        drop_torn_line(self.path / files.METRICS)
+
+    def _check_own(self, present: Sequence[str]) -> None:
+        """Refuse a folder that is named like the run but holds something else."""
+        foreign = [name for name in present if name not in (files.CONFIG, files.MANIFEST, *SEALED)]
+        if len(foreign) == len(present):
+            raise StoreError(f"{self.path} holds {foreign[0]!r} but no config.json: not a run, move the folder away")
 
     def set_status(self, status: Status, message: str = "", **facts: Any) -> None:
         """Write ``status.json``; ``message`` is one line, ``facts`` are for example the step and the layer."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self._json("status.json", {"status": status, "message": message, "time": now, **facts})
+        self._json(files.STATUS, {"status": status, "message": message, "time": now, **facts})
+        manifest = self.path / files.MANIFEST
+        with storing(manifest, "delete"):
+            if manifest.exists():  # that of the result that was there before
+                manifest.unlink()
 
     def start(self, environment: dict[str, Any]) -> None:
         """Record a start of the run: status ``running``, and the environment if it is not the last start's."""
-        path = self.path / "environment.json"
-        last = _read_json(path, default={})
+        try:
+            last = files.read_environment(self.path)
+        except FileDamaged as error:
+            if error.reason != "is missing":
+                _log.warning("%s: it is written anew", error)
+            last = {}
         earlier = last.pop("earlier", [])
         if last and last != environment:
-            earlier = [*earlier, last]
-        self._json("environment.json", {**environment, "earlier": earlier})
+            earlier = [*earlier, last] if isinstance(earlier, list) else [last]
+        self._json(files.ENVIRONMENT, {**environment, "earlier": earlier})
         self.set_status("running")
+
+    def write_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Write ``metrics.jsonl`` anew: the lines of the checkpoint that the run goes on from, or of its end."""
+        content = files.metrics_bytes(lines)
+        path = self.path / files.METRICS
+        with storing(path, "read"):
+            same = path.exists() and path.read_bytes() == content
+        if not same:
+            atomic_write(path, content)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Append one epoch's line to ``metrics.jsonl`` and bring it to the disk."""
-        append_line(self.path / "metrics.jsonl", json.dumps(line, sort_keys=True))
+        append_line(self.path / files.METRICS, json.dumps(line, sort_keys=True))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return what :meth:`RunRecord.metrics` returns."""
-        return read_metrics(self.path / "metrics.jsonl")
+        """Return what :meth:`fractrain.engine.record.RunRecord.metrics` returns."""
+        return files.read_metrics(self.path / files.METRICS)
 
     def write_ledger(self, state: dict[str, Any]) -> None:
         """Write ``ledger.json`` from ``Ledger.state_dict()``."""
-        atomic_write(self.path / "ledger.json", json.dumps(state, separators=(",", ":"), sort_keys=True).encode())
+        atomic_write(self.path / files.LEDGER, files.canonical(state))
 
-    def finish(self, summary: dict[str, Any], ledger: dict[str, Any]) -> None:
-        """Make the run a result: ledger, then summary, then status ``done``."""
+    def finish(
+        self, summary: dict[str, Any], ledger: dict[str, Any], metrics: Sequence[dict[str, Any]] | None = None
+    ) -> None:
+        """Make the run a result: metrics, ledger, summary, status ``done``, and the manifest of all of them.
+
+        Args:
+            summary: what ``summary.json`` holds.
+            ledger: the ledger's state.
+            metrics: all lines of ``metrics.jsonl``; None: those that are there.
+        """
+        self.write_metrics(self.metrics() if metrics is None else metrics)
         self.write_ledger(ledger)
-        self._json("summary.json", summary)
-        self.set_status("done")
+        self._json(files.SUMMARY, summary)
+        self.set_status("done", sealed=True)
+        write_manifest(self.path)
 
     def discard(self) -> None:
         """Forget all but the config, so that the run starts from the beginning (``--force``)."""
         self.set_status("running")
         with storing(self.path, "empty"):
-            found = [e for e in self.path.iterdir() if e.name not in ("config.json", "status.json", LOCK_NAME)]
+            found = [e for e in self.path.iterdir() if e.name not in (files.CONFIG, files.STATUS, LOCK_NAME)]
             # Checkpoints first: killed in between, the run must not go on from one without its metrics.
             for entry in sorted(found, key=lambda e: not e.name.startswith("checkpoint")):
                 entry.unlink()
@@ -239,48 +241,21 @@ class RunWriter:
         atomic_write(self.path / name, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the last line of each epoch in ``metrics.jsonl``, ascending; an unfinished last line is not a line.
-
-    Raises:
-        StoreError: a finished line is not JSON, or the file cannot be read.
-    """
-    with storing(path, "read"):
-        content = path.read_bytes() if path.exists() else b""
-    by_epoch: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            value = json.loads(line)
-            by_epoch[int(value["epoch"])] = value
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path}, line {number} is damaged; delete the folder to run it again") from error
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+def _names(folder: Path) -> list[str]:
+    """Names in a folder, sorted, but for the lock and what a killed writer left; none where there is no folder."""
+    with storing(folder, "read"):
+        if not folder.is_dir():
+            return []
+        names = sorted(entry.name for entry in folder.iterdir())
+    return [name for name in names if name != LOCK_NAME and not (name.startswith(".") and name.endswith(".tmp"))]
 
 
-def _read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    if not path.exists():
-        if default is not None:
-            return default
-        raise StoreError(f"{path} is missing; delete the folder to run it again")
-    with storing(path, "read"):
-        content = path.read_bytes()
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged ({error}); delete the folder to run it again") from error
-    if not isinstance(value, dict):
-        raise StoreError(f"{path} is damaged (not a JSON object); delete the folder to run it again")
-    return value
-
-
-def _read_config(folder: Path) -> RunConfig:
-    path = folder / "config.json"
-    with storing(path, "read"):
-        text = path.read_bytes()
-    try:
-        config = RunConfig.from_json(text, str(path))
-    except ConfigError as error:
-        raise StoreError(f"{error}; move {folder} away to run it again") from error
-    if config.run_id != folder.name:
-        raise StoreError(f"{path} belongs to run {config.run_id}, not to this folder: move {folder} away")
-    return config
+__all__ = [
+    "STATUSES",
+    "RunRecord",
+    "RunStore",
+    "RunWriter",
+    "Status",
+    "read_record",
+    "verified_record",
+]

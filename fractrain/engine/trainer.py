@@ -76,11 +76,14 @@ class Trainer:
             self.ranks.agree(environment.identity(self.config.run_id))
         record = self._record()
         if self.fresh or record is None or record.status != "done":
-            self._train_source()
+            if record is None or record.status != "damaged":
+                self._train_source()
             with GracefulStop() as stop, self._open() as writer:
                 if self.fresh:
                     self.ranks.on_first(writer.discard)
                 record = self._record()
+                if record is not None and record.status == "damaged":
+                    raise StoreError(f"{record.path}: {record.message}")
                 if record is None or record.status != "done":  # another process may have finished it while we waited
                     self._run_locked(writer, stop)
             record = self._record()
@@ -168,6 +171,7 @@ class Trainer:
                 self.ranks.agree({"data": loop.data_digest, "first weights": weights_sha256(loop.model)})
             if state is not None:
                 loop.load_state_dict(state)
+            self.ranks.on_first(lambda: writer.write_metrics(loop.lines))  # what follows the checkpoint comes again
             for text in loop.method.remarks():
                 self.progress.note(f"run {self.config.run_id}: {text}")
             for listener in self.listeners:
@@ -193,7 +197,7 @@ class Trainer:
             summary["replaced_images"] = replaced
             self.progress.note(f"{len(replaced)} images could not be decoded and were replaced")
         checkpoint.keep_newest(writer.path / CHECKPOINT_NAME)  # before the status: a run that is done stays done
-        writer.finish(summary, loop.ledger.state_dict())
+        writer.finish(summary, loop.ledger.state_dict(), loop.lines)
 
     def _loop(self, loop: TrainingLoop, path: Path, stop: GracefulStop) -> None:
         saved = time.monotonic()
@@ -232,10 +236,15 @@ class NullWriter:
     def start(self, environment: dict[str, Any]) -> None:
         """Do nothing."""
 
+    def write_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Do nothing."""
+
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Do nothing."""
 
-    def finish(self, summary: dict[str, Any], ledger: dict[str, Any]) -> None:
+    def finish(
+        self, summary: dict[str, Any], ledger: dict[str, Any], metrics: Sequence[dict[str, Any]] | None = None
+    ) -> None:
         """Do nothing."""
 
 

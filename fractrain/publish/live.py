@@ -18,7 +18,7 @@ from typing import Any, Final
 from fractrain.engine.config import RunConfig
 from fractrain.engine.listener import RunListener
 from fractrain.engine.store import RunRecord
-from fractrain.publish.publish import public, resolve_mode, run_payload
+from fractrain.publish.publish import public_config, public_facts, resolve_mode, run_payload
 from fractrain.publish.wandb import Mode, WandbTracker
 from fractrain.util.errors import ConfigError, FractrainError, MachineError
 
@@ -90,7 +90,7 @@ class WandbLive:
                 config.run_id,
                 name=run_name(config),
                 group=group_name(config),
-                config={**public(config.model_dump(mode="json")), "environment": public(environment)},
+                config={**public_config(config.model_dump(mode="json")), "environment": public_config(environment)},
             )
             self._there = self._run.starting_step if self.mode == "online" else 0
         for line in lines:
@@ -117,7 +117,7 @@ class WandbLive:
         if self._run is None or step < self._there:
             return
         with self._optional(self._run.id):
-            self._run.log({**public(line), **more}, step=step, commit=True)
+            self._run.log({**public_facts(line), **more}, step=step, commit=True)
 
     @contextlib.contextmanager
     def _optional(self, run_id: str) -> Iterator[None]:

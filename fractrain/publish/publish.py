@@ -11,66 +11,34 @@ way to get steps twice is left: publishing a run offline, then online, and then 
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import os
-import re
-import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal
 
 import filelock
 
-from fractrain.publish.wandb import ArtifactSpec, Mode, Payload, Tracker, WandbTracker
-from fractrain.util.errors import ConfigError, StoreError, did_you_mean
+from fractrain.engine.record import RunRecord
+from fractrain.engine.store import RunStore
+from fractrain.publish.wandb import ArtifactSpec, Mode, Payload, Tracker, WandbTracker, artifact_name
+from fractrain.util.errors import ConfigError, StoreError
 from fractrain.util.files import atomic_write
 
-Action = Literal["created", "updated", "skipped"]
+Action = Literal["created", "updated", "skipped", "failed"]
 
 DEFAULT_DIR = Path("results/wandb")
 MEMORY = "published.json"
 FORMAT_VERSION = 1  # part of every digest: raise it when what is sent changes
+PUBLIC_TEXTS: Final = frozenset({
+    "run_id", "status", "method", "model", "dataset", "profile", "metric", "device", "data_digest", "weights_sha256",
+    "ledger_sha256", "test_accuracy_best_protocol",
+})  # fmt: skip
 _FIGURES = frozenset({".svg", ".pdf", ".png"})
-
-
-class Record(Protocol):
-    """What is used of a stored run."""
-
-    @property
-    def run_id(self) -> str:
-        """The run's id, and wandb's."""
-
-    @property
-    def path(self) -> Path:
-        """The run's folder."""
-
-    @property
-    def config(self) -> Any:
-        """A pydantic model."""
-
-    @property
-    def status(self) -> str:
-        """Only runs that are ``done`` are published."""
-
-    @property
-    def summary(self) -> Mapping[str, Any] | None:
-        """Accuracies, hashes, best epoch."""
-
-    def metrics(self) -> Sequence[Mapping[str, Any]]:
-        """One line per epoch, ascending."""
-
-    def ledger(self) -> Any:
-        """Counted work."""
-
-
-class Store(Protocol):
-    """What is used of the run store."""
-
-    def records(self) -> Iterable[Record]:
-        """All runs."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +47,20 @@ class Published:
 
     Attributes:
         run_id: the run's id; ``table-NAME`` for a table.
-        where: URL (online) or folder (offline) of the wandb run.
-        action: ``created``, ``updated`` (its content had changed, or wandb had the run already) or ``skipped``.
+        where: URL (online) or folder (offline) of the wandb run; empty where it failed.
+        action: ``created``, ``updated`` (its content had changed, or wandb had the run already), ``skipped`` or
+            ``failed``: nothing of it was sent, the others were.
+        message: why it failed; else empty.
     """
 
     run_id: str
     where: str
     action: Action
+    message: str = ""
 
 
 def publish(
-    store: Store,
+    store: RunStore,
     project: str,
     entity: str | None = None,
     mode: Literal["auto", "online", "offline"] = "auto",
@@ -107,7 +78,7 @@ def publish(
         project: wandb project.
         entity: wandb user or team; None means ``WANDB_ENTITY``, then the default of who is logged in.
         mode: ``auto`` takes ``WANDB_MODE`` and without it ``online``.
-        run_ids: only these runs; None means all that are done.
+        run_ids: only these runs, or beginnings of their ids; None means all that are done.
         tables: rendered tables (files, or folders of files). Files that differ only in their ending are one artifact;
             a ``.csv`` among them also becomes a ``wandb.Table``.
         dir: where wandb keeps its files; offline runs come to lie in ``dir/PROJECT/wandb/``.
@@ -115,11 +86,12 @@ def publish(
         progress: takes one line per run; by default they go to stderr.
 
     Returns:
-        One entry per run and table, in the order of the store.
+        One entry per run and table, in the order of the store; a run whose record is damaged, or whose names wandb does
+        not take, has ``failed``.
 
     Raises:
-        ConfigError: wrong mode or project name.
-        StoreError: a run id or file is not there, a run is not done, a folder cannot be read or written, or another
+        ConfigError: wrong mode or project name, or no run of an id.
+        StoreError: a file is not there, a run asked for is not done, a folder cannot be read or written, or another
             ``publish`` is at work in the same folder.
         MachineError: wandb is missing, nobody is logged in, or the server cannot be reached.
     """
@@ -127,21 +99,38 @@ def publish(
     real_mode = resolve_mode(mode)
     entity = entity or os.environ.get("WANDB_ENTITY") or None
     target = f"{real_mode}:{entity or ''}/{project}"
-    items = [(run_payload(record), record.path / MEMORY) for record in _selected(store, run_ids, say)]
+    records, groups = _selected(store, run_ids, say), table_groups(tables)
     tracker = WandbTracker(project, entity, real_mode, Path(dir) / project)
-    items += [(payload, tracker.folder / MEMORY) for payload in table_payloads(tables)]
+    items = [_Item(r.run_id, functools.partial(run_payload, r), r.path / MEMORY) for r in records]
+    items += [
+        _Item(f"table-{stem}", functools.partial(table_payload, stem, files), tracker.folder / MEMORY)
+        for stem, files in groups.items()
+    ]
     results = []
     try:
         with filelock.FileLock(tracker.folder / ".publish.lock", timeout=0):
-            for number, (payload, memory) in enumerate(items, start=1):
-                result, note = _publish_one(tracker, payload, memory, target, force)
-                say(f"[{number}/{len(items)}] {result.run_id}: {result.action}, {result.where}{note}")
+            for number, item in enumerate(items, start=1):
+                try:
+                    result, note = _publish_one(tracker, item.make(), item.memory, target, force)
+                except (ConfigError, StoreError) as error:  # of this item alone
+                    result, note = Published(item.name, "", "failed", str(error)), ""
+                said = result.message or result.where
+                say(f"[{number}/{len(items)}] {result.run_id}: {result.action}, {said}{note}")
                 results.append(result)
     except filelock.Timeout as error:
         raise StoreError(f"another publish is at work in {tracker.folder}; wait, or choose another dir") from error
-    if real_mode == "offline" and results:
+    if real_mode == "offline" and any(result.where for result in results):
         say(f"to send them: wandb sync {Path(dir) / project / 'wandb'}/offline-run-*")
     return results
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One run or table to send: its name, what makes its payload, and where it is remembered."""
+
+    name: str
+    make: Callable[[], Payload]
+    memory: Path
 
 
 def _to_stderr(line: str) -> None:
@@ -164,13 +153,18 @@ def resolve_mode(mode: str) -> Mode:
     raise ConfigError(f"{origin} is {mode!r}, publishing knows online and offline")
 
 
-def run_payload(record: Record) -> Payload:
-    """Return what is sent for a finished run; paths, host and home names in it are left out.
+def run_payload(record: RunRecord) -> Payload:
+    """Return what is sent for a finished run.
+
+    Of the config all but settings that are paths; of summary and metrics the numbers, and the texts in
+    :data:`PUBLIC_TEXTS`: what a machine is called is in no such field.
 
     Raises:
-        StoreError: the run's folder is incomplete.
+        StoreError: the record is damaged.
     """
-    config = public(record.config.model_dump(mode="json"))
+    if record.status == "damaged":
+        raise StoreError(record.message)
+    config = public_config(record.config.model_dump(mode="json"))
     words = [str(config[key]) for key in ("method", "model", "dataset", "profile")]
     return Payload(
         id=record.run_id,
@@ -181,15 +175,15 @@ def run_payload(record: Record) -> Payload:
         config=config,
         history=_history(record.metrics()),
         summary=_summary(record),
-        artifacts=(ArtifactSpec(f"ledger-{record.run_id}", "ledger", (record.path / "ledger.json",)),),
+        artifacts=(ArtifactSpec(artifact_name(f"ledger-{record.run_id}"), "ledger", (record.path / "ledger.json",)),),
     )
 
 
-def table_payloads(tables: Iterable[Path | str]) -> list[Payload]:
-    """Return one payload per rendered table or figure, files grouped by their name without the ending.
+def table_groups(tables: Iterable[Path | str]) -> dict[str, tuple[Path, ...]]:
+    """Return the files of rendered tables and figures, grouped by their name without the ending.
 
     Raises:
-        StoreError: a file is not there, or a CSV file is not a table.
+        StoreError: a file is not there.
     """
     groups: dict[str, list[Path]] = {}
     for path in map(Path, tables):
@@ -198,49 +192,65 @@ def table_payloads(tables: Iterable[Path | str]) -> list[Payload]:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file() and not file.name.startswith((".", "README")):
                 groups.setdefault(file.stem, []).append(file)
-    return [_table_payload(stem, tuple(sorted(set(files)))) for stem, files in sorted(groups.items())]
+    return {stem: tuple(sorted(set(files))) for stem, files in sorted(groups.items())}
 
 
-def public(value: Any) -> Any:
-    """Return ``value`` as plain JSON-able data, without entries that name a path, the host or the user's home."""
+def public_config(value: Any) -> Any:
+    """Return a config as plain JSON-able data, without settings that name a place on this machine."""
     if isinstance(value, Mapping):
-        return {str(key): public(item) for key, item in value.items() if not _private(item)}
+        return {str(key): public_config(item) for key, item in value.items() if not _is_place(item)}
     if isinstance(value, list | tuple):
-        return [public(item) for item in value if not _private(item)]
+        return [public_config(item) for item in value if not _is_place(item)]
     return value
 
 
-def _private(value: Any) -> bool:
+def _is_place(value: Any) -> bool:
     if isinstance(value, Path):
         return True
     if not isinstance(value, str):
         return False
-    if value.startswith("~") or Path(value).is_absolute() or PureWindowsPath(value).is_absolute():
-        return True
-    home, host = str(Path.home()), socket.gethostname()
-    return (len(home) > 1 and home in value) or (bool(host) and bool(re.search(rf"\b{re.escape(host)}\b", value)))
+    home = str(Path.home())
+    rooted = value.startswith("~") or Path(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    return rooted or (len(home) > 1 and home in value)
 
 
-def _summary(record: Record) -> dict[str, Any]:
+def public_facts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a summary or of a metrics line, and those texts whose field says what they are."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == "replaced_images":
+            found[key] = len(value)  # by path
+        elif isinstance(value, Mapping):
+            found[key] = public_facts(value)
+        elif isinstance(value, list | tuple):
+            found[key] = [item for item in value if not isinstance(item, str | Mapping | list | tuple)]
+        elif key in PUBLIC_TEXTS or not isinstance(value, str):
+            found[key] = value
+    return found
+
+
+def _summary(record: RunRecord) -> dict[str, Any]:
     """The run's own summary, the cost figures of its ledger (MACs, cp, BitOPs ... ``@best`` and ``@end``), its hash."""
     from fractrain.cost.metrics import summarize  # loads torch
 
-    summary = {key: value for key, value in public(record.summary or {}).items() if key != "cost"}
-    best_epoch = summary.get("best_test_epoch")  # published costs count to the best test accuracy
-    if best_epoch is None:
-        raise StoreError(f"{record.path / 'summary.json'}: no best_test_epoch; delete the run's folder to run it again")
+    summary = {key: value for key, value in public_facts(record.summary or {}).items() if key != "cost"}
     ledger = record.ledger()
-    cost = summarize(ledger, best_epoch=int(best_epoch)).as_dict()
+    cost = summarize(ledger, best_epoch=summary["best_test_epoch"]).as_dict()  # where published costs count to
     known = {key: value for key, value in cost.items() if value is not None and value != ""}
     return {"ledger_sha256": ledger.digest(), **known, **summary}
 
 
 def _history(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
     """One row per epoch, ascending."""
-    return [(int(row["epoch"]), public(row)) for row in metrics]
+    return [(int(row["epoch"]), public_facts(row)) for row in metrics]
 
 
-def _table_payload(stem: str, files: tuple[Path, ...]) -> Payload:
+def table_payload(stem: str, files: tuple[Path, ...]) -> Payload:
+    """Return what is sent for one rendered table or figure.
+
+    Raises:
+        StoreError: a CSV file among them is not a table.
+    """
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     for file in (f for f in files if f.suffix == ".csv"):
@@ -250,23 +260,24 @@ def _table_payload(stem: str, files: tuple[Path, ...]) -> Payload:
         if any(len(row) != len(columns) for row in rows):
             raise StoreError(f"table {file}: rows of different length; render it again")
     kind = "figure" if not columns and any(f.suffix in _FIGURES for f in files) else "table"
-    artifact = ArtifactSpec(stem, kind, files, columns, rows)
-    return Payload(f"{kind}-{stem}", stem, kind, kind, (kind,), {kind: stem}, (), {"rows": len(rows)}, (artifact,))
+    artifact = ArtifactSpec(artifact_name(stem), kind, files, columns, rows)
+    return Payload(
+        artifact_name(f"{kind}-{stem}"), stem, kind, kind, (kind,), {kind: stem}, (), {"rows": len(rows)}, (artifact,)
+    )
 
 
-def _selected(store: Store, run_ids: Sequence[str] | None, say: Callable[[str], None]) -> list[Record]:
+def _selected(store: RunStore, run_ids: Sequence[str] | None, say: Callable[[str], None]) -> list[RunRecord]:
+    """The runs to send; damaged ones are among them, and fail when their turn comes."""
+    if run_ids is not None:
+        chosen = {record.run_id: record for record in map(store.find, run_ids)}
+        for record in chosen.values():
+            if record.status not in ("done", "damaged"):
+                raise StoreError(f"run {record.run_id} is {record.status}; only runs that are done are published")
+        return list(chosen.values())
     records = list(store.records())
-    if run_ids is None:
-        for record in (r for r in records if r.status != "done"):
-            say(f"{record.run_id}: not published, its status is {record.status}")
-        return [r for r in records if r.status == "done"]
-    by_id = {r.run_id: r for r in records}
-    for run_id in run_ids:
-        if run_id not in by_id:
-            raise StoreError(f"no run {run_id!r} in the run store{did_you_mean(run_id, by_id)}")
-        if by_id[run_id].status != "done":
-            raise StoreError(f"run {run_id} is {by_id[run_id].status}; only runs that are done are published")
-    return [by_id[run_id] for run_id in dict.fromkeys(run_ids)]
+    for record in (r for r in records if r.status not in ("done", "damaged")):
+        say(f"{record.run_id}: not published, its status is {record.status}")
+    return [r for r in records if r.status in ("done", "damaged")]
 
 
 def _publish_one(tracker: Tracker, payload: Payload, memory: Path, target: str, force: bool) -> tuple[Published, str]:

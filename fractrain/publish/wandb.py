@@ -7,6 +7,7 @@ program path, git remote, console output, installed packages, system load) is sw
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import inspect
 import os
@@ -24,6 +25,8 @@ Mode = Literal["online", "offline"]
 
 INIT_TIMEOUT_S = 60.0
 FINISH_TIMEOUT_S = 600.0
+NAME_LENGTH = 128
+TAG_LENGTH = 64
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
@@ -120,26 +123,52 @@ class WandbTracker:
         """Send one payload; see :class:`Tracker`.
 
         Raises:
+            ConfigError: wandb does not take a name or a value; nothing stays of an offline run.
             MachineError: the server cannot be reached, refuses, or does not answer in time.
             StoreError: the folder cannot be written (permissions, disk full).
         """
         with self.one_line(payload.id):
-            if self.mode == "offline":
-                for stale in self.pending(payload.id):  # the new one replaces it: nothing may come twice
-                    shutil.rmtree(stale)
-            run = self._wandb.init(
-                project=self.project, entity=self.entity, id=payload.id, name=payload.name, resume="allow",
-                job_type=payload.job_type, group=payload.group or None, tags=payload.tags or None,
-                config=dict(payload.config), settings=self._settings(),
-            )  # fmt: skip
+            if self.mode == "online":
+                return self._send(payload, first_step)
+            with self._replacing(self.pending(payload.id)):  # the new one replaces it: nothing may come twice
+                return self._send(payload, first_step)
+
+    def _send(self, payload: Payload, first_step: int) -> Sent:
+        """Open a wandb run, fill it and close it; of an offline one that fails nothing stays."""
+        tags = [tag[:TAG_LENGTH] for tag in payload.tags if tag]
+        run = self._wandb.init(
+            project=self.project, entity=self.entity, id=payload.id, name=payload.name, resume="allow",
+            job_type=payload.job_type, group=payload.group or None, tags=tags or None,
+            config=dict(payload.config), settings=self._settings(),
+        )  # fmt: skip
+        folder = Path(run.settings.sync_file).parent if self.mode == "offline" else None
+        try:
             with run:  # leaves by finish(), with exit code 1 after an exception
                 there = max(first_step, run.starting_step) if self.mode == "online" else first_step
                 self._fill(run, payload, there)
-                where = run.url if self.mode == "online" else Path(run.settings.sync_file).parent
+                where = folder or run.url
                 sent = Sent(where=str(where), resumed=bool(run.resumed), steps_there=there)
-            if self.mode == "offline":
+            if folder is not None:
                 self._settle()
-            return sent
+        except BaseException:
+            if folder is not None:
+                self._settle()
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return sent
+
+    @contextlib.contextmanager
+    def _replacing(self, stale: Sequence[Path]) -> Iterator[None]:
+        """Put offline runs aside for the block; delete them at its end, or put them back where it fails."""
+        aside = [folder.rename(folder.with_name(f".{folder.name}")) for folder in stale]
+        try:
+            yield
+        except BaseException:
+            for folder in aside:
+                folder.rename(folder.with_name(folder.name[1:]))
+            raise
+        for folder in aside:
+            shutil.rmtree(folder)
 
     def open(self, run_id: str, name: str, group: str, config: Mapping[str, Any]) -> Any:
         """Open a run that is logged while it trains; its steps are epochs, its axis iterations."""
@@ -215,6 +244,8 @@ class WandbTracker:
         """Turn wandb's errors into one line that says what to do."""
         try:
             yield
+        except (self._wandb.UsageError, ValueError, TypeError) as error:  # a name or a value that wandb does not take
+            raise ConfigError(f"wandb, {what}: {' '.join(str(error).split())[:300]}") from error
         except (self._wandb.Error, TimeoutError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MachineError(
@@ -222,6 +253,13 @@ class WandbTracker:
             ) from error
         except OSError as error:
             raise StoreError(f"wandb, {what}: {error.strerror or error} ({error.filename or self.folder})") from error
+
+
+def artifact_name(text: str) -> str:
+    """Return ``text`` as a name for an artifact or a run: other characters become ``_``, a long name gets a digest."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 13]}-{digest}"
 
 
 def import_wandb() -> ModuleType:

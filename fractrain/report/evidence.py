@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ROOT: Final = Path("results/evidence")
 FILES: Final = ("config.json", "environment.json", "metrics.jsonl", "ledger.json", "status.json", "summary.json")
+MANIFEST: Final = "manifest.json"
 SUMS: Final = "SHA256SUMS"
 # What a summary holds that no record can show again: the weights are not kept, memory was measured, data are elsewhere.
 NOT_RECOMPUTED: Final = frozenset(
@@ -53,11 +54,7 @@ class EvidenceStore:
                 yield from sorted(entry for entry in (self.root / campaign).iterdir() if entry.is_dir())
 
     def get(self, run_id: str) -> RunRecord | None:
-        """Return the record of this run, or None.
-
-        Raises:
-            StoreError: it is damaged.
-        """
+        """Return the record of this run, or None."""
         for campaign in self.campaigns():
             if (found := self._store(campaign).get(run_id)) is not None:
                 return found
@@ -74,7 +71,7 @@ class EvidenceStore:
             raise ConfigError(f"campaign {campaign!r}: use letters, digits, '-', '_' and '.'")
         require_finished([record])
         contents = {}
-        for name in FILES:
+        for name in files_of(record.path):
             with storing(record.path / name, "read"):
                 contents[name] = (record.path / name).read_bytes()
         contents[SUMS] = _sums(contents).encode()
@@ -122,6 +119,8 @@ def require_finished(records: Sequence[RunRecord]) -> None:
         StoreError: one is not.
     """
     for record in records:
+        if record.status == "damaged":
+            raise StoreError(f"{record.path}: {record.message}")
         if record.status != "done":
             raise StoreError(f"run {record.run_id} has status {record.status!r}: only finished runs are evidence")
 
@@ -151,7 +150,8 @@ def verify_record(folder: Path) -> list[str]:
     try:
         record = RunStore(folder.parent).get(folder.name)
         if record is None or record.summary is None:
-            return [*lines, f"{folder}: not a finished run"]
+            why = f": {record.message}" if record is not None and record.message else ""
+            return [*lines, f"{folder}: not a finished run{why}"]
         metrics, ledger, said = record.metrics(), record.ledger(), record.summary
         metric = str(said.get("metric", "accuracy"))  # early records do not say it
         if not metrics:
@@ -185,15 +185,20 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def files_of(folder: Path) -> list[str]:
+    """Names of the files of a record; those of early releases have no manifest."""
+    return [*FILES, *([MANIFEST] if (folder / MANIFEST).exists() else [])]
+
+
 def _sums(contents: Mapping[str, bytes]) -> str:
-    return "".join(f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in FILES)
+    return "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
 
 
 def _changed(folder: Path) -> list[str]:
     """Files that are not what was added."""
     with storing(folder, "read"):
         said = (folder / SUMS).read_text().splitlines()
-        found = _sums({name: (folder / name).read_bytes() for name in FILES}).splitlines()
+        found = _sums({name: (folder / name).read_bytes() for name in files_of(folder)}).splitlines()
     if len(said) != len(found):
         return [f"{folder / SUMS}: {len(said)} lines instead of {len(found)}"]
     return [f"{folder / a.split()[-1]}: changed since it was added" for a, b in zip(found, said, strict=True) if a != b]

@@ -141,7 +141,9 @@ def _is_done(record: Record | None) -> bool:
 
 def _ending(record: Record | None) -> str:
     """How an earlier attempt ended; empty where there was none, or the run is finished."""
-    return "" if record is None or record.status == "done" else f"{record.status} before"
+    if record is None or record.status == "done":
+        return ""
+    return record.message if record.status == "damaged" else f"{record.status} before"
 
 
 def source_runs(runs: Iterable[PlannedRun]) -> list[SourceRun]:

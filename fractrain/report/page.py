@@ -218,7 +218,7 @@ def _details(
         entry = first[group]
         try:
             record = store.get(entry.run_id)
-            if record is not None:
+            if record is not None and record.summary is not None:
                 yield _detail(entry, record, _label(entry.method, settings[group]))
         except StoreError:
             continue

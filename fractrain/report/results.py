@@ -144,7 +144,9 @@ def _lines(entries: Sequence[RunEntry], by: By, hardware: str, store: RunStore) 
 def _summary(store: RunStore, entry: RunEntry, hardware: str) -> Mapping[str, Any]:
     summary = entry.summary or {}
     record = store.get(entry.run_id) if hardware else None
-    return with_hardware(record, summary, hardware) if record is not None else summary
+    if record is None or record.summary is None:  # deleted or damaged since it was listed
+        return summary
+    return with_hardware(record, summary, hardware)
 
 
 def _measured(quantity: Quantity, values: Sequence[float], hardware: str) -> tuple[Any, ...]:

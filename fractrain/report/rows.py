@@ -7,15 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fractrain.cost.published import PublishedRow
+from fractrain.engine.record_files import FileDamaged
 from fractrain.report.columns import PERPLEXITY, PUBLISHED_TEXT, QUANTITIES, columns
 from fractrain.report.grid import PlannedRun
-from fractrain.report.sources import PublishedIndex, Sources
+from fractrain.report.sources import PublishedIndex, Record, Sources
 from fractrain.report.spec import Pair, RowSpec, TableSpec
 from fractrain.report.stats import estimate
 from fractrain.report.values import Cell, Measured, Row
 from fractrain.report.verdict import Verdict, incomplete, judge
+from fractrain.util.errors import FractrainError
 
 EMPTY = Cell("–")
+UNVERIFIED = (
+    "Some runs are unverified: an earlier release recorded them without a manifest, and only the digests of their "
+    "ledgers were checked."
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ def method_row(
     numbers = {key: float(value.value) for key, value in printed.items()}
     done = {r.seed: r.record for r in runs if r.state == "cached" and r.record is not None}
     complete = len(done) == len(runs)
-    measured = {seed: sources.measure(rec, spec.hardware) for seed, rec in done.items()} if complete else {}
+    measured, damaged = _measure(done, spec.hardware, sources) if complete else ({}, _damaged(runs))
+    complete = complete and not damaged
 
     cells = labels(pair, request.dataset, row.label, row.precision)
     cells |= {key: _published_cell(key, value) for key, value in printed.items()}
@@ -69,19 +76,19 @@ def method_row(
         verdict = judge(quality, said, request.profile, real, spec.verdict.rule(), less_is_better=words)
     else:
         first = next((c.key for c in shown if c.origin == "measured"), "seeds")
-        cells[first] = Cell(_stand_in_text(runs, len(done)), "not run")
-        verdict = _unfinished(runs, len(done))
+        cells[first] = Cell("record damaged" if damaged else _stand_in_text(runs, len(done)), "not run")
+        ending = incomplete("record damaged", request.profile)
+        verdict = ending if damaged else _unfinished(runs, len(done))
     cells["verdict"] = Cell(str(verdict))
     for column in shown:
         blank = Cell(EMPTY.text, "not run") if column.origin in ("measured", "derived") and not complete else EMPTY
         cells.setdefault(column.key, blank)
     keys = {column.key for column in shown}
     cells = {key: cell for key, cell in cells.items() if key in keys}
-    notes = (
-        _notes(pair, row, runs, printed)
-        + _not_priced(spec.hardware, measured)
-        + _trivial(pair, row, request.dataset, list(measured.values()))
-    )
+    notes = _notes(pair, row, runs, printed) + damaged + _not_priced(spec.hardware, measured)
+    if not all(record.verified for record in done.values()):
+        notes.append(UNVERIFIED)
+    notes += _trivial(pair, row, request.dataset, list(measured.values()))
     return MethodRow(Row("method", group(pair, request.dataset), cells), measured, numbers, notes)
 
 
@@ -171,6 +178,23 @@ def _measured_cells(measured: Mapping[int, Measured], hardware: str, how: str) -
             source = how if quantity.key in PERPLEXITY else ""
             cells[quantity.key] = Cell(text, "measured", e.mean, e.low, e.high, e.n, source)
     return cells
+
+
+def _measure(records: Mapping[int, Record], hardware: str, sources: Sources) -> tuple[dict[int, Measured], list[str]]:
+    """Numbers of finished runs by seed, or one remark for each whose files do not hold any."""
+    measured, remarks = {}, []
+    for seed, record in records.items():
+        try:
+            measured[seed] = sources.measure(record, hardware)
+        except FractrainError as error:
+            fault = f"{error.name} {error.reason}" if isinstance(error, FileDamaged) else str(error)
+            remarks.append(f"{record.run_id}: record damaged: {fault}")
+    return ({}, remarks) if remarks else (measured, [])
+
+
+def _damaged(runs: Sequence[PlannedRun]) -> list[str]:
+    """One remark for each run whose record is damaged."""
+    return [f"{r.run_id}: {r.record.message}" for r in runs if r.record is not None and r.record.status == "damaged"]
 
 
 # -- rows without a measured value ------------------------------------------------------------------------------------

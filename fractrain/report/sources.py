@@ -63,7 +63,15 @@ class Record(Protocol):
 
     @property
     def status(self) -> str:
-        """``done``, ``failed``, ``diverged``, ``interrupted`` or ``running``."""
+        """``done``, ``failed``, ``diverged``, ``interrupted``, ``running`` or ``damaged``."""
+
+    @property
+    def message(self) -> str:
+        """Why it is not done, or what is damaged."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether its files agree with its manifest."""
 
     @property
     def summary(self) -> Mapping[str, Any] | None:

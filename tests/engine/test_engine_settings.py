@@ -293,7 +293,7 @@ def test_missing_weights(copy):
     config = make("adaptation")
     for file in (copy / config.source.run_id).glob("checkpoint*"):
         file.unlink()
-    refused(config, copy, config.source.run_id, "missing", "delete")
+    refused(config, copy, config.source.run_id, "missing", "move")
 
 
 def test_damaged_weights(copy):

@@ -18,8 +18,9 @@ import pytest
 from publish_helpers import HOST, folders, make_run, offline, own_wandb, rewrite_summary, store
 
 from fractrain.engine.store import RunStore
+from fractrain.publish import wandb as wandb_tracker
 from fractrain.publish.publish import publish
-from fractrain.util.errors import StoreError
+from fractrain.util.errors import ConfigError, StoreError
 
 __all__ = ["own_wandb", "store"]  # fixtures
 
@@ -240,5 +241,73 @@ def test_only_done_runs(store: RunStore, tmp_path: Path) -> None:
     assert f"{failed}: not published, its status is failed" in lines
     with pytest.raises(StoreError, match="is failed; only runs that are done"):
         offline(store, tmp_path, run_ids=[failed])
-    with pytest.raises(StoreError, match=f"no run '{done}x' .*did you mean '{done}'"):
+    with pytest.raises(ConfigError, match=f"no run '{done}x' .*did you mean '{done}'"):
         offline(store, tmp_path, run_ids=[f"{done}x"])
+    with pytest.raises(ConfigError, match="beginning of 3 runs"):
+        offline(store, tmp_path, run_ids=["static8"])
+    assert [r.run_id for r in offline(store, tmp_path, run_ids=[done[:-4]])] == [done]
+
+
+@pytest.mark.parametrize("host", ["static8", "resnet38", "digits", "smoke"])
+def test_a_host_that_is_called_like_a_word_of_the_config_changes_nothing(
+    store: RunStore, tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    run_id = make_run(store)
+    sent = Offline(Path(offline(store, tmp_path)[0].where))
+    stored = json.loads((store.path(run_id) / "config.json").read_text())
+    assert {k: v for k, v in sent.config.items() if k != "_wandb"} == stored
+    assert list(sent.run.tags) == ["static8", "resnet38", "digits", "smoke"]
+
+
+def test_a_damaged_record_fails_alone(store: RunStore, tmp_path: Path) -> None:
+    damaged, sound = make_run(store, seed=0), make_run(store, seed=1)
+    path = store.path(damaged) / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    by_id = {r.run_id: r for r in offline(store, tmp_path)}
+    assert (by_id[damaged].action, by_id[sound].action) == ("failed", "created")
+    assert "metrics.jsonl differs" in by_id[damaged].message
+    assert len(folders(tmp_path)) == 1
+
+
+def test_names_that_wandb_does_not_take_are_changed_or_fail_alone(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "my table: 2%?.md").write_text("| a |\n")
+    (tables / f"{'long' * 50}.md").write_text("| a |\n")
+    made = {r.run_id: r for r in offline(store, tmp_path, tables=[tables])}
+    assert {r.action for r in made.values()} == {"created"}
+    assert "table-my_table_2_" in made
+    assert all(len(name) <= 128 for name in made)
+    before = folders(tmp_path)
+    real = wandb_tracker.WandbTracker._fill
+
+    def fill(self: Any, run: Any, payload: Any, first_step: int) -> None:
+        real(self, run, payload, first_step)
+        if payload.id == bad:
+            self._wandb.Artifact("a/b", type="ledger")
+
+    monkeypatch.setattr(wandb_tracker.WandbTracker, "_fill", fill)
+    bad, good = make_run(store, seed=0), make_run(store, seed=1)
+    by_id = {r.run_id: r for r in offline(store, tmp_path)}
+    assert (by_id[bad].action, by_id[good].action) == ("failed", "created")
+    assert "Artifact name" in by_id[bad].message
+    assert [f for f in folders(tmp_path) if f not in before] == [Path(by_id[good].where)]
+    assert offline(store, tmp_path, run_ids=[bad])[0].action == "failed", "it is not remembered as sent"
+
+
+def test_a_replacement_that_fails_leaves_the_old_one(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(store)
+    offline(store, tmp_path)
+    (before,) = folders(tmp_path)
+
+    def fill(self: Any, run: Any, payload: Any, first_step: int) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(wandb_tracker.WandbTracker, "_fill", fill)
+    (failed,) = offline(store, tmp_path, force=True)
+    assert (failed.action, folders(tmp_path)) == ("failed", [before])

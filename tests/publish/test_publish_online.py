@@ -18,7 +18,7 @@ from publish_helpers import HOST, make_run, offline, one_line, own_wandb, store
 
 from fractrain.engine.store import RunStore
 from fractrain.publish import wandb as tracker
-from fractrain.publish.publish import Published, public, publish, resolve_mode
+from fractrain.publish.publish import Published, public_config, public_facts, publish, resolve_mode
 from fractrain.util.errors import ConfigError, MachineError, StoreError
 
 __all__ = ["own_wandb", "store"]  # fixtures
@@ -28,6 +28,9 @@ class StandIn(types.ModuleType):
     """Enough of wandb to keep, per run id, what a server keeps."""
 
     class Error(Exception):
+        pass
+
+    class UsageError(Error):
         pass
 
     class Settings:
@@ -185,9 +188,12 @@ def test_bad_project_folder_table_and_memory(store: RunStore, tmp_path: Path) ->
     table = tmp_path / "t.csv"
     one_line(StoreError, "table .*t.csv is not there", lambda: offline(store, tmp_path, tables=[table]))
     table.write_text("a,b\n1\n")
-    one_line(StoreError, "t.csv: rows of different length", lambda: offline(store, tmp_path, tables=[table]))
+    run, failed = offline(store, tmp_path, tables=[table])
+    assert (run.action, failed.action) == ("created", "failed")
+    assert "t.csv: rows of different length" in failed.message
     (store.path(run_id) / "published.json").write_text('{"targets": ')
-    one_line(StoreError, "published.json cannot be read; delete it", lambda: offline(store, tmp_path))
+    (failed,) = offline(store, tmp_path)
+    assert "published.json cannot be read; delete it" in failed.message
 
 
 def test_two_at_once(store: RunStore, tmp_path: Path) -> None:
@@ -199,6 +205,9 @@ def test_two_at_once(store: RunStore, tmp_path: Path) -> None:
 
 def test_public_leaves_out_what_names_the_machine() -> None:
     value = {"a": 1, "rel": "data/x", "abs": "/data/x", "win": "C:\\data", "tilde": "~/x", "path": Path("x"),
-             "host": f"on {HOST}", "home": f"see {Path.home()}/x", "list": ["ok", "/no"],
-             "deep": {"abs": "/x", "b": None}}  # fmt: skip
-    assert public(value) == {"a": 1, "rel": "data/x", "list": ["ok"], "deep": {"b": None}}
+             "home": f"see {Path.home()}/x", "list": ["ok", "/no"], "deep": {"abs": "/x", "b": None}}  # fmt: skip
+    assert public_config(value) == {"a": 1, "rel": "data/x", "list": ["ok"], "deep": {"b": None}}
+    facts = {"method": "sbm", "seconds": 1.5, "note": f"on {HOST}", "deep": {"host": HOST, "b": None},
+             "list": [1, HOST], "replaced_images": {"/data/a.png": "cut"}}  # fmt: skip
+    expected = {"method": "sbm", "seconds": 1.5, "deep": {"b": None}, "list": [1], "replaced_images": 1}
+    assert public_facts(facts) == expected

@@ -16,6 +16,7 @@ import fractrain
 from fractrain.cost.metrics import summarize
 from fractrain.engine.config import group_id
 from fractrain.engine.index import INDEX_NAME, read_index
+from fractrain.engine.manifest import write_manifest
 from fractrain.engine.store import RunStore
 from fractrain.report.quantities import BY_KEY, QUANTITIES
 from fractrain.report.results import COLUMNS
@@ -146,7 +147,16 @@ def test_a_summary_that_is_changed_in_place_is_noticed(store: RunStore) -> None:
     read_index(store)
     path = store.path(run) / "summary.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "test_accuracy_last": 12.34567}))
-    assert next(e for e in read_index(store) if e.run_id == run).summary["test_accuracy_last"] == 12.34567  # type: ignore[index]
+    entry = next(e for e in read_index(store) if e.run_id == run)
+    assert (entry.status, entry.summary) == ("damaged", None)
+    assert "summary.json differs" in entry.message
+
+
+def test_no_digit_of_the_index_can_change_a_number(store: RunStore) -> None:
+    before = read_index(store)
+    path = store.root / INDEX_NAME
+    path.write_bytes(path.read_bytes().replace(b'"test_accuracy_best": 8', b'"test_accuracy_best": 9'))
+    assert read_index(store) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 0, "runs": {}}', b'{"version": 1, "runs": 3}'])
@@ -184,4 +194,5 @@ def test_records_of_before_have_their_costs_computed(store: RunStore) -> None:
     for key in [k for k in summary["cost"] if k.startswith("cost_percent")]:
         del summary["cost"][key]
     path.write_text(json.dumps(summary))
+    write_manifest(path.parent)
     assert fractrain.results(store, run=run).equals(expected)

@@ -14,6 +14,7 @@ import pytest
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.data.registry import info
 from fractrain.engine.config import RunConfig
+from fractrain.engine.manifest import write_manifest
 from fractrain.engine.recipes import Recipe, recipe_values
 from fractrain.engine.store import RunStore
 from fractrain.publish.publish import Published, publish
@@ -71,6 +72,7 @@ def make_run(store: RunStore, seed: int = 0, status: str = "done", epochs: int =
 def rewrite_summary(store: RunStore, run_id: str, **changes: Any) -> None:
     path = store.path(run_id) / "summary.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_manifest(path.parent)
 
 
 def offline(store: RunStore, tmp_path: Path, **more: Any) -> list[Published]:

@@ -14,6 +14,8 @@ class FakeRecord:
     status: str
     measured: Measured | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    message: str = ""
+    verified: bool = True
 
     def ledger(self) -> Any:
         raise AssertionError("the fake has no ledger")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fractrain.commands.diff import differences
+from fractrain.engine.manifest import write_manifest
 
 RUN = ("run", "--model", "resnet38", "--dataset", "digits", "--device", "cpu", "--json")
 SHORT = ("--set", "recipe.iterations=2", "--set", "recipe.eval_every=2")
@@ -64,8 +65,10 @@ def test_diff_of_real_runs(cli, runs, tmp_path: Path):
 
     environment = tmp_path / "runs" / runs["six"] / "environment.json"
     environment.write_text(json.dumps(json.loads(environment.read_text()) | {"python": "2.7"}))
+    write_manifest(environment.parent)
     status = tmp_path / "runs" / runs["eight"] / "status.json"
     status.write_text(json.dumps({"status": "failed", "message": "stopped"}))
+    (status.parent / "manifest.json").unlink()
     changed = json.loads(cli("diff", runs["eight"], runs["six"], "--json").stdout)
     assert [entry["key"] for entry in changed["environment"]] == ["python"]
     assert changed["same_weights"] is None
