@@ -92,7 +92,7 @@ def test_a_record_that_lacks_a_file_or_a_line_is_named(cli, store, tmp_path):
     folder = tmp_path / "records" / "mine" / RUN
     (folder / "metrics.jsonl").write_text("")
     seal(folder)
-    assert "metrics.jsonl: no line" in cli("evidence", "verify", "--evidence", "records").stdout
+    assert "metrics.jsonl does not have the 1 epochs" in cli("evidence", "verify", "--evidence", "records").stdout
     (folder / "ledger.json").unlink()
     assert "ledger.json is missing" in cli("evidence", "verify", "--evidence", "records").stdout
 
