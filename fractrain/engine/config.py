@@ -30,6 +30,7 @@ from fractrain.util.schema import parse_json
 from fractrain.util.settings import added_at_default, replaced_at_default
 
 FORMAT_VERSION: Final = 1
+_LONGEST: Final = 40  # of a name in a run id: names of models and data from elsewhere may be paths; the end is kept
 # What records of earlier releases, which do not say so themselves, hold of settings that are no part of the id.
 _EARLIER: Final[Mapping[str, Any]] = {"gate_state": None, "depthwise_bits": [8, 16], "forward": "all"}
 
@@ -182,7 +183,7 @@ class RunConfig(pydantic.BaseModel):
         if values["model_version"] == 1:
             del values["model_version"]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        prefix = (re.sub(r"[^A-Za-z0-9_.]+", "_", name) for name in (self.method, self.model, self.dataset))
+        prefix = (re.sub(r"[^A-Za-z0-9_.]+", "_", n)[-_LONGEST:] for n in (self.method, self.model, self.dataset))
         return f"{'-'.join(prefix)}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def __hash__(self) -> int:

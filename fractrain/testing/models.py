@@ -18,10 +18,11 @@ QUICK_PARAMETERS = 3_000_000
 def models(subject: Subject) -> str:
     """One step and one evaluation on every registered model for which there is an embedded data set.
 
-    A quick check leaves the models of more than ``QUICK_PARAMETERS`` out, and says so.
+    A quick check leaves out the models of more than ``QUICK_PARAMETERS``, and of a family all but the smallest and the
+    one that the other checks use; it says so.
     """
     works, refused = [], []
-    names = [n for n in registry.names() if not (subject.quick and _is_large(n))]
+    names = [n for n in registry.names() if n == subject.model or not (subject.quick and _is_left_out(n))]
     for name in names:
         dataset = subject.dataset if name == subject.model else embedded_for(name)
         if dataset is None:
@@ -43,8 +44,11 @@ def models(subject: Subject) -> str:
     return text + (f"; not tried (quick): {', '.join(left)}" if left else "")
 
 
-def _is_large(model: str) -> bool:
-    return min(registry.info(model).parameters.values(), default=0) > QUICK_PARAMETERS
+def _is_left_out(model: str) -> bool:
+    info = registry.info(model)
+    size = min(info.parameters.values(), default=0)
+    others = [registry.info(n) for n in registry.names() if info.family and registry.info(n).family == info.family]
+    return size > QUICK_PARAMETERS or any(min(o.parameters.values(), default=0) < size for o in others)
 
 
 def embedded_for(model: str) -> str | None:

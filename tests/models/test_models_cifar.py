@@ -18,9 +18,12 @@ MACS = {
     ("resnet38", "cifar100"): 83_286_272,
     ("resnet74", "cifar10"): 168_215_168,
     ("resnet74", "cifar100"): 168_220_928,
+    ("resnet20", "cifar10"): 40_813_184,
+    ("resnet56", "cifar100"): 125_753_600,
+    ("resnet110", "cifar10"): 253_149_824,
 }
 CLASSES = {"cifar10": 10, "cifar100": 100}
-BLOCKS = {"resnet38": 6, "resnet74": 12}
+BLOCKS = {"resnet38": 6, "resnet74": 12, "resnet20": 3, "resnet56": 9, "resnet110": 18}
 CASES = sorted(MACS)
 
 
