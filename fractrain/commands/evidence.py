@@ -20,6 +20,16 @@ evidence_option = click.option(
 )
 
 
+root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=".",
+    show_default=True,
+    metavar="DIR",
+    help="Where README.md and results/ are.",
+)
+
+
 @click.group("evidence", cls=NearestGroup, short_help="Keep and check records of real runs.")
 def evidence_group() -> None:
     """Keep records of finished runs (no weights) beside the code, and check every number in them."""
@@ -54,17 +64,19 @@ def add_command(runs: tuple[str, ...], campaign: str, results: Path, evidence: P
 
 
 @evidence_group.command("verify", short_help="Recompute every committed number.")
-@options(evidence_option, json_option)
-def verify_command(evidence: Path, as_json: bool) -> int:
-    """Recompute every number of every record from its ledger and metrics. Exit code 1 and a line for each difference.
+@options(evidence_option, root_option, json_option)
+def verify_command(evidence: Path, root: Path, as_json: bool) -> int:
+    """Recompute every number of every record from its ledger and metrics, and the documents made of the records
+    (results/tables/scaling.md, the README's section of results). Exit code 1 and a line for each difference.
 
     Not recomputed is what no record can show: digests of weights and data, memory, the trivial predictor.
     """
+    from fractrain.report.documents import verify_documents
     from fractrain.report.evidence import EvidenceStore, verify
 
     store = EvidenceStore(evidence)
     records = list(store.folders())
-    differences = verify(store)
+    differences = [*verify(store), *verify_documents(store, root)]
     if as_json:
         emit_json({"records": len(records), "differences": differences})
     else:
@@ -72,3 +84,17 @@ def verify_command(evidence: Path, as_json: bool) -> int:
             click.echo(line)
         say(f"{len(records)} records in {evidence}: {len(differences)} differences")
     return 1 if differences else 0
+
+
+@evidence_group.command("write", short_help="Write the documents made from the records.")
+@options(evidence_option, root_option)
+def write_command(evidence: Path, root: Path) -> None:
+    """Write the scaling table, its figure and the README's section of results from the records.
+
+    To be called after `fractrain evidence add`, and whenever `fractrain evidence verify` names a document.
+    """
+    from fractrain.report.documents import write_documents
+    from fractrain.report.evidence import EvidenceStore
+
+    for file in write_documents(EvidenceStore(evidence), root):
+        click.echo(str(file))

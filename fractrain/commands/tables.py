@@ -179,7 +179,7 @@ def reproduce_command(
     """Run what is missing of TABLE (figure, campaign), then print it and write it to DIR in all formats.
 
     "scaling" is a campaign: a list of runs at several lengths, made one after the other in its order (more at a time
-    with --jobs), so that it may be stopped and taken up again any time.
+    with --jobs), so that it may be stopped and taken up again any time. It is written only where --out says.
 
     Several tables, or "all" of them, are run as one: what they share is run once, and all are written at the end;
     `fractrain table NAME` shows how far one is. Runs that are finished are never repeated; interrupted ones go on where
@@ -224,7 +224,10 @@ def _reproduce_campaign(
     campaign: Campaign, runs: list[PlannedRun], site: Site, jobs: int, remote: Executor | None, dry_run: bool,
     out: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
-    """Run what is missing of a campaign, in its order; print and write its table and figure."""
+    """Run what is missing of a campaign, in its order; print its table and, where DIR is given, write it and the figure.
+
+    The committed files come from the committed records alone (`fractrain evidence write`).
+    """
     from fractrain.engine.store import RunStore
     from fractrain.report import scaling_output
     from fractrain.report.campaign import done
@@ -234,12 +237,13 @@ def _reproduce_campaign(
     if dry_run:
         show_plan(runs, as_json)
         return 0
-    require_matplotlib()
+    if out:
+        require_matplotlib()
     say(f"{campaign.name}: {counts_text(runs)}")
     outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
     with stdout_to_stderr():
         scaling = build_scaling(campaign, RunStore(site.store))
-        files = scaling_output.write(scaling, out or Path(DEFAULT_OUT), out or Path(DEFAULT_FIGURES))
+        files = scaling_output.write(scaling, out, out) if out else []
         text = scaling_output.text(scaling, "md")
     finished = sum(run.state == "cached" for run in scaling.runs)
     if as_json:
@@ -247,7 +251,9 @@ def _reproduce_campaign(
     else:
         click.echo(text.rstrip("\n"))
     say(f"{campaign.name}: {finished} of {len(runs)} runs are done, the first {done(scaling.runs)} without a gap")
-    say(f"written: {', '.join(str(file) for file in files)}")
+    if files:
+        say(f"written: {', '.join(str(file) for file in files)}")
+    say(f"to keep them: fractrain evidence add RUN... --campaign {campaign.name}, then fractrain evidence write")
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
 
 
