@@ -224,7 +224,7 @@ def _reproduce_campaign(
     campaign: Campaign, runs: list[PlannedRun], site: Site, jobs: int, remote: Executor | None, dry_run: bool,
     out: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
-    """Run what is missing of a campaign, in its order; print its table and, where DIR is given, write it and the figure.
+    """Run what is missing of a campaign, in its order; print its table, and write it and the figure where DIR is given.
 
     The committed files come from the committed records alone (`fractrain evidence write`).
     """
