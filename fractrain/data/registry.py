@@ -32,6 +32,12 @@ class DatasetRegistry(Registry[DatasetInfo]):
         """Entries are instances."""
         return DatasetInfo
 
+    def outside(self, name: str) -> DatasetInfo | None:
+        """Folders, tables on the hub, data sets of torchvision; see :mod:`fractrain.data.outside`."""
+        from fractrain.data.outside import outside_dataset  # imports torch
+
+        return outside_dataset(name)
+
 
 def names() -> tuple[str, ...]:
     """Return the names of all data sets, in alphabetical order."""

@@ -89,7 +89,16 @@ def parquet_data(entry: DatasetInfo, folder: Path, val_fraction: float = 0.0) ->
     return RowData(info, parts["train"], parts["test"])
 
 
-def hub_data(entry: DatasetInfo, hub: str, val_fraction: float = 0.0) -> RowData:
+@dataclass(frozen=True)
+class Layout:
+    """Where a table has what: the names of the split results are reported on, and of the two columns."""
+
+    test: str = "validation"
+    image: str = "image"
+    label: str = "label"
+
+
+def hub_data(entry: DatasetInfo, hub: str, val_fraction: float = 0.0, layout: Layout | None = None) -> RowData:
     """Describe a data set on the hub; nothing is asked of the network here.
 
     Raises:
@@ -105,9 +114,9 @@ def hub_data(entry: DatasetInfo, hub: str, val_fraction: float = 0.0) -> RowData
     if variable := offline():
         raise MachineError(f"{hub} is streamed from the hub, but {variable} is set: unset it, or use files on disk")
     _no_validation(entry, val_fraction)
-    sizes = {"train": entry.train_size, "test": entry.test_size}
-    parts = {part: RowPart(_SPLITS[part][0], rows, entry.classes, hub=hub) for part, rows in sizes.items()}
-    return RowData(entry, parts["train"], parts["test"])
+    layout = layout or Layout()
+    train = RowPart("train", entry.train_size, entry.classes, hub=hub, image=layout.image, label=layout.label)
+    return RowData(entry, train, replace(train, split=layout.test, rows=entry.test_size))
 
 
 def _no_validation(entry: DatasetInfo, fraction: float) -> None:

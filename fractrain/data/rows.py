@@ -27,8 +27,6 @@ from fractrain.util.seeds import derive_seed
 
 WINDOW: Final = 2048  # rows over all lanes: 0.2 GB of ImageNet's files
 _ASKING: Final = 16  # connections at a time
-_ORDER: Final = 2  # raised when the order of the rows changes
-_SPLITS: Final = {"train": ("train",), "test": ("validation", "val")}
 
 Row = tuple[str, bytes, int]
 
@@ -44,6 +42,7 @@ class RowPart:
         files: parquet files; empty for a data set on the hub.
         sizes: rows of each of them.
         hub: ``owner/name@revision``, or empty.
+        image, label: names of the two columns.
     """
 
     split: str
@@ -52,6 +51,8 @@ class RowPart:
     files: tuple[Path, ...] = ()
     sizes: tuple[int, ...] = ()
     hub: str = ""
+    image: str = "image"
+    label: str = "label"
 
     def __len__(self) -> int:
         return self.rows
@@ -182,15 +183,16 @@ class RowPart:
             else:
                 files = {self.split: [str(path) for path in self.files]}
                 stream = datasets.load_dataset("parquet", data_files=files, split=self.split, streaming=True)
-            return stream.cast_column("image", datasets.Image(decode=False))
+            return stream.cast_column(self.image, datasets.Image(decode=False))
         except Exception as error:  # datasets lets through what pyarrow, fsspec and the hub's client raise
             kind = MachineError if self.hub else DataError
             raise kind(f"cannot open {self.origin}: {type(error).__name__}: {line_of(error)}") from error
 
     def _checked(self, number: int, row: dict[str, Any]) -> Row:
-        image, label = row.get("image"), row.get("label")
+        image, label = row.get(self.image), row.get(self.label)
         if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes) or not isinstance(label, int):
-            raise DataError(f"{self.origin} has the columns {', '.join(row)}; expected image (encoded) and label")
+            wanted = f"{self.image} (encoded) and {self.label}"
+            raise DataError(f"{self.origin} has the columns {', '.join(row)}; expected {wanted}")
         if not 0 <= label < self.classes:
             raise DataError(f"{self.origin}: row {number:,} has label {label}, expected 0 to {self.classes - 1}")
         return f"{image.get('path') or f'row {number}'} in {self.origin}", image["bytes"], label
