@@ -77,13 +77,13 @@ def paired(place: Place, quantity: str, name: str, profile: str, seeds: int) -> 
         if not own:
             continue
         if quantity == "late_drop":
-            drops = {s: m.accuracy["best_test"] - m.accuracy["last"] for s, m in own.items()}
+            drops = {s: m.values["accuracy_best_test"] - m.values["accuracy_last"] for s, m in own.items()}
             found |= {(pair.setting, s): v for s, v in drops.items()}
             continue
         others = [runs for key in place.against if (runs := place.measured(key, pair, profile, seeds))]
         if not others:
             continue
-        rival = max(others, key=lambda runs: sum(m.accuracy["best_test"] for m in runs.values()) / len(runs))
+        rival = max(others, key=lambda runs: sum(m.values["accuracy_best_test"] for m in runs.values()) / len(runs))
         for seed in sorted(set(own) & set(rival)):
             value = _VALUES[quantity](own[seed], rival[seed])
             if value is not None:
@@ -100,12 +100,12 @@ def _ratio(own: float | None, other: float | None) -> float | None:
 
 
 _VALUES: Final[dict[str, Callable[[Measured, Measured], float | None]]] = {
-    "accuracy_gap": lambda own, other: own.accuracy["best_test"] - other.accuracy["best_test"],
-    "saving_macs": lambda own, other: _saving(own.macs_best, other.macs_best),
-    "saving_latency": lambda own, other: _saving(own.latency_min, other.latency_min),
-    "saving_energy": lambda own, other: _saving(own.energy_kj, other.energy_kj),
-    "ratio_bitops": lambda own, other: _ratio(own.bitops_end, other.bitops_end),
-    "ratio_energy": lambda own, other: _ratio(own.energy_end_kj, other.energy_end_kj),
+    "accuracy_gap": lambda own, other: own.values["accuracy_best_test"] - other.values["accuracy_best_test"],
+    "saving_macs": lambda own, other: _saving(own.values.get("macs_best"), other.values.get("macs_best")),
+    "saving_latency": lambda own, other: _saving(own.values.get("latency"), other.values.get("latency")),
+    "saving_energy": lambda own, other: _saving(own.values.get("energy"), other.values.get("energy")),
+    "ratio_bitops": lambda own, other: _ratio(own.values.get("bitops_end"), other.values.get("bitops_end")),
+    "ratio_energy": lambda own, other: _ratio(own.values.get("energy_end"), other.values.get("energy_end")),
 }
 
 

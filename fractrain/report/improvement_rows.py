@@ -9,7 +9,8 @@ from typing import Final
 from fractrain.cost.published import PublishedRow
 from fractrain.engine.length import Profile
 from fractrain.report import improve
-from fractrain.report.columns import QUANTITIES, columns
+from fractrain.report.columns import columns
+from fractrain.report.quantities import BY_KEY, BY_PUBLISHED, IN_TABLES
 from fractrain.report.rows import EMPTY, MethodRow, group, labels
 from fractrain.report.sources import PublishedIndex
 from fractrain.report.spec import Pair, TableSpec
@@ -52,12 +53,14 @@ def improvement_rows(
     where = group(pair, dataset)
     names = {row.key: row.label for row in spec.rows}
     printed = _printed(pair, spec.improvement.published, index)
-    recomputed = improve.published_cells({k: b.published for k, b in built.items()}, subject, baselines)
-    measured = improve.measured_cells({k: b.measured for k, b in built.items()}, subject, baselines)
+    rivals = {key: names[key] for key in baselines}
+    recomputed = improve.published_cells({k: b.published for k, b in built.items()}, subject, rivals)
+    measured = improve.measured_cells({k: b.measured for k, b in built.items()}, subject, rivals)
     notes = _mismatch(pair, printed, recomputed)
     over = [names[key] for key in baselines if built[key].measured]
     if measured and len(over) < len(baselines):
         notes.append(f"{where}, {label}, measured: over {len(over)} of {len(baselines)} baselines ({', '.join(over)}).")
+    notes += _rivals(f"{where}, {label}", recomputed, "published") + _rivals(f"{where}, {label}", measured, "measured")
     blank = {column.key: EMPTY for column in columns(spec)}
     first = labels(pair, dataset, label, "as printed") | printed
     second = labels(pair, dataset, label, "recomputed") | recomputed | measured
@@ -72,6 +75,17 @@ def improvement_rows(
     return rows, notes
 
 
+def _rivals(where: str, cells: Mapping[str, Cell], kind: str) -> list[str]:
+    """Over which baselines the ends of the ranges are, quantities with the same ones together."""
+    ends: dict[str, list[str]] = {}
+    for key, cell in cells.items():
+        parts = [part for part in cell.source.split("; ") if part.startswith("least over")]
+        if parts:
+            quantity = BY_PUBLISHED.get(key) or BY_KEY[key]
+            ends.setdefault(parts[0], []).append(quantity.label)
+    return [f"{where}, {kind}, {' and '.join(dict.fromkeys(names))}: {part}." for part, names in ends.items()]
+
+
 def gain_verdicts(
     spec: TableSpec, pair: Pair, dataset: str, profile: Profile, built: Mapping[str, MethodRow], subject: str,
     baselines: Sequence[str],
@@ -82,7 +96,7 @@ def gain_verdicts(
     saving = replace(accuracy, tolerance=spec.improvement.tolerance)
     gains: dict[str, Verdict] = {}
     for name, key in GAINS.items():
-        quantity = next(q for q in QUANTITIES if q.key == key)
+        quantity = BY_KEY[key]
         own, said = built[subject], built[subject].published.get(quantity.published)
         verdicts = []
         for other in (built[b] for b in baselines):
@@ -104,7 +118,7 @@ def gain_verdicts(
 
 def _printed(pair: Pair, method: str, index: PublishedIndex) -> dict[str, Cell]:
     cells: dict[str, Cell] = {}
-    for quantity in QUANTITIES:
+    for quantity in IN_TABLES:
         if quantity.saving:
             value = index.get(pair.model_label, pair.dataset_label, method, "", quantity.saving)
             if value is not None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from fractrain.report.quantities import BY_KEY
-from fractrain.report.values import Cell, Table, fitted_text, fixed_text, macs_text
+from fractrain.report.quantities import ARROWS, BY_KEY
+from fractrain.report.values import Cell, Table, fitted_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,13 +70,8 @@ class PageTable:
 
 
 def number_text(key: str, value: float) -> str:
-    """Write a number: MACs with an exponent, accuracy with two decimals, the rest with four digits."""
-    unit = BY_KEY[key].unit if key in BY_KEY else ""
-    if "MACs" in unit or unit == "bit operations":
-        return macs_text(value)
-    if unit in ("steps", "bytes"):
-        return f"{value:,.0f}"
-    return fixed_text(value) if unit in ("%", "per word") else fitted_text(value)
+    """Write a number of the vocabulary."""
+    return BY_KEY[key].text(value) if key in BY_KEY else fitted_text(value)
 
 
 def benchmark_table(table: Table) -> PageTable:
@@ -165,7 +160,6 @@ def _who_columns() -> list[PageColumn]:
 
 
 def _number_columns(keys: Sequence[str]) -> list[PageColumn]:
-    arrows = {"more": " ↑", "less": " ↓", "": ""}
     columns = []
     for key in keys:
         q = BY_KEY[key]
@@ -174,7 +168,7 @@ def _number_columns(keys: Sequence[str]) -> list[PageColumn]:
                 "perplexity_best_test": "Best perplexity*", "cost_end": "Cost, whole model [% of FP32]",
                 "cp_end": "cp, gated blocks [%]", "effective_end": "Effective MACs, whole model"}.get(
                     key, f"{q.label} [{q.unit}]")  # fmt: skip
-        columns.append(PageColumn(key, head + arrows[q.better], True, IN_RUNS[key], f"{q.title}; key {key}"))
+        columns.append(PageColumn(key, head + ARROWS[q.better], True, IN_RUNS[key], f"{q.title}; key {key}"))
     return columns
 
 

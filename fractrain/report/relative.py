@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from fractrain.cost.published import PublishedRow
 from fractrain.engine.length import Profile
-from fractrain.report.columns import QUANTITIES, Quantity
 from fractrain.report.improve import CIRCULAR, circular, numbers
+from fractrain.report.quantities import BY_KEY, Quantity
 from fractrain.report.rows import MethodRow, published_value
 from fractrain.report.sources import PublishedIndex
 from fractrain.report.spec import Pair, RowSpec, TableSpec
@@ -39,7 +39,7 @@ def with_relative(
     """
     cells: dict[str, Cell] = {}
     for relative in spec.relative if row.against in built else ():
-        quantity = next(q for q in QUANTITIES if q.key == relative.quantity)
+        quantity = BY_KEY[relative.quantity]
         own, other = built[row.key], built[row.against]
         said = _claimed(relative.claim, pair, row, own, other, quantity, index) if relative.claim else None
         if relative.claim and said is not None:

@@ -102,19 +102,17 @@ def _brief(value: Any) -> str:
 
 
 def with_hardware(record: RunRecord, summary: Mapping[str, Any], hardware: str) -> dict[str, Any]:
-    """Return a run's summary with its costs by a hardware model, which are computed from its ledger.
+    """Return a run's summary with its energy and latency on a hardware model, which are computed from its ledger.
 
     Raises:
-        ConfigError: no such hardware model, or it cannot price this run.
+        ConfigError: no such hardware model.
+        FractrainError: it cannot price this run.
     """
     from fractrain.cost.hardware import create
-    from fractrain.cost.metrics import summarize
-    from fractrain.engine.geometry import run_geometry
+    from fractrain.report.run_cost import costs_on
 
-    model = create(hardware)
-    geometry = run_geometry(record.config) if model.needs_geometry else None
-    cost = summarize(record.ledger(), int(summary["best_test_epoch"]), model, geometry=geometry)
-    return {**summary, "cost": cost.as_dict()}
+    found, _ = costs_on(record, record.ledger(), create(hardware))
+    return {**summary, "cost": {**summary["cost"], **found}}
 
 
 def _lines(entries: Sequence[RunEntry], by: By, hardware: str, store: RunStore) -> list[tuple[Any, ...]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fractrain.cost.published import PublishedRow
 from fractrain.engine.record_files import FileDamaged
-from fractrain.report.columns import PERPLEXITY, PUBLISHED_TEXT, QUANTITIES, columns
+from fractrain.report.columns import columns
 from fractrain.report.grid import PlannedRun
+from fractrain.report.quantities import BY_PUBLISHED, IN_TABLES
 from fractrain.report.sources import PublishedIndex, Record, Sources
 from fractrain.report.spec import Pair, RowSpec, TableSpec
 from fractrain.report.stats import estimate
@@ -69,9 +70,10 @@ def method_row(
     cells["runs"] = Cell(" ".join(r.run_id for r in runs if r.record is not None) or EMPTY.text)
     if complete:
         cells |= _measured_cells(measured, spec.hardware, protocol(request.dataset))
-        words = all(m.perplexity for m in measured.values())
-        quality = estimate([(m.perplexity if words else m.accuracy)["best_test"] for m in measured.values()])
-        said = numbers.get("perplexity_published" if words else "accuracy_published")
+        words = _is_language(measured.values())
+        kind = "perplexity" if words else "accuracy"
+        quality = estimate([m.values[f"{kind}_best_test"] for m in measured.values()])
+        said = numbers.get(f"{kind}_published")
         real = request.dataset == pair.dataset
         verdict = judge(quality, said, request.profile, real, spec.verdict.rule(), less_is_better=words)
     else:
@@ -122,10 +124,14 @@ def labels(pair: Pair, dataset: str, method: str, precision: str) -> dict[str, C
 def _published(pair: Pair, row: RowSpec, index: PublishedIndex) -> dict[str, PublishedRow]:
     """Published rows of one table row by column."""
     found: dict[str, PublishedRow] = {}
-    for quantity in QUANTITIES:
+    for quantity in IN_TABLES:
         value = published_value(pair, row, quantity.metric, index) if quantity.published else None
         if value is not None:
-            scaled = value if quantity.scale == 1 else replace(value, value=float(value.value) * quantity.scale)
+            scaled = (
+                value
+                if quantity.metric_scale == 1
+                else replace(value, value=float(value.value) * quantity.metric_scale)
+            )
             found[quantity.published] = scaled
     return found
 
@@ -145,7 +151,7 @@ def published_value(pair: Pair, row: RowSpec, metric: str, index: PublishedIndex
 
 def _published_cell(key: str, row: PublishedRow) -> Cell:
     value = float(row.value)
-    return Cell(PUBLISHED_TEXT[key](value), "published", value, source=f"{row.source}; {row.confidence}")
+    return Cell(BY_PUBLISHED[key].published_text(value), "published", value, source=f"{row.source}; {row.confidence}")
 
 
 def protocol(dataset: str) -> str:
@@ -159,8 +165,8 @@ def protocol(dataset: str) -> str:
 def _measured_cells(measured: Mapping[int, Measured], hardware: str, how: str) -> dict[str, Cell]:
     """Means over seeds; an optional number counts only where every seed has it. ``how`` perplexities were measured."""
     cells: dict[str, Cell] = {}
-    for quantity in QUANTITIES:
-        numbers = [v for m in measured.values() if (v := quantity.read(m)) is not None]
+    for quantity in IN_TABLES:
+        numbers = [v for m in measured.values() if (v := m.values.get(quantity.key)) is not None]
         if len(numbers) < len(measured):
             why = next((m.not_priced for m in measured.values() if m.not_priced), "")
             if quantity.modelled and why:
@@ -175,7 +181,7 @@ def _measured_cells(measured: Mapping[int, Measured], hardware: str, how: str) -
             source = "; ".join([f"modelled: {hardware}", *caveats])
             cells[quantity.key] = Cell(text, "derived", e.mean, e.low, e.high, e.n, source)
         else:
-            source = how if quantity.key in PERPLEXITY else ""
+            source = how if quantity.is_perplexity else ""
             cells[quantity.key] = Cell(text, "measured", e.mean, e.low, e.high, e.n, source)
     return cells
 
@@ -247,17 +253,22 @@ def _not_priced(hardware: str, measured: Mapping[int, Measured]) -> list[str]:
     return [f"Not priced by {hardware}: {reason}." for reason in reasons]
 
 
+def _is_language(measured: Iterable[Measured]) -> bool:
+    """Whether these runs are judged by perplexity."""
+    return all("perplexity_best_test" in m.values for m in measured)
+
+
 def _trivial(pair: Pair, row: RowSpec, dataset: str, measured: Sequence[Measured]) -> list[str]:
     """What a predictor without learning reaches on this data, and whether this row's runs are better on average."""
-    words = bool(measured) and all(m.perplexity for m in measured)
-    found = [m.perplexity if words else m.accuracy for m in measured]
-    if not found or any("trivial" not in values for values in found):
+    words = bool(measured) and _is_language(measured)
+    kind = "perplexity" if words else "accuracy"
+    if not measured or any(f"{kind}_trivial" not in m.values for m in measured):
         return []
-    bar = found[0]["trivial"]
+    bar = measured[0].values[f"{kind}_trivial"]
     what, unit = ("giving each word its frequency", "perplexity") if words else ("always one class", "accuracy, %")
     where = dataset if pair.setting == "standard" else group(pair, dataset)
     notes = [f"{where}, trivial predictor ({what}): {unit} {bar:.2f}."]
-    mean = estimate([values["best_test"] for values in found]).mean
+    mean = estimate([m.values[f"{kind}_best_test"] for m in measured]).mean
     if (mean >= bar) if words else (mean <= bar):
         notes.append(f"{group(pair, dataset)}, {row.label}: NOT better than the trivial predictor.")
     return notes

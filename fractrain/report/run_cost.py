@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fractrain.cost.hardware import Cost, HardwareModel
+    from fractrain.cost.ledger import Ledger
     from fractrain.cost.price import Counts, RunCost
     from fractrain.engine.store import RunRecord
 
@@ -98,6 +100,24 @@ def price_record(record: Any, counts: Counts, model: HardwareModel) -> RunCost:
     geometry = run_geometry(record.config) if model.needs_geometry else None
     recorded = Recorded.of(record.metrics()) if model.measures else None
     return price(counts, model, geometry, recorded)
+
+
+def costs_on(record: Any, ledger: Ledger, model: HardwareModel) -> tuple[dict[str, float], str]:
+    """Return a finished run's energy and latency on a hardware model, and why they are an extrapolation (or nothing).
+
+    The numbers have the names of :class:`fractrain.cost.metrics.CostSummary`: ``energy_j@best``, ``latency_s@end``, ...
+    What the model does not know (a clock or meter that was not read) is left out.
+
+    Raises:
+        FractrainError: the model cannot price it; says why.
+    """
+    from fractrain.cost.price import Counts
+
+    priced, best = price_record(record, Counts.of(ledger), model), int(record.summary["best_test_epoch"])
+    found: dict[str, float] = {}
+    for at, cost in (("best", priced.until(best)), ("end", priced.until())):
+        found |= {f"energy_j@{at}": cost.joules.total, f"latency_s@{at}": cost.seconds.total}
+    return {key: value for key, value in found.items() if not math.isnan(value)}, priced.note(best)
 
 
 def _priced(record: RunRecord, counts: Counts, model: HardwareModel, by: str) -> Priced:

@@ -12,9 +12,9 @@ from typing import Final
 
 from fractrain.engine.length import share, words
 from fractrain.report.campaign import Campaign, plan_campaign
-from fractrain.report.columns import QUANTITIES, Quantity
 from fractrain.report.grid import PlannedRun
 from fractrain.report.improve import numbers
+from fractrain.report.quantities import BY_KEY
 from fractrain.report.rows import EMPTY, published_value
 from fractrain.report.sources import PublishedIndex, Sources, Store, default_sources
 from fractrain.report.spec import Pair, RowSpec
@@ -26,7 +26,6 @@ GAP: Final = "accuracy_best_test"
 SHOWN: Final = ("accuracy_best_test", "accuracy_last", "macs_end", "energy_end")
 SAVED: Final = ("macs_end", "energy_end")
 PAPER: Final = "1"
-_QUANTITY: Final[Mapping[str, Quantity]] = {quantity.key: quantity for quantity in QUANTITIES}
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Curve:
 
     def accuracy(self, length: str) -> dict[int, float]:
         """Best test accuracy of the finished runs of a length, by seed."""
-        return numbers(self.measured.get(length, {}), _QUANTITY[GAP])
+        return numbers(self.measured.get(length, {}), BY_KEY[GAP])
 
     def gaps(self, rival: Curve) -> dict[str, list[float]]:
         """Paired differences in points, by length; lengths without a pair are left out."""
@@ -135,7 +134,7 @@ def _curves(campaign: Campaign, runs: Sequence[PlannedRun], sources: Sources) ->
                        if r.request.profile == name and r.state == "cached" and r.record is not None}
                 for name in lengths
             }  # fmt: skip
-            said = published_value(own[0].pair, own[0].row, _QUANTITY[GAP].metric, index)
+            said = published_value(own[0].pair, own[0].row, BY_KEY[GAP].metric, index)
             value = None if said is None else float(said.value)
             found[dataset, method.key] = Curve(own[0].pair, own[0].row, planned, measured, value)
     return found
@@ -232,7 +231,7 @@ def _measured_cells(campaign: Campaign, curve: Curve, length: str, rivals: Mappi
     if not runs:
         return {**cells, GAP: Cell("not run", "not run")}
     for name in SHOWN:
-        quantity = _QUANTITY[name]
+        quantity = BY_KEY[name]
         values = numbers(runs, quantity)
         if values:
             e = estimate(list(values.values()))
@@ -243,7 +242,7 @@ def _measured_cells(campaign: Campaign, curve: Curve, length: str, rivals: Mappi
     base = rivals.get(campaign.trend.against[0])  # none for that method itself
     for name in SAVED:
         other = base.measured.get(length, {}) if base else {}
-        saving = paired_saving(numbers(runs, _QUANTITY[name]), numbers(other, _QUANTITY[name]))
+        saving = paired_saving(numbers(runs, BY_KEY[name]), numbers(other, BY_KEY[name]))
         if saving is not None:
             cells[f"{name}_saving"] = _saving_cell(saving)
     return cells

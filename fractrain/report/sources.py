@@ -6,13 +6,13 @@ Everything a table needs from elsewhere comes through :class:`Sources`, so that 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from fractrain.cost import published
 from fractrain.cost.published import PublishedRow
+from fractrain.report.quantities import numbers
 from fractrain.report.spec import RunRequest
 from fractrain.report.values import Measured
 from fractrain.util.errors import ConfigError, FractrainError, PluginError, StoreError
@@ -164,22 +164,8 @@ def engine_config(request: RunRequest, seed: int) -> Config:
     return config
 
 
-ACCURACIES = {
-    "last": "test_accuracy_last",
-    "best_val": "test_accuracy_at_best_val",
-    "best_test": "test_accuracy_best",
-    "trivial": "trivial_accuracy",  # of a predictor that has learned nothing but frequencies
-}
-PERPLEXITIES = {
-    "last": "test_perplexity_last",
-    "best_val": "test_perplexity_at_best_val",
-    "best_test": "test_perplexity_best",
-    "trivial": "trivial_perplexity",
-}
-
-
 def measure_run(record: Record, hardware: str) -> Measured:
-    """Accuracies (or perplexities) and costs of one finished run.
+    """The numbers of one finished run, by quantity.
 
     Args:
         record: a run with status ``done``.
@@ -189,49 +175,23 @@ def measure_run(record: Record, hardware: str) -> Measured:
         StoreError: the run has no summary.
         ConfigError: its ledger holds no work.
     """
+    from fractrain.cost.hardware import create
     from fractrain.cost.metrics import summarize
+    from fractrain.report.run_cost import costs_on
 
     summary = record.summary
     if summary is None:
         raise StoreError(f"run {record.run_id} has status {record.status!r} and no summary: it cannot be in a table")
     ledger, best_epoch = record.ledger(), int(summary["best_test_epoch"])
-    cost = summarize(ledger, best_epoch)
-    best = cost.best
-    return Measured(
-        accuracy=_numbers(summary, ACCURACIES),
-        perplexity=_numbers(summary, PERPLEXITIES),
-        macs_best=best.macs_paper,
-        macs_end=cost.end.macs_paper,
-        cp_percent=best.cp_percent,
-        bitops_end=float(cost.end.bitops),
-        **(_modelled(record, ledger, best_epoch, hardware) if hardware else {}),
-    )
-
-
-def _modelled(record: Record, ledger: Any, best_epoch: int, hardware: str) -> dict[str, Any]:
-    """Energy and latency by a hardware model, or why there are none: one model that fails must not end the table."""
-    from fractrain.cost.hardware import create
-    from fractrain.cost.price import Counts
-    from fractrain.report.run_cost import price_record
-
-    try:
-        priced = price_record(record, Counts.of(ledger), create(hardware))
-    except FractrainError as problem:
-        return {"not_priced": str(problem)}
-    best, end = priced.until(best_epoch), priced.until()
-    found = {
-        "energy_kj": best.joules.total / 1e3,
-        "latency_min": best.seconds.total / 60,
-        "energy_end_kj": end.joules.total / 1e3,
-        "latency_end_min": end.seconds.total / 60,
-    }
-    known = {key: value for key, value in found.items() if not math.isnan(value)}
-    lacks = "" if len(known) == len(found) else "no meter was read"
-    return {**known, "caveat": priced.note(best_epoch), "not_priced": lacks}
-
-
-def _numbers(summary: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, float]:
-    return {name: float(summary[key]) for name, key in keys.items() if summary.get(key) is not None}
+    costs, note, not_priced = summarize(ledger, best_epoch).as_dict(), "", ""
+    if hardware:
+        try:
+            modelled, note = costs_on(record, ledger, create(hardware))
+            costs |= modelled
+            not_priced = "" if len(modelled) == 4 else "no meter was read"
+        except FractrainError as problem:  # one model that fails must not end the table
+            not_priced = str(problem)
+    return Measured({q.key: value for q, value in numbers({**summary, "cost": costs})}, note, not_priced)
 
 
 class PublishedIndex:

@@ -16,8 +16,8 @@ import pydantic
 from fractrain.engine.length import PROFILES, Profile
 from fractrain.methods.presets import paper_settings
 from fractrain.report.format_errors import FormatErrors
+from fractrain.report.quantities import ColumnKey
 from fractrain.report.spec_relative import Claim, Relative, Strict
-from fractrain.report.values import PublishedColumn, QuantityKey
 from fractrain.report.verdict import VerdictRule
 from fractrain.util.errors import ConfigError, did_you_mean
 
@@ -199,7 +199,7 @@ class TableSpec(Strict):
     errors: FormatErrors | None = None
     improvement: Improvement | None = None
     relative: tuple[Relative, ...] = pydantic.Field(default=(), strict=False)
-    columns: tuple[QuantityKey | PublishedColumn, ...] = pydantic.Field(default=(), strict=False)
+    columns: tuple[ColumnKey, ...] = pydantic.Field(default=(), strict=False)
     parts: Literal[1, 2] = 2
     figure: Drawing | None = None
     notes: tuple[str, ...] = pydantic.Field(default=(), strict=False)

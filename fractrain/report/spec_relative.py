@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pydantic
 
-from fractrain.report.values import QuantityKey
+from fractrain.report.quantities import QuantityKey
 
 
 class Strict(pydantic.BaseModel):

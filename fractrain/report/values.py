@@ -13,30 +13,6 @@ from typing import Any, Literal
 Origin = Literal["", "published", "measured", "derived", "not run"]
 RowKind = Literal["method", "improvement printed", "improvement recomputed"]
 Part = Literal["accuracy", "cost", "all", "errors"]
-QuantityKey = Literal[
-    "accuracy_last",
-    "accuracy_best_val",
-    "accuracy_best_test",
-    "perplexity_last",
-    "perplexity_best_val",
-    "perplexity_best_test",
-    "macs_best",
-    "macs_end",
-    "bitops_end",
-    "cp",
-    "energy",
-    "energy_end",
-    "latency",
-    "latency_end",
-]
-PublishedColumn = Literal[
-    "accuracy_published",
-    "perplexity_published",
-    "macs_published",
-    "bitops_published",
-    "energy_published",
-    "latency_published",
-]
 
 
 @dataclass(frozen=True)
@@ -141,30 +117,14 @@ class Measured:
     """What one finished run contributes to a table.
 
     Attributes:
-        accuracy: by protocol (``last``, ``best_val``, ``best_test``), in percent, and ``trivial``, which is that of a
-            predictor that has learned nothing but how often each class occurs; any of them may be absent.
-        perplexity: likewise, per word, of a language model; empty for other models, whose accuracy is.
-        macs_best, macs_end: effective MACs up to the epoch of best test accuracy, and of the whole run.
-        bitops_end: bit operations of the whole run, everything counted.
-        cp_percent: mean cp up to the epoch of best test accuracy, in percent of the FP32 cost.
-        energy_kj, latency_min: modelled, up to the same epoch; None where the hardware model does not apply.
-        energy_end_kj, latency_end_min: the same for the whole run.
+        values: its numbers by key of the quantity (:mod:`fractrain.report.quantities`); any may be absent.
         caveat: why energy and latency are an extrapolation; empty if they are not.
         not_priced: why the hardware model gives none; empty if it does.
     """
 
-    accuracy: Mapping[str, float] = field(default_factory=dict)
-    macs_best: float | None = None
-    macs_end: float | None = None
-    cp_percent: float | None = None
-    energy_kj: float | None = None
-    latency_min: float | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
     caveat: str = ""
     not_priced: str = ""
-    bitops_end: float | None = None
-    energy_end_kj: float | None = None
-    latency_end_min: float | None = None
-    perplexity: Mapping[str, float] = field(default_factory=dict)
 
 
 def macs_text(value: float) -> str:
@@ -181,3 +141,8 @@ def fixed_text(value: float) -> str:
 def fitted_text(value: float) -> str:
     """Four significant digits; small values keep theirs (a smoke run costs a thousandth of a paper run)."""
     return f"{value:.2f}" if abs(value) >= 100 else f"{value:#.4g}"
+
+
+def whole_text(value: float) -> str:
+    """A count, with commas."""
+    return f"{value:,.0f}"

@@ -10,8 +10,8 @@ from store_fakes import FakeRecord, FakeStore
 
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.report.build import build_table
-from fractrain.report.columns import QUANTITIES
 from fractrain.report.improve import measured_cells, published_cells
+from fractrain.report.quantities import QUANTITIES
 from fractrain.report.render import render
 from fractrain.report.sources import measure_run
 from fractrain.report.spec import read_spec
@@ -66,8 +66,8 @@ precision = "32"
 
 def add(store: FakeStore, method: str, best: float, seed: int, profile: str = "paper", data: str = "wikitext103"):
     run_id = f"{method}-transformer_base-{data}-{profile}-s{seed}"
-    perplexity = {"last": best + 1, "best_val": best + 0.5, "best_test": best}
-    measured = Measured(perplexity=perplexity, macs_best=1e9, macs_end=2e9, bitops_end=1e12, cp_percent=50.0)
+    words = {"perplexity_last": best + 1, "perplexity_best_val": best + 0.5, "perplexity_best_test": best}
+    measured = Measured({**words, "macs_best": 1e9, "macs_end": 2e9, "bitops_end": 1e12, "cp": 50.0})
     store.records[run_id] = FakeRecord(run_id, "done", measured)
 
 
@@ -157,10 +157,13 @@ def test_best_of_accuracy_is_the_greatest():
     assert by_key["accuracy_best_test"].best([1.0, 2.0]) == 2.0
     assert by_key["perplexity_best_test"].best([1.0, 2.0]) == 1.0
     assert not by_key["macs_best"].is_quality
-    runs = {name: {0: Measured({"best_test": a}, 1.0)} for name, a in (("x", 90.0), ("y", 91.0), ("z", 89.0))}
-    assert measured_cells(runs, "x", ["y", "z"])["accuracy_best_test"].value == pytest.approx(-1.0)
+    runs = {
+        name: {0: Measured({"accuracy_best_test": a, "macs_best": 1.0})}
+        for name, a in (("x", 90.0), ("y", 91.0), ("z", 89.0))
+    }
+    assert measured_cells(runs, "x", {"y": "Y", "z": "Z"})["accuracy_best_test"].value == pytest.approx(-1.0)
     printed = {"x": {"accuracy_published": 90.0}, "y": {"accuracy_published": 91.0}, "z": {"accuracy_published": 89.0}}
-    assert published_cells(printed, "x", ["y", "z"])["accuracy_published"].value == pytest.approx(-1.0)
+    assert published_cells(printed, "x", {"y": "Y", "z": "Z"})["accuracy_published"].value == pytest.approx(-1.0)
 
 
 def test_a_language_model_is_measured():
@@ -177,16 +180,17 @@ def test_a_language_model_is_measured():
         "test_perplexity_at_best_val": 39.0, "best_test_epoch": 0,
     }  # fmt: skip
     found = measure_run(SimpleNamespace(run_id="r", status="done", summary=summary, ledger=ledger), "")
-    assert found.accuracy == {}
-    assert found.perplexity == {"last": 40.0, "best_val": 39.0, "best_test": 38.0}
-    assert found.cp_percent == pytest.approx(6.25)
+    assert not [key for key in found.values if key.startswith("accuracy")]
+    assert found.values["perplexity_last"] == 40.0
+    assert (found.values["perplexity_best_val"], found.values["perplexity_best_test"]) == (39.0, 38.0)
+    assert found.values["cp"] == pytest.approx(6.25)
 
 
 def test_rows_that_are_no_better_than_the_trivial_predictor_are_named(words, sources, store):
     def bar(method: str, best: float, trivial: float) -> None:
         add(store, method, best, 0)
         record = store.records[f"{method}-transformer_base-wikitext103-paper-s0"]
-        record.measured.perplexity["trivial"] = trivial
+        record.measured.values["perplexity_trivial"] = trivial
 
     bar("sbm", 31.0, 325.1)
     bar("cpt", 325.1, 325.1)

@@ -55,7 +55,7 @@ def test_gaps_are_paired_means_with_t_intervals(campaign):
     found = {}
     for run in runs:
         if run.request.profile == "1/32" and run.request.dataset == "cifar10":
-            found[run.row.key, run.seed] = store.get(run.run_id).measured.accuracy["best_test"]
+            found[run.row.key, run.seed] = store.get(run.run_id).measured.values["accuracy_best_test"]
     gaps = [found["fractrain", s] - found["sbm", s] for s in range(3)]
     low, high = stats.t.interval(0.95, 2, loc=sum(gaps) / 3, scale=stats.sem(gaps))
     cell = row.cells["gap_sbm"]

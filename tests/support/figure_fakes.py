@@ -51,9 +51,7 @@ def fill(store: Any, spec: TableSpec, profile: str, seeds: int = 1, scale: float
                     "macs_best": macs,
                     "macs_end": 1.3 * macs,
                     "bitops_end": 1024 * macs,
-                    "energy_end_kj": macs / 1e13,
+                    "energy_end": macs / 1e13,
                 }
                 accuracy = 90 - 5 * number + 0.3 * place + (0.0, 0.2, -0.1)[seed]
-                add(
-                    store, spec, row.key, profile, seed, number, accuracy=accuracy, latency_end_min=macs / 1e12, **costs
-                )
+                add(store, spec, row.key, profile, seed, number, accuracy=accuracy, latency_end=macs / 1e12, **costs)

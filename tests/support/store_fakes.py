@@ -30,10 +30,14 @@ class FakeStore:
     def get(self, run_id: str) -> FakeRecord | None:
         return self.records.get(run_id)
 
-    def add(self, run_id: str, accuracy: float = 95.0, status: str = "done", **values: Any) -> None:
+    def add(self, run_id: str, accuracy: float = 95.0, status: str = "done", caveat: str = "", **values: Any) -> None:
         """Accuracy means best on test; last is 0.5 less."""
-        measured = Measured(
-            accuracy={"last": accuracy - 0.5, "best_val": accuracy - 0.25, "best_test": accuracy},
-            **{"macs_best": 2e9, "macs_end": 3e9, "cp_percent": 6.25, "energy_kj": 0.02, "latency_min": 0.3, **values},
-        )
+        usual = {"macs_best": 2e9, "macs_end": 3e9, "cp": 6.25, "energy": 0.02, "latency": 0.3}
+        values = {key: value for key, value in {**usual, **values}.items() if value is not None}
+        quality = {
+            "accuracy_last": accuracy - 0.5,
+            "accuracy_best_val": accuracy - 0.25,
+            "accuracy_best_test": accuracy,
+        }
+        measured = Measured({**quality, **values}, caveat)
         self.records[run_id] = FakeRecord(run_id, status, measured if status == "done" else None)
