@@ -71,7 +71,7 @@ def test_published_rows_are_solved_as_the_authors_script_has_them():
     ):  # fmt: skip
         found = solve(model, label, macs, latency)
         assert found.iterations == pytest.approx(iterations, rel=0.005)
-        assert found.values["cp"] == pytest.approx(3.0, rel=0.005)
+        assert found.cp_percent == pytest.approx(3.0, rel=0.005)
     assert solve("mobilenet_v2", "MobileNetV2", 1e13, 100.0) is None
 
 
