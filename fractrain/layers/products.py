@@ -117,7 +117,7 @@ class _Products(torch.autograd.Function):
         p: Precision = ctx.precision
         w, master, a = ctx.saved_tensors
         if ctx.weight_kept is not None:
-            w = replace(ctx.weight_kept, codes=w).values()
+            w = replace(ctx.weight_kept, codes=w).values().to(grads[0].dtype)  # codes are restored in float32
         layer.forget_weights()
         g = grads[0]
         if g.dim() == 4:
@@ -151,7 +151,7 @@ class _Products(torch.autograd.Function):
         if not want_w:
             a = None
         elif kept is not None:
-            a = kept.values()
+            a = kept.values().to(g.dtype)
         da, dw = int_a, int_w
         if one and want_a and want_w:
             da, dw = layer.backward_products(e_eb, a, w, ctx.shape, True, True)
