@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,3 +126,42 @@ def circles(edges: dict[str, dict[str, int]]) -> list[list[str]]:
         if node not in order:
             visit(node)
     return sorted(found)
+
+
+def picture(edges: dict[str, dict[str, int]]) -> str:
+    """Return a Mermaid flowchart: an arrow for every room that imports another one, unless it follows from others."""
+    direct: dict[str, set[str]] = defaultdict(set)
+    for module, targets in edges.items():
+        for target in targets:
+            if allowed(module, target) and room(module) in ORDER and room(target) in ORDER:
+                direct[room(module)].add(room(target))
+    for here in direct:
+        direct[here].discard(here)
+    reach: dict[str, set[str]] = {}
+    for here in ORDER:  # lowest first
+        reach[here] = direct[here].union(*(reach[there] for there in direct[here]))
+    lines = ["```mermaid", "flowchart BT"]
+    lines += [f"  {here}" for here in ORDER]
+    for here in ORDER:
+        near = {t for t in direct[here] if not any(t in reach[other] for other in direct[here])}
+        lines += [f"  {here} --> {there}" for there in ORDER if there in near]
+    return "\n".join([*lines, "```"])
+
+
+def main() -> int:
+    """Write the picture into the page, or say that it is not the one that the imports give."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the page is out of date")
+    arguments = parser.parse_args()
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    new = f"{before}{BEGIN}\n\n{picture(graph())}\n\n{END}{after}"
+    if arguments.check:
+        return int(new != text)
+    PAGE.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The pages: the picture of the imports is theirs, links lead somewhere, guides are followed word for word."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fractrain.cli import main
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_picture_shows_todays_imports():
+    done = subprocess.run([sys.executable, str(DOCS / "architecture.py"), "--check"], check=False)
+    assert done.returncode == 0, "run python docs/architecture.py"
+
+
+def test_every_room_is_on_the_page():
+    rooms = {path.parent.name for path in (DOCS.parent / "fractrain").glob("*/__init__.py")}
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    assert [room for room in sorted(rooms) if f"`{room}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "architecture.md"])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([\w.-]+\.md)\)", (DOCS / page).read_text(encoding="utf-8"))
+    assert len(links) >= 4
+    assert [link for link in links if not (DOCS / link).is_file()] == []
+
+
+@pytest.mark.parametrize(("page", "file"), [("add-a-model", "three_layers"), ("add-a-data-set", "stripes")])
+def test_a_guide_works_word_for_word(page, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FRACTRAIN_PLUGINS", raising=False)
+    Path(f"{file}.py").write_text(blocks(DOCS / f"{page}.md", "python")[0], encoding="utf-8")
+    commands = [line for block in blocks(DOCS / f"{page}.md", "sh") for line in block.splitlines()]
+    assert len(commands) == 2
+    for command in commands:
+        program, *args = shlex.split(command)
+        assert program == "fractrain"
+        result = CliRunner().invoke(main, args)
+        assert result.exit_code == 0, f"{command}\n{result.output}"
+    assert "done" in result.output
