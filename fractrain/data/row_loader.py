@@ -13,10 +13,10 @@ import torch
 from fractrain.data.batches import HOW_TO_SKIP, Fetched, prepare
 from fractrain.data.decode import BadImage, Pixels
 from fractrain.data.info import DatasetInfo
-from fractrain.data.lanes import Lanes, share
 from fractrain.data.loader import EvalLoader, TrainLoader, bad_image_policy
 from fractrain.data.prefetch import worker_count
 from fractrain.data.rows import Row, RowPart
+from fractrain.data.shards import Lanes, share
 from fractrain.util.errors import ConfigError
 from fractrain.util.seeds import derive_seed
 

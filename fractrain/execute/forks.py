@@ -1,4 +1,4 @@
-"""Worker processes forked from one that has imported everything already (:mod:`fractrain.execute.nursery`)."""
+"""Worker processes forked from one that has imported everything already (:mod:`fractrain.execute.fork_server`)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Final
 
-COMMAND: Final = (sys.executable, "-m", "fractrain.execute.nursery")
+COMMAND: Final = (sys.executable, "-m", "fractrain.execute.fork_server")
 
 
-class NurseryError(Exception):
+class ForkServerError(Exception):
     """No worker could be forked; a process of its own is the way then."""
 
 
@@ -36,7 +36,7 @@ class ForkedProcess:
         if not first:
             for stream in (stdin, stdout, self._report):
                 stream.close()
-            raise NurseryError("the process that forks workers has ended")
+            raise ForkServerError("the process that forks workers has ended")
         self.pid = int(first)
 
     def wait(self) -> int:
@@ -44,7 +44,7 @@ class ForkedProcess:
         if self.returncode is None:
             line = self._report.readline()
             self._report.close()
-            self.returncode = int(line) if line else -signal.SIGKILL  # the nursery was killed, and it with it or later
+            self.returncode = int(line) if line else -signal.SIGKILL  # the server was killed, and it with it or later
         return self.returncode
 
     def poll(self) -> int | None:
@@ -60,7 +60,7 @@ class ForkedProcess:
                 os.kill(self.pid, number)
 
 
-class Nursery:
+class ForkServer:
     """The process that forks workers; started with the first one, gone with :meth:`close`.
 
     Args:
@@ -85,11 +85,11 @@ class Nursery:
         """Fork a worker; may be called from several threads.
 
         Args:
-            variables: environment variables on top of the nursery's.
+            variables: environment variables on top of the server's.
             errors: file for its standard error.
 
         Raises:
-            NurseryError: there is no nursery any more.
+            ForkServerError: there is no server any more.
         """
         from_us, to_worker = os.pipe()
         from_worker, to_us = os.pipe()
@@ -101,7 +101,7 @@ class Nursery:
         except OSError as error:
             for own in (to_worker, from_worker, report):
                 os.close(own)
-            raise NurseryError(str(error)) from error
+            raise ForkServerError(str(error)) from error
         finally:
             for passed in (from_us, to_us, told):
                 os.close(passed)

@@ -18,7 +18,7 @@ from typing import Final
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
-from fractrain.execute.forks import Nursery, forks_here
+from fractrain.execute.forks import ForkServer, forks_here
 from fractrain.execute.jobs import Executor, Outcome, outcome_of
 from fractrain.execute.processes import Workers
 from fractrain.execute.schedule import ScheduledExecutor
@@ -59,8 +59,8 @@ class LocalExecutor(ScheduledExecutor):
         self, configs: list[RunConfig], site: Site, progress: TableProgress, cached: int
     ) -> list[Outcome]:
         jobs = max(1, min(self.jobs, len(configs)))
-        nursery = self._nursery(site, jobs)
-        workers = Workers(self.worker, site, nursery)
+        server = self._server(site, jobs)
+        workers = Workers(self.worker, site, server)
         events: _Events = queue.SimpleQueue()  # of all threads, shown by this one
         slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(jobs):
@@ -94,8 +94,8 @@ class LocalExecutor(ScheduledExecutor):
                 raise
             finally:
                 progress.close()
-                if nursery is not None:
-                    nursery.close()
+                if server is not None:
+                    server.close()
         outcomes = [future.result() for future in futures]
         if stop.requested:
             ended = sum(outcome.status == "done" for outcome in outcomes)
@@ -104,13 +104,13 @@ class LocalExecutor(ScheduledExecutor):
             )
         return outcomes
 
-    def _nursery(self, site: Site, jobs: int) -> Nursery | None:
+    def _server(self, site: Site, jobs: int) -> ForkServer | None:
         """Where several runs on the CPU begin faster: not with GPUs, whose drivers do not survive a fork."""
         from fractrain.util.device import resolve_device  # imports torch
 
         if tuple(self.worker) != WORKER or self.gpus or not forks_here() or resolve_device(site.device).type != "cpu":
             return None
-        return Nursery(self._variables(0, jobs))
+        return ForkServer(self._variables(0, jobs))
 
     def _variables(self, slot: int, jobs: int) -> dict[str, str]:
         """Environment variables of the workers in a slot."""

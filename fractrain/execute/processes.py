@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
-from fractrain.execute.forks import ForkedProcess, Nursery, NurseryError
+from fractrain.execute.forks import ForkedProcess, ForkServer, ForkServerError
 from fractrain.execute.jobs import Outcome
 
 Process = subprocess.Popen[str] | ForkedProcess
@@ -25,11 +25,11 @@ class Workers:
     Args:
         command: command line of a worker.
         site: where and how runs are executed.
-        nursery: where workers are forked instead, as long as it lives.
+        server: where workers are forked instead, as long as it lives.
     """
 
-    def __init__(self, command: Sequence[str], site: Site, nursery: Nursery | None = None) -> None:
-        self._command, self._site, self._nursery = list(command), site, nursery
+    def __init__(self, command: Sequence[str], site: Site, server: ForkServer | None = None) -> None:
+        self._command, self._site, self._server = list(command), site, server
         self._running: list[Process] = []
         self._stopped = False
 
@@ -67,11 +67,11 @@ class Workers:
             return self._outcome(config, last, process.wait(), errors)
 
     def _start(self, variables: Mapping[str, str], errors: IO[str]) -> Process:
-        if self._nursery is not None:
+        if self._server is not None:
             try:
-                return self._nursery.start(variables, errors)
-            except NurseryError:
-                self._nursery = None  # only slower without
+                return self._server.start(variables, errors)
+            except ForkServerError:
+                self._server = None  # only slower without
         return subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,

@@ -17,9 +17,9 @@ from image_folders import ROWS, entry, install, jpeg, one_line, write_parquet
 
 from fractrain.data import registry
 from fractrain.data.decode import decode, eval_pixels
-from fractrain.data.lanes import Lanes, share
 from fractrain.data.row_loader import RowFetcher
 from fractrain.data.rows import RowPart, window_shuffle
+from fractrain.data.shards import Lanes, share
 from fractrain.util.errors import DataError, MachineError
 
 pytestmark = pytest.mark.usefixtures("plain_environment")

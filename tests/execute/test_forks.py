@@ -12,7 +12,7 @@ import pytest
 from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
 from fractrain.execute import local as executor_module
-from fractrain.execute.forks import Nursery, NurseryError, forks_here
+from fractrain.execute.forks import ForkServer, ForkServerError, forks_here
 from fractrain.execute.local import LocalExecutor, run_here
 from fractrain.execute.processes import Workers
 from fractrain.util.progress import SilentProgress
@@ -23,10 +23,10 @@ COMMAND = (sys.executable, str(Path(__file__).parents[1] / "support" / "forked_w
 
 
 @pytest.fixture
-def nursery():
-    nursery = Nursery({"FRACTRAIN_TEST_ALL": "all"}, COMMAND)
-    yield nursery
-    nursery.close()
+def server():
+    server = ForkServer({"FRACTRAIN_TEST_ALL": "all"}, COMMAND)
+    yield server
+    server.close()
 
 
 def say(process, *orders):
@@ -39,9 +39,9 @@ def end(process):
         stream.close()
 
 
-def test_exit_codes_and_signals_are_those_of_the_right_worker(nursery):
+def test_exit_codes_and_signals_are_those_of_the_right_worker(server):
     with tempfile.TemporaryFile("w+") as errors:
-        workers = [nursery.start({}, errors) for _ in range(4)]
+        workers = [server.start({}, errors) for _ in range(4)]
         assert len({worker.pid for worker in workers}) == 4
         assert [worker.poll() for worker in workers] == [None] * 4
         say(workers[2], "exit 3")
@@ -57,9 +57,9 @@ def test_exit_codes_and_signals_are_those_of_the_right_worker(nursery):
             end(worker)
 
 
-def test_each_worker_has_variables_streams_and_a_session_of_its_own(nursery):
+def test_each_worker_has_variables_streams_and_a_session_of_its_own(server):
     with tempfile.TemporaryFile("w+") as one, tempfile.TemporaryFile("w+") as two:
-        a, b = nursery.start({"FRACTRAIN_TEST_OWN": "a"}, one), nursery.start({}, two)
+        a, b = server.start({"FRACTRAIN_TEST_OWN": "a"}, one), server.start({}, two)
         for worker in (a, b):
             say(worker, "tell FRACTRAIN_TEST_OWN", "tell FRACTRAIN_TEST_ALL", "complain of nothing", "exit 0")
             worker.wait()
@@ -71,9 +71,9 @@ def test_each_worker_has_variables_streams_and_a_session_of_its_own(nursery):
         end(b)
 
 
-def test_a_worker_can_be_interrupted(nursery):
+def test_a_worker_can_be_interrupted(server):
     with tempfile.TemporaryFile("w+") as errors:
-        worker = nursery.start({}, errors)
+        worker = server.start({}, errors)
         say(worker, "tell FRACTRAIN_TEST_ALL", "sleep 60")
         worker.stdout.readline()
         worker.send_signal(signal.SIGINT)
@@ -81,24 +81,24 @@ def test_a_worker_can_be_interrupted(nursery):
         end(worker)
 
 
-def test_a_nursery_that_died_is_said_so_and_replaced_by_plain_processes(tmp_path):
-    nursery = Nursery({}, (sys.executable, "-c", "raise SystemExit(1)"))
-    with tempfile.TemporaryFile("w+") as errors, pytest.raises(NurseryError):
-        nursery.start({}, errors)
-    workers = Workers(("false",), Site(tmp_path), nursery)
+def test_a_server_that_died_is_said_so_and_replaced_by_plain_processes(tmp_path):
+    server = ForkServer({}, (sys.executable, "-c", "raise SystemExit(1)"))
+    with tempfile.TemporaryFile("w+") as errors, pytest.raises(ForkServerError):
+        server.start({}, errors)
+    workers = Workers(("false",), Site(tmp_path), server)
     outcome = workers.run(_config(0), {}, lambda step: None)
     assert outcome.message == "worker ended with exit code 1"  # of `false`
-    nursery.close()
+    server.close()
 
 
-def test_workers_stop_when_nursery_and_executor_are_gone():
-    nursery = Nursery({}, COMMAND)
+def test_workers_stop_when_server_and_executor_are_gone():
+    server = ForkServer({}, COMMAND)
     with tempfile.TemporaryFile("w+") as errors:
-        worker = nursery.start({}, errors)
+        worker = server.start({}, errors)
         say(worker, "tell FRACTRAIN_TEST_ALL")
         worker.stdout.readline()
-        os.kill(nursery._process.pid, signal.SIGKILL)
-        nursery.close()
+        os.kill(server._process.pid, signal.SIGKILL)
+        server.close()
         worker.stdin.close()
         assert worker.stdout.read() == ""  # it has ended
         assert worker.wait() < 0  # and nobody knows how
@@ -108,13 +108,13 @@ def test_workers_stop_when_nursery_and_executor_are_gone():
 def test_runs_in_forked_workers_have_the_bits_of_runs_in_this_process(tmp_path, monkeypatch):
     started = []
 
-    class Counted(Nursery):
+    class Counted(ForkServer):
         def start(self, *args):
             process = super().start(*args)
             started.append(process.pid)
             return process
 
-    monkeypatch.setattr(executor_module, "Nursery", Counted)
+    monkeypatch.setattr(executor_module, "ForkServer", Counted)
     configs = [_config(seed) for seed in (0, 1)]
     outcomes = LocalExecutor(jobs=2).run(configs, Site(tmp_path / "forked", device="cpu"))
     assert [outcome.status for outcome in outcomes] == ["done", "done"], outcomes

@@ -1,10 +1,10 @@
-"""A nursery whose workers do what their first line says: only for tests."""
+"""A server whose workers do what their first line says: only for tests."""
 
 import os
 import sys
 import time
 
-from fractrain.execute.nursery import main
+from fractrain.execute.fork_server import main
 
 
 def worker() -> int:

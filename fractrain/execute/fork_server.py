@@ -1,4 +1,6 @@
-"""A process that has everything imported and forks one worker per request: ``python -m fractrain.execute.nursery FD``.
+"""A process that has everything imported and forks one worker per request.
+
+Started as ``python -m fractrain.execute.fork_server FD``.
 
 Importing torch, its optimizers' machinery and the data sets' packages takes several seconds of a core, which short runs
 by the hundred would spend each. It imports only: it runs no kernel, starts no thread and never touches a GPU, so that
