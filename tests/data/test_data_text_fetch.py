@@ -69,7 +69,7 @@ def child(corpus, tmp_path):
 
 
 def answer(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err[-2000:]
     return out.strip()
 
@@ -114,7 +114,7 @@ def test_a_fetch_that_was_killed_goes_on_with_what_it_has(corpus, child, tmp_pat
 def test_a_process_killed_while_it_prepares_leaves_nothing_that_counts(corpus, child):
     root, _, entry = corpus
     process = child(root, "die while writing")
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL
     assert not list(root.rglob("record.json"))
     drafts = [path for path in root.rglob(".tokens-*") if path.is_dir()]

@@ -174,7 +174,7 @@ def test_the_command_line_under_torchrun(tmp_path, monkeypatch, capfd):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     ended = subprocess.run(
         [*launcher, "fractrain", *command, str(tmp_path / "two")],
-        cwd=HERE.parents[1], env=LOOPBACK, capture_output=True, text=True, timeout=90,
+        cwd=HERE.parents[1], env=LOOPBACK, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     with pytest.raises(SystemExit) as alone:

@@ -56,7 +56,7 @@ def fake_python(folder: Path, version_code: int = 0, venv_code: int = 0, pip_cod
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHON": str(folder / "fakepython")}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def calls(folder: Path) -> list[str]:

@@ -37,7 +37,7 @@ def launch(command, *, extra=((), ()), **options):
     found = []
     for process in processes:
         try:
-            out, errors = process.communicate(timeout=90)
+            out, errors = process.communicate(timeout=600)
         finally:
             process.kill()
         found.append((process.returncode, out, errors))
