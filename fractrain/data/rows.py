@@ -2,10 +2,10 @@
 
 Rows can only be read one after the other, so a pass is shuffled as streams are: the files in random order, the
 stretch of each lane (:mod:`fractrain.data.shards`) on its own, and its rows within a window that moves over them. The
-shuffle is ours: that of ``datasets`` differs between its releases. The order is a function of (seed, epoch) and of the size of a
-batch, not of the number of processes; a jump reads its way to the place. Each process reads the lanes it needs, which
-takes the number of rows of every file. Parquet files tell it at their end; a data set on the hub in another format has
-one lane, and every process reads all of it.
+shuffle is ours: that of ``datasets`` differs between its releases. The order is a function of (seed, epoch) and of
+the size of a batch, not of the number of processes; a jump reads its way to the place. Each process reads the lanes
+it needs, which takes the number of rows of every file. Parquet files tell it at their end; a data set on the hub in
+another format has one lane, and every process reads all of it.
 """
 
 from __future__ import annotations
