@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from fractrain.layers.convert import convert_body, quant_layers
-from fractrain.methods.base import Method, MethodContext, MethodSettings
+from fractrain.methods.base import Kept, Method, MethodContext, MethodSettings
 from fractrain.numerics.precision import Precision, fractrain_precision
 from fractrain.util.errors import ConfigError
 
@@ -41,6 +41,7 @@ class CPTSettings(MethodSettings):
     cycles: int = Field(32, ge=1, description="cycles per training")
     evaluation: Literal["highest", "current"] = Field("highest", description="width in evaluation; authors: current")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
+    keep: Kept = ()
 
     @model_validator(mode="after")
     def _ordered(self) -> CPTSettings:
@@ -68,7 +69,7 @@ class CPT(Method):
     source = "Fu et al., CPT, ICLR 2021 (arXiv 2101.09868); authors' code"
     Settings = CPTSettings
     contract_settings = {"cycles": 2}
-    contract_variations = {"bits": (4, 6), "grad_bits": (6, 6), "cycles": 3}
+    contract_variations = {"bits": (4, 6), "grad_bits": (6, 6), "cycles": 3, "keep": ("stem.0",)}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize all convolutions; their width is set at the start of a step and before every forward pass."""
@@ -77,7 +78,7 @@ class CPT(Method):
         self.period = cycle_length(context.total_steps, s.cycles, widths)
         self._held: int | None = None
         self._precisions: dict[tuple[int, int], Precision] = {}
-        model = convert_body(model, self._precision(*self.widths(0)), self.state)
+        model = convert_body(model, self._precision(*self.widths(0)), self.state, s.keep)
         model.register_forward_pre_hook(self._set_widths)  # evaluation has no step that starts
         self._model = model
         return model

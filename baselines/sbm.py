@@ -7,8 +7,12 @@ floating point.
 
 ``variant=banner``: as published. W affine per tensor; A affine with the mean over samples of each sample's extremes; E
 stochastic in EB, *floating point in GC* (gradient bifurcation); Range BN at 8 bits; first layer and classifier
-quantized.
-Departures: Banner's released code rounds activations stochastically through an argument slip; we round to nearest.
+quantized. Used by no table.
+Departures of ``banner`` from the released code. (1) That rounds activations stochastically through an argument slip; we
+round to nearest. (2) Range BN quantizes its input with the extremes of the batch, not with the mean of the samples'
+extremes, in evaluation too, where the source uses running ones: outputs then depend on the rest of the batch. (3) Its
+running statistics keep 0.9 of the old value (source: 0.1). (4) The classifier's bias is not quantized. (5) Where a
+chunk's largest value is reached more than once, its gradient is divided among them (source: to one).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from torch import nn
 
 from fractrain.layers.convert import convert, convert_body
 from fractrain.layers.range_norm import replace_batch_norm
-from fractrain.methods.base import Method, MethodContext, MethodSettings
+from fractrain.methods.base import Kept, Method, MethodContext, MethodSettings
 from fractrain.numerics.formats import Affine
 from fractrain.numerics.precision import FLOAT, Operand, Precision, fractrain_precision
 
@@ -32,6 +36,7 @@ class SBMSettings(MethodSettings):
     bits: int = Field(8, ge=2, le=16, description="forward bits (A and W)")
     grad_bits: int = Field(8, ge=2, le=16, description="error bits")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (variant fractrain)")
+    keep: Kept = ()
 
 
 class SBM(Method):
@@ -41,16 +46,23 @@ class SBM(Method):
     source = "Banner et al., NeurIPS 2018 (arXiv 1805.11046); FracTrain authors' train_base.py"
     steps_alike = True
     Settings = SBMSettings
+    contract_variations = {"keep": ("stem.0",)}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize by variant."""
         s: SBMSettings = self.settings
         if s.variant == "fractrain":
             precision = fractrain_precision(s.bits, s.bits, s.grad_bits, s.running)
-            return convert_body(model, precision, self.state)
+            return convert_body(model, precision, self.state, s.keep)
         # Banner's running range keeps a tenth of the old value.
         a = Operand(s.bits, Affine(statistic="mean"), running=0.1)
         w = Operand(s.bits, Affine())
         e = Operand(s.grad_bits, Affine(rounding="stochastic"))
-        convert(model, Precision(fw_a=a, fw_w=w, eb_e=e, eb_w=w, gc_a=a, gc_e=FLOAT), self.state, keep_last=False)
+        convert(
+            model,
+            Precision(fw_a=a, fw_w=w, eb_e=e, eb_w=w, gc_a=a, gc_e=FLOAT),
+            self.state,
+            keep_last=False,
+            keep=s.keep,
+        )
         return replace_batch_norm(model, self.state, s.bits, s.grad_bits)

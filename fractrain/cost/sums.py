@@ -30,8 +30,9 @@ class EpochSums:
         forward: forward MACs outside gates, skipped ones included.
         gate_forward: forward MACs of gates.
         work: MACs of all three products outside gates, skipped ones included: what full precision would execute.
-        blocks: block name to ``[macs, skipped ones included; macs * bits1 * bits2]``, gates left out. Without blocks in
-            the ledger, all layers belong to one block whose name is empty.
+        blocks: block name to ``[macs, skipped ones included; macs * bits1 * bits2]``, without gates and without the
+            layers of ``meta["outside_cp"]``. Without blocks in the ledger, all layers belong to one block whose name is
+            empty.
     """
 
     raw: int = 0
@@ -45,13 +46,15 @@ class EpochSums:
 def collect(ledger: Ledger, phase: str = "train", until_epoch: int | None = None) -> dict[int, EpochSums]:
     """Return the sums by epoch, ascending, of all epochs with work up to and including ``until_epoch``."""
     blocks = frozenset(ledger.meta.get("blocks") or ())
+    outside = frozenset(ledger.meta.get("outside_cp") or ())
     place: dict[str, tuple[str | None, bool]] = {}
     sums: dict[int, EpochSums] = {}
     for row in ledger.rows():
         if row.phase != phase or (until_epoch is not None and row.epoch > until_epoch):
             continue
         if row.layer not in place:
-            place[row.layer] = (block_of(row.layer, blocks), GATE in row.layer.split("."))
+            block = None if row.layer in outside else block_of(row.layer, blocks)
+            place[row.layer] = (block, GATE in row.layer.split("."))
         block, is_gate = place[row.layer]
         s = sums.setdefault(row.epoch, EpochSums())
         width = row.bits1 * row.bits2

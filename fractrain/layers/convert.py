@@ -108,15 +108,17 @@ def _must_match(patterns: Sequence[str], names: Sequence[str]) -> None:
             raise ConfigError(f"keep={pattern!r} matches no layer{did_you_mean(pattern, names)}")
 
 
-def convert_body(model: nn.Module, precision: Precision | Rule, state: QuantState | None = None) -> nn.Module:
+def convert_body(
+    model: nn.Module, precision: Precision | Rule, state: QuantState | None = None, keep: Sequence[str] = ()
+) -> nn.Module:
     """:func:`convert` for methods that say: all convolutions, classifier in floating point.
 
     In a model without convolutions (a Transformer) all linear layers and products of activations take their place, the
-    last layer apart.
+    last layer apart. ``keep`` as for :func:`convert`.
     """
     if any(isinstance(m, nn.Conv2d) for m in model.modules()):
-        return convert(model, precision, state, types=(nn.Conv2d,), keep_last=False)
-    return convert(model, precision, state, types=(nn.Linear, Matmul))
+        return convert(model, precision, state, types=(nn.Conv2d,), keep_last=False, keep=keep)
+    return convert(model, precision, state, types=(nn.Linear, Matmul), keep=keep)
 
 
 def convert_weighted(model: nn.Module, precision: Precision | Rule, state: QuantState | None = None) -> nn.Module:

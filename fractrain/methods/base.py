@@ -20,6 +20,7 @@ The engine, or any training loop of your own, calls the hooks in this order::
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
@@ -29,10 +30,12 @@ import torch
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
+from fractrain.layers.convert import quant_layers
 from fractrain.layers.state import QuantState, ReduceLimits
 from fractrain.numerics.formats import MAX_BITS, MIN_BITS
 from fractrain.numerics.precision import FLOAT_BITS
 from fractrain.util.errors import ConfigError
+from fractrain.util.settings import ADDED
 
 
 def _width(value: int) -> int:
@@ -40,6 +43,15 @@ def _width(value: int) -> int:
         raise ValueError(f"must be {MIN_BITS}..{MAX_BITS} bits, or {FLOAT_BITS} for floating point")
     return value
 
+
+Kept = Annotated[
+    tuple[str, ...],
+    pydantic.Field(
+        description="layers left in floating point and out of cp, by names or patterns such as *.downsample.0",
+        json_schema_extra=ADDED,
+    ),
+]
+"""A setting that names layers a method leaves alone."""
 
 Width = Annotated[int, pydantic.AfterValidator(_width)]
 """A setting that is an operand width: 2..16 bits, or 32 (not quantized)."""
@@ -237,7 +249,12 @@ class Method:
         self.state = QuantState(seed=self.context.seed, ledger=self.context.ledger)
         if self.context.world > 1:
             self.state.reduce_sum, self.state.reduce_limits = self.context.reduce_sum, self.context.reduce_limits
-        return self.convert(model, self.context)
+        model = self.convert(model, self.context)
+        kept = getattr(self.settings, "keep", ())
+        if kept:  # where it is empty, ledgers are those of before there was the setting
+            sites = [layer.site for layer in quant_layers(model)]
+            self.context.ledger.meta["outside_cp"] = [s for s in sites if any(fnmatch.fnmatchcase(s, p) for p in kept)]
+        return model
 
     def on_step_start(self, step: int) -> None:
         """Before the forward pass of a step: sets the step that stochastic rounding depends on."""

@@ -31,6 +31,6 @@ def is_depthwise(layer: nn.Module) -> bool:
     return isinstance(groups, int) and groups > 1 and groups == getattr(layer, "in_channels", None)
 
 
-def depthwise_precision(bits: tuple[int, int], running: float) -> Precision:
-    """Precision of depthwise convolutions: the authors' formats at ``(A and W, E)`` bits."""
-    return fractrain_precision(bits[0], bits[0], bits[1], running)
+def depthwise_precision(bits: tuple[int, int], running: float, weight_bits: int | None = None) -> Precision:
+    """Precision of depthwise convolutions: the authors' formats at ``(A, E)`` bits, W at those of A unless given."""
+    return fractrain_precision(bits[0], bits[0] if weight_bits is None else weight_bits, bits[1], running)

@@ -10,12 +10,11 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from fractrain.layers.convert import convert
-from fractrain.methods.base import Method, MethodContext, MethodSettings
+from fractrain.methods.base import Kept, Method, MethodContext, MethodSettings, Width
 from fractrain.methods.blocks import block_weights, gateable_blocks
 from fractrain.methods.depthwise import (
     DEPTHWISE_BITS,
     DEPTHWISE_INERT,
-    DepthwiseBits,
     depthwise_precision,
     is_depthwise,
 )
@@ -43,8 +42,16 @@ class DFQSettings(MethodSettings):
     gate_state: Annotated[int, Field(ge=1)] | None = Field(
         None, description="gate: size of the LSTM's state", json_schema_extra=ADDED
     )
-    depthwise_bits: DepthwiseBits = DEPTHWISE_BITS
+    depthwise_bits: Annotated[
+        tuple[Width, Width],
+        Field(
+            description="depthwise convolutions: activation bits, error bits; not gated. Weights have weight_bits; "
+            "the cost that is compared with the target takes them for as many bits as activations (authors')",
+            json_schema_extra=ADDED,
+        ),
+    ] = DEPTHWISE_BITS
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
+    keep: Kept = ()
     cp_batch: Literal["seen", "nominal"] = Field(
         "seen",
         description="what the cost of a batch is divided by before it is compared with the target: its samples (seen), "
@@ -80,24 +87,25 @@ class DFQ(Method):
     version = 2  # the gate starts as the authors'
     source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113), section 3.2; constants from the authors' code"
     Settings: ClassVar[type[MethodSettings]] = DFQSettings
-    contract_variations: ClassVar[Mapping[str, Any]] = {"gate_state": 8}
+    contract_variations: ClassVar[Mapping[str, Any]] = {"gate_state": 8, "keep": ("groups.1.0.shortcut.0",)}
     contract_inert: ClassVar[Mapping[str, str]] = DEPTHWISE_INERT
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize the layers inside the gateable blocks and put a gate before each."""
         s: DFQSettings = self.settings
         names = gateable_blocks(model, context)
-        self._block_weights = torch.tensor(block_weights(names, context), dtype=torch.float64)
+        self._weights = block_weights(names, context)
+        self._block_weights = torch.tensor(self._weights, dtype=torch.float64)
         candidates = [Candidate(a, s.weight_bits, e) for a, e in zip(s.bits, s.grad_bits, strict=True)]
         precisions = [fractrain_precision(c.a, c.w, c.e, s.running) for c in candidates]
 
-        constant = depthwise_precision(s.depthwise_bits, s.running)
+        constant = depthwise_precision(s.depthwise_bits, s.running, s.weight_bits)
 
         def rule(name: str, layer: nn.Module) -> Precision | None:
             inside = any(name.startswith(f"{b}.") for b in names)
             return (constant if is_depthwise(layer) else precisions[0]) if inside else None
 
-        convert(model, rule, self.state, keep_last=False)
+        convert(model, rule, self.state, keep_last=False, keep=s.keep)
         channels = [_input_channels(model.get_submodule(n), n) for n in names]
         gate = _seeded_gate(channels, len(candidates), s, context.seed)
         gate.to(next(model.parameters()).device)
@@ -155,14 +163,27 @@ class DFQ(Method):
         weights = self._block_weights = self._block_weights.to(costs)
         each = [self._block_costs(b, costs) for b in self._blocks]
         per_block = torch.stack([(m @ c).sum() for m, c in zip(masks, each, strict=True)])  # type: ignore[operator]
-        total: torch.Tensor = (per_block * weights).sum() / weights.mean()
+        mean, full = self._scale()
+        total: torch.Tensor = (per_block * weights).sum() / mean
         batch = self.state.batch_samples or masks[0].shape[0]  # type: ignore[union-attr]
         if self.settings.cp_batch == "nominal":
             batch = self.context.batch_size
-        cp = 100 * self.context.reduce_sum(total.detach()) / (3 * batch * len(masks))
+        cp = 100 * self.context.reduce_sum(total.detach()) / (batch * full)
         self._note(cp)
         beta: float = self.settings.beta
         return beta * total * self.force(cp)
+
+    def _scale(self) -> tuple[float, float]:
+        """What costs are in units of: mean weight of a block, and a sample's 100 % in that unit.
+
+        As in the authors' scripts neither sees depthwise convolutions at full precision: the mean is over the other
+        layers, and the 100 % has them at the constant that they cost.
+        """
+        shares = [b.constant_share for b in self._blocks]
+        gated = sum(w * (1 - s) for w, s in zip(self._weights, shares, strict=True))
+        held = sum(w * s for w, s in zip(self._weights, shares, strict=True))
+        mean = gated / len(shares)
+        return mean, (3 * gated + self._constant_cost * held) / mean
 
     def _block_costs(self, block: GatedBlock, costs: torch.Tensor) -> torch.Tensor:
         """Cost ``[K]`` of the candidates in one block: depthwise convolutions are a constant part of it."""

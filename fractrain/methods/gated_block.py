@@ -76,7 +76,8 @@ class GatedBlock(nn.Module):
 
     Attributes:
         mask, choice: of the last forward pass, ``[N, K]`` with the gate's gradient and ``[N]``.
-        constant_share: share (0..1) of the block's MACs, as last run, that ``constant`` holds for.
+        constant_share: share (0..1) of the block's MACs, as last run, that ``constant`` holds for; layers in floating
+            point are left out.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class GatedBlock(nn.Module):
         self.constant = constant
         self.selected = selected
         self.constant_share = 0.0
+        self._kept = frozenset(layer.site for layer in quant_layers(block) if layer.precision.is_float)
         # Each pass through a block that draws random numbers has forward values of its own: nothing can be shared.
         self._random = any(isinstance(m, _DropoutNd) or type(m).__name__ in RANDOM_TYPES for m in block.modules())
         self._gate = (gate,)  # in a tuple: shared by all blocks, so it must not be registered in each
@@ -118,8 +120,9 @@ class GatedBlock(nn.Module):
             out, sites = self._train(x, self.mask, self.choice, self._live(counts))
         else:
             out, sites = self._evaluate(x, self.choice, counts.tolist())
-        held = sum(macs for layer, macs, *_ in sites if self._is_constant(layer))
-        self.constant_share = held / sum(macs for _, macs, *_ in sites) if held else 0.0
+        held = sum(macs for layer, macs, *_ in sites if is_depthwise(layer)) if self.constant else 0
+        quantized = sum(macs for layer, macs, *_ in sites if layer.site not in self._kept)
+        self.constant_share = held / quantized if held else 0.0
         self._count(x, counts, sites)
         return out
 
@@ -142,7 +145,9 @@ class GatedBlock(nn.Module):
         return self._held(layer) is not None
 
     def _held(self, layer: nn.Module) -> Precision | None:
-        """Precision of a layer that the gate has no say in."""
+        """Precision of a layer that the gate has no say in: depthwise, or left in floating point."""
+        if getattr(layer, "site", None) in self._kept:
+            return Precision()
         return self.constant if self.constant is not None and is_depthwise(layer) else None
 
     def precisions_of(self, layer: nn.Module) -> list[Precision]:

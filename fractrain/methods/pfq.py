@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from fractrain.layers.convert import convert_body, quant_layers
-from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation
+from fractrain.methods.base import Kept, Method, MethodContext, MethodSettings, Variation
 from fractrain.methods.depthwise import (
     DEPTHWISE_BITS,
     DEPTHWISE_INERT,
@@ -49,11 +49,12 @@ class StageSettings(MethodSettings):
     )
     window: int = Field(5, ge=2, description="epochs whose losses are compared")
     scale_epochs: int = Field(10, ge=1, description="first epochs, whose mean loss normalises the differences")
-    indicator_clock: Literal["epochs", "authors"] = Field(
+    indicator_clock: Literal["epochs", "authors"] | Annotated[int, Field(ge=1)] = Field(
         "epochs",
-        description="what the indicator takes for an epoch: an evaluation period (epochs), or as the authors' CIFAR "
+        description="what the indicator takes for an epoch: an evaluation period (epochs); or as the authors' CIFAR "
         "scripts a fixed number of iterations, 400 (PFQ) or 390 (FracTrain) of 64,000 and in proportion for other "
-        "lengths, whose losses are summed and divided by a pass of 391",
+        "lengths, whose losses are summed and divided by a pass of 391 (authors); or one of so many equal parts of the "
+        "run (a number)",
         json_schema_extra=instead_of("compat", "none"),
     )
 
@@ -65,6 +66,7 @@ class PFQSettings(StageSettings):
     grad_bits: tuple[int, ...] = Field((6, 6, 8, 8), description="error bits of the stages")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
     depthwise_bits: DepthwiseBits = DEPTHWISE_BITS
+    keep: Kept = ()
 
     @model_validator(mode="after")
     def _same_length(self) -> PFQSettings:
@@ -96,15 +98,19 @@ def stage_clock(
         total: the method shows the clock another loss than the task's.
 
     Raises:
-        ConfigError: the authors' clock, and the length of training is not known.
+        ConfigError: a clock that counts iterations, and the length of training is not known.
     """
     indicator = LossIndicator(settings.epsilon, settings.alpha, stages, settings.window, settings.scale_epochs)
     if settings.indicator_clock == "epochs":
         return LossClock(indicator, own_mean=total)
     if context.total_steps < 2:
         raise ConfigError(
-            "indicator_clock=authors needs the length of training: give total_steps (attach, MethodContext)"
+            f"indicator_clock={settings.indicator_clock} needs the length of training: give total_steps (attach, "
+            "MethodContext)"
         )
+    if isinstance(settings.indicator_clock, int):
+        part = max(1, round(context.total_steps / settings.indicator_clock))
+        return LossClock(indicator, part, part)
     own = max(1, round(period * context.total_steps / AUTHORS_RUN))
     return LossClock(indicator, own, own * AUTHORS_PASS / period)
 
@@ -121,7 +127,7 @@ class PFQ(Method):
     Settings = PFQSettings
     authors_period = 400
     contract_settings = {"window": 2, "epsilon": 1e6}
-    contract_variations = STAGE_VARIATIONS
+    contract_variations = {**STAGE_VARIATIONS, "keep": ("stem.0",)}
     contract_inert = {**STAGE_INERT, **DEPTHWISE_INERT}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
@@ -132,7 +138,7 @@ class PFQ(Method):
         def rule(_name: str, layer: nn.Module) -> Precision:
             return constant if is_depthwise(layer) else staged
 
-        convert_body(model, rule, self.state)
+        convert_body(model, rule, self.state, self.settings.keep)
         self._layers = [m for m in quant_layers(model) if not (m.precision.is_float or is_depthwise(m))]
         return model
 

@@ -1,11 +1,11 @@
 """Settings the papers give to a method on a model and data set, where they are not the method's defaults.
 
-The defaults are the authors' for the CIFAR ResNets. Here is what changes elsewhere, as data: a rule says for which
-methods, models and data sets it holds, and all that fit are merged. An embedded data set has the settings of the one it
-stands for. Nothing is known of the Transformer: the defaults are used.
+The defaults are the authors' for the CIFAR ResNets, but for the loss indicator. Here is what changes elsewhere, as
+data: a rule says for which methods, models and data sets it holds, and all that fit are merged. An embedded data set
+has the settings of the one it stands for. Nothing is known of the Transformer: the defaults are used.
 
-Ours on ImageNet: candidates are mixed at the output of a block, as on CIFAR (the authors mix at the quantizers of each
-convolution). Not stated, and left at their defaults: the widths of MobileNetV2's candidates, and the target cp of DFQ.
+Where the released code is not followed: docs/protocol.md. Not stated, and left at their defaults: the widths of
+MobileNetV2's candidates, and the target cp of DFQ.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, Final
 GATED: Final = frozenset({"dfq", "fractrain"})
 RESNETS: Final = frozenset({"resnet18", "resnet34"})
 IMAGENET: Final = frozenset({"imagenet"})
+CIFAR: Final = frozenset({"cifar10", "cifar100"})
+STATIC: Final = frozenset({"static", "sbm"})
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,20 @@ PRESETS: Final = (
     ),
     Preset(frozenset({"pfq"}), _FOUR, _CODE, models=RESNETS, datasets=IMAGENET),
     Preset(
-        frozenset({"static", "sbm"}), {"bits": 8, "grad_bits": 16}, "FracTrain's ImageNet table: FW-8 / BW-16",
+        GATED | STATIC | {"pfq", "cpt"}, {"keep": ["conv1", "*.downsample.0"]},
+        "authors' ImageNet models, FracTrain's and CPT's: stem and projections are plain convolutions",
+        models=RESNETS, datasets=IMAGENET,
+    ),
+    Preset(
+        frozenset({"pfq", "fractrain"}), {"indicator_clock": "authors"},
+        "authors' CIFAR scripts: 400 and 390 iterations", datasets=CIFAR,
+    ),
+    Preset(
+        frozenset({"fractrain"}), {"indicator_loss": "total"}, "authors' train_frac.py, on both kinds of data",
+        datasets=CIFAR | IMAGENET,
+    ),
+    Preset(
+        STATIC, {"bits": 8, "grad_bits": 16}, "FracTrain's ImageNet table: FW-8 / BW-16",
         models=RESNETS, datasets=IMAGENET,
     ),
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Against the ImageNet network: a stem of stride 1, the second group of blocks at stride 1, ReLU instead of ReLU6, every
 block expands (the first one by 1), and a 1x1 convolution with BatchNorm on the shortcut wherever a block of stride 1
-changes the width. Its 91,154,944 forward MACs at 32x32 with 10 classes are those of the authors' own FLOP table.
+changes the width. Weights start as torch has them, like the authors'. The 91,154,944 forward MACs at 32x32 with 10
+classes are those of the authors' own FLOP table.
 """
 
 from __future__ import annotations
@@ -80,9 +81,6 @@ class MobileNetV2(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.last = ConvNormReLU(_conv(inputs, LAST), nn.BatchNorm2d(LAST), nn.ReLU(inplace=True))
         self.head = nn.Linear(LAST, classes)
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d):  # as torchvision starts its MobileNetV2
-                nn.init.kaiming_normal_(m.weight, mode="fan_out")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images ``[N, C, H, W]`` to logits ``[N, classes]``."""

@@ -73,7 +73,7 @@ MODELS = (
     ModelInfo(
         "mobilenet_v2", "MobileNetV2", "CIFAR variant: 17 inverted residual blocks, 1x1 shortcuts", _SANDLER,
         "image", 8, 17, {"cifar10": 91_154_944, "cifar100": 91_270_144},
-        {"cifar10": 2_296_922, "cifar100": 2_412_212}, _mobilenet_v2,
+        {"cifar10": 2_296_922, "cifar100": 2_412_212}, _mobilenet_v2, version=2,
     ),
     ModelInfo(
         "resnet18", "ResNet-18", "torchvision's, 8 basic blocks", _HE18, "image", 32, 8,

@@ -127,6 +127,15 @@ def test_the_authors_clock_counts_a_fixed_share_of_the_run_and_nothing_else(cls,
     assert stages == [0] * (5 * period) + [1]
 
 
+def test_a_number_divides_the_run_into_so_many_periods():
+    method, _ = prepared(PFQ(indicator_clock=14, window=2), total_steps=224)
+    stages = []
+    for step in range(100):
+        method.on_step_end(step, torch.tensor(1.0))
+        stages.append(method.metrics()["stage"])
+    assert stages == [0] * 31 + [1] * 32 + [2] * 32 + [3] * 5
+
+
 @pytest.mark.parametrize("clock", ["epochs", "authors"])
 @pytest.mark.parametrize(("watched", "value"), [("task", 1.0), ("total", 1.5)])
 def test_indicator_of_fractrain_sees_the_loss_it_is_told_to(clock, watched, value):
