@@ -37,12 +37,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.layers.conv_linear import QuantLayer
 from fractrain.layers.convert import convert_body, quant_layers
 from fractrain.layers.eager import eager
+from fractrain.layers.recomputation import recomputing
 from fractrain.layers.state import QuantState
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation, Width
 from fractrain.methods.blocks import gateable_blocks
@@ -212,7 +214,8 @@ class SkipBlock(nn.Module):
         p = torch.sigmoid(self._gate[0].logits(self.index, x)[:, 0])
         hard = (p.detach() > self._thresholds(p)).to(p.dtype)
         straight = p - p.detach()  # 0, with the gradient of p
-        self.mask = hard + straight
+        if not recomputing():
+            self.mask = hard + straight
         shortcut = getattr(self.block, self.place) if self.place else None
         base = x if shortcut is None else shortcut.inner(x)
         rows = hard.nonzero().squeeze(1)
@@ -271,19 +274,20 @@ class SkipBlock(nn.Module):
         ledger = self.state.ledger
         if not ledger.enabled:
             return
-        train = self.training and torch.is_grad_enabled()
+        again = recomputing()
+        train = self.training and torch.is_grad_enabled() and not again
         learns = "".join("G" if m.learns else "-" for m in quant_layers(self.block))
         shape = "x".join(str(s) for s in x.shape[1:])
         work = f"{self.name}|{shape}|{f'{learns}{x.requires_grad}' if train else 'FW'}"
-        ledger.count(work, run, lambda: self._entries(x, base, train))
-        skipped = len(x) - run
-        if skipped:
-            ledger.count(
-                f"{work}|skipped", skipped,
-                lambda: [e._replace(bits1=0, bits2=0) for e in self._entries(x, base, train)],
-            )  # fmt: skip
-        gate = self._gate[0]
-        ledger.count(f"{self.name}.gate|{train}", len(x), lambda: gate.entries(self.index, self.name, train))
+        skipped, gate = len(x) - run, self._gate[0]
+        with ledger.during("recompute" if again else ledger.phase):
+            ledger.count(work, run, lambda: self._entries(x, base, train))
+            if skipped:
+                ledger.count(
+                    f"{work}|skipped", skipped,
+                    lambda: [e._replace(bits1=0, bits2=0) for e in self._entries(x, base, train)],
+                )  # fmt: skip
+            ledger.count(f"{self.name}.gate|{train}", len(x), lambda: gate.entries(self.index, self.name, train))
 
     def _entries(self, x: torch.Tensor, base: torch.Tensor, train: bool) -> list[Entry]:
         """What one sample costs in this block without its projection: found by one sample in evaluation mode."""
@@ -298,7 +302,8 @@ class SkipBlock(nn.Module):
         hooks = [layer.register_forward_hook(note) for layer in quant_layers(self.block)]
         try:
             self.block.eval()
-            with _uncounted(self.state.ledger):
+            # Activation checkpointing must not take what this pass keeps for what the block keeps.
+            with _uncounted(self.state.ledger), saved_tensors_hooks(lambda t: t, lambda t: t):
                 self._run(x[:1].detach().requires_grad_(x.requires_grad), base[:1].detach())
         finally:
             for hook in hooks:

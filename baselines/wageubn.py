@@ -46,6 +46,7 @@ from fractrain.layers.clip import clip
 from fractrain.layers.convert import convert, quant_layers
 from fractrain.layers.eager import eager
 from fractrain.layers.number_types import in_wide_types, widened
+from fractrain.layers.recomputation import recomputing
 from fractrain.layers.state import QuantState
 from fractrain.methods.base import Method, MethodContext, MethodSettings
 from fractrain.numerics.formats import Bits, Format, Limits, widths_like
@@ -169,10 +170,11 @@ class DirectBatchNorm2d(nn.Module):
         """Normalise."""
         mean, var = widened(self.running_mean), widened(self.running_var)
         if self.training:
+            share = 0.0 if recomputing() else self.momentum
             with torch.no_grad():
                 var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+                self.running_var.lerp_(var.to(self.running_var.dtype), share)
         out: torch.Tensor = _Normalise.apply(
             x, widened(self.weight), widened(self.bias), mean, var, self.bits, self.training
         )

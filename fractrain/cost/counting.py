@@ -27,9 +27,9 @@ WIDTHS = FLOAT_BITS + 1
 OPERANDS: dict[Product, str] = {"FW": "AW", "EB": "EW", "GC": "AE"}
 
 
-def products_of(p: Precision, eb: bool, gc: bool) -> list[tuple[Product, Operand, Operand]]:
+def products_of(p: Precision, eb: bool, gc: bool, fw: bool = True) -> list[tuple[Product, Operand, Operand]]:
     """The products that run, with their operands in ledger order."""
-    out: list[tuple[Product, Operand, Operand]] = [("FW", p.fw_a, p.fw_w)]
+    out: list[tuple[Product, Operand, Operand]] = [("FW", p.fw_a, p.fw_w)] if fw else []
     if eb:
         out.append(("EB", p.eb_e, p.eb_w))
     if gc:
@@ -38,15 +38,16 @@ def products_of(p: Precision, eb: bool, gc: bool) -> list[tuple[Product, Operand
 
 
 def entries_for(
-    site: str, p: Precision, macs: int, eb: bool, gc: bool, shapes: Mapping[str, torch.Size] | None = None
-) -> list[Entry]:
+    site: str, p: Precision, macs: int, eb: bool, gc: bool, shapes: Mapping[str, torch.Size] | None = None,
+    fw: bool = True,
+) -> list[Entry]:  # fmt: skip
     """Ledger entries per sample at constant widths.
 
     Args:
         site: the layer.
         p: its precision.
         macs: of each product.
-        eb, gc: whether these products run.
+        eb, gc, fw: whether these products run.
         shapes: of A, W and E, where formats with scales are counted.
     """
 
@@ -55,7 +56,7 @@ def entries_for(
 
     return [
         Entry(site, product, width(a), width(b), macs, *_formats(product, a, b, shapes))
-        for product, a, b in products_of(p, eb, gc)
+        for product, a, b in products_of(p, eb, gc, fw)
     ]
 
 
@@ -71,19 +72,23 @@ def _formats(
     return names[0], names[1], scales[0], scales[1]
 
 
-def count_layer(layer: QuantLayer, x: torch.Tensor, macs: int, eb: bool, gc: bool) -> None:
-    """Count one forward pass of a layer (and the backward products that will follow) on ``x`` ``[N, ...]``."""
+def count_layer(layer: QuantLayer, x: torch.Tensor, macs: int, eb: bool, gc: bool, fw: bool = True) -> None:
+    """Count one forward pass of a layer (and the backward products that will follow) on ``x`` ``[N, ...]``.
+
+    With ``fw`` False only the backward products: the forward pass has been counted before.
+    """
     p, ledger = layer.effective(layer.precision), layer.state.ledger
     if not any(isinstance(o.bits, torch.Tensor) for o in p.operands().values()):
-        key = (p, macs, eb, gc)
+        key = (p, macs, eb, gc, fw)
         if layer.work_key[0] != key:
             widths = ",".join(
                 str(o.bits) if o.is_float or o.format.bits is None else o.format.name for o in p.operands().values()
             )
-            layer.work_key = (key, f"{layer.site}|{widths}|{macs}|{'E' if eb else ''}{'G' if gc else ''}")
-        ledger.count(layer.work_key[1], x.shape[0], lambda: entries_for(layer.site, p, macs, eb, gc, layer.shapes))
+            which = f"{'' if fw else '-'}{'E' if eb else ''}{'G' if gc else ''}"
+            layer.work_key = (key, f"{layer.site}|{widths}|{macs}|{which}")
+        ledger.count(layer.work_key[1], x.shape[0], lambda: entries_for(layer.site, p, macs, eb, gc, layer.shapes, fw))
         return
-    for product, first, second in products_of(p, eb, gc):
+    for product, first, second in products_of(p, eb, gc, fw):
         if any(isinstance(o.bits, torch.Tensor) and isinstance(o.format.granularity, PerTile) for o in (first, second)):
             _count_tiles(layer, product, first, second, x.shape[0])
         else:

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 
 Product = Literal["FW", "EB", "GC"]
-Phase = Literal["train", "eval"]
+Phase = Literal["train", "eval", "recompute"]  # the last: forward products done again by activation checkpointing
 FLOAT_BITS = 32
 
 FORMAT_VERSION = 1
@@ -96,6 +96,15 @@ class Ledger:
     def begin(self, phase: Phase, epoch: int) -> None:
         """What is counted from now on belongs to this phase and epoch."""
         self.phase, self.epoch = phase, epoch
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Inside the block, what is counted belongs to this phase."""
+        outer, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = outer
 
     def samples(self, count: int) -> None:
         """Count samples (images, or tokens for a language model) fed to the model."""

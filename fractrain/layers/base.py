@@ -19,6 +19,7 @@ from fractrain.layers.delayed import adopt_histories, delayed_limits, prepare_hi
 from fractrain.layers.eager import eager
 from fractrain.layers.number_types import in_wide_types, widened
 from fractrain.layers.products import Activation, run_products
+from fractrain.layers.recomputation import recomputing
 from fractrain.layers.state import QuantState
 from fractrain.layers.tensor_hints import version_of
 from fractrain.numerics.fast_path import quantize_uniform
@@ -76,6 +77,7 @@ class QuantLayer(nn.Module):
         self.tile_work: dict[str, list[Any]] = {}  # the same by product, where widths vary from tile to tile
         self._weights: dict[Any, tuple[torch.Tensor | None, Kept | None, Bits]] = {}
         self._weights_of: Any = None
+        self._without_graph: int | None = None  # step of the last training pass, if it was under no_grad
         device = next((p.device for p in self.parameters()), device)
         for name in ("running_low", "running_high"):
             self.register_buffer(name, torch.zeros((), device=device))
@@ -204,13 +206,21 @@ class QuantLayer(nn.Module):
 
     def report(self, x: torch.Tensor, y: torch.Tensor, wants: tuple[bool, bool]) -> None:
         """Count one forward pass, and the backward products that will follow, from input ``x`` to output ``y``."""
-        scope = self.state.scope
+        scope, ledger = self.state.scope, self.state.ledger
         train = self.training and torch.is_grad_enabled()
         want = (train and wants[0], train and wants[1])
         if scope is not None:
             scope.sites.append((self, self.sample_macs(y), *want))
-        elif self.state.ledger.enabled:
+        elif not ledger.enabled:
+            return
+        elif not recomputing():
             count_layer(self, x, self.sample_macs(y), *want)
+            self._without_graph = self.state.step if self.training and not train else None
+        else:
+            with ledger.during("recompute"):
+                count_layer(self, x, self.sample_macs(y), False, False)
+            if self._without_graph == self.state.step:  # the first pass left backward to this one
+                count_layer(self, x, self.sample_macs(y), *want, fw=False)
 
     @in_wide_types
     def _quantized(self, x: torch.Tensor) -> torch.Tensor:
@@ -250,7 +260,8 @@ class QuantLayer(nn.Module):
             known = self._shared_limits(x, op)
         only_codes = geometry is not None and self.observer is None
         values, codes, limits = self._to_grid(x, op, name, noise, code_bits, "input", known, only_codes, told)
-        if self.training and name in ("fw_a", "fw_w") and running is not None and op.running is not None:
+        forward = self.training and name in ("fw_a", "fw_w")
+        if running is not None and op.running is not None and forward and not recomputing():
             update_range(running, limits, op.running)
         if values is not None:
             self._observe(name, op, x, values)

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.eager import eager
+from fractrain.layers.recomputation import recomputing
 from fractrain.layers.relu import rectify
 from fractrain.layers.state import QuantState
 from fractrain.numerics.quantize import fused_for
@@ -58,20 +60,26 @@ class CompactBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise ``[N, C, H, W]``."""
         fused = self._kernels(input)
-        return super().forward(input) if fused is None else self._normalise(input, float("-inf"), fused)
+        return self._torch(input) if fused is None else self._normalise(input, float("-inf"), fused)
 
     @eager
     def rectified(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise ``[N, C, H, W]`` and apply a ReLU."""
         fused = self._kernels(x)
-        return rectify(super().forward(x), inplace=True) if fused is None else self._normalise(x, 0.0, fused)
+        return rectify(self._torch(x), inplace=True) if fused is None else self._normalise(x, 0.0, fused)
+
+    def _torch(self, x: torch.Tensor) -> torch.Tensor:
+        """PyTorch's own; like the compiled one it leaves the running statistics alone when a pass is run again."""
+        if self.training and recomputing():
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps)
+        return super().forward(x)
 
     def _normalise(self, x: torch.Tensor, floor: float, fused: tuple[ModuleType, bool]) -> torch.Tensor:
         """By compiled kernels; what is below ``floor`` is raised to it."""
         found = Found()
         y: torch.Tensor = _Normalise.apply(x, self.weight, self.bias, self.eps, floor, found, fused)
         known_range.note(y, *found.limits)
-        if self.training and self.track_running_stats:
+        if self.training and self.track_running_stats and not recomputing():
             self._track(found)
         return y
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from fractrain.layers.eager import eager
 from fractrain.layers.number_types import in_wide_types, widened
+from fractrain.layers.recomputation import recomputing
 from fractrain.layers.state import QuantState
 from fractrain.numerics.formats import Affine
 from fractrain.numerics.quantize import quantize
@@ -60,9 +61,10 @@ class RangeBatchNorm2d(nn.Module):
         x = _FakeQuant.apply(x, self.bits, self.state)
         if self.training:
             mean, scale = self._batch_statistics(x)
+            share = 0.0 if recomputing() else self.momentum
             with torch.no_grad():
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_scale.lerp_(scale.to(self.running_scale.dtype), self.momentum)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+                self.running_scale.lerp_(scale.to(self.running_scale.dtype), share)
         else:
             mean, scale = widened(self.running_mean), widened(self.running_scale)
         view = (1, -1, 1, 1)

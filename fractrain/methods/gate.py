@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,7 +13,37 @@ from torch.nn import functional as F
 
 from fractrain.cost.ledger import FLOAT_BITS, Entry
 from fractrain.layers.number_types import widened, without_autocast
+from fractrain.layers.recomputation import recomputing
 from fractrain.util.errors import ConfigError
+
+PASSES = 4  # forward passes whose states are kept for activation checkpointing
+State = tuple[torch.Tensor, torch.Tensor]
+
+
+class Pass(NamedTuple):
+    """How a training pass came to a block.
+
+    Attributes:
+        pooled: the block's pooled input, by which the pass is known again.
+        state: of the LSTM, without its graph.
+        graph: whether a graph was made.
+    """
+
+    pooled: torch.Tensor
+    state: State | None
+    graph: bool
+
+
+def _no_passes(blocks: int) -> list[deque[Pass]]:
+    return [deque(maxlen=PASSES) for _ in range(blocks)]
+
+
+def _leaves(state: State | None) -> State | None:
+    """A state without its graph, which wants a gradient where it did."""
+    if state is None:
+        return None
+    h, c = (t.detach().requires_grad_(t.requires_grad) for t in state)
+    return h, c
 
 
 class GateNetwork(nn.Module):
@@ -42,7 +74,8 @@ class GateNetwork(nn.Module):
         self.cell = nn.LSTMCell(embed, state)
         self.head = nn.Linear(state, candidates)
         self._next = 0
-        self._state: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._state: State | None = None
+        self._passes = _no_passes(len(channels))
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -66,23 +99,45 @@ class GateNetwork(nn.Module):
 
         Blocks must be asked in order; block 0 starts a new pass.
 
+        A pass that activation checkpointing runs again starts, block by block, from the state it had before.
+
         Raises:
-            ConfigError: a block is asked out of turn.
+            ConfigError: a block is asked out of turn, or by checkpointing that hides the gate from the loss.
         """
+        pooled = (x.mean(dim=(2, 3)) if x.dim() == 4 else x.mean(dim=1)).to(self.head.weight.dtype)
+        if recomputing():
+            h, _ = self.cell(self.features[index](pooled), self._before(index, pooled))
+            return widened(self.head(h))
         if index not in (0, self._next):
             raise ConfigError(
                 f"gated block number {index} ran where number {self._next} was due: name the blocks in the order data "
                 "flows through them, each once (MethodContext.blocks)"
             )
         self._next = (index + 1) % len(self.channels)
-        pooled = (x.mean(dim=(2, 3)) if x.dim() == 4 else x.mean(dim=1)).to(self.head.weight.dtype)
         if index == 0:
             self._state = None
+        if self.training:
+            self._passes[index].append(Pass(pooled.detach(), _leaves(self._state), torch.is_grad_enabled()))
         h, c = self.cell(self.features[index](pooled), self._state)
         self._state = (h, c)
         if index == len(self.channels) - 1:
             self._state = None  # nothing of this pass may outlive it
         return widened(self.head(h))
+
+    def _before(self, index: int, pooled: torch.Tensor) -> State | None:
+        """State in which an earlier pass came to a block with this input."""
+        found = next((p for p in reversed(self._passes[index]) if torch.equal(p.pooled, pooled)), None)
+        if found is None:
+            raise ConfigError(f"activation checkpointing: more than {PASSES} forward passes before backward")
+        if not found.graph:
+            raise ConfigError(
+                "activation checkpointing with use_reentrant=True hides the gates from the loss: use_reentrant=False"
+            )
+        return found.state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to the last passes."""
+        return {**self.__dict__, "_state": None, "_passes": _no_passes(len(self.channels))}
 
     def macs(self, index: int) -> int:
         """Forward MACs per sample of one block's gate."""

@@ -16,6 +16,7 @@ from fractrain.cost.ledger import Entry
 from fractrain.layers.conv_linear import QuantLayer
 from fractrain.layers.convert import quant_layers
 from fractrain.layers.eager import eager
+from fractrain.layers.recomputation import recomputing
 from fractrain.layers.shared_backward import Pool
 from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.methods.depthwise import is_depthwise
@@ -112,19 +113,25 @@ class GatedBlock(nn.Module):
         """Return the block's output ``[N, ...]``, each sample at the precision its gate chose."""
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        self.mask, self.choice = straight_through(self._gate[0](self.index, x))
-        counts = self._counts(self.choice)
+        mask, choice = straight_through(self._gate[0](self.index, x))
+        if not recomputing():
+            self.mask, self.choice = mask, choice
+        counts = self._counts(choice)
         if self.training and self.selected:
-            out, sites = self._train_selected(x, self.mask, self.choice)
+            outs, sites = self._train_selected(x, choice)
         elif self.training:  # candidates that a sample of any process chose run on all of them: they share statistics
-            out, sites = self._train(x, self.mask, self.choice, self._live(counts))
+            outs, sites = self._train(x, self._live(counts))
         else:
-            out, sites = self._evaluate(x, self.choice, counts.tolist())
+            outs, sites = self._evaluate(x, choice, counts.tolist())
         held = sum(macs for layer, macs, *_ in sites if is_depthwise(layer)) if self.constant else 0
         quantized = sum(macs for layer, macs, *_ in sites if layer.site not in self._kept)
         self.constant_share = held / quantized if held else 0.0
         self._count(x, counts, sites)
-        return out
+        if not self.training:
+            return outs[0]
+        if self.selected:
+            return chosen_only(mask, choice, outs[0], self.state.kernels)
+        return mix(mask, choice, outs, self.state.kernels)
 
     def _counts(self, choice: torch.Tensor) -> torch.Tensor:
         """How many samples chose each candidate, int64 ``[K]``."""
@@ -175,9 +182,8 @@ class GatedBlock(nn.Module):
         """How many candidates go backward, by what :meth:`_values` says."""
         return Counter(self._values(k) for k, n in enumerate(counts) if n or self.every_pass)
 
-    def _train(
-        self, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor, counts: list[int]
-    ) -> tuple[torch.Tensor, list[Any]]:
+    def _train(self, x: torch.Tensor, counts: list[int]) -> tuple[list[torch.Tensor], list[Any]]:
+        """Output of every candidate, and what ran."""
         outs: list[torch.Tensor | None] = [None] * len(self.candidates)
         sites: list[Any] = []
         memo: dict[Any, Any] = {}
@@ -205,16 +211,18 @@ class GatedBlock(nn.Module):
                 outs[k] = shared if outs[k] is None else outs[k]
         if pool is not None:
             pool.close()
-        return mix(mask, choice, [o for o in outs if o is not None], self.state.kernels), sites
+        return [o for o in outs if o is not None], sites
 
-    def _train_selected(
-        self, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor
-    ) -> tuple[torch.Tensor, list[Any]]:
+    def _train_selected(self, x: torch.Tensor, choice: torch.Tensor) -> tuple[list[torch.Tensor], list[Any]]:
+        """The output of every sample at its choice, and what ran."""
         mixed = per_sample(self.precisions, choice)
         out, sites = self._pass(lambda layer: self._held(layer) or mixed, CandidateScope(0, x, "selected", {}))
-        return chosen_only(mask, choice, out, self.state.kernels), sites
+        return [out], sites
 
-    def _evaluate(self, x: torch.Tensor, choice: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, list[Any]]:
+    def _evaluate(
+        self, x: torch.Tensor, choice: torch.Tensor, counts: list[int]
+    ) -> tuple[list[torch.Tensor], list[Any]]:
+        """The output of every sample at its choice, and what ran."""
         out: torch.Tensor | None = None
         sites: list[Any] = []
         for key, members in self._groups().items():
@@ -227,7 +235,7 @@ class GatedBlock(nn.Module):
             out = part.new_empty((x.shape[0], *part.shape[1:])) if out is None else out
             out[rows] = part
         assert out is not None
-        return out, sites
+        return [out], sites
 
     def _run(self, k: int, scope: CandidateScope) -> tuple[torch.Tensor, list[Any]]:
         return self._pass(lambda layer: self._precision(layer, k), scope)
@@ -247,6 +255,9 @@ class GatedBlock(nn.Module):
         ledger = self.state.ledger
         if not ledger.enabled:
             return
+        again = recomputing()
+        learns = self.training and not again
+        sites = [(layer, macs, eb and learns, gc and learns) for layer, macs, eb, gc in sites]
         shape = "x".join(str(s) for s in x.shape[1:])
         ran = "".join(f"{'E' if eb else ''}{'G' if gc else ''}." for _, _, eb, gc in sites)  # frozen layers, no_grad
         works = tuple(f"{self.name}#{k}|{c.a},{c.w},{c.e}|{shape}|{ran}" for k, c in enumerate(self.candidates))
@@ -258,9 +269,10 @@ class GatedBlock(nn.Module):
                 own += layer.entries(self._precision(layer, k), macs, eb, gc)
             return own
 
-        ledger.count_selected(works, counts, define)
-        gate, train = self._gate[0], self.training and torch.is_grad_enabled()
-        ledger.count(f"{self.name}.gate|{train}", x.shape[0], lambda: gate.entries(self.index, self.name, train))
+        gate, train = self._gate[0], learns and torch.is_grad_enabled()
+        with ledger.during("recompute" if again else ledger.phase):
+            ledger.count_selected(works, counts, define)
+            ledger.count(f"{self.name}.gate|{train}", x.shape[0], lambda: gate.entries(self.index, self.name, train))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from fractrain.layers.base import QuantLayer
 from fractrain.layers.convert import KINDS
 from fractrain.layers.eager import eager
 from fractrain.layers.nested import first_tensor
+from fractrain.layers.recomputation import recomputing
 from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.blocks import gateable_blocks
@@ -59,6 +60,8 @@ class Session:
 
     @eager
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if recomputing():
+            return
         self.ledger.begin("train" if model.training else "eval", self._epochs)
         first = first_tensor((args, kwargs))
         self.ledger.samples(0 if first is None or not first.dim() else first.shape[0])

@@ -71,13 +71,14 @@ def test_evaluating_an_average_of_the_weights_counts_nothing(method: str, build)
 
 @pytest.mark.parametrize(("method", "build"), [("sbm", chain), ("fractrain", Residual), ("slu", Residual)])
 def test_running_a_copy_between_forward_and_backward_changes_nothing(method: str, build) -> None:
-    plain = train(attach(method, build), 4)
-    session = attach(method, build)
+    seen: list[int] = []
+    other, session = attach(method, build), attach(method, build)
+    for layer in (*quant_layers(other.model), *quant_layers(session.model)):
+        layer.backward_observer = lambda layer, _: seen.append(layer.state.step)
+    plain = train(other, 4)
+    seen.clear()
     copies = [copy.deepcopy(session.model).eval()]
     x = next(batches(1))[0]
-    seen: list[int] = []
-    for layer in quant_layers(session.model):
-        layer.backward_observer = lambda layer, _: seen.append(layer.state.step)
 
     def run_copy() -> None:
         copies.append(copy.deepcopy(session.model))

@@ -25,6 +25,7 @@ from fractrain.layers.max_pool import CompactMaxPool2d
 from fractrain.layers.products import Backward
 from fractrain.layers.relu import CompactReLU
 from fractrain.layers.state import CandidateScope
+from fractrain.methods import gated_block
 from fractrain.methods.gated_block import GatedBlock
 from fractrain.methods.select import per_sample
 from fractrain.numerics.formats import PerTile
@@ -147,7 +148,7 @@ def _layer(layer: QuantLayer, x: torch.Tensor) -> torch.Tensor:
     return y if layer.bias is None else _Bias.apply(y, layer.bias, layer)  # type: ignore[no-any-return]
 
 
-def _pair(layer: QuantMatmul, a: torch.Tensor, b: torch.Tensor, p: Any) -> torch.Tensor:
+def _pair(layer: QuantMatmul, p: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     first, second = (t.reshape(t.shape[0], -1, t.shape[-1]) for t in (a, b))
     now = _measured(layer, first, p.fw_a, "fw_a"), _measured(layer, second, p.fw_w, "fw_w")
     kept = now
@@ -182,25 +183,39 @@ def _alone(block: GatedBlock, x: torch.Tensor, index: int, precision: Any) -> tu
         block.state.scope = None
 
 
-def _every_candidate(block: GatedBlock, x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
-    out, before = torch.zeros(()), set()
+def _every_candidate(block: GatedBlock, x: torch.Tensor) -> tuple[list[torch.Tensor], list[Any]]:
+    outs, before = [], set()
     sites: list[Any] = []
     for k, c in enumerate(block.candidates):
         again = block.training and (c.a, c.w) in before and not block.every_pass
         before.add((c.a, c.w))
         with _unchanged(block.block) if again else nullcontext():  # once per distinct forward precision
             y, ran = _alone(block, x, k, lambda layer, k=k: block._precision(layer, k))
-        out = out + mask[:, k].view(-1, *([1] * (y.dim() - 1))) * y
+        outs.append(y)
         sites = sites or ran
-    return out, sites
+    return outs, sites
 
 
-def _selected(
-    block: GatedBlock, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor
-) -> tuple[torch.Tensor, list[Any]]:
+def _mixed(mask: torch.Tensor, choice: torch.Tensor, outs: list[torch.Tensor], kernels: str = "") -> torch.Tensor:
+    columns = (m.view(-1, *([1] * (outs[0].dim() - 1))) for m in mask.t())
+    return sum((m * y for m, y in zip(columns, outs, strict=True)), torch.zeros(()))
+
+
+def _evaluated(
+    block: GatedBlock, x: torch.Tensor, choice: torch.Tensor, counts: list[int]
+) -> tuple[list[torch.Tensor], list[Any]]:
+    outs, sites = _every_candidate(block, x)
+    return [_mixed(F.one_hot(choice, len(outs)).to(x), choice, outs)], sites
+
+
+def _selected(block: GatedBlock, x: torch.Tensor, choice: torch.Tensor) -> tuple[list[torch.Tensor], list[Any]]:
     mixed = per_sample(block.precisions, choice)
     y, sites = _alone(block, x, 0, lambda layer: block._held(layer) or mixed)
-    return mask.gather(1, choice[:, None]).view(-1, *([1] * (y.dim() - 1))) * y, sites
+    return [y], sites
+
+
+def _chosen(mask: torch.Tensor, choice: torch.Tensor, out: torch.Tensor, kernels: str) -> torch.Tensor:
+    return mask.gather(1, choice[:, None]).view(-1, *([1] * (out.dim() - 1))) * out
 
 
 def use_twin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,12 +226,11 @@ def use_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompactReLU, "forward", lambda relu, x: F.relu(x))
     monkeypatch.setattr(CompactBatchNorm2d, "rectified", lambda norm, x: F.relu(norm(x)))
     monkeypatch.setattr(CompactMaxPool2d, "forward", nn.MaxPool2d.forward)
-    monkeypatch.setattr(GatedBlock, "_train", lambda block, x, mask, choice, counts: _every_candidate(block, x, mask))
+    monkeypatch.setattr(GatedBlock, "_train", lambda block, x, counts: _every_candidate(block, x))
+    monkeypatch.setattr(gated_block, "mix", _mixed)
+    monkeypatch.setattr(gated_block, "chosen_only", _chosen)
     monkeypatch.setattr(GatedBlock, "_train_selected", _selected)
-    monkeypatch.setattr(
-        GatedBlock, "_evaluate",
-        lambda block, x, choice, counts: _every_candidate(block, x, F.one_hot(choice, len(block.candidates)).to(x)),
-    )  # fmt: skip
+    monkeypatch.setattr(GatedBlock, "_evaluate", _evaluated)
 
 
 def restored_in_the_dtype_of_the_grid(codes: Quantized) -> torch.Tensor:
