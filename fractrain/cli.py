@@ -37,6 +37,7 @@ from fractrain.commands.runs import config_group, run_command
 from fractrain.commands.tables import reproduce_command, table_command
 from fractrain.commands.verify_runs import verify_runs_command
 from fractrain.util.errors import FractrainError
+from fractrain.util.signals import interruptible
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -59,7 +60,8 @@ class CommandLine(NearestGroup):
     def _guarded(self, args: list[str], prog_name: str | None, debug: bool, extra: dict[str, Any]) -> int:
         """Run, tell any error in one line on stderr, and return the exit code."""
         try:
-            result = super().main(args, prog_name, **extra)
+            with interruptible():
+                result = super().main(args, prog_name, **extra)
             sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
         except (KeyboardInterrupt, click.Abort):
             say("fractrain: interrupted; nothing is half written, the same command may be given again")

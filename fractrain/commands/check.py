@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import TYPE_CHECKING
 
 import click
 
-from fractrain.commands.common import emit_json, json_option, options, plugin_option, say, stdout_to_stderr
+from fractrain.commands.common import emit_json, json_option, options, plugin_option, stdout_to_stderr
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +39,19 @@ def _settings(sets: tuple[str, ...]) -> dict[str, object]:
     return settings
 
 
+@contextlib.contextmanager
+def _counted(total: int) -> Iterator[Callable[[CheckResult], None]]:
+    """Show how many checks are done; the results themselves are told once, at the end."""
+    from fractrain.util.progress import make_progress
+
+    progress, done = make_progress(), count(1)
+    progress.start("checks", total)
+    try:
+        yield lambda result: progress.update(next(done), label=f"checks, last {result.name}: {result.status}")
+    finally:
+        progress.close()
+
+
 @click.command("check-method", short_help="Check a method against the contract.")
 @options(
     click.argument("method", metavar="NAME|FILE.py"),
@@ -63,14 +79,11 @@ def check_command(
     from fractrain.testing import CHECKS, check_method
 
     reasons, settings = _reasons(expected), _settings(sets)
-
-    def told(result: CheckResult) -> None:
-        say(f"  {result.status}: {result.name} ({result.seconds:.1f} s)")
-
-    with stdout_to_stderr():
+    wanted = checks or CHECKS
+    with stdout_to_stderr(), _counted(len(wanted)) as told:
         report = check_method(
             method, model=model, dataset=dataset, settings=settings, expected_failures=reasons, quick=quick,
-            full=full, checks=checks or CHECKS, progress=told,
+            full=full, checks=wanted, progress=told,
         )  # fmt: skip
     if as_json:
         emit_json(report.as_dict())
@@ -91,12 +104,9 @@ def check_hardware_command(hardware: str, checks: tuple[str, ...], as_json: bool
 
     NAME is a registry name, with a preset or settings after colons (bitfusion:16x16), FILE.py a plugin file.
     """
-    from fractrain.testing.hardware import check_hardware
+    from fractrain.testing.hardware import CHECKS, check_hardware
 
-    def told(result: CheckResult) -> None:
-        say(f"  {result.status}: {result.name} ({result.seconds:.1f} s)")
-
-    with stdout_to_stderr():
+    with stdout_to_stderr(), _counted(len(checks or CHECKS)) as told:
         report = check_hardware(hardware, checks, told)
     if as_json:
         emit_json(report.as_dict())

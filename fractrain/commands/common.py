@@ -10,10 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import click
 
+from fractrain.util.console import Console
 from fractrain.util.errors import did_you_mean
 from fractrain.util.registry import PLUGIN_VARIABLE
 
@@ -194,7 +195,7 @@ def emit_json(value: Any) -> None:
 
 def say(text: str) -> None:
     """Write a line for people to stderr, at once."""
-    click.echo(text, err=True)
+    click.echo(text, file=cast(IO[str], Console(sys.stderr)))
 
 
 @contextlib.contextmanager

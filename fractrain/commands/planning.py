@@ -21,6 +21,7 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
+from fractrain.engine.length import MAX_SEEDS
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,8 +35,27 @@ SOURCE_KEYS = ("method", "model", "dataset", "profile", "setting", "seed")
 
 name_argument = click.argument("table")
 names_argument = click.argument("tables", nargs=-1, required=True, metavar="TABLE...")
+
+
+class NumberOfSeeds(click.IntRange):
+    """A number of seeds, for which a seed is easily taken."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number if it is one within the bounds."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(
+                f"{value} is not a number of seeds from {self.min} to {self.max} (N means the seeds 0 to N-1; one "
+                "certain seed: `fractrain run --seed`)", param, ctx,
+            )  # fmt: skip
+
+
 seeds_option = click.option(
-    "--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds 0 to N-1.  [default: the table's for the profile]"
+    "--seeds",
+    type=NumberOfSeeds(1, MAX_SEEDS),
+    metavar="N",
+    help="Number of seeds: 0 to N-1.  [default: the table's for the profile]",
 )
 
 

@@ -7,13 +7,15 @@ The rows live in ``results/published/published_rows.json`` of a source tree; a w
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fractrain.util.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import pydantic
 
 FILE_NAME = "published_rows.json"
 FILTERS = ("paper", "table", "model", "dataset", "method", "precision", "metric")
@@ -56,10 +58,11 @@ class PublishedRow:
     method: str
     precision: str
     metric: str
-    value: float | str
+    value: int | float | str
     source: str
     confidence: str
     note: str = ""
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     @property
     def cell(self) -> PublishedValue:
@@ -94,12 +97,19 @@ def load(path: Path) -> tuple[PublishedRow, ...]:
         DataError: the file cannot be read, is not a JSON list of rows, or a row has wrong columns.
     """
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        from fractrain.util.schema import read_json  # loads pydantic
+
+        found: list[PublishedRow] = read_json(_rows_schema(), path.read_bytes())
+        return tuple(found)
     except (OSError, ValueError) as error:
         raise DataError(f"published numbers at {path} cannot be read ({error}): restore the file") from error
-    if not isinstance(records, list):
-        raise DataError(f"published numbers at {path}: expected a list of rows, found {type(records).__name__}")
-    return tuple(_row(record, f"{path}, row {number}") for number, record in enumerate(records))
+
+
+@functools.cache
+def _rows_schema() -> pydantic.TypeAdapter[list[PublishedRow]]:
+    import pydantic
+
+    return pydantic.TypeAdapter(list[PublishedRow])
 
 
 def rows(
@@ -192,17 +202,6 @@ def lookup(
             "narrow the search with precision, table or paper"
         )
     return found[0].cell if found else None
-
-
-def _row(record: Any, where: str) -> PublishedRow:
-    names = {field.name for field in fields(PublishedRow)}
-    if not isinstance(record, dict) or not names - {"note"} <= record.keys() <= names:
-        raise DataError(f"published numbers at {where}: expected an object with the columns {', '.join(sorted(names))}")
-    for name, value in record.items():
-        allowed = (int, float, str) if name == "value" else (str,)
-        if isinstance(value, bool) or not isinstance(value, allowed):
-            raise DataError(f"published numbers at {where}: {name} is {value!r}")
-    return PublishedRow(**record)
 
 
 def _normal(text: str) -> str:

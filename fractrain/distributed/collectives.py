@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -11,9 +13,11 @@ from typing import Any, Final, TypeVar
 import torch
 import torch.distributed as dist
 
+from fractrain.util.console import tell
 from fractrain.util.errors import ConfigError, FractrainError, RunError
 
 T = TypeVar("T")
+PATIENCE_S: Final = 60.0
 _LAUNCHED: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 _NUMBERS: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 
@@ -203,19 +207,64 @@ def reduced(value: torch.Tensor, op: dist.ReduceOp.RedOpType) -> torch.Tensor:
     return value
 
 
+class Waits:
+    """Says, once each time, that this process has waited for the others for a minute.
+
+    Attributes:
+        limit: seconds after which it gives up.
+        since: when the wait began; None while it does not wait.
+    """
+
+    def __init__(self) -> None:
+        self.limit = 0.0
+        self.since: float | None = None
+        self._watched = False
+
+    def watch(self, rank: int) -> None:
+        """Begin to look at the clock, in a thread of its own."""
+        if not self._watched:
+            self._watched = True
+            threading.Thread(target=self._look, args=(rank,), daemon=True).start()
+
+    def _look(self, rank: int) -> None:
+        told: float | None = None
+        while True:
+            time.sleep(PATIENCE_S / 10)
+            since = self.since
+            if since is not None and since != told and time.monotonic() - since >= PATIENCE_S:
+                told = since
+                tell(f"rank {rank} has waited {PATIENCE_S:.0f} s for the other processes")
+
+
+waits: Final = Waits()  # a process is in one run at a time
+
+
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """Say in one line that another process has ended while this one was waiting for it.
+def listening(limit_s: float | None = None) -> Iterator[None]:
+    """Say in one line that another process has ended, or takes too long, while this one was waiting for it.
+
+    Args:
+        limit_s: seconds that torch was told to wait; None: those of the run.
 
     Raises:
         LostPeer: so it is.
     """
+    began = waits.since = time.monotonic()
     try:
         yield
+    except LostPeer:
+        raise
     except RuntimeError as error:
+        if time.monotonic() - began >= 0.9 * (limit_s or waits.limit or float("inf")):
+            raise LostPeer(
+                f"another process of this run has not answered for {time.monotonic() - began:.0f} s: it has stopped or "
+                "is too slow (FRACTRAIN_RANK_TIMEOUT=seconds waits longer)"
+            ) from error
         raise LostPeer(
             "another process of this run has ended or cannot be reached: see its message (FRACTRAIN_DEBUG=1 shows more)"
         ) from error
+    finally:
+        waits.since = None
 
 
 def launched_world() -> int:

@@ -27,6 +27,7 @@ from torch import nn
 
 from fractrain.cost.ledger import Ledger
 from fractrain.distributed.collectives import Peers, launched_world, listening, reduced
+from fractrain.distributed.join import join
 from fractrain.util.device import resolve_device
 from fractrain.util.digests import state_sha256
 from fractrain.util.errors import ConfigError, MachineError
@@ -304,7 +305,8 @@ def connect(device: str = "auto") -> Iterator[Ranks]:
         device: as of :func:`fractrain.util.device.resolve_device`; ``auto`` and ``cuda`` mean one GPU per process.
 
     Raises:
-        ConfigError: a variable of ``torchrun`` has a value that it never sets.
+        ConfigError: a variable of ``torchrun`` has a value that it never sets, or the processes disagree.
+        LostPeer: some did not come in time.
         MachineError: no such device, or torch has no support for several processes.
     """
     world = launched_world()
@@ -317,9 +319,9 @@ def connect(device: str = "auto") -> Iterator[Ranks]:
     where = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}" if gpus else device)
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    with listening():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
+    rank = int(os.environ["RANK"])
+    join("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", rank, world)
     try:
-        yield Ranks(where, dist.get_rank(), world)
+        yield Ranks(where, rank, world)
     finally:
         dist.destroy_process_group()

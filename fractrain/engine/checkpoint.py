@@ -20,6 +20,7 @@ import torch
 
 from fractrain.util.errors import CheckpointError
 from fractrain.util.files import storing, sync_folder, temporary_name
+from fractrain.util.schema import parse_json
 
 FORMAT_VERSION: Final = 1
 NAME: Final = "checkpoint.pt"  # of the newest generation, in a run's folder
@@ -29,8 +30,8 @@ _MAX_HEADER: Final = 4096
 _log = logging.getLogger(__name__)
 
 
-class _Damaged(Exception):
-    """The file is not what was written."""
+class _Unusable(Exception):
+    """The file is not what was written, or not for this run; the text follows its name."""
 
 
 def previous(path: Path) -> Path:
@@ -90,9 +91,9 @@ def load(path: Path, run_id: str) -> dict[str, Any] | None:
     """Return the newest sound checkpoint's state on the CPU, or None when there is no checkpoint at all.
 
     Raises:
-        CheckpointError: all generations are damaged, or one is of another format version or run.
+        CheckpointError: all generations are damaged, of another format version or of another run.
     """
-    damaged: list[str] = []
+    unusable: list[str] = []
     for candidate in (path, previous(path)):
         with storing(candidate, "read"):
             if not candidate.exists():
@@ -100,40 +101,37 @@ def load(path: Path, run_id: str) -> dict[str, Any] | None:
             content = candidate.read_bytes()
         try:
             state = _decode(content, candidate, run_id)
-        except _Damaged as error:
-            damaged.append(f"{candidate.name} is damaged ({error})")
+        except _Unusable as error:
+            unusable.append(f"{candidate.name} {error}")
             continue
-        if damaged:
-            _log.warning("%s in %s: going on from %s", damaged[0], path.parent, candidate.name)
+        if unusable:
+            _log.warning("%s in %s: going on from %s", unusable[0], path.parent, candidate.name)
             with storing(path):  # or the next save would push the sound one out
                 path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
         return state
-    if damaged:
-        raise CheckpointError(f"{path.parent}: {' and '.join(damaged)}; delete them to start the run again")
+    if unusable:
+        raise CheckpointError(f"{path.parent}: {' and '.join(unusable)}; move them away to start the run again")
     return None
 
 
 def _decode(content: bytes, path: Path, run_id: str) -> dict[str, Any]:
     line, newline, body = content.partition(b"\n")
     if not newline or len(line) > _MAX_HEADER:
-        raise _Damaged("no header")
+        raise _Unusable("is damaged (no header)")
     try:
-        header = json.loads(line)
+        header = parse_json(line)
     except ValueError as error:
-        raise _Damaged("unreadable header") from error
+        raise _Unusable("is damaged (unreadable header)") from error
     if not isinstance(header, dict) or header.get("magic") != _MAGIC:
-        raise _Damaged("not a checkpoint")
+        raise _Unusable("is damaged (not a checkpoint)")
     if header.get("format") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has checkpoint format {header.get('format')!r}, this release reads {FORMAT_VERSION}: delete the "
-            "run's folder, or use the release that wrote it"
-        )
+        raise _Unusable(f"has checkpoint format {header.get('format')!r}, this release reads {FORMAT_VERSION}")
     if header.get("run_id") != run_id:
-        raise CheckpointError(f"{path} belongs to run {header.get('run_id')}, not to {run_id}: move it away")
+        raise _Unusable(f"belongs to run {header.get('run_id')}, not to {run_id}")
     if len(body) != header.get("bytes"):
-        raise _Damaged(f"{len(body)} of {header.get('bytes')} bytes")
+        raise _Unusable(f"is damaged ({len(body)} of {header.get('bytes')} bytes)")
     if hashlib.sha256(body).hexdigest() != header.get("sha256"):
-        raise _Damaged("wrong digest")
+        raise _Unusable("is damaged (wrong digest)")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # sound bytes that hold something else than tensors and plain values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal
@@ -160,7 +161,9 @@ class RunConfig(pydantic.BaseModel):
             raise ConfigError(f"{origin}: not a run config")
         version = values.get("format_version")
         if version != FORMAT_VERSION:
-            raise ConfigError(f"{origin}: run config of format {version!r}, this release reads {FORMAT_VERSION}")
+            raise ConfigError(
+                f"{origin}: run config of format {reprlib.repr(version)}, this release reads {FORMAT_VERSION}"
+            )
         _complete_earlier(values)
         try:
             return cls.model_validate(values)
@@ -246,7 +249,7 @@ def explain(error: pydantic.ValidationError, origin: str, known: Iterable[str] =
             parts.append(f"key {key!r} is missing")
         else:
             reason = " ".join(item["msg"].split())
-            got = f", got {item['input']!r}"
+            got = f", got {reprlib.repr(item['input'])}"
             if item["type"] == "value_error":  # a check of ours, whose words say what it got
                 reason = str(item.get("ctx", {}).get("error", reason))
                 given = item["input"] if isinstance(item["input"], dict) else {key: None}
@@ -303,7 +306,7 @@ def collect_sets(texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _parse_value(raw: str) -> Any:
     try:
-        return json.loads(raw)
+        return parse_json(raw)
     except ValueError:  # not JSON: a list with commas, or text
         if "," in raw and not raw.startswith(("[", "{", '"')):
             return [_parse_value(part.strip()) for part in raw.split(",")]

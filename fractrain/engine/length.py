@@ -19,6 +19,7 @@ from pydantic import AfterValidator
 from fractrain.util.errors import ConfigError, did_you_mean
 
 PROFILES: Final = ("smoke", "short", "paper")
+MAX_SEEDS: Final = 1000  # runs of a row: a longer list is a seed taken for their number
 SHARES: Final = {"paper": 1, "short": 8}  # n of 1/n
 _FRACTION: Final = re.compile(r"1/([1-9][0-9]{0,5})")
 

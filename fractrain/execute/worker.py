@@ -20,6 +20,7 @@ from fractrain.engine.registries import Registries
 from fractrain.engine.site import Site
 from fractrain.engine.trainer import Trainer
 from fractrain.execute.jobs import Outcome, outcome_of
+from fractrain.util.console import tell
 from fractrain.util.errors import FractrainError
 
 REPORT_S: Final = 0.5
@@ -45,7 +46,7 @@ class JsonProgress:
 
     def note(self, text: str) -> None:
         """Write to standard error."""
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
 
     def close(self) -> None:
         """Do nothing."""

@@ -51,7 +51,10 @@ class Session:
             if context.blocks:
                 raise
             self.ledger.meta["blocks"] = []  # a model without known blocks: cp is over all layers
+        given = {id(p) for p in model.parameters()}
         self.model = method.prepare(model, context)
+        self._added = [p for p in self.model.parameters() if id(p) not in given and p.requires_grad]
+        self._seen: list[int] = []
         self._steps = self._epochs = self._steps_in_epoch = self._skipped = 0
         self._loss_sum: Any = 0.0
         self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
@@ -89,15 +92,27 @@ class Session:
 
         Raises:
             RuntimeError: :meth:`loss` was not called before.
+            ConfigError: at the second call: no optimizer has the parameters that the method has added.
         """
         if self._last is None:
             raise RuntimeError("session.step() without session.loss(...) before it: the method needs the loss")
+        self._check_optimizer()
         loss, extra = self._last
         self.method.on_step_end(self._steps, loss, extra)
         self._loss_sum = self._loss_sum + loss
         self._steps += 1
         self._steps_in_epoch += 1
         self._last = None
+
+    def _check_optimizer(self) -> None:
+        """Refuse an optimizer that was made before the method added parameters: those would never move."""
+        now = [p._version for p in self._added]
+        if self._steps == 1 and now and now == self._seen and any(p.grad is not None for p in self._added):
+            raise ConfigError(
+                f"{len(now)} tensors that {self.method.name} has added (its gates) do not move: make the optimizer "
+                "after attach(), from session.model.parameters()"
+            )
+        self._seen = now
 
     def epoch(self) -> None:
         """To be called at the end of every epoch; precision stages move here.
@@ -114,7 +129,13 @@ class Session:
         self.method.on_epoch_start(self._epochs)
 
     def costs(self) -> dict[str, float]:
-        """What training has cost so far: ``cp_percent`` (100 = 32-bit), ``effective_macs``, ``raw_macs``."""
+        """What training has cost so far: ``cp_percent`` (100 = 32-bit), ``effective_macs``, ``raw_macs``.
+
+        Raises:
+            ConfigError: the model has not been trained yet.
+        """
+        if not self.ledger.epochs():
+            raise ConfigError("session.costs() before the first step: nothing has been trained yet")
         from fractrain.cost import metrics
 
         return {
@@ -184,8 +205,15 @@ def attach(
         settings: of the method, as ``fractrain list methods`` shows them.
 
     Raises:
-        ConfigError: unknown method or setting, or a model the method does not fit.
+        ConfigError: unknown method or setting, a model the method does not fit, or one that has a method already.
     """
+    if isinstance(name, nn.Module) or not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"attach({type(name).__name__}, {type(model).__name__}): give the method first, then the model: "
+            'attach("fractrain", model)'
+        )
+    if any(isinstance(layer, QuantLayer) for layer in model.modules()):
+        raise ConfigError("this model has a method attached already: attach to a model that is made anew")
     method = registry.create(name, settings) if isinstance(name, str) else name
     ledger = Ledger()
     context = MethodContext(

@@ -28,6 +28,7 @@ from fractrain.engine.store import RunStore
 from fractrain.publish.wandb import ArtifactSpec, Mode, Payload, Tracker, WandbTracker, artifact_name
 from fractrain.util.errors import ConfigError, StoreError
 from fractrain.util.files import atomic_write
+from fractrain.util.schema import parse_json
 
 Action = Literal["created", "updated", "skipped", "failed"]
 
@@ -332,7 +333,7 @@ def _read_memory(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     kinds = {"digest": str, "where": str, "steps": int, "before": int}
     try:
-        targets = json.loads(path.read_text(encoding="utf-8"))["targets"]
+        targets = parse_json(path.read_bytes())["targets"]
         return {key: {name: kind(entry[name]) for name, kind in kinds.items()} for key, entry in targets.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} cannot be read; delete it and publish again") from error

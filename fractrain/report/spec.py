@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import pydantic
 
-from fractrain.engine.length import PROFILES, Profile
+from fractrain.engine.length import MAX_SEEDS, PROFILES, Profile
 from fractrain.methods.presets import paper_settings
 from fractrain.report.format_errors import FormatErrors
 from fractrain.report.quantities import ColumnKey
@@ -42,7 +42,7 @@ class ProfileSpec(Override):
         leave_out: pairs (``model/dataset``) that are not trained in this profile; their published values are shown.
     """
 
-    seeds: int = pydantic.Field(default=1, ge=1)
+    seeds: int = pydantic.Field(default=1, ge=1, le=MAX_SEEDS)
     datasets: dict[str, str] = {}
     leave_out: tuple[str, ...] = pydantic.Field(default=(), strict=False)
 
@@ -348,6 +348,8 @@ def read_closed(file: Path, kind: type[Closed]) -> Closed:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file}: brackets are nested too deep") from error
     try:
         return kind.model_validate(content)
     except pydantic.ValidationError as error:

@@ -7,6 +7,7 @@ that failed while running.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -69,5 +70,18 @@ class NonFiniteError(RunError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest known name, or an empty string."""
     small = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), list(small), n=1, cutoff=0.5)
+    alike = [one for one in small if not _other_number(name.lower(), one)]
+    near = difflib.get_close_matches(name.lower(), alike, n=1, cutoff=0.5)
     return f" (did you mean {small[near[0]]!r}?)" if near else ""
+
+
+def _other_number(name: str, known: str) -> bool:
+    """Whether two names differ in a number alone, and not by a slip: ``resnet20`` does not mean ``resnet74``."""
+    digits = [re.sub(r"[^0-9]", "", text) for text in (name, known)]
+    letters = [re.sub(r"[0-9]", "", text) for text in (name, known)]
+    slip = sorted(digits[0]) == sorted(digits[1]) or digits[0] in _one_less(digits[1])
+    return letters[0] == letters[1] and not (slip or digits[1] in _one_less(digits[0]))
+
+
+def _one_less(text: str) -> list[str]:
+    return [text[:at] + text[at + 1 :] for at in range(len(text))]

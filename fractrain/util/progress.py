@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import IO, Any, Final, Literal, Protocol
+from typing import IO, Any, Final, Literal, Protocol, cast
 
 from tqdm import tqdm
+
+from fractrain.util.console import Console
 
 LINE_INTERVAL_S: Final = 10.0
 TRIED_STEPS: Final = 5  # steps after the first (which compiles, and fills caches) before a time left means something
@@ -197,7 +199,7 @@ def in_notebook() -> bool:
 
 def make_progress(kind: Kind = "auto", stream: IO[str] | None = None) -> Progress:
     """Return the progress display of that kind; ``auto`` is a bar on a terminal or in a notebook, lines elsewhere."""
-    stream = stream or sys.stderr
+    stream = cast(IO[str], Console(stream or sys.stderr))
     if kind == "auto":
         kind = "bar" if stream.isatty() or in_notebook() else "line"
     if kind == "silent":

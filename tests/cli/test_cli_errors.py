@@ -57,6 +57,8 @@ def replaced(**options: str) -> list[str]:
         (["reproduce", "table2", "--profile", "paper"], ["cifar10", "fractrain data fetch cifar10"]),
         (["data", "status", "cifr10"], ["'cifr10'", "did you mean 'cifar10'"]),
         (["data", "verify", "cifar10"], ["cifar10", "fetch"]),
+        (["plan", "table2", "--seeds", "20261128"], ["number of seeds", "0 to N-1", "fractrain run --seed"]),
+        ([*RUN, "--set", "recipe.iterations=" + "[" * 1000], ["recipe", "iterations"]),
         (["publish", "no-such-run", "--mode", "offline"], ["no-such-run"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and len(value) < 8 else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import subprocess
 import sys
@@ -105,12 +106,14 @@ def test_installed_package_and_source_tree_are_both_found(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ({"rows": []}, "expected a list"),
-        ([{k: v for k, v in ROW.items() if k != "source"}], "row 0"),
-        ([ROW, {**ROW, "colour": "red"}], "row 1"),
-        ([{**ROW, "value": None}], "value is None"),
-        ([{**ROW, "value": True}], "value is True"),
-        ([{**ROW, "model": 3}], "model is 3"),
+        ({"rows": []}, "valid array"),
+        ([{k: v for k, v in ROW.items() if k != "source"}], "0.source: field required"),
+        ([ROW, {**ROW, "colour": "red"}], "1.colour"),
+        ([{**ROW, "value": None}], "0.value"),
+        ([{**ROW, "value": True}], "0.value"),
+        ([{**ROW, "model": 3}], "0.model.*got 3"),
+        ([{**ROW, "value": float("-inf")}], "0.value"),
+        ([{**ROW, "note": ["x"] * 3}], "0.note"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_place(tmp_path: Path, records: object, message: str) -> None:
@@ -125,11 +128,17 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         rows(path=path)
 
 
+def test_brackets_nested_too_deep_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text("[" * 5000, encoding="utf-8")
+    with pytest.raises(DataError, match="not JSON"):
+        rows(path=tmp_path / "rows.json")
+
+
 def test_readme_explains_every_confidence_and_column() -> None:
     readme = (data_path().parent / "README.md").read_text(encoding="utf-8")
     for confidence in {r.confidence for r in rows()}:
         assert f"| `{confidence}` |" in readme
-    for column in PublishedRow.__dataclass_fields__:
+    for column in (field.name for field in dataclasses.fields(PublishedRow)):
         assert f"`{column}`" in readme
 
 

@@ -59,7 +59,7 @@ def test_a_flipped_bit_anywhere_is_found(path):
         checkpoint.save(path, state(step), "r")
     whole = path.read_bytes()
     header = whole.index(b"\n") + 1
-    for position in [header, len(whole) - 1, *rng.sample(range(header, len(whole)), 20)]:
+    for position in [*range(header), len(whole) - 1, *rng.sample(range(header, len(whole)), 20)]:
         damaged = bytearray(whole)
         damaged[position] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
@@ -93,7 +93,7 @@ def test_both_damaged(path):
         checkpoint.load(path, "r")
     text = str(caught.value)
     assert "\n" not in text
-    for word in ("checkpoint.pt is damaged", "checkpoint.prev.pt is damaged", "delete", str(path.parent)):
+    for word in ("checkpoint.pt is damaged", "checkpoint.prev.pt is damaged", "move", str(path.parent)):
         assert word in text
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fractrain
+from fractrain.models.registry import build
 from fractrain.util.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -48,8 +49,6 @@ def small_loop(session: fractrain.Session, optimizer: torch.optim.Optimizer, ste
 
 
 def make() -> tuple[fractrain.Session, torch.optim.Optimizer]:
-    from fractrain.models.registry import build
-
     session = fractrain.attach("fractrain", build("resnet38", 10, (3, 16, 16)), window=2, epsilon=10.0)
     return session, torch.optim.SGD(session.model.parameters(), lr=0.05, momentum=0.9)
 
@@ -83,3 +82,23 @@ def test_unknown_setting_is_one_line_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="did you mean 'target_cp'") as error:
         fractrain.attach("fractrain", torch.nn.Conv2d(3, 3, 1), target_pc=2.0)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_done_in_the_wrong_order_is_one_line() -> None:
+    model = build("resnet38", 10, (3, 32, 32), 0)
+    early = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match="give the method first, then the model"):
+        fractrain.attach(model, "dfq")  # type: ignore[arg-type]
+    session = fractrain.attach("dfq", model)
+    with pytest.raises(ConfigError, match="a method attached already"):
+        fractrain.attach("sbm", model)
+    with pytest.raises(ConfigError, match="before the first step"):
+        session.costs()
+    small_loop(session, early, range(1))
+    with pytest.raises(ConfigError, match=r"has added \(its gates\) do not move: make the optimizer after attach"):
+        small_loop(session, early, range(1, 2))
+
+
+def test_an_optimizer_made_in_time_is_left_alone() -> None:
+    session = fractrain.attach("dfq", build("resnet38", 10, (3, 32, 32), 0))
+    small_loop(session, torch.optim.SGD(session.model.parameters(), lr=0.1, fused=True), range(3))

@@ -25,7 +25,8 @@ def test_check_method_json_and_exit_codes(cli, tmp_path: Path):
     assert document["ok"] is True
     assert document["counts"] == {"total": 2, "pass": 2, "fail": 0, "skip": 0, "expected failure": 0}
     assert [c["name"] for c in document["checks"]] == ["settings_validated", "cost"]
-    assert "pass: cost" in good.stderr
+    assert "2/2 steps" in good.stderr
+    assert good.stdout.count("cost") == 1
 
     path = tmp_path / "careless.py"
     path.write_text(METHOD.format(name="careless", kind="Careless").replace("ge=2, le=16, ", ""), encoding="utf-8")
