@@ -76,7 +76,8 @@ def matrices(x: torch.Tensor, place: Place, block: PerBlock) -> torch.Tensor:
     if x.dim() == 4:
         return x.permute(0, 2, 3, 1).reshape(1, -1, x.shape[1])
     columns = x.shape[-1] if x.dim() else 1
-    return x.reshape(-1, place.rows, columns) if place.rows else x.reshape(1, -1, columns)
+    several = place.rows and (block.rows or block.cols)  # a scale per tensor is one for all of them
+    return x.reshape(-1, place.rows, columns) if several else x.reshape(1, -1, columns)
 
 
 def from_matrices(m: torch.Tensor, shape: torch.Size, place: Place, block: PerBlock) -> torch.Tensor:

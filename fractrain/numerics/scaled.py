@@ -13,6 +13,7 @@ import torch
 from fractrain.numerics.blocks import ACTIVATION, PerBlock, Place, cut, from_matrices, joined, matrices
 from fractrain.numerics.elements import E4M3, Minifloat
 from fractrain.numerics.formats import Bits, Format, Limits, Rounded
+from fractrain.numerics.fused_blocks import quantize_fused, restore_fused
 from fractrain.numerics.quantize import Kept
 from fractrain.numerics.scales import Multiplier, Scale, Scales
 from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, uniform
@@ -111,6 +112,14 @@ class Scaled(Format):
         The limits returned are the measured ones.
         """
         m = matrices(x, place, self.block)
+        known = None if limits is None or self.block != WHOLE else torch.maximum(limits[0].abs(), limits[1].abs())
+        fast = quantize_fused(self, m, noise, known, place)
+        if fast is not None:
+            values = from_matrices(fast.values.view(m.shape), x.shape, place, self.block)
+            codes = None
+            if fast.codes is not None:
+                codes = BlockCodes(fast.codes, self, x.shape, replace(place, reduce=None), fast.tensor)
+            return Rounded(values, codes, (-fast.amax, fast.amax))
         u = None if noise is None else uniform(noise, element_numbers(m.shape, m.device))
         blocks = cut(m, self.block)
         scales, amax = self._scales(blocks, limits, place)
@@ -163,13 +172,17 @@ class Scaled(Format):
         packed_in_pairs = self.element.code_bits == 4
         count = -(-shape.numel() // 2) if packed_in_pairs else shape.numel()
         codes = kept.codes[:count]
+        groups, high, wide = shape[0], self.block.rows or shape[1], self.block.cols or shape[2]
+        counts = (groups, -(-shape[1] // high), 1, -(-shape[2] // wide), 1)
+        packed = kept.codes[count:].view(torch.Size(counts).numel(), -1)
+        back = self.scale.unpack(packed, kept.tensor).view(counts)
+        fast = restore_fused(self, codes, back, shape, kept.place)
+        if fast is not None:
+            return from_matrices(fast, kept.shape, kept.place, self.block)
         if packed_in_pairs:
             codes = torch.stack((codes & 15, codes >> 4), dim=-1).reshape(-1)[: shape.numel()]
         q = self.element.decode(codes.view(shape))
         blocks = cut(q, self.block)
-        counts = (blocks.shape[0], blocks.shape[1], 1, blocks.shape[3], 1)
-        packed = kept.codes[count:].view(torch.Size(counts).numel(), -1)
-        back = self.scale.unpack(packed, kept.tensor).view(counts)
         return from_matrices(joined(blocks * back, shape), kept.shape, kept.place, self.block)
 
     def _kept(self, q: torch.Tensor, scales: Scales, shape: torch.Size, place: Place) -> BlockCodes:

@@ -67,7 +67,7 @@ def slow_factors(fmt: Scaled, amax: float, whole: float) -> tuple[float, float]:
     top = f32(whole / (448 * largest))
     block = round_to_values(f32(f32(amax / largest) / top) if top else 0.0, values_of(E4M3))
     back = f32(block * top)
-    return (f32(1 / back) if back else 0.0), back
+    return (min(f32(1 / back), torch.finfo(torch.float32).max) if back else 0.0), back
 
 
 def slow(fmt: Scaled, x: torch.Tensor, place: Place, u: torch.Tensor | None = None) -> torch.Tensor:
@@ -87,48 +87,55 @@ def slow(fmt: Scaled, x: torch.Tensor, place: Place, u: torch.Tensor | None = No
     return from_matrices(out, x.shape, place, fmt.block)
 
 
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
 @pytest.mark.parametrize("fmt", FORMATS, ids=names)
 @pytest.mark.parametrize(("shape", "role", "rows"), [
     ((5, 40), "A", 0), ((33, 7), "W", 0), ((2, 20, 3, 2), "A", 0), ((20, 5, 3, 3), "W", 0), ((2, 12, 9), "A", 6),
 ])  # fmt: skip
-def test_values_and_codes_are_those_of_the_slow_loop(fmt, shape, role, rows):
-    x, place = tensor(shape, 3), Place(role, rows, keep=True)
+def test_values_and_codes_are_those_of_the_slow_loop(fmt, shape, role, rows, kernels):
+    x, place = tensor(shape, 3), Place(role, rows, keep=True, kernels=kernels)
     done = fmt.quantize(x, fmt.bits, None, None, place)
     expected = slow(fmt, x, place)
     assert torch.equal(done.values, expected)
+    assert torch.equal(torch.signbit(done.values), torch.signbit(expected))
     assert torch.equal(done.codes.values(), expected)
     assert done.limits[1] == x.abs().max()
 
 
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
 @pytest.mark.parametrize("fmt", FORMATS, ids=names)
-def test_stochastic_rounding_is_that_of_the_slow_loop(fmt):
-    x, place, key = tensor((4, 36), 5), Place(), NoiseKey(5, 6, 7)
+def test_stochastic_rounding_is_that_of_the_slow_loop(fmt, kernels):
+    x, place, key = tensor((4, 36), 5), Place(kernels=kernels), NoiseKey(5, 6, 7)
     done = replace(fmt, rounding="stochastic").quantize(x, fmt.bits, key, None, place)
     u = uniform(key, element_numbers(torch.Size((1, 4, 36)), x.device))
     assert torch.equal(done.values, slow(fmt, x, place, u))
 
 
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
 @pytest.mark.parametrize("fmt", FORMATS, ids=names)
-def test_zeros_subnormals_and_extremes(fmt):
+def test_zeros_subnormals_and_extremes(fmt, kernels):
     x = torch.zeros(4, 64)
-    assert torch.equal(fmt.quantize(x, fmt.bits).values, x)
+    assert torch.equal(fmt.quantize(x, fmt.bits, place=Place(kernels=kernels)).values, x)
     for tiny in (1e-45, 1e-40, 2e-38):
         x[1] = tiny
-        done = fmt.quantize(x, fmt.bits, place=Place(keep=True))
+        done = fmt.quantize(x, fmt.bits, place=Place(keep=True, kernels=kernels))
+        assert torch.equal(done.values, slow(fmt, x, Place()))
         assert done.values.isfinite().all()
         assert (done.values - x).abs().max() <= x[1, 0]
         assert torch.equal(done.codes.values(), done.values)
     x[2] = torch.linspace(-2.5, 2.5, 64) * 1e38  # above, some round to 2^128, which float32 does not have
-    done = fmt.quantize(x, fmt.bits)
+    done = fmt.quantize(x, fmt.bits, place=Place(kernels=kernels))
+    assert torch.equal(done.values, slow(fmt, x, Place()))
     assert done.values.isfinite().all()
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
 @pytest.mark.parametrize("fmt", FORMATS, ids=names)
-def test_inf_and_nan_show_in_the_limits(fmt, bad):
+def test_inf_and_nan_show_in_the_limits(fmt, bad, kernels):
     x = torch.ones(3, 33)
     x[1, 32] = bad
-    assert not fmt.quantize(x, fmt.bits).limits[1].isfinite()
+    assert not fmt.quantize(x, fmt.bits, place=Place(kernels=kernels)).limits[1].isfinite()
 
 
 def test_stored_mx_blocks():
@@ -185,3 +192,9 @@ def test_a_float_format_has_one_width():
     assert Operand.of(Scaled(element=E2M1)).bits == 4
     assert Operand.of(Scaled()).describe() == "e4m3/float32 8 b, PerTensor, nearest"
     assert Scaled().granularity == PerTensor()
+
+
+def test_the_compiled_casts_are_taken_on_this_machine():
+    from fractrain.numerics.fused_blocks import load_blocks, probed_blocks
+
+    assert probed_blocks() is load_blocks()

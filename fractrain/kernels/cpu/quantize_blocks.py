@@ -1,0 +1,248 @@
+"""Fused CPU casts to elements with scales, compiled by numba: FP8, MX, NVFP4, INT8 and INT4 blocks.
+
+Bit-equal to the plain torch path of :mod:`fractrain.numerics.scaled`. A matrix is walked in bands of as many rows as a
+block has: largest magnitudes of the band's columns, then of its blocks, then the scales, then every element is rounded
+by bit arithmetic while the band is in cache. So memory is read once, unless a scale needs the whole tensor first.
+
+Rounding to nearest adds and takes off again 1.5 times the power of two whose last mantissa bit is the element's step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types, uint32
+from numba.extending import intrinsic
+
+from fractrain.kernels.cpu.quantize import _OPTIONS, _uniform, builds
+
+# Rules for scales, as in fractrain.numerics.scales; GIVEN: factors per column are handed in.
+GIVEN, MULTIPLIER, STEP, E8M0, TWO_LEVEL = range(5)
+FLOOR, RCEIL, CEIL, EVEN = range(4)
+_LARGEST = np.float32(np.finfo(np.float32).max)
+
+
+def _bits_of(typing_context: Any, value: Any) -> Any:
+    """The bits of a float32 as int32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+def _float_of(typing_context: Any, value: Any) -> Any:
+    """The float32 of an int32's bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+_bits: Any = intrinsic(_bits_of)
+_float: Any = intrinsic(_float_of)
+
+
+@njit(inline="always", **_OPTIONS)
+def _nearest(q, mantissa, lowest, largest):  # type: ignore[no-untyped-def]
+    # lowest: bits of 2^min_exponent
+    q = min(max(q, -largest), largest)
+    e = max(np.int32(_bits(q) & np.int32(0x7F800000)), lowest)
+    magic = _float(np.int32(e + (np.int32(23 - mantissa) << np.int32(23))) | np.int32(0x00400000))
+    r = np.float32(np.float32(q + magic) - magic)
+    return _float(np.int32(_bits(r) | np.int32(_bits(q) & np.int32(-0x80000000))))  # zeros keep their sign
+
+
+@njit(inline="always", **_OPTIONS)
+def _stochastic(q, mantissa, lowest, largest, u):  # type: ignore[no-untyped-def]
+    q = min(max(q, -largest), largest)
+    e = max(np.int32(_bits(q) & np.int32(0x7F800000)), lowest)
+    step = np.int32(e - (np.int32(mantissa) << np.int32(23)))
+    v = q * _float(np.int32(np.int32(0x7F000000) - step))
+    f = np.floor(v)
+    up = np.float32(1.0) if u < v - f else np.float32(0.0)
+    return np.float32((f + up) * _float(step))
+
+
+@njit(inline="always", **_OPTIONS)
+def _code(r, mantissa, lowest, unit, sign):  # type: ignore[no-untyped-def]
+    # unit: one over the smallest step; sign: its place
+    b = _bits(r)
+    size = np.int32(b & np.int32(0x7FFFFFFF))
+    normal = np.int32(size >> np.int32(23 - mantissa)) - np.int32(
+        np.int32((lowest >> np.int32(23)) - np.int32(1)) << np.int32(mantissa)
+    )
+    small = np.int32(np.float32(abs(r)) * unit)
+    code = normal if size >= lowest else small
+    return np.uint8(code | np.int32(np.int32(np.int32(b >> np.int32(31)) & np.int32(1)) << sign))
+
+
+@njit(inline="always", **_OPTIONS)
+def _exponent_scale(k):  # type: ignore[no-untyped-def]
+    # 2^k, subnormal below -126
+    if k >= -126:
+        return _float(np.int32(np.int32(k + 127) << np.int32(23)))
+    return _float(np.int32(np.int32(1) << np.int32(k + 149)))
+
+
+@njit(**_OPTIONS)
+def _scale(amax, rule, mode, margin, largest, top_exponent, mantissa, tensor):  # type: ignore[no-untyped-def]
+    """(to, back, what is kept: an exponent + 127, or the code of an E4M3 value) of a block."""
+    if rule == MULTIPLIER:
+        to = np.float32(np.float64(largest) / (max(np.float64(amax), 1e-12) * np.float64(margin)))
+        if mode:
+            to = _float(np.int32(_bits(to) & np.int32(0x7F800000)))
+        return to, np.float32(1.0) / to, 0
+    if rule == STEP:
+        back = np.float32(np.float32(amax * margin) / largest)
+        return np.float32(1.0) / max(back, np.float32(1e-12)), back, 0
+    if rule == E8M0:
+        k = np.int32(-127)
+        if amax > np.float32(0.0):
+            value = amax
+            if mode == RCEIL:
+                value = np.float32(amax / largest)
+            elif mode == EVEN:
+                value = _float(np.int32(_bits(amax) + np.int32(np.int32(1) << np.int32(22 - mantissa))))
+            b = _bits(value)
+            e = np.int32(b >> np.int32(23)) - np.int32(127)
+            fraction = np.int32(b & np.int32(0x7FFFFF))
+            if e == -127:  # subnormal: count from the top bit
+                e = np.int32(-150)
+                while fraction > 1:
+                    e += np.int32(1)
+                    fraction >>= np.int32(1)
+                e += np.int32(1)
+                fraction = np.int32(b & np.int32(0x7FFFFF)) - np.int32(np.int32(1) << np.int32(e + 149))
+            k = e + (np.int32(1) if mode >= RCEIL and mode <= CEIL and fraction > 0 else np.int32(0))
+            if mode != RCEIL:
+                k -= top_exponent
+            k = min(max(k, np.int32(-127)), np.int32(127))
+        to, back = _exponent_scale(np.int32(-k)), _exponent_scale(k)
+        return np.float32(to / margin), np.float32(back * margin), k + 127
+    relative = np.float32(0.0)
+    if tensor > np.float32(0.0):
+        relative = np.float32(np.float32(np.float32(amax * margin) / largest) / tensor)
+    block = _nearest(relative, 3, np.int32(121 << 23), np.float32(448.0))
+    back = np.float32(block * tensor)
+    to = np.float32(0.0)
+    if back > np.float32(0.0):
+        to = min(np.float32(1.0) / back, _LARGEST)
+    return to, back, np.int32(_code(block, 3, np.int32(121 << 23), np.float32(512.0), np.int32(7)))
+
+
+@njit(**_OPTIONS)
+def _band_scales(x, first, last, width, scale, tops, to, back, kept, wide):  # type: ignore[no-untyped-def]
+    # amax by block of the rows first..last, scales spread over the columns; returns the largest bits
+    rule, mode, margin, largest, top_exponent, mantissa, tensor = scale
+    columns = x.shape[1]
+    for c in range(columns):
+        tops[c] = np.int32(0)
+    for r in range(first, last):
+        row = x[r]
+        for c in range(columns):
+            tops[c] = max(tops[c], np.int32(row[c] & np.int32(0x7FFFFFFF)))
+    whole = np.int32(0)
+    for block in range(-(-columns // width)):
+        start = block * width
+        part = tops[start : start + width]
+        top = np.int32(0)
+        for c in range(part.shape[0]):
+            top = max(top, part[c])
+        whole = max(whole, top)
+        t, b, k = _scale(_float(top), rule, mode, margin, largest, top_exponent, mantissa, tensor)
+        to[start : start + width] = t
+        back[start : start + width] = b
+        if rule >= E8M0:
+            kept[block] = np.uint8(k)
+        else:
+            wide[block] = b
+    return whole
+
+
+@njit(**_OPTIONS)
+def _round_band(x, first, last, element, noise, to, back, values, codes):  # type: ignore[no-untyped-def]
+    mantissa, lowest, largest, unit, sign = element
+    stochastic, k0, k1, base = noise
+    columns = x.shape[1]
+    for r in range(first, last):
+        a, out = x[r], values[r]
+        if stochastic:
+            number = uint32(base + r * columns)
+            for c in range(columns):
+                u = _uniform(uint32(number + uint32(c)), k0, k1)
+                out[c] = _stochastic(np.float32(a[c] * to[c]), mantissa, lowest, largest, u)
+        else:
+            for c in range(columns):
+                out[c] = _nearest(np.float32(a[c] * to[c]), mantissa, lowest, largest)
+        if codes.shape[0] > 0:
+            code = codes[r]
+            for c in range(columns):
+                code[c] = _code(out[c], mantissa, lowest, unit, sign)
+        for c in range(columns):
+            out[c] = out[c] * back[c]
+
+
+def _round(x, bits, high, width, scale, element, given, values, codes, kept, wide, tops, noise):  # type: ignore[no-untyped-def]
+    # x [rows, columns] and its bits; given [2, columns]: factors where the rule is GIVEN; kept, wide [bands, blocks]:
+    # scales; tops [parts]: largest magnitude's bits of each part of the bands. codes may be empty.
+    rows, columns = x.shape
+    parts, bands = tops.shape[0], -(-rows // high)
+    for part in prange(parts):
+        to, back = given[0].copy(), given[1].copy()
+        room, whole = np.empty(columns, np.int32), np.int32(0)
+        for band in range(part * bands // parts, (part + 1) * bands // parts):
+            first, last = band * high, min(rows, (band + 1) * high)
+            if scale[0] != GIVEN:
+                top = _band_scales(bits, first, last, width, scale, room, to, back, kept[band], wide[band])
+                whole = max(whole, top)
+            _round_band(x, first, last, element, noise, to, back, values, codes)
+        tops[part] = whole
+
+
+def _column_tops(bits, parts, out):  # type: ignore[no-untyped-def]
+    # largest magnitude's bits per column, in `parts` stretches of rows: out [parts, columns]
+    rows, columns = bits.shape
+    for p in prange(parts):
+        top = out[p]
+        for c in range(columns):
+            top[c] = np.int32(0)
+        for r in range(p * rows // parts, (p + 1) * rows // parts):
+            row = bits[r]
+            for c in range(columns):
+                top[c] = max(top[c], np.int32(row[c] & np.int32(0x7FFFFFFF)))
+
+
+def _pair(codes, out):  # type: ignore[no-untyped-def]
+    # two codes of four bits to a byte; codes as 16-bit words
+    for p in prange(64):
+        n = out.shape[0]
+        for i in range(p * n // 64, (p + 1) * n // 64):
+            word = codes[i]
+            out[i] = np.uint8((word & np.uint16(15)) | ((word >> np.uint16(4)) & np.uint16(240)))
+
+
+def _restore(codes, table, high, width, scales, values):  # type: ignore[no-untyped-def]
+    # codes [rows, columns] (halved: columns / 2); scales [bands, blocks]
+    rows, columns = values.shape
+    paired = codes.shape[1] != columns
+    for band in prange(scales.shape[0]):
+        back = np.empty(columns, np.float32)
+        for block in range(scales.shape[1]):
+            back[block * width : (block + 1) * width] = scales[band, block]
+        for r in range(band * high, min(rows, (band + 1) * high)):
+            code, out = codes[r], values[r]
+            if paired:
+                for c in range(code.shape[0]):
+                    out[2 * c] = table[code[c] & np.uint8(15)] * back[2 * c]
+                    out[2 * c + 1] = table[code[c] >> np.uint8(4)] * back[2 * c + 1]
+            else:
+                for c in range(columns):
+                    out[c] = table[code[c]] * back[c]
+
+
+round_blocks, column_tops = builds(_round), builds(_column_tops)
+pair, restore = builds(_pair), builds(_restore)
