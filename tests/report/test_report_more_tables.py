@@ -290,6 +290,7 @@ def test_overview_is_one_table_with_one_row_per_method(store, sources):
     md = render(table, "md")
     assert [line for line in md.splitlines() if line.startswith("## ")] == [
         "## Accuracy and cost of training; cost is up to the epoch of best test accuracy unless marked @end",
+        "## Where the savings come from",
         "## Notes",
         "## Runs",
     ]
