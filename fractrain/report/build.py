@@ -12,6 +12,7 @@ from fractrain.report.grid import plan
 from fractrain.report.improvement_rows import improvement_rows
 from fractrain.report.relative import judged_claims, with_relative
 from fractrain.report.rows import MethodRow, method_row
+from fractrain.report.savings import savings_section
 from fractrain.report.sources import PublishedIndex, Sources, Store, default_sources
 from fractrain.report.spec import TableSpec
 from fractrain.report.values import Row, Table
@@ -45,8 +46,10 @@ def build_table(
     rows: list[Row] = []
     notes: list[str] = []
     caveats: list[tuple[Row, str]] = []
+    whole: dict[str, dict[str, MethodRow]] = {}
     for pair in spec.pairs:
         built: dict[str, MethodRow] = {}
+        whole[f"{pair.key}/{pair.setting}"] = built
         for row in spec.rows_of(pair):
             own = [r for r in runs if r.pair == pair and r.row == row]
             built[row.key] = method_row(spec, pair, row, own, sources, index)
@@ -70,6 +73,7 @@ def build_table(
         rows=tuple(rows),
         notes=tuple(dict.fromkeys([*notes, *spec.notes, *_transferred(spec), *_extrapolated(caveats)])),
         rules=rules(spec),
+        sections=tuple(s for s in (savings_section(spec, known, whole, index),) if s is not None),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tabulate import tabulate
 
 from fractrain.engine.length import stem, words
-from fractrain.report.values import Column, Table
+from fractrain.report.values import Column, Section, Table
 
 # What tabulate escapes too, so only for text outside the tabular.
 _SYNTAX = str.maketrans(
@@ -72,7 +72,22 @@ def latex(table: Table) -> str:
         f"\\label{{tab:{table.name}-{stem(table.profile)}}}\n"
         f"\\resizebox{{\\textwidth}}{{!}}{{%\n{_between_groups(tabular, table)}}}\n"
         "\\end{table*}\n"
-        f"{{\\footnotesize\\begin{{itemize}}\n{small}\n\\item Source: {escape(table.source)}.\n\\end{{itemize}}}}\n"
+        + "".join(_section(table, section) for section in table.sections)
+        + f"{{\\footnotesize\\begin{{itemize}}\n{small}\n\\item Source: {escape(table.source)}.\n\\end{{itemize}}}}\n"
+    )
+
+
+def _section(table: Table, section: Section) -> str:
+    """A section as a table of its own."""
+    columns = [c for c in section.columns if c.short]
+    body = [[row.group, *(row.text(c.key) for c in columns)] for row in section.rows]
+    align = ["left", *("left" if not c.origin else "right" for c in columns)]
+    heads = ["Of", *(c.short for c in columns)]
+    tabular = _glyphs(tabulate(body, heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align))
+    return (
+        f"\\begin{{table*}}\n\\centering\n\\caption{{{escape(f'{table.title}: {section.title}. {section.caption}')}}}\n"
+        f"\\label{{tab:{table.name}-{stem(table.profile)}-{section.key}}}\n"
+        f"\\resizebox{{\\textwidth}}{{!}}{{%\n{tabular}}}\n\\end{{table*}}\n"
     )
 
 

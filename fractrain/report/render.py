@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from fractrain.engine.length import stem, words
 from fractrain.report.latex import latex
-from fractrain.report.values import Column, Part, Row, Table
+from fractrain.report.values import Column, Part, Row, Section, Table
 from fractrain.util.errors import ConfigError, did_you_mean
 from fractrain.util.files import atomic_write, storing
 
@@ -39,6 +39,10 @@ def markdown(table: Table) -> str:
         lines += [f"## {heading}", ""]
         for name, rows in table.groups().items():
             lines += [f"### {name}", "", _github(columns, rows), ""]
+    for section in table.sections:
+        lines += [f"## {section.title}", "", section.caption, ""]
+        for name, rows in section.groups().items():
+            lines += [f"### {name}", "", _github([c for c in section.columns if c.short], rows), ""]
     lines += ["## Notes", ""]
     lines += [f"- {text}" for text in (*table.notes, *table.rules, f"Source: {table.source}.")]
     lines.append(
@@ -83,6 +87,23 @@ def csv_text(table: Table) -> str:
         for key in numbers:
             c = row.cells[key]
             line += ["" if v is None else v for v in (c.value, c.low, c.high, c.n)] + [c.origin, c.source, c.text]
+        writer.writerow(line)
+    return stream.getvalue()
+
+
+def section_csv(table: Table, section: Section) -> str:
+    """Return a section's columns, with unrounded number, origin and source beside each text."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    heads: list[str] = []
+    for c in section.columns:
+        heads += [c.key, f"{c.key}_value", f"{c.key}_source"] if c.origin else [c.key]
+    writer.writerow(["table", "version", "profile", "group", *heads])
+    for row in section.rows:
+        line: list[object] = [table.name, table.version, table.profile, row.group]
+        for column in section.columns:
+            cell = row.cells[column.key]
+            line += [cell.text, "" if cell.value is None else cell.value, cell.source] if column.origin else [cell.text]
         writer.writerow(line)
     return stream.getvalue()
 
@@ -135,13 +156,15 @@ def write_all(table: Table, folder: Path | str) -> list[Path]:
     """Write ``<table>-<profile>.<format>`` in every format, each file at once or not at all.
 
     Returns:
-        The files, in the order of :data:`FORMATS`.
+        The files, in the order of :data:`FORMATS`; then a CSV file for each section.
 
     Raises:
         StoreError: the folder cannot be written.
     """
     folder = Path(folder)
-    contents = {folder / f"{table.name}-{stem(table.profile)}.{fmt}": render(table, fmt) for fmt in FORMATS}
+    name = f"{table.name}-{stem(table.profile)}"
+    contents = {folder / f"{name}.{fmt}": render(table, fmt) for fmt in FORMATS}
+    contents |= {folder / f"{name}-{s.key}.csv": section_csv(table, s) for s in table.sections}
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():

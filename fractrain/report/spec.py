@@ -183,6 +183,8 @@ class TableSpec(Strict):
         parts: 2: accuracy and cost apart; 1: both in one table.
         figure: how it is drawn; None for a plain table.
         errors: what is measured of number formats, instead of pairs and rows that are trained.
+        split_against: key of the row against which the savings of all others are shown split into their factors; empty:
+            only those of improvement rows and of rows with ``against``.
     """
 
     name: str
@@ -198,6 +200,7 @@ class TableSpec(Strict):
     rows: tuple[RowSpec, ...] = pydantic.Field(default=(), strict=False)
     errors: FormatErrors | None = None
     improvement: Improvement | None = None
+    split_against: str = ""
     relative: tuple[Relative, ...] = pydantic.Field(default=(), strict=False)
     columns: tuple[ColumnKey, ...] = pydantic.Field(default=(), strict=False)
     parts: Literal[1, 2] = 2
@@ -213,6 +216,7 @@ class TableSpec(Strict):
             raise ValueError(f"rows: two rows have the same key in {keys}")
         wanted = [self.improvement.subject, *self.improvement.baselines] if self.improvement else []
         named = [("improvement", key) for key in wanted]
+        named += [("split_against", self.split_against)] if self.split_against else []
         named += [(f"rows: {row.key}: against", row.against) for row in self.rows if row.against]
         for where, key in named:
             if key not in keys:

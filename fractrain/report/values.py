@@ -6,12 +6,12 @@ published, measured, derived or not run). Formats only differ in layout; none co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Origin = Literal["", "published", "measured", "derived", "not run"]
-RowKind = Literal["method", "improvement printed", "improvement recomputed"]
+RowKind = Literal["method", "improvement printed", "improvement recomputed", "section"]
 Part = Literal["accuracy", "cost", "all", "errors"]
 
 
@@ -71,6 +71,27 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Section:
+    """A smaller table below a table: other rows of the same runs.
+
+    Attributes:
+        key: name in JSON and in the name of its CSV file.
+        title, caption: heading, and what it says.
+        columns, rows: as of a table; every row has a cell for every column.
+    """
+
+    key: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    def groups(self) -> dict[str, list[Row]]:
+        """Rows by group heading, in order."""
+        return _grouped(self.rows)
+
+
+@dataclass(frozen=True)
 class Table:
     """A finished table, independent of any format.
 
@@ -81,6 +102,7 @@ class Table:
         profile, seeds: what the measured columns were made with.
         notes: remarks on single rows and on the published numbers.
         rules: how columns, intervals and verdicts are defined; printed under the table.
+        sections: smaller tables below it.
     """
 
     name: str
@@ -95,17 +117,27 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
+    sections: tuple[Section, ...] = ()
 
     def groups(self) -> dict[str, list[Row]]:
         """Rows by group heading, in order."""
-        found: dict[str, list[Row]] = {}
-        for row in self.rows:
-            found.setdefault(row.group, []).append(row)
-        return found
+        return _grouped(self.rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON-able values."""
-        return {**asdict(self), "rows": [{"kind": r.kind, "group": r.group, "cells": _cells(r)} for r in self.rows]}
+        sections = [{**asdict(s), "rows": _plain(s.rows)} for s in self.sections]
+        return {**asdict(self), "rows": _plain(self.rows), "sections": sections}
+
+
+def _grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.group, []).append(row)
+    return found
+
+
+def _plain(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    return [{"kind": r.kind, "group": r.group, "cells": _cells(r)} for r in rows]
 
 
 def _cells(row: Row) -> dict[str, Any]:

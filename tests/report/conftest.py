@@ -69,7 +69,8 @@ def mixed_store() -> FakeStore:
                 macs = cp * 1e8 * (1 + 0.01 * seed)
                 caveat = "cp 100 % is outside the fitted 3 to 6.25 %" if method == "fp32" else ""
                 s.add(run_id, accuracy, macs_best=macs, macs_end=1.4 * macs, cp=cp, caveat=caveat,
-                      energy=0.01 + 0.001 * cp, latency=0.2 + 0.01 * cp)  # fmt: skip
+                      energy=0.01 + 0.001 * cp, latency=0.2 + 0.01 * cp, energy_end=0.02 + 0.002 * cp,
+                      latency_end=0.4 + 0.02 * cp, samples_best=1000 - 100 * m, samples_end=1200)  # fmt: skip
     s.add("pfq-resnet38-digits100-smoke-s1", status="diverged")
     s.add("sbm-resnet74-digits-smoke-s0", status="failed")
     s.add("sbm-resnet74-digits-smoke-s1", status="interrupted")

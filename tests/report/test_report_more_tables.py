@@ -290,13 +290,14 @@ def test_overview_is_one_table_with_one_row_per_method(store, sources):
     md = render(table, "md")
     assert [line for line in md.splitlines() if line.startswith("## ")] == [
         "## Accuracy and cost of training; cost is up to the epoch of best test accuracy unless marked @end",
+        "## Where the savings come from",
         "## Notes",
         "## Runs",
     ]
     head = next(line for line in md.splitlines() if line.startswith("|"))
     for short in ("Acc pub.", "best*", "cp %", "MACs↓@end", "BitOPs↓@end", "kJ↓@end", "Verdict"):
         assert short in head
-    assert render(table, "html").count("<table>") == 1
+    assert render(table, "html").count("<table>") == 1 + len(table.sections) == 2
 
 
 def test_overview_quotes_what_was_published_for_the_pair_by_hand(sources):
