@@ -78,7 +78,6 @@ def _records(names: Sequence[str], profile: str, seeds: int | None, results: Pat
     Raises:
         ConfigError: a name is neither a run nor a table, or nothing is finished.
     """
-    from fractrain.engine.index import find_run
     from fractrain.engine.length import words
     from fractrain.engine.store import RunStore
     from fractrain.report.spec import table_names
@@ -93,7 +92,7 @@ def _records(names: Sequence[str], profile: str, seeds: int | None, results: Pat
             records = (store.get(run.run_id) for run in runs if run.state == "cached")
             found |= {r.run_id: r for r in records if r is not None}
         else:
-            record = find_run(store, name)
+            record = store.find(name)
             found[record.run_id] = record
     if not found:
         raise ConfigError(f"{' '.join(names)}: no finished run in {results} ({words(profile)}); run some, or --results")

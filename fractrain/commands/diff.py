@@ -98,11 +98,10 @@ def diff_command(run_a: str, run_b: str, results: Path, as_json: bool) -> None:
 
     RUN_A and RUN_B are run ids or the beginnings of run ids.
     """
-    from fractrain.engine.index import find_run
     from fractrain.engine.store import RunStore
 
     store = RunStore(results)
-    found = compare(find_run(store, run_a), find_run(store, run_b))
+    found = compare(store.find(run_a), store.find(run_b))
     if as_json:
         emit_json(found)
     else:

@@ -19,10 +19,9 @@ MOST_PERIODS = 20
 @options(click.argument("run_id"), results_option, json_option)
 def show_command(run_id: str, results: Path, as_json: bool) -> None:
     """Show how RUN_ID (or the run that begins so) was made and ended: result, cost, curve, machine, files."""
-    from fractrain.engine.index import find_run
     from fractrain.engine.store import RunStore
 
-    record = find_run(RunStore(results), run_id)
+    record = RunStore(results).find(run_id)
     if as_json:
         emit_json(_document(record))
         return
@@ -82,14 +81,14 @@ def compare_command(run_a: str, run_b: str, paired: bool, results: Path, as_json
     RUN_A and RUN_B are ids of runs (or beginnings): each stands for all runs that differ from it in nothing but the
     seed. Without --paired, seeds are independent samples (Welch).
     """
-    from fractrain.engine.index import find_run, read_index
+    from fractrain.engine.index import read_index
     from fractrain.engine.store import RunStore
     from fractrain.report.comparison import compare, comparison_text
 
     store = RunStore(results)
     with stdout_to_stderr():
         entries = read_index(store)
-        a, b = (find_run(store, text) for text in (run_a, run_b))
+        a, b = (store.find(text) for text in (run_a, run_b))
         found = compare(entries, a.run_id, b.run_id, paired)
     if as_json:
         emit_json(found)

@@ -140,7 +140,6 @@ def config_show_command(run_id: str | None, results: Path, as_json: bool, **chos
 
     A RUN_ID may be the beginning of one. What is shown can be given to `fractrain run --set`.
     """
-    from fractrain.engine.index import find_run
     from fractrain.engine.store import RunStore
 
     store = RunStore(results)
@@ -150,7 +149,7 @@ def config_show_command(run_id: str | None, results: Path, as_json: bool, **chos
     if not run_id and len(given) < 3:
         raise ConfigError("give the id of a run, or --method, --model and --dataset")
     with stdout_to_stderr():
-        config = find_run(store, run_id).config if run_id else chosen_config(**chosen)
+        config = store.find(run_id).config if run_id else chosen_config(**chosen)
     if run_id:
         names = ("method", "model", "dataset", "profile", "setting", "seed")
         chosen = {name: getattr(config, name).removesuffix("-source") if name == "setting" else getattr(config, name)

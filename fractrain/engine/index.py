@@ -123,19 +123,6 @@ def read_index(store: RunStore) -> list[RunEntry]:
     return [entry for _, entry in found.values()]
 
 
-def find_run(store: RunStore, text: str) -> RunRecord:
-    """Return the run whose id is, or alone begins with, ``text``.
-
-    Raises:
-        ConfigError: there is none, or more than one.
-        StoreError: its record is damaged.
-    """
-    record = store.find(text)
-    if record.status == "damaged":
-        raise StoreError(f"{record.path}: {record.message}")
-    return record
-
-
 def _stamps(root: Path) -> Iterator[tuple[str, list[int]]]:
     """Name and time stamps of each folder of the store, by name."""
     if not root.is_dir():

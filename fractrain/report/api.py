@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fractrain.engine.index import RunEntry, find_run
+from fractrain.engine.index import RunEntry
 from fractrain.engine.store import RunRecord, RunStore
 from fractrain.report.run_text import result_lines
 
@@ -104,7 +104,7 @@ def load_run(run_id: str, store: RunStore | Path | str | None = None) -> Run:
         StoreError: its folder is damaged.
     """
     store = store if isinstance(store, RunStore) else RunStore(store)
-    return Run(find_run(store, run_id), store)
+    return Run(store.find(run_id), store)
 
 
 def run(

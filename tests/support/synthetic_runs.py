@@ -12,6 +12,8 @@ from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.metrics import summarize
 from fractrain.data.registry import info
 from fractrain.engine.config import RunConfig
+from fractrain.engine.manifest import write_manifest
+from fractrain.engine.record_files import canonical
 from fractrain.engine.recipes import Recipe, recipe_values
 from fractrain.engine.store import RunStore
 
@@ -91,7 +93,7 @@ def small_store(root: Path) -> RunStore:
 def large_store(root: Path, runs: int) -> Iterator[str]:
     """Write so many finished runs quickly: their files alone, without locks and without bringing them to the disk."""
     ledgers = {(m, s): ledger_of(m, s) for m in METHODS for s in range(3)}
-    texts = {key: json.dumps(ledger.state_dict(), separators=(",", ":")) for key, ledger in ledgers.items()}
+    texts = {key: canonical(ledger.state_dict()).decode() for key, ledger in ledgers.items()}
     for number in range(runs):
         method, seed = METHODS[number % 4], number // 4 % 3
         config = config_of(method, seed, number=number // 12)
@@ -106,5 +108,8 @@ def large_store(root: Path, runs: int) -> Iterator[str]:
         (folder / "ledger.json").write_text(texts[method, seed])
         (folder / "summary.json").write_text(json.dumps(summary_of(config, ledgers[method, seed])))
         stamp = f"2026-11-{1 + number % 28:02d}T{number % 24:02d}:00:00+00:00"
-        (folder / "status.json").write_text(json.dumps({"status": "done", "message": "", "time": stamp}))
+        (folder / "status.json").write_text(
+            json.dumps({"status": "done", "message": "", "time": stamp, "sealed": True})
+        )
+        write_manifest(folder)
         yield config.run_id
