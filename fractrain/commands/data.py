@@ -20,13 +20,14 @@ def data_group() -> None:
 
 @data_group.command("status")
 @options(click.argument("name", required=False), data_option, json_option)
-def status_command(name: str | None, data_dir: Path | None, as_json: bool) -> None:
-    """Say which data sets are complete here (all of them, or NAME)."""
+def status_command(name: str | None, data_dir: Path | None, as_json: bool) -> int:
+    """Say which data sets are complete here (all of them, or NAME). Exit code 1 where NAME is not ready."""
     from fractrain.data import registry
 
     with stdout_to_stderr():
         found = [registry.status(one, data_dir) for one in ([name] if name else registry.names())]
     _show(found, as_json)
+    return 1 if name and not found[0].ok else 0
 
 
 @data_group.command("fetch")

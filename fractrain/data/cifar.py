@@ -16,7 +16,7 @@ from filelock import FileLock
 from fractrain.data.download import cannot_write, download
 from fractrain.data.images import ArraySource
 from fractrain.data.info import DatasetInfo
-from fractrain.data.places import chosen_by, mirrored, root_of
+from fractrain.data.places import chosen_by, mirrored, root_of, what_is_there
 from fractrain.data.status import DataStatus, FileStatus, check_file
 from fractrain.util.errors import DataError
 
@@ -58,7 +58,7 @@ class Cifar(ArraySource):
         if not bad:
             message = f"{info.name}: {len(checks)} files in {root}, all checksums right"
         elif all(check.state == "missing" for check in checks):
-            message = f"{info.name}: not in {root}"
+            message = f"{info.name}: not in {root}{_instead(info.name, root)}"
         else:
             message = f"{info.name}: {len(bad)} of {len(checks)} files are bad; {bad[0].problem}"
         return DataStatus(
@@ -134,6 +134,23 @@ def check_files(name: str, root: Path) -> Iterator[FileStatus]:
         yield check_file(folder / file, expected)
 
 
+def _instead(name: str, root: Path) -> str:
+    """What lies where the data set should be."""
+    source = torchvision_class(name)
+    folder, first, number = source.base_folder, source.train_list[0][0], name.removeprefix("cifar")
+    return what_is_there(
+        root,
+        {
+            f"cifar-{number}*bin*": "{} is the binary version, this reads the one for Python",
+            f"{name}/*.parquet": "{} is a table, this reads the authors' files for Python",
+            f"{folder}/{folder}/{first}": f"{{}} lies one folder too deep: give {root / folder} as --data-dir",
+            f"*/{folder}/{first}": f"{{}} lies one folder deeper: give its {folder}/.. as --data-dir",
+            first: f"{{}} lies one folder too high: move the files into {root / folder}",
+            "*.parquet": "{} is a table, this reads the authors' files for Python",
+        },
+    )
+
+
 def how_to_mend(name: str, root: Path) -> str:
     """Return the command that puts the files in place."""
     return f"mend with `fractrain data fetch {name} --data-dir {root}`"
@@ -143,7 +160,8 @@ def raise_for_files(name: str, root: Path) -> None:
     """Raise a DataError that names what is wrong with the data set below ``root``; return if nothing is."""
     folder = root / torchvision_class(name).base_folder
     if not folder.exists():
-        raise DataError(f"{name} is not in {root}: there is no folder {folder}; {how_to_mend(name, root)}")
+        there = _instead(name, root)
+        raise DataError(f"{name} is not in {root}: there is no folder {folder}{there}; {how_to_mend(name, root)}")
     bad = [check for check in check_files(name, root) if check.state != "ok"]
     if bad:
         more = f" (and {len(bad) - 1} more bad files)" if len(bad) > 1 else ""

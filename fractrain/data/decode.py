@@ -32,21 +32,35 @@ class BadImage(Exception):
 def decode(data: bytes) -> Image.Image:
     """Decode a whole image to RGB.
 
+    Pixels of 16 bits are scaled to 8 by their whole range. Pillow's own conversion would clip them, and those of 32
+    bits and of floating point, to white or black; the range of the latter two is not known.
+
     Damage that the decoder does not notice (a changed byte inside the coded pixels) cannot be found without a checksum.
 
     Raises:
-        BadImage: not an image, truncated, or damaged.
+        BadImage: not an image, truncated, damaged, or of pixels whose range is not known.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about EXIF tags and palettes: nothing that changes the pixels
-            return Image.open(io.BytesIO(data)).convert("RGB")
+            return _eight_bits(Image.open(io.BytesIO(data))).convert("RGB")
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
-    except MemoryError:
+    except (MemoryError, BadImage):
         raise
     except Exception as error:  # Pillow's decoders raise about anything on damaged input, TypeError for a TIFF's tags
         raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image whose pixels have at most 8 bits."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # a PNG has at most 16
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating point"
+        raise BadImage(f"its pixels are {kind}, whose range is not known; convert it to 8 bits")
+    return image
 
 
 def crop_box(width: int, height: int, generator: torch.Generator) -> Box:

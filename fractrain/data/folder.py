@@ -1,7 +1,8 @@
 """A folder of images in torchvision's layout: ``train/<class>/<image>`` and ``val/<class>/<image>``.
 
 Listing follows ``torchvision.datasets.ImageFolder``: classes in alphabetical order are numbered from 0, files whose
-name does not end like an image's are passed over (and counted here). Nothing is decoded.
+name does not end like an image's, and hidden ones (``._photo.jpg``), are passed over (and counted here); so are hidden
+folders. Nothing is decoded.
 """
 
 from __future__ import annotations
@@ -69,14 +70,14 @@ def list_part(name: str, folder: Path, part: str) -> FolderPart:
         there = sorted(p.name for p in folder.iterdir())[:4] if folder.is_dir() else []
         found = f"; there is {', '.join(there)}" if there else ""
         raise DataError(f"{name}: no folder {root}{found}; expected {folder}/train/<class>/ and {folder}/val/<class>/")
-    classes = sorted(item.name for item in os.scandir(root) if item.is_dir())
+    classes = sorted(item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith("."))
     if not classes:
         raise DataError(f"{name}: {root} has no class folders; expected one folder per class with its images")
     passed_over = 0
 
     def is_image(path: str) -> bool:
         nonlocal passed_over
-        good = path.lower().endswith(IMG_EXTENSIONS)
+        good = path.lower().endswith(IMG_EXTENSIONS) and not os.path.basename(path).startswith(".")
         passed_over += not good
         return good
 
@@ -85,12 +86,29 @@ def list_part(name: str, folder: Path, part: str) -> FolderPart:
     counts = np.bincount(labels, minlength=len(classes))
     if not counts.all():
         empty = [c for c, n in zip(classes, counts.tolist(), strict=True) if n == 0]
-        raise DataError(f"{name}: no image in the class folder {root / empty[0]}{and_more(empty)}; add its images")
+        raise DataError(
+            f"{name}: no image in the class folder {root / empty[0]}{and_more(empty)}{_others(root / empty[0])}; "
+            f"add its images ({', '.join(IMG_EXTENSIONS)})"
+        )
     skip = len(str(root)) + 1
     names = np.array([os.fsencode(path[skip:]) for path, _ in samples], dtype=np.bytes_)
-    sizes = np.array([os.stat(path).st_size for path, _ in samples], dtype=np.int64)
+    sizes = np.array([_size(name, path) for path, _ in samples], dtype=np.int64)
     stray = sum(1 for item in os.scandir(root) if item.is_file())  # beside the class folders
     return FolderPart(root, tuple(classes), names, labels, sizes, passed_over + stray)
+
+
+def _size(name: str, path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        what = "is a link to nothing" if os.path.islink(path) else f"cannot be read: {error.strerror}"
+        raise DataError(f"{name}: {path} {what}: mend or remove it") from error
+
+
+def _others(folder: Path) -> str:
+    """What a class folder without images holds instead."""
+    names = sorted(item.name for item in os.scandir(folder))
+    return f", which holds {names[0]!r}{and_more(names)}" if names else ", which is empty"
 
 
 def and_more(names: list[str]) -> str:

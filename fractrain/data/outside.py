@@ -24,7 +24,7 @@ from fractrain.data.images import ArraySource
 from fractrain.data.info import DatasetInfo
 from fractrain.data.offline import offline
 from fractrain.data.places import root_of
-from fractrain.data.row_data import Layout, RowData, hub_data
+from fractrain.data.row_data import COMMIT, Layout, RowData, hub_data
 from fractrain.data.rows import line_of
 from fractrain.util.errors import ConfigError, DataError, MachineError, did_you_mean
 
@@ -115,10 +115,10 @@ class HubTable(Photos):
 
 def _hub(name: str, place: str, size: int) -> DatasetInfo:
     repository, _, revision = place.partition("@")
-    if repository.count("/") != 1 or not revision:
+    if repository.count("/") != 1 or not COMMIT.fullmatch(revision):
         raise ConfigError(
-            f"data set {name!r}: expected hf:OWNER/NAME@REVISION; without a fixed revision (a commit's hash) a result "
-            "could not be repeated"
+            f"data set {name!r}: expected hf:OWNER/NAME@REVISION, a commit's hash of 40 digits: a branch or tag may "
+            "move, and a result could not be repeated"
         )
     if variable := offline():
         raise MachineError(f"data set {name!r}: the hub must be asked, but {variable} is set: unset it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -25,3 +26,20 @@ def mirrored(file: str, url: str) -> list[str]:
     """Return the addresses to try for a file: in the mirror of ``FRACTRAIN_DATA_MIRROR``, if set, then its own."""
     mirror = os.environ.get(MIRROR_VARIABLE)
     return [f"{mirror.rstrip('/')}/{file}", url] if mirror else [url]
+
+
+def what_is_there(folder: Path, signs: Mapping[str, str]) -> str:
+    """Say in one clause what a folder holds instead of what is looked for; empty where there is nothing.
+
+    Args:
+        folder: where it is looked for.
+        signs: glob patterns below it, and what a match means (``{}``: its path).
+    """
+    if not folder.is_dir():
+        return ""
+    for pattern, meaning in signs.items():
+        if found := sorted(folder.glob(pattern)):
+            return f"; {meaning.replace('{}', str(found[0]))}"
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"; there is {', '.join(names[:3])}{more}" if names else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from fractrain.data.row_loader import eval_loader, train_loader
 from fractrain.data.rows import RowPart, line_of
 from fractrain.util.errors import ConfigError, DataError, MachineError
 
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _ORDER: Final = 2  # raised when the order of the rows changes
 _SPLITS: Final = {"train": ("train",), "test": ("validation", "val")}
 
@@ -79,6 +81,8 @@ def parquet_data(entry: DatasetInfo, folder: Path, val_fraction: float = 0.0) ->
         split = _SPLITS[part][0]
         if not files.get(part):
             raise DataError(f"{entry.name}: {folder} has no files {split}-*.parquet")
+        if any("::" in str(path) for path in files[part]):
+            raise DataError(f"{entry.name}: {folder}: '::' in a path means a chain of addresses to datasets: rename it")
         sizes = tuple(_rows(path) for path in files[part])
         rows = sum(sizes)
         if known not in (0, rows):
@@ -106,10 +110,10 @@ def hub_data(entry: DatasetInfo, hub: str, val_fraction: float = 0.0, layout: La
         MachineError: a variable says that this machine is offline.
     """
     name, _, revision = hub.partition("@")
-    if name.count("/") != 1 or not revision:
+    if name.count("/") != 1 or not COMMIT.fullmatch(revision):
         raise ConfigError(
-            f"FRACTRAIN_IMAGENET={hub!r}: expected owner/name@revision; without a fixed revision (a commit's hash) a "
-            "result could not be repeated"
+            f"FRACTRAIN_IMAGENET={hub!r}: expected owner/name@revision, a commit's hash of 40 digits: a branch or "
+            "tag may move, and a result could not be repeated"
         )
     if variable := offline():
         raise MachineError(f"{hub} is streamed from the hub, but {variable} is set: unset it, or use files on disk")

@@ -10,6 +10,8 @@ another format has one lane, and every process reads all of it.
 
 from __future__ import annotations
 
+import glob
+import reprlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -181,7 +183,7 @@ class RowPart:
                 name, _, revision = self.hub.partition("@")
                 stream = datasets.load_dataset(name, revision=revision, split=self.split, streaming=True)
             else:
-                files = {self.split: [str(path) for path in self.files]}
+                files = {self.split: [glob.escape(str(path)) for path in self.files]}  # else patterns
                 stream = datasets.load_dataset("parquet", data_files=files, split=self.split, streaming=True)
             return stream.cast_column(self.image, datasets.Image(decode=False))
         except Exception as error:  # datasets lets through what pyarrow, fsspec and the hub's client raise
@@ -190,12 +192,24 @@ class RowPart:
 
     def _checked(self, number: int, row: dict[str, Any]) -> Row:
         image, label = row.get(self.image), row.get(self.label)
-        if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes) or not isinstance(label, int):
-            wanted = f"{self.image} (encoded) and {self.label}"
-            raise DataError(f"{self.origin} has the columns {', '.join(row)}; expected {wanted}")
+        for name in (self.image, self.label):
+            if name not in row:
+                wanted = f"{self.image} (encoded) and {self.label}"
+                raise DataError(f"{self.origin} has the columns {', '.join(row)}; expected {wanted}")
+        if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
+            found = "null" if image is None else "an image without bytes" if isinstance(image, dict) else _kind(image)
+            wanted = f"in column {self.image}, expected an encoded image"
+            raise DataError(f"{self.origin}: row {number:,} has {found} {wanted}")
+        if not isinstance(label, int):
+            found = "null" if label is None else _kind(label)
+            raise DataError(f"{self.origin}: row {number:,} has {found} in column {self.label}, expected an integer")
         if not 0 <= label < self.classes:
             raise DataError(f"{self.origin}: row {number:,} has label {label}, expected 0 to {self.classes - 1}")
         return f"{image.get('path') or f'row {number}'} in {self.origin}", image["bytes"], label
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
 def window_shuffle(rows: Iterator[Row], seed: int, window: int = WINDOW) -> Iterator[Row]:

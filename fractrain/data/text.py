@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from fractrain.data.info import DatasetInfo, DataSource
-from fractrain.data.places import chosen_by, root_of
+from fractrain.data.places import chosen_by, root_of, what_is_there
 from fractrain.data.status import DataStatus, FileStatus
 from fractrain.data.text_cache import CACHE_VARIABLE, RECORD, cache_folder, check, prepare, read
 from fractrain.data.text_files import PARTS, HubText, Text, TextFiles, find_files
@@ -243,7 +243,11 @@ def locate(entry: DatasetInfo, data_dir: str | Path | None) -> tuple[dict[str, T
         where = next(iter(found.values())).paths[0].parent
         lacking = ", ".join(part for part in PARTS if part not in found)
         return None, f"{entry.name}: {where} has no {lacking} text (wiki.train.tokens, wiki.valid.tokens, ...)"
-    return None, f"{entry.name} is not in {root}: there are no files {official}/wiki.*.tokens"
+    raw = "{} is the raw version, whose words are others; this reads the tokens"
+    signs = {f"{official}*/*.raw*": raw, f"{entry.name}/*.raw*": raw, "wiki.*.raw*": raw,
+             f"*/{official}/wiki.train.tokens": "{} lies one folder deeper: give the parent as --data-dir"}  # fmt: skip
+    there = what_is_there(root, signs)
+    return None, f"{entry.name} is not in {root}: there are no files {official}/wiki.*.tokens{there}"
 
 
 def hub_texts(entry: DatasetInfo) -> dict[str, Text]:

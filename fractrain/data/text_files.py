@@ -13,6 +13,7 @@ from typing import IO, Any, Final, Protocol
 from fractrain.data.offline import offline
 from fractrain.util.errors import DataError, MachineError
 
+LONGEST: Final = 1 << 22  # bytes of a line: WikiText's have a few thousand
 BLOCK: Final = 1 << 20  # bytes of text held at a time; its words take about ten times as much
 ROWS: Final = 10_000
 PARTS: Final = ("train", "val", "test")
@@ -164,6 +165,8 @@ def _file_blocks(handle: IO[bytes]) -> Iterator[str]:
         data = rest + data
         end = data.rfind(b"\n") + 1
         rest = data[end:]
+        if len(rest) > LONGEST:
+            raise ValueError(f"a line has more than {LONGEST:,} bytes: a text has ends of lines")
         if end:
             yield data[:end].decode("utf-8")
     if rest:
@@ -176,8 +179,17 @@ def _parquet_blocks(path: Path) -> Iterator[str]:
     except ImportError as error:
         raise MachineError(f"reading {path} needs pyarrow ({error}); mend with `pip install datasets`") from error
     with parquet.ParquetFile(path) as file:  # what pyarrow raises here are ValueErrors and OSErrors
+        columns = {field.name: str(field.type) for field in file.schema_arrow}
+        if columns.get("text") not in ("string", "large_string"):
+            found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+            raise ValueError(f"expected a column text (string), found {found}")
+        first = 0
         for batch in file.iter_batches(batch_size=ROWS, columns=["text"]):
-            yield _rows_block(batch.column(0).to_pylist())
+            rows = batch.column(0).to_pylist()
+            if None in rows:
+                raise ValueError(f"row {first + rows.index(None):,} has no text (null)")
+            yield _rows_block(rows)
+            first += len(rows)
 
 
 def _rows_block(rows: Iterable[str]) -> str:

@@ -98,6 +98,7 @@ class TrainingLoop:
         self._cut = getattr(self.stream, "world", 1) == 1  # else batches come in shares
         if not self._cut:
             self.ranks.must_share(len(data.train), recipe.batch_size)
+        self.ranks.attempt(lambda: self._check_last_batch(len(data.train)))
         splits = ("test",) if data.val is None else ("val", "test")
         self.eval_streams = {s: registries.eval_stream(data, s, recipe.batch_size, device) for s in splits}
         self.clock = Clock.of(recipe, len(self.stream))
@@ -111,6 +112,29 @@ class TrainingLoop:
         self.watch = LossWatch(device)
         self.ranks.reseed(config.seed, 0)
         self._reset_sums()
+
+    def _check_last_batch(self, images: int) -> None:
+        """Refuse, before the first step, a last batch of one image of which a BatchNorm would see one value.
+
+        Raises:
+            ConfigError: so it is; sizes that work are named.
+        """
+        size, config = self.config.recipe.batch_size, self.config
+        if self.task.metric != "accuracy" or images % size != 1:
+            return
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            plain = self.known.model(config.model, config.dataset, config.seed).train()
+            one = torch.zeros(1, *self.known.dataset_info(config.dataset).shape)
+            try:
+                with torch.no_grad():
+                    plain(one)
+            except ValueError as error:  # of torch's BatchNorm
+                good = [n for n in range(max(2, size - 3), size + 4) if images % n != 1]
+                raise ConfigError(
+                    f"{images:,} images in batches of {size} leave one for the last batch, of which a BatchNorm of "
+                    f"{config.model} would see a single value: choose another recipe.batch_size, for example "
+                    f"{', '.join(map(str, good))}"
+                ) from error
 
     def _build(self, start: Callable[[nn.Module], None] | None, recorder: Recorder | None) -> None:
         """Build model, method and optimizer."""

@@ -72,17 +72,17 @@ def test_nothing_there(tmp_path):
 
 
 def test_a_hub_name_needs_a_revision_and_a_network(monkeypatch):
-    for bad in ("imagenet-1k", "ILSVRC/imagenet-1k", "ILSVRC/imagenet-1k@", "a/b/c@1"):
+    for bad in ("imagenet-1k", "ILSVRC/imagenet-1k", "ILSVRC/imagenet-1k@", "a/b/c@1", "a/b@main", "a/b@abc"):
         monkeypatch.setenv("FRACTRAIN_IMAGENET", bad)
         with pytest.raises(ConfigError, match="owner/name@revision") as caught:
             registry.load("imagenet")
         one_line(caught)
-    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abc")
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@0123456789abcdef0123456789abcdef01234abc")
     data = registry.load("imagenet")
     assert len(data.train) == 1_281_167
-    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abd")
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@0123456789abcdef0123456789abcdef01234abd")
     assert registry.load("imagenet").digest != data.digest
-    assert registry.status("imagenet").looked_in == "owner/name@abd"
+    assert registry.status("imagenet").looked_in == "owner/name@0123456789abcdef0123456789abcdef01234abd"
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         with monkeypatch.context() as patch:
             patch.setenv(variable, "1")

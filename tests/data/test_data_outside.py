@@ -53,6 +53,7 @@ def test_the_default_recipe_is_cifars(tmp_path):
         ("folder:x?size=many", ConfigError, "size=N"),
         ("folder:/nowhere", DataError, "no folder /nowhere/train"),
         ("hf:owner", ConfigError, "OWNER/NAME@REVISION"),
+        ("hf:owner/name@main", ConfigError, "OWNER/NAME@REVISION"),
         ("hf:owner/name", ConfigError, "fixed revision"),
         ("torchvision:SVHM", ConfigError, "did you mean 'SVHN'"),
         ("ftp:x", ConfigError, "unknown data set 'ftp:x'"),
@@ -72,7 +73,7 @@ def test_a_table_on_the_hub(parquet, monkeypatch):
     load = datasets.load_dataset
 
     def served(name, *, revision, split, streaming):
-        assert (name, revision) == ("owner/name", "abc")
+        assert (name, revision) == ("owner/name", "0123456789abcdef0123456789abcdef01234abc")
         stream = load("parquet", data_files=files, split=split, streaming=streaming)
         return stream.rename_columns({"image": "photo", "label": "kind"})
 
@@ -81,7 +82,7 @@ def test_a_table_on_the_hub(parquet, monkeypatch):
     )
     monkeypatch.setattr(datasets, "load_dataset", served)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, *, revision: builder)
-    name = "hf:owner/name@abc?size=16"
+    name = "hf:owner/name@0123456789abcdef0123456789abcdef01234abc?size=16"
     info = registry.info(name)
     assert (info.classes, info.shape, info.train_size, info.test_size) == (3, (3, 16, 16), 30, 7)
     batches = list(registry.load(name).eval_stream("test", 4, CPU))
@@ -89,10 +90,10 @@ def test_a_table_on_the_hub(parquet, monkeypatch):
     assert torch.cat([y for _, y in batches]).tolist() == [r % 3 for r in range(7)]
     builder.info.features.pop("kind")
     with pytest.raises(DataError, match="it has photo, id in train, test"):
-        registry.info("hf:owner/name@abd")
+        registry.info("hf:owner/name@0123456789abcdef0123456789abcdef01234abd")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MachineError, match="HF_HUB_OFFLINE is set"):
-        registry.info("hf:owner/name@abe")
+        registry.info("hf:owner/name@0123456789abcdef0123456789abcdef01234abe")
 
 
 def idx(values: np.ndarray) -> bytes:

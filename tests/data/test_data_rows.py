@@ -193,7 +193,7 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_streamed(parquet, tmp_path
 
     monkeypatch.setattr(datasets, "load_dataset", served)
     monkeypatch.setattr(datasets, "load_dataset_builder", listed)
-    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abc")
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@0123456789abcdef0123456789abcdef01234abc")
     data = registry.load("imagenet", tmp_path / "nothing")
     for (x, y), (want, labels) in zip(data.eval_stream("test", 3, torch.device("cpu")), local, strict=True):
         assert torch.equal(x, want)
@@ -201,7 +201,7 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_streamed(parquet, tmp_path
     again = RowFetcher(data.train, (16, 16), 8, 5, True, True).fetch(1, 0)
     assert torch.equal(again.images, first.images)
     assert torch.equal(again.labels, first.labels)
-    pinned = ("owner/name", "abc")
+    pinned = ("owner/name", "0123456789abcdef0123456789abcdef01234abc")
     assert sorted(asked) == sorted([(*pinned, "validation", True), (*pinned, "train", True), pinned, pinned])
 
 
@@ -218,7 +218,7 @@ def test_a_hub_of_other_files_is_read_whole_by_every_rank(parquet, tmp_path, mon
         "load_dataset_builder",
         lambda name, *, revision: SimpleNamespace(config=SimpleNamespace(data_files={"train": ["a.tar", "b.tar"]})),
     )
-    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abc")
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@0123456789abcdef0123456789abcdef01234abc")
     part = registry.load("imagenet", tmp_path / "nothing").train
     assert part.lanes(8).count == 1
 
@@ -237,8 +237,10 @@ def test_a_hub_with_another_number_of_rows(parquet, tmp_path, monkeypatch):
         "load_dataset_builder",
         lambda name, *, revision: SimpleNamespace(config=SimpleNamespace(data_files=files)),
     )
-    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abc")
-    with pytest.raises(DataError, match=r"owner/name@abc \(train\) has 20 rows, expected 30") as caught:
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@0123456789abcdef0123456789abcdef01234abc")
+    with pytest.raises(
+        DataError, match=r"owner/name@0123456789abcdef0123456789abcdef01234abc \(train\) has 20 rows, expected 30"
+    ) as caught:
         RowFetcher(registry.load("imagenet").train, (16, 16), 8, 5).fetch(0, 0)
     one_line(caught)
 
@@ -289,11 +291,12 @@ class ReadTimeout(Exception):
 @pytest.mark.parametrize("error", [ReadTimeout(""), ReadTimeout("timed\nout"), OSError("reset"), KeyError("x")])
 def test_a_network_that_fails_while_streaming_is_one_line(monkeypatch, error, at):
     install(monkeypatch, entry("imagenet", 32, 3, ROWS, 10))
-    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abc")
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@0123456789abcdef0123456789abcdef01234abc")
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: Breaking(error, at))
     monkeypatch.setattr("datasets.load_dataset_builder", unlisted)
     part = registry.load("imagenet").test
-    words = rf"owner/name@abc \(validation\): row {at} cannot be read: {type(error).__name__}: .*check the network"
+    hub = r"owner/name@0123456789abcdef0123456789abcdef01234abc \(validation\)"
+    words = rf"{hub}: row {at} cannot be read: {type(error).__name__}: .*check the network"
     with pytest.raises(MachineError, match=words) as caught:
         list(part.in_order())
     one_line(caught)
@@ -306,7 +309,7 @@ def test_a_network_that_fails_while_streaming_is_one_line(monkeypatch, error, at
 
 def test_memory_and_wrong_rows_are_no_network_failures(monkeypatch):
     install(monkeypatch, entry("imagenet", 32, 3, ROWS, 10))
-    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abc")
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@0123456789abcdef0123456789abcdef01234abc")
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: Breaking(MemoryError(), 5))
     monkeypatch.setattr("datasets.load_dataset_builder", unlisted)
     with pytest.raises(MemoryError):

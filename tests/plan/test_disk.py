@@ -59,7 +59,7 @@ def test_a_folder_that_is_whole(tmp_path: Path) -> None:
 def test_a_streamed_set_takes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
-    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abc")
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@0123456789abcdef0123456789abcdef01234abc")
     found = disk_need("imagenet", tmp_path)
     assert (found.ready, found.there, found.to_come, found.note) == (True, 0, 0, "streamed, nothing is stored")
 

@@ -111,5 +111,8 @@ def test_without_data_photos_are_made_up_and_removed(tmp_path: Path, monkeypatch
 
 def test_data_in_memory_and_streams_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure_loading("cifar10", CPU, None) is None
-    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@abc")
-    assert measure_loading("imagenet", CPU, None) == "streamed from owner/name@abc, at the pace of the network"
+    monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@0123456789abcdef0123456789abcdef01234abc")
+    assert (
+        measure_loading("imagenet", CPU, None)
+        == "streamed from owner/name@0123456789abcdef0123456789abcdef01234abc, at the pace of the network"
+    )
