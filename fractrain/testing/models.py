@@ -59,7 +59,7 @@ def embedded_for(model: str) -> str | None:
 
 
 def _step(subject: Subject, model: str, dataset: str) -> None:
-    loop = subject.loop(subject.config(subject.settings, steps=2, period=2, batch=2, model=model, dataset=dataset))
+    loop = subject.loop(subject.config(subject.settings, steps=2, period=2, batch=3, model=model, dataset=dataset))
     loop.advance()
     x, _ = loop.stream.batch(*loop.clock.data(0))
     loop.model.eval()

@@ -7,9 +7,10 @@ from torch import nn
 
 from fractrain.cost.ledger import FLOAT_BITS, LedgerRow, Product
 from fractrain.engine.loop import TrainingLoop
+from fractrain.layers.convert import quant_layers
 from fractrain.methods.card import declared_precisions
 from fractrain.testing.probe import Probe
-from fractrain.testing.report import ContractViolation
+from fractrain.testing.report import ContractViolation, NotApplicable
 from fractrain.testing.subject import Subject
 
 PAIRS: dict[Product, tuple[str, str]] = {"FW": ("fw_a", "fw_w"), "EB": ("eb_e", "eb_w"), "GC": ("gc_a", "gc_e")}
@@ -46,6 +47,9 @@ def _judge(probe: Probe, loop: TrainingLoop, phase: str) -> None:
     if probe.problems:
         more = f" (and {len(probe.problems) - 1} more)" if len(probe.problems) > 1 else ""
         raise ContractViolation(f"{probe.problems[0]}{more}")
+    layers = quant_layers(loop.model)
+    if layers and all(layer.precision.is_float for layer in layers) and not probe.products[phase]:
+        raise NotApplicable("all layers are declared in floating point: they are the plain ones")
     if not probe.products[phase]:
         raise ContractViolation("no quantized layer did any product: swap layers with fractrain.layers.convert.convert")
     known = [p for get in declared_precisions(loop.model).values() for p in get()]

@@ -90,8 +90,11 @@ def test_validation_part_is_stratified_and_a_function_of_the_seed(folder):
         (lambda f: (f / "val" / "n03").rename(f / "val" / "m03"), ["/val lacks the class n03;"]),
         (lambda f: [(f / "val" / n).rename(f / "val" / f"x{n}") for n in CLASSES], ["n01 (and 2 more)"]),
         (lambda f: [shutil.rmtree(f / p / "n02") for p in ("train", "val")], ["2 class folders", "has 3 classes"]),
-        (lambda f: [p.unlink() for p in (f / "train" / "n02").iterdir()], ["no image", "train/n02;"]),
-        (lambda f: [p.rename(p.with_suffix(".txt")) for p in (f / "val" / "n01").iterdir()], ["no image", "val/n01;"]),
+        (lambda f: [p.unlink() for p in (f / "train" / "n02").iterdir()], ["no image", "train/n02, which is empty"]),
+        (
+            lambda f: [p.rename(p.with_suffix(".txt")) for p in (f / "val" / "n01").iterdir()],
+            ["no image", "val/n01, which holds", ".txt"],
+        ),
         (lambda f: [shutil.rmtree(f / "train" / n) for n in CLASSES], ["no class folders"]),
     ],
 )

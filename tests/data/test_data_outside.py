@@ -54,7 +54,7 @@ def test_the_default_recipe_is_cifars(tmp_path):
         ("folder:/nowhere", DataError, "no folder /nowhere/train"),
         ("hf:owner", ConfigError, "OWNER/NAME@REVISION"),
         ("hf:owner/name@main", ConfigError, "OWNER/NAME@REVISION"),
-        ("hf:owner/name", ConfigError, "fixed revision"),
+        ("hf:owner/name", ConfigError, "a commit's hash"),
         ("torchvision:SVHM", ConfigError, "did you mean 'SVHN'"),
         ("ftp:x", ConfigError, "unknown data set 'ftp:x'"),
     ],
