@@ -53,7 +53,11 @@ class FracTrain(DFQ):
         "relax": Variation(100.0, given={"sharp": False}),
         "sharp": Variation(False, given={"relax": 100.0}),
     }
-    contract_inert = {**STAGE_INERT, **DFQ.contract_inert}
+    contract_inert = {
+        **STAGE_INERT,
+        **DFQ.contract_inert,
+        "indicator_loss": "with the epsilon of the contract every loss is a turning point",
+    }
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """As DFQ, with the indicator."""

@@ -81,7 +81,9 @@ class PFQSettings(StageSettings):
 AUTHORS_RUN, AUTHORS_PASS = 64_000, 391  # iterations of the authors' CIFAR runs, and of one pass over the data
 
 # For the contract: a stage every second epoch, and what changes that within a few epochs.
-STAGE_VARIATIONS = {"epsilon": Variation(1e6, given={"window": 2}), "alpha": 1e-12, "window": 2}
+STAGE_VARIATIONS = {
+    "epsilon": Variation(1e6, given={"window": 2}), "alpha": 1e-12, "window": 2, "indicator_clock": 2,
+}  # fmt: skip
 STAGE_INERT = {"scale_epochs": "only scales what epsilon is compared with, and ten epochs are more than a few steps"}
 
 
