@@ -12,7 +12,7 @@ from fractrain.engine.registries import Registries
 from fractrain.engine.store import RunRecord
 from fractrain.methods.base import MethodContext
 from fractrain.util.digests import state_sha256
-from fractrain.util.errors import CheckpointError
+from fractrain.util.errors import CheckpointError, StoreError
 
 
 def restored_model(record: RunRecord, registries: Registries | None = None) -> nn.Module:
@@ -25,7 +25,10 @@ def restored_model(record: RunRecord, registries: Registries | None = None) -> n
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, does not fit the installed code, or, of a finished run,
             does not hold the weights whose digest its summary has.
+        StoreError: the record is damaged.
     """
+    if record.status == "damaged":
+        raise StoreError(f"{record.path}: {record.message}")
     config = record.config
     state = checkpoint.load(record.path / checkpoint.NAME, record.run_id)
     if state is None:

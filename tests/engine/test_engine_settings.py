@@ -300,7 +300,7 @@ def test_damaged_weights(copy):
     config = make("adaptation")
     for file in (copy / config.source.run_id).glob("checkpoint*"):
         file.write_bytes(file.read_bytes()[:-5])
-    refused(config, copy, "damaged", "delete")
+    refused(config, copy, "damaged", "away")
 
 
 def test_earlier_weights(copy):
