@@ -45,7 +45,7 @@ class FracTrain(DFQ):
     source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113), section 3.3; authors' train_frac.py"
     Settings = FracTrainSettings
     authors_period = 390
-    contract_settings = {"window": 2, "epsilon": 1e6, "target_cp": 1.0, "target_step": 0.8}
+    contract_settings = {"window": 2, "epsilon": 1e6, "target_cp": 0.5, "target_step": 1.2}
     contract_variations = {
         **STAGE_VARIATIONS,
         **DFQ.contract_variations,
