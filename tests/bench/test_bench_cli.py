@@ -124,7 +124,7 @@ def test_where_time_goes_alone(bench: Callable[..., Result], tmp_path: Path) -> 
     [
         (("--path", "static8_exakt"), "did you mean 'static8_exact'?"),
         (("--where-time-goes", "sbmm"), "did you mean 'sbm'?"),
-        (("--model", "resnet39"), "did you mean 'resnet38'?"),
+        (("--model", "resnet39"), "unknown model 'resnet39'"),
         (("--model", "resnet18"), "needs images of at least 32x32"),
         (("--model", "transformer_base"), "takes tokens"),
         (("--kernels", "fast"), "choose from auto, reference, fused"),
