@@ -92,7 +92,7 @@ def _records(names: Sequence[str], profile: str, seeds: int | None, results: Pat
             records = (store.get(run.run_id) for run in runs if run.state == "cached")
             found |= {r.run_id: r for r in records if r is not None}
         else:
-            record = store.find(name)
+            record = store.find(name).sound()
             found[record.run_id] = record
     if not found:
         raise ConfigError(f"{' '.join(names)}: no finished run in {results} ({words(profile)}); run some, or --results")

@@ -64,6 +64,16 @@ class RunRecord:
             raise StoreError(f"{self.path}: {self.message}")
         return self.known_config
 
+    def sound(self) -> RunRecord:
+        """Return the record itself, whatever its status but one.
+
+        Raises:
+            StoreError: it is damaged; one line.
+        """
+        if self.status == "damaged":
+            raise StoreError(f"{self.path}: {self.message}")
+        return self
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return one line per epoch, ascending. A resumed run repeats lines: the last one of an epoch counts.
 
@@ -118,9 +128,7 @@ def verified_record(folder: Path) -> RunRecord:
     Raises:
         StoreError: it is damaged, or the run is not done; one line.
     """
-    record = read_record(folder)
-    if record.status == "damaged":
-        raise StoreError(f"{folder}: {record.message}")
+    record = read_record(folder).sound()
     if record.status != "done":
         why = f": {record.message}" if record.message else ""
         raise StoreError(f"run {record.run_id} is {record.status}, not done{why}")

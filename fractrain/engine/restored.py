@@ -12,7 +12,7 @@ from fractrain.engine.registries import Registries
 from fractrain.engine.store import RunRecord
 from fractrain.methods.base import MethodContext
 from fractrain.util.digests import state_sha256
-from fractrain.util.errors import CheckpointError, StoreError
+from fractrain.util.errors import CheckpointError
 
 
 def restored_model(record: RunRecord, registries: Registries | None = None) -> nn.Module:
@@ -27,9 +27,7 @@ def restored_model(record: RunRecord, registries: Registries | None = None) -> n
             does not hold the weights whose digest its summary has.
         StoreError: the record is damaged.
     """
-    if record.status == "damaged":
-        raise StoreError(f"{record.path}: {record.message}")
-    config = record.config
+    config = record.sound().config
     state = checkpoint.load(record.path / checkpoint.NAME, record.run_id)
     if state is None:
         raise CheckpointError(

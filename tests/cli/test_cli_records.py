@@ -62,7 +62,7 @@ def test_a_changed_digit_is_shown_by_every_verb(
     short = ("--set", "recipe.iterations=4", "--set", "recipe.eval_every=4", "--set", "recipe.lr=0.1")
     for args in (("diff", "fp32", "static8"), (*run, *short)):
         result = cli(*args)
-        assert result.exit_code == 2
+        assert result.exit_code == 2, (args, result.stdout[-300:])
         line = one_line_error(result)
         assert "record damaged: summary.json" in line
         assert "delete manifest.json and give the run's command again" in line
