@@ -139,11 +139,6 @@ class _Data:
     digest: str = "synthetic"
     val: None = None
 
-    @property
-    def train(self) -> range:
-        """As many images as there are in all batches; only their number is asked for."""
-        return range(self.length * len(self.batch_xy[0]))
-
     def __len__(self) -> int:
         return self.length
 

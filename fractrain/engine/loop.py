@@ -98,7 +98,6 @@ class TrainingLoop:
         self._cut = getattr(self.stream, "world", 1) == 1  # else batches come in shares
         if not self._cut:
             self.ranks.must_share(len(data.train), recipe.batch_size)
-        self.ranks.attempt(lambda: self._check_last_batch(len(data.train)))
         splits = ("test",) if data.val is None else ("val", "test")
         self.eval_streams = {s: registries.eval_stream(data, s, recipe.batch_size, device) for s in splits}
         self.clock = Clock.of(recipe, len(self.stream))
@@ -113,13 +112,13 @@ class TrainingLoop:
         self.ranks.reseed(config.seed, 0)
         self._reset_sums()
 
-    def _check_last_batch(self, images: int) -> None:
-        """Refuse, before the first step, a last batch of one image of which a BatchNorm would see one value.
+    def check_last_batch(self) -> None:
+        """Refuse a last batch of one image, of which a BatchNorm would see one value; for data that have a number.
 
         Raises:
             ConfigError: so it is; sizes that work are named.
         """
-        size, config = self.config.recipe.batch_size, self.config
+        size, config, images = self.config.recipe.batch_size, self.config, len(self.data.train)
         if self.task.metric != "accuracy" or images % size != 1:
             return
         with torch.random.fork_rng(devices=[]), torch.device("meta"):

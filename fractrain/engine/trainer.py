@@ -167,6 +167,7 @@ class Trainer:
                 ranks=self.ranks,
                 recorder=recorder_for(self.device, self.site.graphs),
             )
+            self.ranks.attempt(loop.check_last_batch)
             if self.ranks.several:
                 self.ranks.agree({"data": loop.data_digest, "first weights": weights_sha256(loop.model)})
             if state is not None:

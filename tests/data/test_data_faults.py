@@ -25,6 +25,7 @@ from fractrain.data.text_files import TextFiles
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.site import Site
+from fractrain.engine.trainer import Trainer
 from fractrain.util.errors import ConfigError, DataError
 
 GREY = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
@@ -215,7 +216,14 @@ def test_a_last_batch_of_one_image_is_refused_before_the_first_step(tmp_path: Pa
 
     size = next(n for n in range(40, images) if images % n == 1)
     with pytest.raises(ConfigError, match=r"leave one for the last batch.*choose another recipe.batch_size") as caught:
-        loop("resnet18", size)
+        loop("resnet18", size).check_last_batch()
     named = [int(text) for text in str(caught.value).rsplit("example ", 1)[1].split(", ")]
     assert named
     assert all(images % n != 1 for n in named)
+    run = RunConfig.create(
+        method="fp32", model="resnet18", dataset="digits32",
+        recipe={"iterations": 4, "batch_size": size, "val_fraction": 0.0},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="leave one for the last batch"):
+        Trainer(run, Site(tmp_path, "cpu")).run()
+    assert not (tmp_path / run.run_id / "metrics.jsonl").exists()
