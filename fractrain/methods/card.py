@@ -287,7 +287,7 @@ def _normalization(model: nn.Module) -> tuple[str, ...]:
     """Kinds of normalisation layers; one that has widths of its own shows them."""
     kinds: Counter[str] = Counter()
     for m in model.modules():
-        if "Norm" in type(m).__name__:
+        if "Norm" in type(m).__name__ and not any(m.children()):  # not what only holds one
             widths = [f"{n} {getattr(m, n)}" for n in ("bits", "grad_bits") if isinstance(getattr(m, n, None), int)]
             name = type(m).__name__.removeprefix("Compact")  # the same function
             kinds[f"{name} in {', '.join(widths) or 'float32'}"] += 1

@@ -76,7 +76,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _other_number(name: str, known: str) -> bool:
-    """Whether two names differ in a number alone, and not by a slip: ``resnet20`` does not mean ``resnet74``."""
+    """Whether two names differ in a number alone, and not by a slip: ``resnet20`` does not mean ``resnet74``.
+
+    Numbers in a path (``groups.0.1``) are places, whose neighbours are worth naming.
+    """
+    if "." in name:
+        return False
     digits = [re.sub(r"[^0-9]", "", text) for text in (name, known)]
     letters = [re.sub(r"[0-9]", "", text) for text in (name, known)]
     slip = sorted(digits[0]) == sorted(digits[1]) or digits[0] in _one_less(digits[1])

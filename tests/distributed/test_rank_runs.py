@@ -111,7 +111,9 @@ def assert_same_run(runs, store, name, found):
     assert found["summary"]["iterations"] == alone["summary"]["iterations"]
     for one, two in zip(alone["metrics"], found["metrics"], strict=True):
         for key in ("train_loss", "test_loss"):
-            assert two[key] == pytest.approx(one[key], rel=min(0.05, 10 * tolerance))
+            # In a quantized network one rounding that turns moves a loss by about 1e-3, whatever the weights say.
+            least = 1e-3 if name in TOLERANCE else 0.0
+            assert two[key] == pytest.approx(one[key], rel=max(least, min(0.05, 10 * tolerance)))
         assert two["method"] == one["method"]
 
 
