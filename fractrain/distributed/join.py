@@ -26,6 +26,7 @@ TIMEOUT_S: Final = 1800.0  # one process may fetch or prepare data while the oth
 JOIN_S: Final = 300.0
 _POLL_S: Final = 0.05
 _LINGER_S: Final = 1.0  # rank 0 may hold the store in which the others read why it goes
+_TOLD_S: Final = 30.0
 _PARENT_S: Final = 1.0
 
 
@@ -84,7 +85,9 @@ def _meet(store: Store, rank: int, world: int, timeout_s: float) -> None:
     here, end = store.add("here", 1), time.monotonic() + timeout_s
     while here < world:
         if store.check(["refused"]):
-            raise ConfigError(store.get("refused").decode())
+            message = store.get("refused").decode()
+            _told(store, rank)
+            raise ConfigError(message)
         if time.monotonic() > end:
             raise LostPeer(
                 f"{here} of {world} processes of this run came within {timeout_s:.0f} s: see the messages of the others"
@@ -98,6 +101,16 @@ def _refuse(store: Store, message: str) -> None:
     store.set("refused", message)
     time.sleep(_LINGER_S)
     raise ConfigError(message)
+
+
+def _told(store: Store, rank: int) -> None:
+    """Count who has read the refusal: rank 0, which may hold the store, stays until all who wait have."""
+    store.add("told", 1)
+    if rank == 0:
+        time.sleep(_LINGER_S)  # for those who are not yet among the waiting
+        end = time.monotonic() + _TOLD_S
+        while store.add("told", 0) < store.add("here", 0) and time.monotonic() < end:
+            time.sleep(_POLL_S)
 
 
 def _stop_with_launcher(launcher: int) -> None:
