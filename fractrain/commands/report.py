@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,9 @@ from fractrain.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from fractrain.engine.index import RunEntry
     from fractrain.engine.store import RunStore
+    from fractrain.report.spec import TableSpec
     from fractrain.report.values import Table
 
 DEFAULT_OUT = "results/report"
@@ -39,7 +43,7 @@ PAGE = "index.html"
     profile_option(None, "the most thorough that has any, for each table"),
     click.option("--hardware", default="", metavar="NAME", help="Model energy and latency of every run by it."),
     click.option(
-        "--details", type=click.IntRange(min=0), default=40, show_default=True, metavar="N",
+        "--details", type=click.IntRange(min=0), default=12, show_default=True, metavar="N",
         help="Configurations, the latest, that are looked into: curves, precision, where the work goes.",
     ),
     results_option,
@@ -53,6 +57,7 @@ def report_command(
 
     The page needs no network and works from disk. A store with thousands of runs shows the latest; it says so.
     """
+    from fractrain.engine.index import read_index
     from fractrain.engine.store import RunStore
     from fractrain.report.page import build_page
     from fractrain.util.files import atomic_write, storing
@@ -60,8 +65,9 @@ def report_command(
     store = RunStore(results)
     say(f"reading {results} ...")
     with stdout_to_stderr():
-        built = _tables(store, tables, profile)
-        page = build_page(store, built, hardware, details)
+        entries = read_index(store)
+        built = _tables(store, entries, tables, profile)
+        page = build_page(store, built, hardware, details, entries)
         with storing(out):
             out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / PAGE, page.encode())
@@ -71,22 +77,32 @@ def report_command(
         click.echo(f"{out / PAGE}  ({len(page.encode()) / 1e6:.2f} MB); open it in a browser")
 
 
-def _tables(store: RunStore, names: tuple[str, ...], profile: str | None) -> list[Table]:
+def _tables(store: RunStore, entries: Sequence[RunEntry], names: tuple[str, ...], profile: str | None) -> list[Table]:
     """The tables that were asked for, else those with a finished run, each of the profile that says most."""
-    from fractrain.engine.index import read_index
     from fractrain.engine.length import longest_first
     from fractrain.report.build import build_table
     from fractrain.report.spec import load_spec, table_names
 
-    there = {e.profile for e in read_index(store) if e.summary is not None}
-    wanted = [profile] if profile else longest_first(there)
+    done = [e for e in entries if e.summary is not None]
+    wanted = [profile] if profile else longest_first({e.profile for e in done})
     if not wanted:
         return [build_table(load_spec(name), store, "smoke") for name in names]
+    there = {(e.method, e.model, e.dataset, e.profile) for e in done}
     found = []
     for name in names or table_names():
         spec = load_spec(name)
-        built = [build_table(spec, store, p) for p in wanted]
-        filled = [table for table in built if any(c.origin == "measured" and c.value is not None
-                                                  for row in table.rows for c in row.cells.values())]  # fmt: skip
-        found += filled[:1] or (built[:1] if names else [])
+        built = (build_table(spec, store, p) for p in wanted if names or _may_have_runs(spec, p, there))
+        found += list(itertools.islice((t for t in built if names or _is_filled(t)), 1))
     return found
+
+
+def _may_have_runs(spec: TableSpec, profile: str, there: set[tuple[str, str, str, str]]) -> bool:
+    """Whether any finished run looks like one of the table's: cheap, and right where the answer is no."""
+    requests = (spec.request(pair, row, profile) for pair in spec.pairs for row in spec.rows_of(pair))
+    return any((r.method, r.model, r.dataset, r.profile) in there for r in requests)
+
+
+def _is_filled(table: Table) -> bool:
+    """Whether a table has any measured number."""
+    cells = (cell for row in table.rows for cell in row.cells.values())
+    return any(cell.origin == "measured" and cell.value is not None for cell in cells)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,6 +44,11 @@ class Registries:
     setting = "standard"
     seed = 0
     rank, world = 0, 1
+
+    @cached_property
+    def _shells(self) -> dict[tuple[str, str, str], nn.Module]:
+        """Models without memory that methods have looked at."""
+        return {}
 
     def for_setting(self, setting: str, seed: int, rank: int = 0, world: int = 1) -> Registries:
         """Return registries whose data sets are the parts that a run of this setting and seed uses.
@@ -92,10 +98,10 @@ class Registries:
         kind = self.method_class(method)
         if kind.unsuitable.__func__ is Method.unsuitable.__func__:  # type: ignore[attr-defined]
             return None  # the method fits every model
-        import torch
-
-        with torch.device("meta"):
-            return kind.unsuitable(self.model(model, dataset, 0))
+        key = (model, dataset, self.setting)
+        if key not in self._shells:
+            self._shells[key] = _shell(lambda: self.model(model, dataset, 0))
+        return kind.unsuitable(self._shells[key])
 
     def model(self, name: str, dataset: str, seed: int) -> nn.Module:
         """Build the plain FP32 model for a data set."""
@@ -170,6 +176,22 @@ class Registries:
         from fractrain.cost.metrics import cp
 
         return cp(ledger) if _has_work(ledger) else None
+
+
+def _shell(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a model without memory and without values: to draw them, torch would load its compiler, for seconds."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Blank(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_"):
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **kwargs)
+
+    with torch.device("meta"), Blank():
+        return build()
 
 
 def _has_work(ledger: Ledger) -> bool:

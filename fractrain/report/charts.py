@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -130,7 +130,7 @@ def bits_over_time(name: str, title: str, bits: pd.DataFrame, steps: Sequence[in
         axes.set_ylabel("mean bits")
         axes.legend(ncols=3, loc="lower right", frameon=False)
 
-    return _drawn(name, title, draw, size=(SIZE[0], 2.0))
+    return _drawn(name, title, draw, size=(SIZE[0], 2.0), margins=(0.5, 0.15, 0.1, 0.45))
 
 
 def bits_map(name: str, title: str, bits: pd.DataFrame) -> str:
@@ -155,7 +155,8 @@ def bits_map(name: str, title: str, bits: pd.DataFrame) -> str:
         scale.set_label("mean bits of A")
         scale.outline.set_visible(False)
 
-    return _drawn(name, title, draw, size=(SIZE[0], 2.0 + 0.03 * len(bits)))
+    left = _label_width(bits.index[:: max(1, len(bits) // 12)])
+    return _drawn(name, title, draw, size=(SIZE[0], 2.0 + 0.03 * len(bits)), margins=(left, 0.0, 0.1, 0.45))
 
 
 def stacked(name: str, title: str, bars: Mapping[str, Mapping[str, float]], label: str) -> str:
@@ -181,7 +182,8 @@ def stacked(name: str, title: str, bars: Mapping[str, Mapping[str, float]], labe
         axes.set_xlabel(label)
         axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, frameon=False, fontsize=7.5)
 
-    return _drawn(name, title, draw, marks, size=(SIZE[0], 1.1 + 0.17 * len(bars)))
+    high = 1.1 + 0.17 * len(bars)
+    return _drawn(name, title, draw, marks, size=(SIZE[0], high), margins=(_label_width(bars), 0.15, 0.3, 0.5))
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------
@@ -200,6 +202,11 @@ def _labelled(axes: Axes, dots: Sequence[Dot]) -> None:
         x, y = back.transform(centre)
         axes.text(x, y, dot.label, fontsize=7, color=series_colour(dot.series), ha="center", va="center",
                   gid=f"series-{dot.series}-label")  # fmt: skip
+
+
+def _label_width(labels: Iterable[str]) -> float:
+    """Inches that the longest label of a bar takes."""
+    return min(2.4, 0.2 + 0.062 * max((len(label) for label in labels), default=0))
 
 
 def _few(count: int) -> tuple[list[int], list[str]]:
@@ -222,13 +229,18 @@ def _scales(axes: Axes, labels: tuple[str, str], x: Sequence[float], y: Sequence
 
 
 @contextmanager
-def _style(name: str) -> Iterator[None]:
+def style() -> Iterator[None]:
+    """Matplotlib's settings for the drawings inside a block: ours, whatever the user's are, and theirs after it.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
     require_matplotlib()
     import matplotlib
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
+        matplotlib.rcParams.update(STYLE)
         yield
 
 
@@ -238,13 +250,20 @@ def _drawn(
     draw: Callable[[Axes], None],
     marks: Mapping[str, Sequence[Mark]] | None = None,
     size: tuple[float, float] = SIZE,
+    margins: tuple[float, float, float, float] = (0.6, 0.12, 0.12, 0.5),
 ) -> str:
-    """Let ``draw`` fill one pair of axes and return the element."""
-    with _style(name):
-        from matplotlib.figure import Figure
+    """Let ``draw`` fill one pair of axes and return the element; to be called inside :func:`style`.
 
-        made = Figure(figsize=size, layout="constrained")
-        draw(made.add_subplot())
-        stream = io.BytesIO()
-        made.savefig(stream, format="svg", metadata={"Date": None, "Creator": "fractrain"}, transparent=False)
+    The margins (left, right, top, bottom, in inches) are given: matplotlib takes half of its time to find them out.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = name
+    made = Figure(figsize=size)
+    left, right, top, bottom = margins
+    wide, high = size
+    draw(made.add_axes((left / wide, bottom / high, 1 - (left + right) / wide, 1 - (top + bottom) / high)))
+    stream = io.BytesIO()
+    made.savefig(stream, format="svg", metadata={"Date": None, "Creator": "fractrain"}, transparent=False)
     return themed(stream.getvalue(), name, title, marks)

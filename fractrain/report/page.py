@@ -27,8 +27,8 @@ from fractrain.util.errors import StoreError
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_RUNS: Final = 1000
-MOST_CONFIGURATIONS: Final = 300
+MOST_RUNS: Final = 500
+MOST_CONFIGURATIONS: Final = 200
 TASK: Final = ["model", "dataset", "setting", "profile"]
 
 
@@ -60,7 +60,13 @@ class Detail:
     work: pd.DataFrame
 
 
-def build_page(store: RunStore, tables: Sequence[Table] = (), hardware: str = "", details: int = 40) -> str:
+def build_page(
+    store: RunStore,
+    tables: Sequence[Table] = (),
+    hardware: str = "",
+    details: int = 12,
+    entries: Sequence[RunEntry] | None = None,
+) -> str:
     """Return the page.
 
     Args:
@@ -68,12 +74,13 @@ def build_page(store: RunStore, tables: Sequence[Table] = (), hardware: str = ""
         tables: tables of ``benchmarks/``, built from the same store.
         hardware: name of a hardware model for energy and latency; empty: neither is shown.
         details: how many configurations, the latest, are looked into (curves, precision, where the work goes).
+        entries: the store's index, where it has been read already.
 
     Raises:
         StoreError: the store cannot be read.
         MachineError: matplotlib is missing.
     """
-    entries = sorted(read_index(store), key=lambda e: (e.time, e.run_id), reverse=True)
+    entries = sorted(read_index(store) if entries is None else entries, key=lambda e: (e.time, e.run_id), reverse=True)
     shown = entries[:MOST_RUNS]
     frame = frame_of(shown, store, "run", hardware)
     groups = list(dict.fromkeys(e.group for e in entries if e.summary is not None))[:MOST_CONFIGURATIONS]
@@ -83,20 +90,23 @@ def build_page(store: RunStore, tables: Sequence[Table] = (), hardware: str = ""
     settings = differing(entries)
     methods = sorted({e.method for e in entries if e.summary is not None})
     found = list(_details(entries, groups[:details], store, settings))
-    context = {
-        "version": fractrain.__version__,
-        "banner": _banner(entries),
-        "counts": _counts(entries, shown, groups, len({e.group for e in entries if e.summary is not None}), len(found)),
-        "methods": [(number, name) for number, name in enumerate(methods)],
-        "verdicts": _verdicts(tables),
-        "tasks": list(_tasks(means, methods)),
-        "curves": list(_curves(found, methods)),
-        "precision": list(_precision(found)),
-        "work": list(_work(found)),
-        "tables": [benchmark_table(table) for table in tables],
-        "lists": [configurations_table(means), runs_table(shown, frame, settings)],
-        "series": SERIES,
-    }
+    with charts.style():
+        context = {
+            "version": fractrain.__version__,
+            "banner": _banner(entries),
+            "counts": _counts(
+                entries, shown, groups, len({e.group for e in entries if e.summary is not None}), len(found)
+            ),
+            "methods": [(number, name) for number, name in enumerate(methods)],
+            "verdicts": _verdicts(tables),
+            "tasks": list(_tasks(means, methods)),
+            "curves": list(_curves(found, methods)),
+            "precision": list(_precision(found)),
+            "work": list(_work(found)),
+            "tables": [benchmark_table(table) for table in tables],
+            "lists": [configurations_table(means), runs_table(shown, frame, settings)],
+            "series": SERIES,
+        }
     return _template().render(context)
 
 

@@ -131,14 +131,17 @@ def configurations_table(frame: pd.DataFrame) -> PageTable:
     """Means over seeds, with intervals, of the runs that differ in nothing else."""
     keys = _present(frame)
     columns = [*_who_columns(), PageColumn("seeds", "Seeds", True), *_number_columns(keys)]
+    wanted, groups = {*keys}, dict[str, dict[str, Any]]()
+    for line in frame.itertuples():
+        if line.quantity in wanted:
+            groups.setdefault(str(line.group), {})[str(line.quantity)] = line
     rows = []
-    for group, own in frame[frame["quantity"] != ""].groupby("group", sort=False):
-        first = own.iloc[0]
-        cells = {key: Cell(str(first[key])) for key in WHO}
-        cells["seeds"] = Cell(str(first["n"]), value=float(first["n"]))
-        for line in own.itertuples():
-            cells[str(line.quantity)] = _mean_cell(line)
-        rows.append(PageRow(cells, f"group-{group}", str(first["run"])))
+    for group, own in groups.items():
+        first = next(iter(own.values()))
+        cells = {key: Cell(str(getattr(first, key))) for key in WHO}
+        cells["seeds"] = Cell(str(first.n), value=float(first.n))
+        cells |= {key: _mean_cell(line) for key, line in own.items()}
+        rows.append(PageRow(cells, f"group-{group}", str(first.run)))
     return PageTable("configurations", "Configurations: means over seeds", columns, rows)
 
 

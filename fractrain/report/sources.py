@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fractrain.cost import published
 from fractrain.cost.published import PublishedRow
@@ -16,6 +16,9 @@ from fractrain.report.quantities import numbers
 from fractrain.report.spec import RunRequest
 from fractrain.report.values import Measured
 from fractrain.util.errors import ConfigError, FractrainError, PluginError, StoreError
+
+if TYPE_CHECKING:
+    from fractrain.engine.registries import Registries
 
 
 class Config(Protocol):
@@ -126,10 +129,13 @@ class Sources:
 
 def default_sources() -> Sources:
     """Configurations of the engine, costs from the ledger, and the published rows that ship with the package."""
-    return Sources(engine_config, measure_run, published.rows())
+    from fractrain.engine.registries import Registries
+
+    known = Registries()  # one for all runs: it keeps the models that methods looked at
+    return Sources(lambda request, seed: engine_config(request, seed, known), measure_run, published.rows())
 
 
-def engine_config(request: RunRequest, seed: int) -> Config:
+def engine_config(request: RunRequest, seed: int, registries: Registries | None = None) -> Config:
     """The engine's configuration of one run.
 
     Raises:
@@ -146,8 +152,9 @@ def engine_config(request: RunRequest, seed: int) -> Config:
         raise NotInRelease("model", request.model, models.names())
     if request.dataset not in datasets.names():
         raise NotInRelease("data set", request.dataset, datasets.names())
+    known = registries or Registries()
     try:
-        Registries().method_class(request.method)
+        known.method_class(request.method)
     except FractrainError as error:
         raise PluginError(str(error)) from error
 
@@ -160,6 +167,7 @@ def engine_config(request: RunRequest, seed: int) -> Config:
         settings=dict(request.settings),
         recipe=dict(request.recipe),
         setting=request.setting,
+        registries=known,
     )
     return config
 

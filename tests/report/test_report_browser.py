@@ -229,7 +229,7 @@ def test_a_number_tells_its_origin_by_keys_alone(open_page: Any, store: RunStore
     assert open_page.execute_script("return location.hash") == f"#run-{ids[0]}"
 
     open_page.get(open_page.current_url.partition("#")[0])
-    open_page.execute_script("document.querySelector('#table-table2 td.published').click()")
+    open_page.execute_script("document.querySelector('#table-table2 td.p').click()")
     assert "FracTrain README" in open_page.find_element("css selector", "dialog#origin dl").text
     webdriver.ActionChains(open_page).send_keys(Keys.ESCAPE).perform()
     assert not open_page.find_element("css selector", "dialog#origin").is_displayed()
@@ -254,7 +254,7 @@ def test_both_themes_can_be_read(open_page: Any) -> None:
         theme = open_page.execute_script("return document.documentElement.dataset.theme")
         colour = "const s = getComputedStyle(document.querySelector(arguments[0])); return s[arguments[1]]"
         page = open_page.execute_script(colour, "body", "backgroundColor")
-        for css in ("body", ".legend", ".legend .published", ".legend .measured", "nav a", "#runs td.measured"):
+        for css in ("body", ".legend", ".legend .published", ".legend .measured", "nav a", "#runs td.m"):
             ink = open_page.execute_script(colour, css, "color")
             assert contrast(ink, page) >= 4.5, (theme, css, ink, page)
         banner = [open_page.execute_script(colour, ".banner", key) for key in ("color", "backgroundColor")]

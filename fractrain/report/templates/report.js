@@ -32,7 +32,10 @@
     all(`g.series.s${box.dataset.series}`).forEach((g) => g.classList.toggle("off", !box.checked));
   }));
 
-  // Tables.
+  // Tables. Numbers that come from somewhere have a class that says from where.
+  const ORIGINS = { p: "published", m: "measured", d: "derived" };
+  const TOLD = "td.p, td.m, td.d";
+  const originOf = (cell) => Object.keys(ORIGINS).find((name) => cell.classList.contains(name));
   const number = (cell) => (cell.dataset.v === undefined ? NaN : Number(cell.dataset.v));
 
   class DataTable {
@@ -167,15 +170,15 @@
 
     // One stop of the tab key for all numbers; arrows go from one to the next, Enter tells where it comes from.
     origins() {
-      const cells = () => all("td[data-origin]", this.body).filter((c) => !c.hidden && !c.parentElement.hidden);
+      const cells = () => all(TOLD, this.body).filter((c) => !c.hidden && !c.parentElement.hidden);
       const first = cells()[0];
       if (first) first.tabIndex = 0;
       this.body.addEventListener("click", (e) => {
-        const cell = e.target.closest("td[data-origin]");
+        const cell = e.target.closest(TOLD);
         if (cell && !getSelection().toString()) tell(this, cell);
       });
       this.body.addEventListener("keydown", (e) => {
-        const cell = e.target.closest("td[data-origin]");
+        const cell = e.target.closest(TOLD);
         if (!cell) return;
         if (e.key === "Enter" || e.key === " ") { e.preventDefault(); tell(this, cell); return; }
         const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[e.key];
@@ -190,7 +193,7 @@
       let [row, place] = [this.rows.indexOf(cell.parentElement) + down, cell.cellIndex + right];
       while (this.rows[row] && this.rows[row].cells[place]) {
         const next = this.rows[row].cells[place];
-        if (next.dataset.origin && !next.hidden && !next.parentElement.hidden) return next;
+        if (originOf(next) && !next.hidden && !next.parentElement.hidden) return next;
         [row, place] = [row + down, place + right];
       }
       return null;
@@ -201,12 +204,14 @@
   const dialog = document.getElementById("origin");
   const tell = (table, cell) => {
     const head = table.heads[cell.cellIndex];
-    const { v, low, high, n, origin, source } = cell.dataset;
-    const runs = (cell.parentElement.dataset.runs || "").split(" ").filter(Boolean);
+    const { v, low, high, source } = cell.dataset;
+    const origin = ORIGINS[originOf(cell)];
+    const row = cell.parentElement;
+    const runs = (row.dataset.runs || row.id.replace(/^run-/, "")).split(" ").filter((id) => id && !id.startsWith("group-"));
     const lines = [["Shown", text(cell)], ["What", head.title || text(head)], ["Origin", origin]];
     if (v !== undefined) lines.push(["Unrounded", v]);
     if (low !== undefined) lines.push(["From, to", `${low}, ${high}`]);
-    if (n !== undefined) lines.push(["Seeds", n]);
+    if (origin !== "published" && v !== undefined) lines.push(["Seeds", cell.dataset.n || "1"]);
     if (source) lines.push(["Source", source]);
     const list = dialog.querySelector("dl");
     list.replaceChildren(...lines.flatMap(([name, value]) => pair(name, value)));
