@@ -30,6 +30,7 @@ from fractrain.commands.doctor import doctor_command
 from fractrain.commands.evidence import evidence_group
 from fractrain.commands.inspect import compare_command, show_command
 from fractrain.commands.new_method import new_method_command
+from fractrain.commands.new_table import new_table_command
 from fractrain.commands.planning import plan_command
 from fractrain.commands.publish import publish_command
 from fractrain.commands.report import report_command
@@ -142,6 +143,7 @@ for _command in (
     check_command,
     check_hardware_command,
     new_method_command,
+    new_table_command,
 ):
     main.add_command(_command)
 

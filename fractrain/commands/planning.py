@@ -51,6 +51,17 @@ class NumberOfSeeds(click.IntRange):
             )  # fmt: skip
 
 
+add_option = click.option(
+    "--add",
+    "added",
+    multiple=True,
+    metavar="METHOD",
+    help="One more row: any method there is, yours by --plugin FILE.py, with settings as METHOD:KEY=VALUE:KEY=VALUE; "
+    "may be repeated.",
+)
+against_option = click.option(
+    "--against", default="", metavar="ROW", help="Key of the row that added ones are set against, for example sbm."
+)
 seeds_option = click.option(
     "--seeds",
     type=NumberOfSeeds(1, MAX_SEEDS),
@@ -64,6 +75,7 @@ seeds_option = click.option(
     names_argument,
     profile_option("smoke"),
     seeds_option,
+    add_option,
     click.option("--no-times", is_flag=True, help="Do not try a few steps of each kind of run; list the runs alone."),
     click.option(
         "--gpus", type=click.IntRange(min=1), metavar="N", help="Also simulate all runs on a cluster of N such devices."
@@ -93,6 +105,7 @@ def plan_command(
     tables: tuple[str, ...],
     profile: str,
     seeds: int | None,
+    added: tuple[str, ...],
     no_times: bool,
     gpus: int | None,
     losses: float,
@@ -118,37 +131,45 @@ def plan_command(
         raise ConfigError("--gpus simulates the times that --no-times leaves out: give one of them")
     cluster = Cluster(gpus, losses, limit_s=60.0 * minutes) if gpus else None
     say(f"{', '.join(tables)}, {words(profile)}: planning ...")
-    campaign = plan_campaign_of(tables, profile, seeds, results)
-    runs = campaign[1] if campaign else merged(plan_tables(tables, profile, seeds, results))
+    campaign = plan_campaign_of(tables, profile, seeds, results, added)
+    runs = campaign[1] if campaign else merged(plan_tables(tables, profile, seeds, results, added))
     found = None if no_times else make_forecast(runs, device, data_dir, results, cluster)
     show_plan(runs, as_json, found)
     if found and not as_json:
         click.echo("\n".join(found.lines()))
 
 
-def plan_runs(table: str, profile: str, seeds: int | None, results: Path) -> tuple[TableSpec, list[PlannedRun]]:
+def plan_runs(
+    table: str, profile: str, seeds: int | None, results: Path, added: Sequence[str] = (), against: str = ""
+) -> tuple[TableSpec, list[PlannedRun]]:
     """Return the table's specification and its runs, with what the store has of them."""
     from fractrain.engine.store import RunStore
+    from fractrain.report.added_rows import with_added
     from fractrain.report.grid import plan
     from fractrain.report.spec import load_spec
 
     with stdout_to_stderr():
-        spec = load_spec(table)
+        spec = with_added(load_spec(table), added, against)
         return spec, plan(spec, profile, seeds, RunStore(results))
 
 
 def plan_tables(
-    given: Sequence[str], profile: str, seeds: int | None, results: Path
+    given: Sequence[str],
+    profile: str,
+    seeds: int | None,
+    results: Path,
+    added: Sequence[str] = (),
+    against: str = "",
 ) -> list[tuple[TableSpec, list[PlannedRun]]]:
     """Plan each table once; "all" stands for all there are."""
     from fractrain.report.spec import table_names
 
     names = dict.fromkeys(name for one in given for name in (table_names() if one == "all" else [one]))
-    return [plan_runs(name, profile, seeds, results) for name in names]
+    return [plan_runs(name, profile, seeds, results, added, against) for name in names]
 
 
 def plan_campaign_of(
-    given: Sequence[str], profile: str, seeds: int | None, results: Path
+    given: Sequence[str], profile: str, seeds: int | None, results: Path, added: Sequence[str] = ()
 ) -> tuple[Campaign, list[PlannedRun]] | None:
     """The campaign that is named and its runs in order; None where tables are named.
 
@@ -162,6 +183,8 @@ def plan_campaign_of(
         return None
     if len(given) > 1:
         raise ConfigError(f"{found[0]} is a campaign, a list of runs in its own order: name it alone")
+    if added:
+        raise ConfigError(f"{found[0]} is a campaign, a list of runs: --add goes with tables")
     if profile != "smoke" or seeds is not None:
         raise ConfigError(f"{found[0]} is a campaign, its lengths and seeds are in its file: leave yours out")
     from fractrain.engine.store import RunStore

@@ -27,6 +27,8 @@ from fractrain.commands.common import (
 )
 from fractrain.commands.evidence import evidence_option
 from fractrain.commands.planning import (
+    add_option,
+    against_option,
     counts_text,
     merged,
     name_argument,
@@ -82,6 +84,8 @@ out_option = click.option(
     ),
     profile_option("smoke"),
     seeds_option,
+    add_option,
+    against_option,
     results_option,
     evidence_option,
     plugin_option,
@@ -93,6 +97,8 @@ def table_command(
     origin: str,
     profile: str,
     seeds: int | None,
+    added: tuple[str, ...],
+    against: str,
     results: Path,
     evidence: Path,
 ) -> None:
@@ -100,6 +106,7 @@ def table_command(
     from fractrain.cost.hardware import create
     from fractrain.engine.store import RunStore
     from fractrain.report import output, scaling_output
+    from fractrain.report.added_rows import with_added
     from fractrain.report.campaign import campaign_names, load_campaign
     from fractrain.report.evidence import EvidenceStore
     from fractrain.report.scaling import build_scaling
@@ -107,6 +114,8 @@ def table_command(
 
     store = EvidenceStore(evidence) if origin == "evidence" else RunStore(results)
     if table in campaign_names():
+        if added or against:
+            raise ConfigError(f"{table} is a campaign, a list of runs: --add goes with tables")
         with stdout_to_stderr():
             campaign = load_campaign(table)
             if hardware is not None:
@@ -115,7 +124,7 @@ def table_command(
         click.echo(text.rstrip("\n"))
         return
     with stdout_to_stderr():
-        spec = load_spec(table)
+        spec = with_added(load_spec(table), added, against)
         if hardware is not None:
             spec = spec.model_copy(update={"hardware": create(hardware).title})
         text = output.text(spec, store, profile, seeds, form)
@@ -127,6 +136,8 @@ def table_command(
     names_argument,
     profile_option("smoke"),
     seeds_option,
+    add_option,
+    against_option,
     click.option(
         "--jobs",
         type=click.IntRange(min=1),
@@ -163,6 +174,8 @@ def reproduce_command(
     tables: tuple[str, ...],
     profile: str,
     seeds: int | None,
+    added: tuple[str, ...],
+    against: str,
     jobs: int | None,
     executor: str,
     resources: tuple[str, ...],
@@ -195,13 +208,13 @@ def reproduce_command(
 
     remote = _remote_executor(executor, resources, jobs)
     site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels, graphs=graphs)
-    campaign = plan_campaign_of(tables, profile, seeds, results)
+    campaign = plan_campaign_of(tables, profile, seeds, results, (*added, *filter(None, [against])))
     if campaign is not None:
         return _reproduce_campaign(*campaign, site, jobs or 1, remote, dry_run, out, as_json)
     say(f"{', '.join(tables)}, {words(profile)}: planning ...")
     from fractrain.report.output import check
 
-    plans = plan_tables(tables, profile, seeds, results)
+    plans = plan_tables(tables, profile, seeds, results, added, against)
     runs = merged(plans)
     if dry_run:
         show_plan(runs, as_json)
