@@ -13,7 +13,6 @@ from fractrain.experimental.int8_gemm import GemmPlan, Shape
 from fractrain.kernels.cpu.int8 import Geometry
 from fractrain.kernels.cpu.int8_backward import Plan
 from fractrain.layers.number_types import widened, without_autocast
-from fractrain.layers.shared_backward import Term
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.quantize import Kept, Quantized
 
@@ -64,11 +63,8 @@ def run_products(
         kept: activation for GC.
         known: output that another candidate of equal forward precision has computed.
     """
-    scope = layer.state.scope
-    pool = None if scope is None else scope.pool
-    weight = layer.weight if pool is None else pool.weights.get(id(layer), layer.weight)
     bias = None if layer.bias is None else widened(layer.bias)
-    y: torch.Tensor = _Products.apply(x, widened(weight), bias, layer, now, kept, known)
+    y: torch.Tensor = _Products.apply(x, widened(layer.weight), bias, layer, now, kept, known)
     return y
 
 
@@ -89,8 +85,6 @@ class _Products(torch.autograd.Function):
         ctx.layer, ctx.precision, ctx.shape = layer, p, x.shape
         s = layer.state.scope  # only its index is needed: what it shares must not live as long as the graph
         ctx.scope = None if s is None else replace(s, input=x.new_empty(0), memo={}, sites=[])
-        ctx.call = 0 if s is None else len(s.sites)
-        ctx.direct = s is not None and x is s.input
         ctx.has_bias = bias is not None
         # EB multiplies by the weight of this forward pass, as quantized now.
         plan = layer.integer_backward(x) if kept.codes is not None else None
@@ -123,14 +117,9 @@ class _Products(torch.autograd.Function):
         if g.dim() == 4:
             g = g.contiguous(memory_format=torch.channels_last)
         want_a, want_w, want_b = ctx.needs_input_grad[:3]
-        pool = None if ctx.scope is None or layer.backward_observer is not None else ctx.scope.pool
         kept: Kept | None = None if ctx.kept is None or a is None else replace(ctx.kept, codes=a)
         one = p.eb_e.same_as(p.gc_e)
-        pooled = one and pool is not None and (ctx.direct or ctx.scope.sharing > 1)
-        # An input of its own must have its gradient now; and several EB on codes are no slower than one in float32 of
-        # a sum of errors.
-        later_a = want_a and pooled and ctx.direct and not (ctx.plan and ctx.plan.eb)
-        plan = None if ctx.plan is None else ctx.plan.only(want_a and not later_a, want_w)
+        plan = None if ctx.plan is None else ctx.plan.only(want_a, want_w)
         outer, layer.state.scope = layer.state.scope, ctx.scope
         try:
             wants = (want_a, want_w, want_b and ctx.has_bias)
@@ -141,13 +130,6 @@ class _Products(torch.autograd.Function):
             layer.state.scope = outer
         want_a, want_w = want_a and int_a is None, want_w and int_w is None
         db = layer.bias_gradient(e_gc) if want_b and ctx.has_bias else None
-        if pool is not None and pooled:
-            if later_a or want_w:
-                form = None if p.fw_w.is_float else p.fw_w.format
-                term = Term(e_gc, a if kept is None else kept, w, master, form, ctx.shape, later_a, want_w)
-                # apart: those whose GC is done, which must not be in the sum of errors of another's GC
-                pool.add(layer, ctx.call, (ctx.scope.values, p.gc_a.bits, p.gc_a.format, id(w), want_w), term)
-            want_a, want_w, a = want_a and not later_a, False, None
         if not want_w:
             a = None
         elif kept is not None:

@@ -87,18 +87,13 @@ def layout_of(x: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if x.dim() == 4 else torch.contiguous_format
 
 
-def rectify_gradient(
-    signs: torch.Tensor, g: torch.Tensor, layout: torch.memory_format, onto: torch.Tensor | None = None,
-    first: bool = False,
-) -> torch.Tensor:  # fmt: skip
+def rectify_gradient(signs: torch.Tensor, g: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
     """``g`` where the bit is set, else zero.
 
     Args:
         signs: as packed by the kernels.
         g: gradient.
         layout: of the tensor whose signs they are.
-        onto: a tensor of that layout that the result is added to as well, or written to if it is the ``first``.
-        first: whether there is nothing in ``onto`` yet.
     """
     samples = known_range.samples_of(g)
     g = g.contiguous(memory_format=layout)
@@ -107,10 +102,7 @@ def rectify_gradient(
     module, parallel = fused
     da = blocks.empty_like(g)
     live = known_range.every(g) if samples is None else samples
-    if onto is None:
-        module.where[parallel](flat(signs), flat(g), live, flat(da))
-    else:
-        module.where_onto[parallel](flat(signs), flat(g), live, flat(da), flat(onto), first)
+    module.where[parallel](flat(signs), flat(g), live, flat(da))
     if samples is not None:
         known_range.note_samples(da, samples)
     return da

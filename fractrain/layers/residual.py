@@ -10,7 +10,6 @@ from torch import nn
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.layers.eager import eager
 from fractrain.layers.relu import CompactReLU, kernels_for, layout_of, rectify_gradient, room_for_signs
-from fractrain.layers.shared_backward import Pool
 from fractrain.layers.state import QuantState
 from fractrain.numerics.quantize import flat
 
@@ -36,9 +35,7 @@ class CompactSumReLU(SumReLU):
         """Add and rectify."""
         if not _alike(y, shortcut):
             return self._relu(y + shortcut)  # type: ignore[no-any-return]
-        scope = self._state.scope
-        pool = scope.pool if scope is not None and shortcut is scope.input and shortcut.dim() == 4 else None
-        out: torch.Tensor = _SumReLU.apply(y, shortcut, pool)
+        out: torch.Tensor = _SumReLU.apply(y, shortcut)
         return out
 
 
@@ -50,7 +47,7 @@ def _alike(y: torch.Tensor, shortcut: torch.Tensor) -> bool:
 
 class _SumReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, shortcut: torch.Tensor, pool: Pool | None) -> torch.Tensor:
+    def forward(ctx: Any, y: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         fused = kernels_for(y)
         assert fused is not None
         module, parallel = fused
@@ -58,13 +55,11 @@ class _SumReLU(torch.autograd.Function):
         signs = room_for_signs(y)
         module.sum_relu[parallel](flat(y.detach()), flat(shortcut.detach()), flat(out), flat(signs))
         ctx.save_for_backward(signs)
-        ctx.layout, ctx.pool = layout_of(y), pool
+        ctx.layout = layout_of(y)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (signs,) = ctx.saved_tensors
-        if ctx.pool is not None and ctx.needs_input_grad[1]:
-            return ctx.pool.rectified(signs, grads[0]), None, None
         da = rectify_gradient(signs, grads[0], ctx.layout)
-        return da, da, None
+        return da, da

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from fractrain.cost.ledger import Ledger
-from fractrain.layers.shared_backward import Pool
 from fractrain.numerics.quantize import Kernels
 from fractrain.numerics.stochastic_rounding import NoiseKey, NoiseTable, noise_key
 from fractrain.util.seeds import derive_seed
@@ -32,9 +31,6 @@ class CandidateScope:
         memo: shared by all passes through the block in one step, so that the range of the block's input is measured
             once and passes whose forward precision is equal share their products.
         sites: what ran in this pass.
-        pool: where backward products wait that candidates share; None: each does its own at once.
-        values: passes with equal ones have equal activations.
-        sharing: how many passes that go backward have the same ``values``, this one included.
     """
 
     index: int
@@ -42,9 +38,6 @@ class CandidateScope:
     forward_key: Any
     memo: dict[Any, Any]
     sites: list[Any] = field(default_factory=list)
-    pool: Pool | None = None
-    values: Any = None
-    sharing: int = 1
 
 
 class QuantState:

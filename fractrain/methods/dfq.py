@@ -84,7 +84,7 @@ class DFQ(Method):
     """
 
     name = "dfq"
-    version = 2  # the gate starts as the authors'
+    version = 3  # products of candidates are added up in the order in which autograd meets them
     source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113), section 3.2; constants from the authors' code"
     Settings: ClassVar[type[MethodSettings]] = DFQSettings
     contract_variations: ClassVar[Mapping[str, Any]] = {"gate_state": 8, "keep": ("groups.1.0.shortcut.0",)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from fractrain.layers.conv_linear import QuantLayer
 from fractrain.layers.convert import quant_layers
 from fractrain.layers.eager import eager
 from fractrain.layers.recomputation import recomputing
-from fractrain.layers.shared_backward import Pool
 from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.methods.depthwise import is_depthwise
 from fractrain.methods.gate import GateNetwork, straight_through
@@ -47,8 +45,6 @@ class GatedBlock(nn.Module):
     output), and goes backward only through candidates that some sample chose; the gradient of the others is exactly
     zero, because their mask is. Candidates that differ only in the error's width share their forward products (not in
     blocks with dropout: there every pass draws its own mask).
-    Backward products that are linear in the candidates' errors are done once for all
-    (:mod:`fractrain.layers.shared_backward`).
     BatchNorm's running statistics are updated once per distinct forward precision, from the whole batch. Evaluation
     computes each sample at its own precision only.
 
@@ -173,33 +169,16 @@ class GatedBlock(nn.Module):
             groups.setdefault(k if alone else (c.a, c.w), []).append(k)
         return groups
 
-    def _values(self, k: int) -> Any:
-        """Equal for candidates whose passes have equal activations."""
-        c = self.candidates[k]
-        return k if self._random else (c.a, c.w)
-
-    def _shared_by(self, counts: list[int]) -> dict[Any, int]:
-        """How many candidates go backward, by what :meth:`_values` says."""
-        return Counter(self._values(k) for k, n in enumerate(counts) if n or self.every_pass)
-
     def _train(self, x: torch.Tensor, counts: list[int]) -> tuple[list[torch.Tensor], list[Any]]:
         """Output of every candidate, and what ran."""
         outs: list[torch.Tensor | None] = [None] * len(self.candidates)
         sites: list[Any] = []
         memo: dict[Any, Any] = {}
-        shared_by = self._shared_by(counts)
-        pool = None
-        if sum(shared_by.values()) > 1 and torch.is_grad_enabled():
-            pool = Pool.open(x, quant_layers(self.block))
         for key, members in self._groups().items():
             live = [k for k in members if counts[k] or self.every_pass]
             for k in live:
-                scope = CandidateScope(k, x, key, memo)
-                if pool is not None:
-                    values = self._values(k)
-                    scope = CandidateScope(k, pool.input, key, memo, [], pool, values, shared_by[values])
                 with frozen_statistics(self.block, k != live[0]):
-                    outs[k], ran = self._run(k, scope)
+                    outs[k], ran = self._run(k, CandidateScope(k, x, key, memo))
                 sites = sites or ran
             if not live:  # only its output is needed, for the gate's gradient
                 with torch.no_grad():
@@ -209,8 +188,6 @@ class GatedBlock(nn.Module):
             shared = next(o for k in members if (o := outs[k]) is not None).detach()
             for k in members:
                 outs[k] = shared if outs[k] is None else outs[k]
-        if pool is not None:
-            pool.close()
         return [o for o in outs if o is not None], sites
 
     def _train_selected(self, x: torch.Tensor, choice: torch.Tensor) -> tuple[list[torch.Tensor], list[Any]]:

@@ -29,17 +29,14 @@ from fractrain.bench.choices import force_choices
 from fractrain.kernels.cpu.int8 import MIN_MACS, Geometry, pays
 from fractrain.kernels.cpu.int8_backward import possible
 from fractrain.layers import conv_linear as layers_module
-from fractrain.layers import products as products_module
 from fractrain.layers.base import QuantLayer
 from fractrain.layers.batch_norm import CompactBatchNorm2d
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.convert import quant_layers
-from fractrain.layers.shared_backward import Pool
 from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.methods import registry, select
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.dfq import DFQ
-from fractrain.methods.gated_block import GatedBlock
 from fractrain.methods.select import row_products
 from fractrain.models.resnet_cifar import ResNetCifar
 from fractrain.models.transformer import TransformerLM
@@ -335,15 +332,13 @@ class Use:
     Attributes:
         inputs: one tensor, or two of a product of activations.
         output, error: of the use; the error is None where there was no backward pass.
-        grads: of the inputs, where they are the use's alone.
-        pool: where backward products of this use were left, with the input's gradient if ``direct``.
+        grads: of the inputs.
     """
 
     layer: QuantLayer
     precision: Precision
     scope: CandidateScope | None
     inputs: list[torch.Tensor]
-    direct: bool
     output: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     error: torch.Tensor | None = None
     grads: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -355,9 +350,7 @@ class Recorder:
     def __init__(self, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
         self.uses: list[Use] = []
         self.weights: dict[QuantLayer, torch.Tensor] = {}
-        self.pooled: dict[Pool, torch.Tensor] = {}
         self.taken: Counter[str] = Counter()
-        self.gated = any(isinstance(m, GatedBlock) for m in model.modules())
         self._open: dict[nn.Module, Use] = {}
         self.layers = list(quant_layers(model))
         for layer in self.layers:
@@ -366,8 +359,7 @@ class Recorder:
         self._watch(monkeypatch)
 
     def _watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        convolve, products, settle = vars(layers_module)["convolve"], vars(layers_module)["products"], Pool.settle
-        on_errors = vars(products_module)["_errors_and_integer_products"]
+        convolve, products = vars(layers_module)["convolve"], vars(layers_module)["products"]
 
         def forward(*args: Any) -> Any:
             y = convolve(*args)
@@ -379,41 +371,17 @@ class Recorder:
             self.taken.update(EB=int(da is not None), GC=int(dw is not None))
             return da, dw
 
-        def settled(pool: Pool) -> Any:
-            past = pool.gradient  # what goes round the block: no product of it
-            inputs, weights = settle(pool)
-            for part in inputs:
-                if part is not past:
-                    self._add(pool, part)
-            return inputs, weights
-
-        def errors(layer: QuantLayer, *args: Any) -> Any:
-            """EB on codes is not left to the pool, but belongs to the gradient of the same input."""
-            found, scope = on_errors(layer, *args), layer.state.scope
-            pool = None if scope is None else scope.pool
-            direct = any(u.layer is layer and u.direct and u.scope and u.scope.pool is pool for u in self.uses)
-            if pool is not None and found[2] is not None and direct:
-                self._add(pool, found[2])
-            return found
-
         monkeypatch.setattr(layers_module, "convolve", forward)
         monkeypatch.setattr(layers_module, "products", backward)
-        monkeypatch.setattr(products_module, "_errors_and_integer_products", errors)
-        monkeypatch.setattr(Pool, "settle", settled)
-
-    def _add(self, pool: Pool, part: torch.Tensor) -> None:
-        self.pooled[pool] = self.pooled[pool] + part if pool in self.pooled else part
 
     def _before(self, layer: Any, given: tuple[torch.Tensor, ...]) -> Any:
         if not layer.training or layer.effective(layer.precision).is_float:
             return None
-        scope = layer.state.scope
-        direct = scope is not None and scope.pool is not None and given[0] is scope.input
-        use = Use(layer, layer.effective(layer.precision), scope, [t.detach().clone() for t in given], direct)
+        use = Use(layer, layer.effective(layer.precision), layer.state.scope, [t.detach().clone() for t in given])
         self._open[layer] = use
         self.uses.append(use)
-        # Another name for each input, whose gradient is this use's own. A gated block's input has none: it is shared.
-        return given if direct else tuple(self._alias(use, i, t) for i, t in enumerate(given))
+        # Another name for each input, whose gradient is this use's own.
+        return tuple(self._alias(use, i, t) for i, t in enumerate(given))
 
     def _alias(self, use: Use, i: int, x: torch.Tensor) -> torch.Tensor:
         if not (x.requires_grad and torch.is_grad_enabled()):
@@ -433,15 +401,10 @@ class Recorder:
         """Make the first training step."""
         s.model.zero_grad()
         torch.autograd.backward(s.loss(0, self._observe))
-        if self.gated:
-            self.weights = {u.layer: u.layer.weight.grad for u in self.uses if u.layer.learns}  # type: ignore[misc]
 
     def _observe(self) -> None:
-        """Ask for the gradients of weights as they are before a method's own hooks; in gated blocks for none: shared.
-
-        An observer wants each candidate's own gradients, and then there is no pool.
-        """
-        for layer in () if self.gated else self.layers:
+        """Ask for the gradients of weights as they are before a method's own hooks."""
+        for layer in self.layers:
             layer.backward_observer = self._note
 
     def _note(self, layer: QuantLayer, seen: Any) -> None:
@@ -540,9 +503,8 @@ class Bound:
 def compare(record: Recorder) -> None:
     """All uses of all layers in one step against the plain products of the same inputs and errors."""
     weights: dict[QuantLayer, Bound] = {}
-    pooled: dict[Pool, Bound] = {}
     for use in record.uses:
-        layer, operands, pool = use.layer, plain_operands(use), None if use.scope is None else use.scope.pool
+        layer, operands = use.layer, plain_operands(use)
         each, exact = [sums(use, operands, **o) for o in ORDERS], sums(use, [t.double() for t in operands])
         y, *gradients = (Bound.of([e[i] for e in each], exact[i]) for i in range(len(exact)))
         output = use.output.reshape(y.reference.shape)
@@ -555,15 +517,10 @@ def compare(record: Recorder) -> None:
             continue
         for i, g in use.grads.items():
             gradients[i].check(g.reshape(gradients[i].reference.shape), f"{layer.site} dA {i}")
-        if use.direct and pool is not None:
-            pooled[pool] = _sum(pooled.get(pool), gradients[0])
         if layer.learns:
             back, master = use.precision.fw_w.format.backward_transform, layer.weight.detach()
             bound = Bound.of([back(master, e[2]) for e in each], back(master.double(), exact[2]))
             weights[layer] = _sum(weights.get(layer), bound)
-    assert pooled.keys() == record.pooled.keys()
-    for pool, bound in pooled.items():
-        bound.check(record.pooled[pool], "pooled dA")
     assert weights.keys() == record.weights.keys()
     for layer, bound in weights.items():
         bound.check(record.weights[layer], f"{layer.site} dW")
@@ -583,7 +540,7 @@ def on_codes(use: Use) -> set[str]:
         layer.precision = before
     names = {"FW"} if forward is not None else set()
     if plan is not None and use.error is not None and not use.precision.gc_a.is_float:  # else no codes are kept
-        eb, gc = plan.eb and (use.direct or 0 in use.grads), plan.gc and layer.learns
+        eb, gc = plan.eb and 0 in use.grads, plan.gc and layer.learns
         names |= {n for n, wanted in (("EB", eb), ("GC", gc)) if wanted}
     return names
 

@@ -171,35 +171,19 @@ def test_mixing_gives_mask_and_candidates_the_gradients_of_a_sum(shape):
     assert torch.allclose(ours[0].grad, leaves[0].grad * mask, rtol=1e-12, atol=1e-14)
 
 
-def gradients(observed: bool, frozen: bool, images: bool, every: bool = False):
-    method, model, blocks, x, y = build(4, "stochastic", forward="authors" if every else "all")
-    model.double()
-    method.state.kernels = "reference"
-    seen = []
+@pytest.mark.parametrize(("frozen", "images"), [(False, True), (True, True), (False, False), (True, False)])
+def test_only_what_learns_has_a_gradient(frozen, images):
+    _, model, blocks, x, y = build(4, "stochastic")
     for b in blocks:
         b.block.conv2.weight.requires_grad_(not frozen)
-        for conv in (b.block.conv1, b.block.conv2):
-            if observed:  # an observer wants each candidate's own gradients: nothing is shared then
-                conv.backward_observer = lambda layer, what: seen.append(what)
     for p in model.stem.parameters():
         p.requires_grad_(images)
-    x = x.double().requires_grad_(images)
+    x.requires_grad_(images)
     F.cross_entropy(model(x), y).backward()
-    assert all(s.da is not None or s.dw is not None for s in seen)
-    assert bool(seen) == observed
-    return {"x": x.grad, **{n: p.grad for n, p in model.named_parameters()}}
-
-
-@pytest.mark.usefixtures("float64_codes")
-@pytest.mark.parametrize(("frozen", "images"), [(False, True), (True, True), (False, False), (True, False)])
-def test_shared_backward_products_add_up_to_those_of_each_candidate(frozen, images):
-    ours, each = gradients(False, frozen, images), gradients(True, frozen, images)
-    for name, g in each.items():
-        assert (g is None) == (ours[name] is None), name
-        if g is not None:
-            close(ours[name], g, name)
-    assert (ours["groups.0.0.block.conv2.weight"] is None) == frozen
-    assert (ours["x"] is not None) == images
+    assert (x.grad is not None) == images
+    for b in blocks:
+        assert bool(b.block.conv1.weight.grad.any())
+        assert (b.block.conv2.weight.grad is None) == frozen
 
 
 def test_a_step_leaves_no_graph_behind():

@@ -10,7 +10,6 @@ from torch import nn
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.batch_norm import CompactBatchNorm2d
 from fractrain.layers.residual import CompactSumReLU
-from fractrain.layers.shared_backward import Pool
 from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.methods.select import mix, row_products
 from fractrain.numerics.quantize import probed
@@ -34,24 +33,20 @@ def choices(samples: int, candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_what_goes_round_a_block_is_added_up_over_its_candidates(shape: tuple[int, ...], spread: bool) -> None:
     (mask, choice), g = choices(shape[0], 3), images(shape, 1)
     found = []
-    for pooled in (False, True):
+    for compact in (False, True):
         state, x = QuantState(), images(shape, 2).requires_grad_()
         bodies = [images(shape, 3 + k).requires_grad_() for k in range(3)]
         join = CompactSumReLU(state)
-        pool = Pool.open(x, []) if pooled else None
         outs = []
         for k, body in enumerate(bodies):
-            inside = pool.input if pool is not None else x
-            state.scope = CandidateScope(k, inside, k, {}, [], pool)
-            outs.append(join(body, inside) if pooled else torch.relu(body + inside))
+            state.scope = CandidateScope(k, x, k, {})
+            outs.append(join(body, x) if compact else torch.relu(body + x))
             state.scope = None
         y = mix(mask, choice, outs)
         # the gradient of a mean has no memory of its own: all its elements are one
         y.mean(dim=(2, 3)).sum().backward() if spread else y.backward(g)
         assert x.grad is not None
         found.append([x.grad, *(b.grad for b in bodies)])
-        if pool is not None:
-            assert pool.gradient is None
     for plain, ours in zip(*found, strict=True):
         assert plain is not None
         assert ours is not None
@@ -66,8 +61,7 @@ def test_batch_norm_skips_zero_samples_without_changing_a_bit(shape: tuple[int, 
     found = []
     for told in (False, True):
         norm, x = CompactBatchNorm2d.of(nn.BatchNorm2d(shape[1]), QuantState()), images(shape, 2).requires_grad_()
-        norm.before_relu = relu
-        y = norm(x)
+        y = norm.rectified(x) if relu else norm(x)
         error = g.clone(memory_format=torch.preserve_format)
         if told:
             known_range.note_samples(error, live.astype(np.uint8))

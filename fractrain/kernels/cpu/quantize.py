@@ -194,20 +194,6 @@ def _where(signs, g, live, out):  # type: ignore[no-untyped-def]
             _where_row(signs[r], g[r], out[r])
 
 
-def _where_onto(signs, g, live, out, total, first):  # type: ignore[no-untyped-def]
-    # as above; total: the same if it is the first, else it is added
-    for r in prange(g.shape[0]):
-        if live[r] == 0:
-            out[r, :] = np.float32(0.0)
-        else:
-            _where_row(signs[r], g[r], out[r])
-        if first:
-            total[r, :] = out[r]
-        elif live[r] != 0:
-            for c in range(g.shape[1]):
-                total[r, c] += out[r, c]
-
-
 def _take_rows(choice, which, x, out):  # type: ignore[no-untyped-def]
     for r in prange(x.shape[0]):
         if choice[r] == which:
@@ -266,4 +252,4 @@ nearest_only, stochastic_only = builds(_nearest_only), builds(_stochastic_only)
 take_rows, only_rows, dot_rows = builds(_take_rows), builds(_only_rows), builds(_dot_rows)
 extremes, dequantize = builds(_extremes), builds(_dequantize)
 relu, sum_relu = builds(_relu), builds(_sum_relu)
-where, where_onto = builds(_where), builds(_where_onto)
+where = builds(_where)
