@@ -9,7 +9,7 @@ Epochs are counted from 0 and ``until_epoch`` is inclusive; ``None`` means all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,18 @@ def bitops(ledger: Ledger, until_epoch: int | None = None, phase: Phase = "train
 def effective_macs(ledger: Ledger, until_epoch: int | None = None, phase: Phase = "train") -> float:
     """32-bit-equivalent MACs: the sum of ``macs * bits1/32 * bits2/32`` over everything counted, gates included."""
     return bitops(ledger, until_epoch, phase) / FLOAT_MAC_BITS
+
+
+def cost_percent(ledger: Ledger, until_epoch: int | None = None, phase: Phase = "train") -> float:
+    """Effective MACs of everything, in percent of what full precision would execute (without gates).
+
+    Raises:
+        ConfigError: nothing was counted.
+    """
+    sums = collect(ledger, phase, until_epoch)
+    if not sums:
+        raise _nothing_counted(phase, until_epoch)
+    return _cost_percent(sums.values())
 
 
 def gate_overhead(ledger: Ledger, until_epoch: int | None = None, phase: Phase = "train") -> float:
@@ -226,6 +238,11 @@ def summarize(
 # -- helpers -----------------------------------------------------------------------------------------------------------
 
 
+def _cost_percent(sums: Iterable[EpochSums]) -> float:
+    every = list(sums)
+    return 100 * sum(s.bitops for s in every) / FLOAT_MAC_BITS / sum(s.work for s in every)
+
+
 def _point(
     ledger: Ledger, sums: Mapping[int, EpochSums], weights: Mapping[str, float], priced: RunCost | None
 ) -> CostPoint:
@@ -243,7 +260,7 @@ def _point(
         effective_macs=total_bitops / FLOAT_MAC_BITS,
         bitops=total_bitops,
         cp_percent=cp_of(sums.values(), weights),
-        cost_percent=100 * total_bitops / FLOAT_MAC_BITS / sum(s.work for s in sums.values()),
+        cost_percent=_cost_percent(sums.values()),
         macs_paper=sum(cps[e] / 100 * samples[e] * 3 * macs for e in sums) if known else None,
         energy_j=cost.joules.total if cost else None,
         latency_s=cost.seconds.total if cost else None,

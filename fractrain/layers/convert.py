@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -65,41 +65,61 @@ def convert(
         ConfigError: a pattern matches nothing, or nothing was replaced.
     """
     state = state if state is not None else QuantState()
-    found, embedded = _layers(model)
-    own_ways = {id(layer): reason for _, layer in found if (reason := own_way(layer))}
-    state.left_in_float |= {name: own_ways[id(layer)] for name, layer in found if id(layer) in own_ways}
-    places: dict[nn.Module, list[str]] = {}  # a layer may be reachable by several names
-    for place, module in found:
-        places.setdefault(module, []).append(place)
-    layers = [(where[0], layer) for layer, where in places.items()]
-    names = [n for n, _ in layers]
-    floating = {id(layer) for layer in _always_float(model)}
-    last = max((i for i, (_, layer) in enumerate(layers) if not isinstance(layer, Matmul)), default=-1)
-    device = next((p.device for p in model.parameters()), None)
+    places, embedded = _layers(model)
+    names = [where[0] for where in places.values()]
     _must_match(keep, names)
+    kept = _kept(model, places, types, keep, keep_first and not embedded, keep_last)
+    device = next((p.device for p in model.parameters()), None)
     replaced = 0
-    for i, (name, layer) in enumerate(layers):
-        stay = (i == 0 and keep_first and not embedded) or (i == last and keep_last) or id(layer) in floating
-        stay = stay or type(layer) not in types or any(fnmatch.fnmatchcase(name, p) for p in keep)
-        wanted = None if stay else (precision if isinstance(precision, Precision) else precision(name, layer))
-        if id(layer) in own_ways:
+    for layer, where in places.items():
+        name = where[0]
+        if (reason := own_way(layer)) is not None:
+            state.left_in_float |= dict.fromkeys(where, reason)
             continue
+        wanted: Precision | None = None
+        if layer in kept:
+            state.kept_in_float[name] = kept[layer]
+        else:
+            wanted = precision if isinstance(precision, Precision) else precision(name, layer)
         replaced += wanted is not None
         new = quantized_layer(layer, wanted if wanted is not None else Precision(), state, name, device)
         if not name:
             return new
-        for place in places[layer]:
+        for place in where:
             parent, _, child = place.rpartition(".")
             setattr(model.get_submodule(parent), child, new)
+    left = "; ".join(f"{name}: {reason}" for name, reason in state.left_in_float.items())
     if strict and not replaced:
         looked_for = ", ".join(t.__name__ for t in types) or "nothing"
-        left = "".join(f"; {name}: {reason}" for name, reason in state.left_in_float.items())
+        left = f"; {left}" if left else ""
         raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {looked_for}{left})")
     quantized = any(not layer.precision.is_float for layer in quant_layers(model))
-    if quantized and state.left_in_float:
-        left = "; ".join(f"{name}: {reason}" for name, reason in state.left_in_float.items())
-        log.warning("not quantized, and not in the ledger: %s", left)
+    if quantized and left:
+        log.warning("not quantized: %s", left)
     return smaller(model, state) if compact and quantized else model
+
+
+def _kept(
+    model: nn.Module, places: Mapping[nn.Module, list[str]], types: tuple[type[nn.Module], ...], keep: Sequence[str],
+    keep_first: bool, keep_last: bool,
+) -> dict[nn.Module, str]:  # fmt: skip
+    """Why layers stay in floating point whatever a rule says, for those that do."""
+    floating = {id(layer) for layer in _always_float(model)}
+    weighted = [layer for layer in places if not isinstance(layer, Matmul)]
+    kept: dict[nn.Module, str] = {}
+    for i, (layer, where) in enumerate(places.items()):
+        pattern = next((p for p in keep if fnmatch.fnmatchcase(where[0], p)), None)
+        if id(layer) in floating:
+            kept[layer] = "which of its rows are multiplied changes from batch to batch"
+        elif pattern is not None:
+            kept[layer] = f"keep={pattern}"
+        elif i == 0 and keep_first:
+            kept[layer] = "the method leaves the first layer"
+        elif keep_last and weighted and layer is weighted[-1]:
+            kept[layer] = "the method leaves the last layer"
+        elif type(layer) not in types and own_way(layer) is None:
+            kept[layer] = f"the method quantizes {', '.join(t.__name__ for t in types) or 'nothing'} alone"
+    return kept
 
 
 def _must_match(patterns: Sequence[str], names: Sequence[str]) -> None:
@@ -129,13 +149,13 @@ def convert_weighted(model: nn.Module, precision: Precision | Rule, state: Quant
     return convert(model, precision, state, keep_first=True, types=(nn.Conv2d, nn.Linear))
 
 
-def _layers(model: nn.Module) -> tuple[list[tuple[str, nn.Module]], bool]:
-    """Everything that can be replaced, by all its names, and whether an embedding comes before it."""
-    found: list[tuple[str, nn.Module]] = []
+def _layers(model: nn.Module) -> tuple[dict[nn.Module, list[str]], bool]:
+    """Everything that can be replaced, each with all its names, and whether an embedding comes before it."""
+    found: dict[nn.Module, list[str]] = {}  # a layer may be reachable by several names
     embedded = False
     for name, m in model.named_modules(remove_duplicate=False):
         if isinstance(m, KINDS) and not isinstance(m, QuantLayer):
-            found.append((name, m))
+            found.setdefault(m, []).append(name)
         embedded |= isinstance(m, nn.Embedding) and not found
     return found, embedded
 

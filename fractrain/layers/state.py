@@ -61,6 +61,7 @@ class QuantState:
             device; else None.
         left_in_float: layers that were not converted because they are more than a plain convolution or linear layer, by
             name, each with the reason; see :func:`fractrain.layers.convert.convert`.
+        kept_in_float: layers that were converted but stay in floating point, by name, each with the reason.
     """
 
     def __init__(self, seed: int = 0, ledger: Ledger | None = None, kernels: Kernels = "auto") -> None:
@@ -75,6 +76,7 @@ class QuantState:
         self.scope: CandidateScope | None = None
         self.table: NoiseTable | None = None
         self.left_in_float: dict[str, str] = {}
+        self.kept_in_float: dict[str, str] = {}
         self._watched: dict[tuple[str, str], torch.Tensor] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantState:
@@ -88,7 +90,7 @@ class QuantState:
         twin.ledger.enabled = False
         twin.scope = twin.table = None
         twin._watched = {}
-        twin.left_in_float = dict(self.left_in_float)
+        twin.left_in_float, twin.kept_in_float = dict(self.left_in_float), dict(self.kept_in_float)
         return twin
 
     @property

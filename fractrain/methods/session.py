@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,12 @@ from fractrain.layers.recomputation import recomputing
 from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.blocks import gateable_blocks
+from fractrain.methods.coverage import Coverage, Meter
 from fractrain.util.errors import ConfigError
+
+MUCH, LITTLE = 10.0, 0.1  # percent of the forward MACs worth a warning: in floating point, and reached by no method
+
+log = logging.getLogger(__name__)
 
 
 class Session:
@@ -42,8 +48,9 @@ class Session:
         ledger: what was multiplied so far; see :meth:`costs`.
     """
 
-    def __init__(self, method: Method, model: nn.Module, context: MethodContext) -> None:
+    def __init__(self, method: Method, model: nn.Module, context: MethodContext, strict: bool = False) -> None:
         self.method = method
+        self._meter = Meter(strict)
         self.ledger = context.ledger
         try:
             self.ledger.meta["blocks"] = gateable_blocks(model, context)
@@ -60,6 +67,8 @@ class Session:
         self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.method.on_epoch_start(0)
         self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        self.model.register_forward_pre_hook(self._watch, with_kwargs=True)
+        self.model.register_forward_hook(self._after_forward, always_call=True)
 
     @eager
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -69,6 +78,39 @@ class Session:
         first = first_tensor((args, kwargs))
         self.ledger.samples(0 if first is None or not first.dim() else first.shape[0])
         self.method.on_step_start(self._steps)
+
+    def _watch(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling() and not recomputing():
+            self._meter.before(model, self.method.state, args, kwargs)
+
+    def _after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not torch.compiler.is_compiling() and self._meter.after(self.method.state, output is not None):
+            for line in self._warnings():
+                log.warning("%s", line)
+
+    def _warnings(self) -> list[str]:
+        """What the first forward pass showed of the share that stays in floating point, in at most one line."""
+        found = self._meter.coverage
+        assert found is not None
+        plain = 100 - found.percent("quantized")
+        if plain == 100 or (plain < MUCH and 100 - found.covered < LITTLE):  # fp32 is meant to quantize nothing
+            return []
+        where = ", ".join(dict.fromkeys(p.name or "the model" for p in found.outside[:3]))
+        outside = f", {100 - found.covered:.1f} % because no method reaches them ({where})" if found.outside else ""
+        return [
+            f"{self.method.name} leaves {plain:.1f} % of the forward MACs of {type(self.model).__name__} in floating "
+            f"point{outside}; session.report() names them"
+        ]
+
+    def report(self) -> Coverage:
+        """What the first forward pass multiplied: every operation, quantized or why not, and its share of the MACs.
+
+        Raises:
+            ConfigError: there was no forward pass yet, or only compiled ones, which cannot be watched.
+        """
+        if self._meter.coverage is None:
+            raise ConfigError("session.report() before the first forward pass (a compiled one does not count)")
+        return self._meter.coverage
 
     def loss(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the task loss (0-dim) plus the method's own term, and remember both for :meth:`step`."""
@@ -129,7 +171,13 @@ class Session:
         self.method.on_epoch_start(self._epochs)
 
     def costs(self) -> dict[str, float]:
-        """What training has cost so far: ``cp_percent`` (100 = 32-bit), ``effective_macs``, ``raw_macs``.
+        """What training has cost so far; what stays in floating point counts at 32 bits, wherever it is computed.
+
+        Returns:
+            ``cost_percent``: effective MACs of the whole model in percent of 32-bit training; ``covered_percent``:
+            share of the forward MACs in layers that methods reach (nan where no pass was watched);
+            ``cp_percent``: the papers' cp, of the gated blocks alone (of all layers where there are none);
+            ``effective_macs`` and ``raw_macs`` of everything. 100 percent is 32-bit training.
 
         Raises:
             ConfigError: the model has not been trained yet.
@@ -138,7 +186,10 @@ class Session:
             raise ConfigError("session.costs() before the first step: nothing has been trained yet")
         from fractrain.cost import metrics
 
+        found = self._meter.coverage
         return {
+            "cost_percent": metrics.cost_percent(self.ledger),
+            "covered_percent": math.nan if found is None else found.covered,
             "cp_percent": metrics.cp(self.ledger),
             "effective_macs": metrics.effective_macs(self.ledger),
             "raw_macs": metrics.raw_macs(self.ledger),
@@ -162,7 +213,12 @@ class Session:
         ]
         if self._steps:
             costs = self.costs()
-            lines.append(f"  cp {costs['cp_percent']:.4g} %, {costs['effective_macs']:.3g} effective MACs so far")
+            blocks = self.ledger.meta["blocks"]
+            of = f"of the {len(blocks)} gated blocks" if blocks else "of all layers"
+            lines.append(
+                f"  {costs['cost_percent']:.4g} % of 32-bit training, {costs['effective_macs']:.3g} effective MACs "
+                f"so far; cp {costs['cp_percent']:.4g} % {of}"
+            )
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,7 +246,7 @@ def _is_low(layer: nn.Module) -> bool:
 
 def attach(
     name: str | Method, model: nn.Module, *, seed: int = 0, blocks: Sequence[str] = (), steps_per_epoch: int = 1,
-    total_steps: int = 1, batch_size: int = 128, **settings: Any,
+    total_steps: int = 1, batch_size: int = 128, strict: bool = False, **settings: Any,
 ) -> Session:  # fmt: skip
     """Attach a method to a model of your own. Make the optimizer afterwards: gates have parameters, too.
 
@@ -202,6 +258,7 @@ def attach(
         blocks: names of the gateable blocks, in the order data flows; found by themselves in this package's models
             and torchvision's residual networks.
         steps_per_epoch, total_steps, batch_size: needed only by methods whose schedule depends on them.
+        strict: have the first forward pass refuse a model with products outside of layers that methods reach.
         settings: of the method, as ``fractrain list methods`` shows them.
 
     Raises:
@@ -220,4 +277,4 @@ def attach(
         seed=seed, blocks=blocks, ledger=ledger, steps_per_epoch=steps_per_epoch, total_steps=total_steps,
         batch_size=batch_size,
     )  # fmt: skip
-    return Session(method, model, context)
+    return Session(method, model, context, strict)
