@@ -35,6 +35,7 @@ from fractrain.commands.planning import plan_command
 from fractrain.commands.publish import publish_command
 from fractrain.commands.report import report_command
 from fractrain.commands.runs import config_group, run_command
+from fractrain.commands.sweep import sweep_command
 from fractrain.commands.tables import reproduce_command, table_command
 from fractrain.commands.verify_runs import verify_runs_command
 from fractrain.util.errors import FractrainError
@@ -125,6 +126,7 @@ for _command in (
     list_command,
     run_command,
     config_group,
+    sweep_command,
     reproduce_command,
     table_command,
     cost_command,

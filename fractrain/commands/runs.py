@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -24,7 +25,7 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
-from fractrain.commands.tables import check_site
+from fractrain.commands.executing import check_site
 from fractrain.util.errors import ConfigError, FractrainError
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
     from fractrain.engine.listener import RunListener
     from fractrain.engine.store import RunRecord, RunStore
 
+SWEEP: Final = "WANDB_SWEEP_ID"  # set by wandb's agent
+
 
 @click.command("run", short_help="Train one model with one method.")
+@click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
 @run_options()
 @options(
     click.option(
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
     json_option,
 )
 def run_command(
+    assignments: tuple[str, ...],
     force: bool,
     dry_run: bool,
     trackers: tuple[str, ...],
@@ -82,13 +87,17 @@ def run_command(
     as_json: bool,
     **chosen: Any,
 ) -> None:
-    """Train one model with one method; a finished run is shown at once, an interrupted one goes on."""
+    """Train one model with one method; a finished run is shown at once, an interrupted one goes on.
+
+    KEY=VALUE is the same as --set KEY=VALUE; it is what a wandb sweep writes (docs/tracking.md).
+    """
     from fractrain.distributed.ranks import connect
     from fractrain.engine.site import Site
     from fractrain.engine.store import RunStore
     from fractrain.engine.trainer import Trainer
     from fractrain.util.progress import make_progress
 
+    chosen["sets"] = (*chosen["sets"], *assignments)
     with stdout_to_stderr():
         config, store = chosen_config(**chosen), RunStore(results)
     if dry_run:
@@ -103,6 +112,8 @@ def run_command(
             if found is None or found.status not in ("done", "damaged"):
                 check_site([config], site)
         listeners = _listeners(trackers, track_dir, project) if ranks.first else []
+        if listeners and not force and SWEEP in os.environ and (done := store.get(config.run_id)) is not None:
+            _tell_result(listeners, done)
         record = Trainer(config, site, make_progress(), ranks=ranks, fresh=force, listeners=listeners).run()
     if ranks.first:
         _show(record, as_json)
@@ -115,6 +126,14 @@ def _listeners(trackers: Sequence[str], folder: Path, project: str) -> list[RunL
     from fractrain.publish.live import make_listener
 
     return [make_listener(kind, folder, project) for kind in dict.fromkeys(trackers)]
+
+
+def _tell_result(listeners: Sequence[RunListener], record: RunRecord) -> None:
+    """Send a finished run, which is not trained again: a sweep waits for the result of each point it proposed."""
+    if record.status == "done":
+        for listener in listeners:
+            listener.begun(record.config, record.environment, record.metrics())
+            listener.ended(record)
 
 
 def _show(record: RunRecord, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from fractrain.commands.common import (
     stdout_to_stderr,
 )
 from fractrain.commands.evidence import evidence_option
+from fractrain.commands.executing import execute, executor_option, jobs_option, remote_executor, resources_option
 from fractrain.commands.planning import (
     add_option,
     against_option,
@@ -138,27 +138,9 @@ def table_command(
     seeds_option,
     add_option,
     against_option,
-    click.option(
-        "--jobs",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Runs at the same time.  [default: one per core on the CPU, at most 8; one per GPU]",
-    ),
-    click.option(
-        "--executor",
-        type=NearestChoice(("local", "ray", "slurm")),
-        default="local",
-        show_default=True,
-        help="Where runs are executed: on this machine, on a Ray cluster, as Slurm jobs (docs/clusters.md).",
-    ),
-    click.option(
-        "--executor-set",
-        "resources",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Of each run on Ray or Slurm: cores, gpus, memory_gb, retries, on_interrupt=leave|cancel; Ray: address; "
-        "Slurm: minutes, partition, account, constraint, parallel, cluster=slurm|local; may be repeated.",
-    ),
+    jobs_option,
+    executor_option,
+    resources_option,
     click.option("--dry-run", is_flag=True, help="Show the plan and stop."),
     kernels_option,
     graphs_option,
@@ -206,7 +188,7 @@ def reproduce_command(
     from fractrain.engine.length import words
     from fractrain.execute.local import Site
 
-    remote = _remote_executor(executor, resources, jobs)
+    remote = remote_executor(executor, resources, jobs)
     site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels, graphs=graphs)
     campaign = plan_campaign_of(tables, profile, seeds, results, (*added, *filter(None, [against])))
     if campaign is not None:
@@ -222,7 +204,7 @@ def reproduce_command(
     for spec, _ in plans:
         check(spec)
     say(counts_text(runs))
-    outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
+    outcomes = execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
     documents = []
     for spec, planned in plans:
         ids = {run.run_id for run in planned}
@@ -253,7 +235,7 @@ def _reproduce_campaign(
     if out:
         require_matplotlib()
     say(f"{campaign.name}: {counts_text(runs)}")
-    outcomes = _execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
+    outcomes = execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
     with stdout_to_stderr():
         scaling = build_scaling(campaign, RunStore(site.store))
         files = scaling_output.write(scaling, out, out) if out else []
@@ -268,86 +250,6 @@ def _reproduce_campaign(
         say(f"written: {', '.join(str(file) for file in files)}")
     say(f"to keep them: fractrain evidence add RUN... --campaign {campaign.name}, then fractrain evidence write")
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
-
-
-def _remote_executor(name: str, resources: Sequence[str], jobs: int | None) -> Executor | None:
-    """The executor for other machines, None for this one.
-
-    Raises:
-        ConfigError: options that do not go with it.
-    """
-    from fractrain.execute.remote import parse_resources
-
-    if name == "local":
-        if resources:
-            raise ConfigError("--executor-set goes with --executor ray or slurm")
-        return None
-    if jobs is not None:
-        raise ConfigError(f"--jobs is for this machine: --executor {name} starts as many runs as there is room for")
-    if name == "ray":
-        from fractrain.execute.on_ray import RayExecutor, RayResources
-
-        return RayExecutor(parse_resources(RayResources, resources))
-    from fractrain.execute.on_slurm import SlurmExecutor, SlurmResources
-
-    return SlurmExecutor(parse_resources(SlurmResources, resources))
-
-
-def _execute(configs: Sequence[Any], site: Site, jobs: int | None, remote: Executor | None = None) -> list[Outcome]:
-    """Run all configurations; say how those ended that failed."""
-    if not configs:
-        return []
-    from fractrain.execute.local import LocalExecutor
-    from fractrain.util.progress import make_progress
-
-    with stdout_to_stderr():
-        if remote is not None:  # whose machines have devices and data of their own: each run looks for itself
-            outcomes = remote.run(configs, site, make_progress())
-        else:
-            check_site(configs, site)
-            gpus = _gpus(site.device)
-            jobs = jobs or len(gpus) or _jobs_on_cpu(site.device)
-            outcomes = LocalExecutor(jobs, gpus).run(configs, site, make_progress())
-    for outcome in outcomes:
-        if outcome.status != "done":
-            say(f"{outcome.run_id}: {outcome.status}: {outcome.message}")
-    return outcomes
-
-
-def check_site(configs: Sequence[Any], site: Site) -> None:
-    """Refuse what every single run would fail at: no such device, data that is not there.
-
-    Raises:
-        MachineError: no such device, or no network for a download.
-        DataError: a data set is missing or corrupt.
-    """
-    from fractrain.data import registry
-    from fractrain.util.device import resolve_device
-    from fractrain.util.errors import DataError
-
-    resolve_device(site.device)
-    for name in dict.fromkeys(config.dataset for config in configs):
-        found = (registry.fetch if site.download else registry.status)(name, site.data_dir)
-        if not found.ok:
-            raise DataError("; ".join(filter(None, (found.message, found.advice))))
-
-
-def _jobs_on_cpu(device: str) -> int:
-    """One single-threaded run per core: small models gain more from that than from several threads each."""
-    from fractrain.engine.environment import cores
-    from fractrain.util.device import resolve_device
-
-    return min(8, cores()) if resolve_device(device).type == "cpu" else 1
-
-
-def _gpus(device: str) -> list[str]:
-    """GPU numbers to deal out to the jobs; none where a certain device was asked for, or there is no GPU."""
-    import torch
-
-    if device not in ("auto", "cuda") or not torch.cuda.is_available():
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
 
 
 def _finish(

@@ -263,8 +263,9 @@ def table_payload(stem: str, files: tuple[Path, ...]) -> Payload:
     kind = "figure" if not columns and any(f.suffix in _FIGURES for f in files) else "table"
     artifact = ArtifactSpec(artifact_name(stem), kind, files, columns, rows)
     return Payload(
-        artifact_name(f"{kind}-{stem}"), stem, kind, kind, (kind,), {kind: stem}, (), {"rows": len(rows)}, (artifact,)
-    )
+        artifact_name(f"{kind}-{stem}"), stem, kind, kind, (kind,), {kind: stem}, (), {"rows": len(rows)}, (artifact,),
+        tuple(file for file in files if file.suffix == ".png"),
+    )  # fmt: skip
 
 
 def _selected(store: RunStore, run_ids: Sequence[str] | None, say: Callable[[str], None]) -> list[RunRecord]:
@@ -319,6 +320,7 @@ def content_digest(payload: Payload) -> str:
         StoreError: a file cannot be read.
     """
     parts: list[Any] = [FORMAT_VERSION, payload.config, payload.history, payload.summary, payload.name, payload.tags]
+    parts += [f"image {file.name}" for file in payload.images]
     for artifact in payload.artifacts:
         for file in artifact.files:
             try:

@@ -56,6 +56,7 @@ class Payload:
         id: wandb id, equal to the run id.
         history: (step, values) in ascending order of step; a step is an epoch.
         summary: values shown for the whole run; they win over the last history row.
+        images: drawings, shown as pictures of the run.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Payload:
     history: Sequence[tuple[int, Mapping[str, Any]]] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     artifacts: tuple[ArtifactSpec, ...] = ()
+    images: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,8 @@ class WandbTracker:
                 if spec.columns:
                     artifact.add(self._wandb.Table(columns=list(spec.columns), data=[*map(list, spec.rows)]), "rows")
             run.log_artifact(artifact)
+        if payload.images:
+            run.log({file.stem: self._wandb.Image(str(file)) for file in payload.images})
 
     def _settle(self) -> None:
         """Wait until the offline file is whole: finish() returns before wandb's service process has written it.

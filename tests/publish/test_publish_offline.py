@@ -174,6 +174,22 @@ def test_tables_become_artifacts_with_rows(store: RunStore, tmp_path: Path) -> N
     assert [r.action for r in offline(store, tmp_path, tables=[tables])] == ["skipped", "skipped", "updated"]
 
 
+def test_a_figure_is_a_picture_of_its_run(store: RunStore, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (figures := tmp_path / "figures").mkdir()
+    Image.new("RGB", (3, 2), (10, 20, 30)).save(figures / "figure-pfq.png")
+    (figures / "figure-pfq.csv").write_text("x,y\n1,2\n")
+    (figures / "figure-pfq.svg").write_text("<svg/>")
+    result = offline(store, tmp_path, tables=[figures])[0]
+    folder = Path(result.where)
+    row = Offline(folder).history[0]
+    assert [row[f"figure-pfq.{key}"] for key in ("_type", "width", "height")] == ["image-file", 3, 2]
+    with Image.open(folder / "files" / row["figure-pfq.path"]) as sent:
+        assert sent.getpixel((0, 0)) == (10, 20, 30)
+    assert json.loads(Offline(folder).files("figure-pfq")["rows.table.json"])["data"] == [["1", "2"]]
+
+
 # -- how often ---------------------------------------------------------------------------------------------------------
 
 
