@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,19 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
+from fractrain.commands.evidence import evidence_option
 
 if TYPE_CHECKING:
     from fractrain.engine.index import RunEntry
     from fractrain.engine.store import RunStore
+    from fractrain.report.scaling import Scaling
+    from fractrain.report.sources import Stores
     from fractrain.report.spec import TableSpec
     from fractrain.report.values import Table
 
 DEFAULT_OUT = "results/report"
 PAGE = "index.html"
+CAMPAIGN = "scaling"
 
 
 @click.command("report", short_help="Write everything there is as one HTML page.")
@@ -46,20 +51,27 @@ PAGE = "index.html"
         "--details", type=click.IntRange(min=0), default=12, show_default=True, metavar="N",
         help="Configurations, the latest, that are looked into: curves, precision, where the work goes.",
     ),
+    evidence_option,
     results_option,
     plugin_option,
     json_option,
 )  # fmt: skip
 def report_command(
-    out: Path, tables: tuple[str, ...], profile: str | None, hardware: str, details: int, results: Path, as_json: bool
-) -> None:
+    out: Path, tables: tuple[str, ...], profile: str | None, hardware: str, details: int, evidence: Path, results: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Write one self-contained HTML page of all runs in the run store: claims, costs, curves, precision, tables.
+
+    Claims are judged by these runs and the committed records (--evidence) together.
 
     The page needs no network and works from disk. A store with thousands of runs shows the latest; it says so.
     """
     from fractrain.engine.index import read_index
     from fractrain.engine.store import RunStore
+    from fractrain.report.claims import judge_claims
+    from fractrain.report.evidence import EvidenceStore
     from fractrain.report.page import build_page
+    from fractrain.report.sources import Stores
     from fractrain.util.files import atomic_write, storing
 
     store = RunStore(results)
@@ -67,7 +79,8 @@ def report_command(
     with stdout_to_stderr():
         entries = read_index(store)
         built = _tables(store, entries, tables, profile)
-        page = build_page(store, built, hardware, details, entries)
+        both = Stores(store, EvidenceStore(evidence))
+        page = build_page(store, built, hardware, details, entries, judge_claims(both), _scaling(both))
         with storing(out):
             out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / PAGE, page.encode())
@@ -77,8 +90,18 @@ def report_command(
         click.echo(f"{out / PAGE}  ({len(page.encode()) / 1e6:.2f} MB); open it in a browser")
 
 
+def _scaling(store: Stores) -> Scaling | None:
+    """The campaign of short runs, where one of them is done."""
+    from fractrain.report.campaign import load_campaign, plan_campaign
+    from fractrain.report.scaling import build_scaling
+
+    campaign = load_campaign(CAMPAIGN)
+    runs = plan_campaign(campaign, store)
+    return build_scaling(campaign, store) if any(run.state == "cached" for run in runs) else None
+
+
 def _tables(store: RunStore, entries: Sequence[RunEntry], names: tuple[str, ...], profile: str | None) -> list[Table]:
-    """The tables that were asked for, else those with a finished run, each of the profile that says most."""
+    """The tables that were asked for, whole; else those with a finished run, each of the profile that says most."""
     from fractrain.engine.length import longest_first
     from fractrain.report.build import build_table
     from fractrain.report.spec import load_spec, table_names
@@ -91,15 +114,26 @@ def _tables(store: RunStore, entries: Sequence[RunEntry], names: tuple[str, ...]
     found = []
     for name in names or table_names():
         spec = load_spec(name)
-        built = (build_table(spec, store, p) for p in wanted if names or _may_have_runs(spec, p, there))
-        found += list(itertools.islice((t for t in built if names or _is_filled(t)), 1))
+        built = ((build_table(spec, store, p) if names else _with_runs(spec, store, p, there)) for p in wanted)
+        found += list(itertools.islice((t for t in built if t is not None and (names or _is_filled(t))), 1))
     return found
 
 
-def _may_have_runs(spec: TableSpec, profile: str, there: set[tuple[str, str, str, str]]) -> bool:
-    """Whether any finished run looks like one of the table's: cheap, and right where the answer is no."""
-    requests = (spec.request(pair, row, profile) for pair in spec.pairs for row in spec.rows_of(pair))
-    return any((r.method, r.model, r.dataset, r.profile) in there for r in requests)
+def _with_runs(spec: TableSpec, store: RunStore, profile: str, there: set[tuple[str, str, str, str]]) -> Table | None:
+    """A table without the pairs of which no finished run looks like one of its; None where no pair has any.
+
+    That is cheap, and right where the answer is no: a pair that is left out has no measured number.
+    """
+    from fractrain.report.build import build_table
+
+    pairs = [pair for pair in spec.pairs if any((r.method, r.model, r.dataset, r.profile) in there for r in
+             (spec.request(pair, row, profile) for row in spec.rows_of(pair)))]  # fmt: skip
+    if not pairs:
+        return None
+    table = build_table(spec.model_copy(update={"pairs": tuple(pairs)}), store, profile)
+    left = [f"{pair.model_label} on {pair.dataset_label}" for pair in spec.pairs if pair not in pairs]
+    note = (f"Left out on this page, for nothing of it was run: {', '.join(left)} (--table {spec.name} shows all).",)
+    return replace(table, notes=(*table.notes, *(note if left else ())))
 
 
 def _is_filled(table: Table) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from fractrain.report.svg import DIM, GRID, INK, MARKERS, PANEL, Mark, series_co
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_LABELS: Final = 16
+PANEL_WIDTH: Final = 3.0  # inches, of one drawing of widths
 SIZE: Final = (5.0, 3.1)  # inches; a drawing fills half of the page's width
 STYLE: Final[dict[Any, Any]] = {  # matplotlib types each key
     "font.family": "sans-serif", "font.sans-serif": ["system-ui", "DejaVu Sans"], "font.size": 8.5, "text.color": INK,
@@ -111,52 +114,116 @@ def curves(name: str, title: str, lines: Sequence[Line], labels: tuple[str, str]
     return _drawn(name, title, draw, marks)
 
 
-def bits_over_time(name: str, title: str, bits: pd.DataFrame, steps: Sequence[int]) -> str:
-    """Draw the mean widths of A, W and E over training as steps.
+@dataclass(frozen=True)
+class Widths:
+    """The widths of one run.
 
-    Args:
-        name, title: of the drawing.
-        bits: from :func:`fractrain.report.breakdown.mean_bits`.
+    Attributes:
+        bits: from :func:`fractrain.report.breakdown.mean_bits`; empty where they do not move.
         steps: training steps at the end of each period.
+        stages: step by which each stage after the first had begun, and its number.
+        maps: from :func:`fractrain.report.breakdown.bits_by_part`, by operand.
+        chosen: from :func:`fractrain.report.breakdown.choices`.
     """
 
-    def draw(axes: Axes) -> None:
-        edges = [0, *steps[: len(bits)]]
-        for number, (operand, style) in enumerate(zip(bits.columns, ("-", "--", ":"), strict=False)):
-            axes.stairs(bits[operand].to_numpy(), edges, baseline=None, color=series_colour(number), linewidth=1.6,
-                        linestyle=style, label=operand)  # fmt: skip
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("training step")
-        axes.set_ylabel("mean bits")
-        axes.legend(ncols=3, loc="lower right", frameon=False)
+    bits: pd.DataFrame
+    steps: Sequence[int]
+    stages: Sequence[tuple[int, int]]
+    maps: Mapping[str, pd.DataFrame]
+    chosen: pd.DataFrame
 
-    return _drawn(name, title, draw, size=(SIZE[0], 2.0), margins=(0.5, 0.15, 0.1, 0.45))
+    @property
+    def panels(self) -> int:
+        """Number of pairs of axes."""
+        return bool(len(self.bits)) + len(self.maps) + bool(len(self.chosen))
+
+    def top(self) -> float:
+        """The greatest width below full precision, for the scale of colours."""
+        widths = [value for bits in self.maps.values() for value in bits.to_numpy().ravel() if value < 32]
+        found = max([1.0, *widths, *(width for width in map(int, self.chosen.columns) if width < 32)])
+        return float(math.ceil(found))
 
 
-def bits_map(name: str, title: str, bits: pd.DataFrame) -> str:
-    """Draw the mean width of the activations by part of the model and period, as a heat map with its scale.
+def precision(name: str, title: str, widths: Widths) -> str:
+    """Draw widths over training, a heat map of each operand by part and period, and what each part chose."""
+    names = [str(part) for own in (*widths.maps.values(), widths.chosen) for part in own.index]
+    parts = max([0, *(len(own) for own in (*widths.maps.values(), widths.chosen))])
+    panels: list[Callable[[Axes, bool], None]] = [lambda axes, _: _over_time(axes, widths)] if len(widths.bits) else []
+    for operand, bits in widths.maps.items():
+        panels.append(lambda axes, first, o=operand, b=bits: _heat(axes, o, b, widths.top(), first))  # type: ignore[misc]
+    if len(widths.chosen):
+        panels.append(lambda axes, first: _chosen(axes, widths.chosen, widths.top(), first))
 
-    Args:
-        name, title: of the drawing.
-        bits: from :func:`fractrain.report.breakdown.bits_by_part`.
-    """
+    def fill(made: Figure, high: float) -> None:
+        left, labelled = 0.5, False
+        for number, panel in enumerate(panels):
+            named = number >= bool(len(widths.bits)) and not labelled
+            left += _label_width(names) if named else 0
+            panel(made.add_axes((left / wide, 0.45 / high, PANEL_WIDTH / wide, 1 - 0.8 / high)), named)
+            labelled = labelled or named
+            left += PANEL_WIDTH + 0.25
 
-    def draw(axes: Axes) -> None:
-        axes.grid(False)
-        values = bits.to_numpy()
-        quantized = values[values < 32]
-        top = quantized.max() if quantized.size else 32
-        image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0, vmax=max(1, top))
-        every = max(1, len(bits) // 12)
-        axes.set_yticks(range(0, len(bits), every), labels=list(bits.index[::every]), fontsize=6.5)
-        axes.set_xticks(*_few(len(bits.columns)))
-        axes.set_xlabel("evaluation period")
-        scale = axes.figure.colorbar(image, ax=axes, pad=0.02, extend="max" if (values > top).any() else "neither")
-        scale.set_label("mean bits of A")
-        scale.outline.set_visible(False)
+    wide = 0.75 + len(panels) * (PANEL_WIDTH + 0.25) + (_label_width(names) if names else 0)
+    return _filled(name, title, fill, (wide, max(2.2, 0.9 + 0.105 * parts)))
 
-    left = _label_width(bits.index[:: max(1, len(bits) // 12)])
-    return _drawn(name, title, draw, size=(SIZE[0], 2.0 + 0.03 * len(bits)), margins=(left, 0.0, 0.1, 0.45))
+
+def _over_time(axes: Axes, widths: Widths) -> None:
+    edges = [0, *widths.steps[: len(widths.bits)]]
+    for number, (operand, dashes) in enumerate(zip(widths.bits.columns, ("-", "--", ":"), strict=False)):
+        axes.stairs(widths.bits[operand].to_numpy(), edges, baseline=None, color=series_colour(number), linewidth=1.6,
+                    linestyle=dashes, label=operand)  # fmt: skip
+    axes.set_ylim(bottom=0)
+    for step, stage in widths.stages:
+        axes.axvline(step, color=DIM, linewidth=0.8, linestyle=":")
+        axes.text(step, 0.02, f"stage {stage} ", fontsize=6.5, color=DIM, ha="right",
+                  transform=axes.get_xaxis_transform())  # fmt: skip
+    axes.set_xlabel("training step")
+    axes.set_ylabel("mean bits")
+    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.98), frameon=False, fontsize=7, borderpad=0)
+
+
+def _heat(axes: Axes, operand: str, bits: pd.DataFrame, top: float, labelled: bool) -> None:
+    axes.grid(False)
+    image = axes.imshow(bits.to_numpy(), aspect="auto", cmap="viridis", interpolation="nearest", vmin=0, vmax=top)
+    _part_names(axes, bits, labelled)
+    axes.set_xticks(*_few(len(bits.columns)))
+    axes.set_xlabel("evaluation period")
+    axes.text(0, 1.03, f"mean bits of {operand}", transform=axes.transAxes, fontsize=7)
+    if not labelled:
+        return
+    scale = axes.inset_axes((0.45, 1.03, 0.5, 0.05), transform=axes.transAxes)
+    axes.get_figure(root=True).colorbar(image, cax=scale, orientation="horizontal")  # type: ignore[union-attr]
+    scale.set_xticks([0, top], labels=["0", f"{top:g} bits"], fontsize=6)
+    scale.xaxis.set_ticks_position("top")
+    scale.tick_params(length=0, pad=1)
+
+
+def _chosen(axes: Axes, shares: pd.DataFrame, top: float, labelled: bool) -> None:
+    from matplotlib import colormaps
+
+    left = [0.0] * len(shares)
+    places = list(range(len(shares)))
+    for width in map(int, shares.columns):
+        values = shares[width].tolist()
+        label = "skipped" if width == 0 else f"{width} bits"
+        axes.barh(places, values, left=left, height=0.8, label=label, color=colormaps["viridis"](min(1.0, width / top)))
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axes.set_xlim(0, 100)
+    axes.set_ylim(len(shares) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    _part_names(axes, shares, labelled)
+    axes.set_xlabel("share of forward MACs [%]")
+    axes.legend(ncols=min(4, len(shares.columns)), loc="lower center", bbox_to_anchor=(0.5, 0.98), frameon=False,
+                fontsize=6.5, handlelength=0.9, columnspacing=0.8, borderpad=0)  # fmt: skip
+
+
+def _part_names(axes: Axes, lines: pd.DataFrame, labelled: bool) -> None:
+    """Name at most 24 lines, and only at the first of several panels."""
+    every = max(1, -(-len(lines) // 24))
+    places = list(range(0, len(lines), every))
+    names = [str(lines.index[place]) for place in places] if labelled else [""] * len(places)
+    axes.set_yticks(places, labels=names, fontsize=6)
+    axes.tick_params(axis="y", length=0)
 
 
 def stacked(name: str, title: str, bars: Mapping[str, Mapping[str, float]], label: str) -> str:
@@ -217,7 +284,7 @@ def _few(count: int) -> tuple[list[int], list[str]]:
 
 def _scales(axes: Axes, labels: tuple[str, str], x: Sequence[float], y: Sequence[float]) -> None:
     """Labels; and a logarithmic axis where numbers lie so far apart that no other shows them all."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     for axis, values, label in zip((axes.xaxis, axes.yaxis), (x, y), labels, strict=True):
         axis.set_label_text(label)
@@ -225,7 +292,7 @@ def _scales(axes: Axes, labels: tuple[str, str], x: Sequence[float], y: Sequence
             (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+", "e")))
-            axis.set_minor_formatter(NullFormatter())
+            axis.set_minor_locator(NullLocator())
 
 
 @contextmanager
@@ -256,14 +323,31 @@ def _drawn(
 
     The margins (left, right, top, bottom, in inches) are given: matplotlib takes half of its time to find them out.
     """
+
+    def fill(made: Figure, high: float) -> None:
+        left, right, top, bottom = margins
+        wide = size[0]
+        draw(made.add_axes((left / wide, bottom / high, 1 - (left + right) / wide, 1 - (top + bottom) / high)))
+
+    return _filled(name, title, fill, size, marks)
+
+
+def _filled(
+    name: str,
+    title: str,
+    fill: Callable[[Figure, float], None],
+    size: tuple[float, float],
+    marks: Mapping[str, Sequence[Mark]] | None = None,
+) -> str:
+    """Let ``fill`` put axes into a figure (given with its height in inches) and return the element."""
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = name
     made = Figure(figsize=size)
-    left, right, top, bottom = margins
-    wide, high = size
-    draw(made.add_axes((left / wide, bottom / high, 1 - (left + right) / wide, 1 - (top + bottom) / high)))
+    fill(made, size[1])
+    for axes in made.axes:  # places that are known need not be found out, which takes as long as to draw
+        axes.set_title("", y=1.0)
     stream = io.BytesIO()
     made.savefig(stream, format="svg", metadata={"Date": None, "Creator": "fractrain"}, transparent=False)
     return themed(stream.getvalue(), name, title, marks)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fractrain.report.quantities import ARROWS, BY_KEY
 from fractrain.report.values import Cell, Table, fitted_text
+from fractrain.report.values import Section as TableSection
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from fractrain.engine.index import RunEntry
+    from fractrain.report.claims import Claim
 
 IN_RUNS: Final = {
     "accuracy_last": True, "accuracy_best_val": False, "accuracy_best_test": True, "perplexity_last": True,
@@ -29,13 +31,22 @@ WHO: Final = {
 
 @dataclass(frozen=True)
 class PageColumn:
-    """One column: its key, heading, whether it holds numbers, whether it is shown at first, and what it means."""
+    """One column.
+
+    Attributes:
+        key, head: its name and heading.
+        number: whether it holds numbers.
+        shown: whether it is shown at first.
+        meaning: what it means, for who asks.
+        long: whether it holds sentences, which are wrapped.
+    """
 
     key: str
     head: str
     number: bool = False
     shown: bool = True
     meaning: str = ""
+    long: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,31 @@ def number_text(key: str, value: float) -> str:
     return BY_KEY[key].text(value) if key in BY_KEY else fitted_text(value)
 
 
-def benchmark_table(table: Table) -> PageTable:
-    """A table of ``benchmarks/``, with every column; those that the compact layout leaves out are hidden at first."""
+def claims_table(claims: Sequence[Claim]) -> PageTable:
+    """What the papers' abstracts claim, each with today's verdict and what it rests on."""
+    columns = [
+        PageColumn("text", "Claim", long=True), PageColumn("verdict", "Verdict"),
+        PageColumn("reason", "Why", long=True),
+        PageColumn("trend", "What shorter runs say", shown=any(claim.trend for claim in claims), long=True),
+        PageColumn("published", "The published rows give", long=True),
+        PageColumn("expected", "Reproduced by", long=True, meaning="The claim as an interval"),
+        PageColumn("next", "What would decide it", shown=False, long=True),
+        PageColumn("evidence", "Evidence", shown=any(claim.evidence for claim in claims), long=True),
+        PageColumn("source", "Source", shown=False, long=True), PageColumn("note", "Note", shown=False, long=True),
+    ]  # fmt: skip
+    rows = []
+    for claim in claims:
+        cells = {column.key: Cell(str(getattr(claim, column.key))) for column in columns}
+        cells["published"] = Cell(claim.published, "published" if claim.published else "", source=claim.source)
+        rows.append(PageRow(cells, f"claim-{claim.id}", kind=claim.verdict.replace(" ", "-")))
+    note = "A claim is judged by runs of the length it needs alone; where there are only shorter ones it is not run."
+    return PageTable("claims", "Claims of the abstracts", columns, rows, note)
+
+
+def benchmark_tables(table: Table) -> list[PageTable]:
+    """A table of ``benchmarks/`` with every column (those that the compact layout leaves out are hidden at first), and
+    its smaller tables.
+    """
     columns = [
         PageColumn(c.key, c.short or c.head, bool(c.origin), bool(c.short) and c.key != "data_short", c.head)
         for c in table.columns
@@ -83,10 +117,19 @@ def benchmark_table(table: Table) -> PageTable:
     ]
     columns = [c if c.key not in ("model", "data", "method", "precision") else _shown(c) for c in columns]
     rows = [PageRow(row.cells, runs=_run_ids(row.text("runs")), kind=row.kind.split()[0]) for row in table.rows]
-    return PageTable(
+    whole = PageTable(
         f"table-{table.name}", table.title, [c for c in columns if not c.number or _is_filled(c.key, rows)], rows,
         table.caption, table.watermark, (*table.notes, *table.rules, f"Source: {table.source}."),
     )  # fmt: skip
+    return [whole, *(_section_table(table, section) for section in table.sections)]
+
+
+def _section_table(table: Table, section: TableSection) -> PageTable:
+    columns = [PageColumn("group", "Of"), *(PageColumn(c.key, c.short or c.head, bool(c.origin), True, c.head)
+                                            for c in section.columns)]  # fmt: skip
+    rows = [PageRow({**row.cells, "group": Cell(row.group)}) for row in section.rows]
+    title = f"{table.title}: {section.title}"
+    return PageTable(f"table-{table.name}-{section.key}", title, columns, rows, section.caption, table.watermark)
 
 
 def _run_ids(text: str) -> str:

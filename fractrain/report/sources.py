@@ -95,6 +95,22 @@ class Store(Protocol):
         """The record of this run, or None."""
 
 
+class Stores:
+    """Several stores as one: the first that has a finished run of an id gives it.
+
+    Args:
+        stores: in the order in which they are asked.
+    """
+
+    def __init__(self, *stores: Store) -> None:
+        self._stores = stores
+
+    def get(self, run_id: str) -> Record | None:
+        """The finished record of this run; else that of the first store that has any."""
+        found = [record for store in self._stores if (record := store.get(run_id)) is not None]
+        return next((record for record in found if record.status == "done"), found[0] if found else None)
+
+
 class NotInRelease(ConfigError):
     """A table names a model or a data set that this release does not have.
 

@@ -12,6 +12,7 @@ runs did before; whoever changes it later raises the method's ``version``, as fo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -42,11 +43,16 @@ def added_at_default(kind: type[pydantic.BaseModel], values: Mapping[str, Any]) 
         kind: the settings' class.
         values: its values, as ``model_dump(mode="json")`` gives them.
     """
-    found = []
-    for name, field in kind.model_fields.items():
+    return tuple(name for name, default in _added(kind).items() if name in values and values[name] == default)
+
+
+@functools.cache
+def _added(kind: type[pydantic.BaseModel]) -> Mapping[str, Any]:
+    """Marked fields and their defaults as JSON has them, by name; kept, for a table asks thousands of times."""
+    found = {}
+    for name, field in sorted(kind.model_fields.items()):
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("added") and name in values:
-            default = pydantic.TypeAdapter(Any).dump_python(field.get_default(call_default_factory=True), mode="json")
-            if values[name] == default:
-                found.append(name)
-    return tuple(sorted(found))
+        if isinstance(extra, dict) and extra.get("added"):
+            default = field.get_default(call_default_factory=True)
+            found[name] = pydantic.TypeAdapter(Any).dump_python(default, mode="json")
+    return found

@@ -16,7 +16,9 @@ from synthetic_runs import METHODS, config_of, small_store
 import fractrain
 from fractrain.engine.store import RunStore
 from fractrain.report.build import build_table
+from fractrain.report.claims import Claim, judge_claims
 from fractrain.report.page import build_page
+from fractrain.report.quantities import BY_KEY
 from fractrain.report.render import csv_text
 from fractrain.report.spec import load_spec
 
@@ -38,10 +40,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
 
 
 @pytest.fixture(scope="module")
-def page(store: RunStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def claims(store: RunStore) -> list[Claim]:
+    return judge_claims(store)
+
+
+@pytest.fixture(scope="module")
+def page(store: RunStore, claims: list[Claim], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "index.html"
     tables = [build_table(load_spec("table2"), store, "smoke")]
-    file.write_text(build_page(store, tables, "fractrain-fitted"), encoding="utf-8")
+    file.write_text(build_page(store, tables, "fractrain-fitted", claims=claims), encoding="utf-8")
     return file
 
 
@@ -150,7 +157,6 @@ def test_the_filter_keeps_rows_with_all_words(open_page: Any) -> None:
     assert len(rows(open_page, "runs")) == 14
 
 
-@pytest.mark.xfail(reason="written for the columns before whole-model costs and savings came into the tables")
 def test_columns_are_chosen_and_what_is_shown_is_copied_unrounded(open_page: Any, store: RunStore) -> None:
     before = shown_columns(open_page, "runs")
     assert "macs_best" not in before
@@ -168,7 +174,7 @@ def test_columns_are_chosen_and_what_is_shown_is_copied_unrounded(open_page: Any
     frame = fractrain.results(store, method="fractrain")
     assert [line["Run"] for line in lines] == [config_of("fractrain", seed).run_id for seed in range(3)]
     wanted = frame[frame["quantity"] == "macs_best"].set_index("run")["value"]
-    column = next(name for name in lines[0] if name.startswith("MACs as the paper counts them"))
+    column = next(name for name in lines[0] if name.startswith(BY_KEY["macs_best"].label))
     assert [float(line[column]) for line in lines] == [wanted[line["Run"]] for line in lines]
 
 
@@ -185,7 +191,6 @@ def test_latex_of_a_table_has_its_rows_and_nothing_unescaped(open_page: Any) -> 
     assert not any(character in text for character in "±↑↓")
 
 
-@pytest.mark.xfail(reason="written for the columns before whole-model costs and savings came into the tables")
 def test_methods_and_ways_to_count_are_switched_in_the_drawings(open_page: Any) -> None:
     visible = """return [...document.querySelectorAll(arguments[0])].filter((e) =>
       getComputedStyle(e).display !== "none" && e.closest("figure").checkVisibility()).length"""
@@ -206,8 +211,55 @@ def test_methods_and_ways_to_count_are_switched_in_the_drawings(open_page: Any) 
     click(open_page, "input[name=view][value=paper]")
     paper = open_page.execute_script(labels)
     assert len(whole) == len(paper) == 2
-    assert all("Cost of the whole model" in text for text in whole)
-    assert all("MACs as the paper counts them" in text for text in paper)
+    assert all(BY_KEY["cost_end"].title in text for text in whole)
+    assert all(BY_KEY["macs_best"].title in text for text in paper)
+
+
+def test_the_claims_come_first_with_their_verdicts(open_page: Any, claims: list[Claim]) -> None:
+    sections = open_page.execute_script("return [...document.querySelectorAll('main > section')].map((e) => e.id)")
+    assert sections[0] == "known"
+    found = rows(open_page, "claims")
+    assert [(row["text"], row["verdict"]) for row in found] == [(c.text, c.verdict) for c in claims]
+    assert len(found) > 10
+    box = open_page.find_element("css selector", "#claims input[type=search]")
+    box.send_keys("latency")
+    assert [row["text"] for row in rows(open_page, "claims")] == [row["text"] for row in found if "latency" in str(row)]
+    cell = open_page.find_element("css selector", "#claims tbody tr:not([hidden]) td.p")
+    cell.click()
+    assert claims[0].source in open_page.find_element("css selector", "dialog#origin dl").text
+
+
+def test_work_is_shown_as_operations_energy_or_time(open_page: Any, store: RunStore) -> None:
+    labels = (
+        "return [...document.querySelectorAll('#work svg')].filter((e) => e.checkVisibility()).map((e) => e.ariaLabel)"
+    )
+    for value, words in (("effective", "effective MACs"), ("joules", "energy of the whole run [J], modelled by "),
+                         ("seconds", "time of the whole run [s], modelled by ")):  # fmt: skip
+        click(open_page, f"#work input[value={value}]")
+        shown = open_page.execute_script(labels)
+        assert len(shown) == 2  # one task of each profile
+        assert all(words in text for text in shown)
+    parts = rows(open_page, "parts", "data-v")
+    names = rows(open_page, "parts")
+    frame = fractrain.results(store, "run", hardware="fractrain-fitted").set_index(["run", "quantity"])["value"]
+    for method in METHODS:
+        own = [exact for exact, row in zip(parts, names, strict=True)
+               if row["method"].split()[0] == method and "smoke" in row["task"]]  # fmt: skip
+        run = config_of(method, 0).run_id
+        effective = sum(float(row[p]) for row in own for p in ("FW", "EB", "GC") if row[p])
+        assert effective == pytest.approx(frame[run, "effective_end"])
+        energy = sum(float(row["joules"]) for row in own if row["joules"])
+        assert energy == pytest.approx(1e3 * frame[run, "energy_end"])
+
+
+def test_precision_over_training_shows_stages_and_names_what_is_constant(open_page: Any) -> None:
+    drawn = open_page.find_elements("css selector", "#precision svg")
+    assert all("precision over training" in svg.accessible_name for svg in drawn)
+    staged = next(svg for svg in drawn if svg.accessible_name.startswith("pfq"))
+    assert [f"stage {n}" in staged.get_attribute("textContent") for n in (1, 2, 3, 4)] == [True, True, True, False]
+    said = open_page.find_element("css selector", "#precision").text
+    assert "sbm: 8/8/8 bits (A/W/E)" in said
+    assert "fp32: full precision" in said
 
 
 def test_a_number_tells_its_origin_by_keys_alone(open_page: Any, store: RunStore) -> None:

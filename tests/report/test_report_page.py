@@ -11,16 +11,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scaling_fakes
 from click.testing import CliRunner
-from synthetic_runs import METHODS, config_of, ledger_of, small_store
+from store_fakes import FakeStore
+from synthetic_runs import METHODS, config_of, ledger_of, small_store, write_run
 
 import fractrain
 from fractrain.cli import main
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.engine.store import RunStore
-from fractrain.report.breakdown import bits_by_part, breakdown, mean_bits
+from fractrain.report.breakdown import bits_by_part, breakdown, choices, mean_bits, quantized_parts
 from fractrain.report.build import build_table
+from fractrain.report.campaign import load_campaign
 from fractrain.report.page import build_page
+from fractrain.report.page_detail import stages
+from fractrain.report.scaling import build_scaling
+from fractrain.report.sources import engine_config
 from fractrain.report.spec import load_spec
 from fractrain.report.svg import INK, Mark, series_colour, themed
 
@@ -138,6 +144,29 @@ def test_the_same_store_gives_the_same_page(store: RunStore) -> None:
     assert build_page(store, details=2) == build_page(store, details=2)
 
 
+def test_a_campaign_has_its_figure_and_its_table(store: RunStore) -> None:
+    campaign, fakes = load_campaign("scaling"), FakeStore()
+    scaling_fakes.fill(fakes, campaign, None, 0.2)
+    text = build_page(store, details=0, scaling=build_scaling(campaign, fakes, scaling_fakes.sources()))
+    page = Page(text)
+    assert f'aria-label="{campaign.title}"' in text
+    assert "trend" in page.heads["table-scaling"]
+    assert text.index('id="table-scaling"') < text.index('id="cost"')
+
+
+def test_pairs_of_a_table_without_a_run_are_left_out_unless_it_is_asked_for(tmp_path: Path) -> None:
+    spec, store = load_spec("table2"), RunStore(tmp_path / "runs")
+    write_run(store, engine_config(spec.request(spec.pairs[0], spec.row("sbm"), "smoke"), 0))
+    common = ["report", "--results", str(store.root), "--details", "0", "--evidence", str(tmp_path)]
+    for more, expected in (([], 1), (["--table", "table2"], 4)):
+        done = CliRunner().invoke(main, [*common, "--out", str(tmp_path / "out"), *more])
+        assert done.exit_code == 0, done.stderr
+        text = (tmp_path / "out" / "index.html").read_text()
+        table = text[text.index('id="table-table2"') :].partition("</section>")[0]
+        assert len(set(re.findall(r"<td>(ResNet-\d+)</td>\s*<td>(.*?)</td>", table))) == expected
+        assert ("Left out on this page" in table) == (expected == 1)
+
+
 def test_an_empty_store_has_a_page_that_says_so(tmp_path: Path) -> None:
     text = build_page(RunStore(tmp_path))
     Page(text)
@@ -146,8 +175,6 @@ def test_an_empty_store_has_a_page_that_says_so(tmp_path: Path) -> None:
 
 def test_texts_of_others_cannot_break_the_page(tmp_path: Path) -> None:
     store = RunStore(tmp_path / "runs")
-    from synthetic_runs import write_run
-
     write_run(store, config_of("sbm", 0, evil='</script><img src=x onerror="alert(1)">&'))
     write_run(store, config_of("sbm", 0, evil="plain"))
     text = build_page(store)
@@ -204,6 +231,29 @@ def test_mean_bits_are_weighted_by_macs_and_leave_out_what_is_never_quantized() 
     by_part = bits_by_part(breakdown(ledger))
     assert list(by_part.index) == ["a", "b", "stem"]
     np.testing.assert_array_equal(by_part.to_numpy(), [[3, 6], [2, 2], [32, 32]])
+
+
+def test_choices_are_shares_of_forward_macs_where_samples_or_tiles_differ() -> None:
+    ledger = Ledger({"blocks": ["a", "b"]})
+    ledger.begin("train", 0)
+    ledger.samples(1)
+    ledger.count("low", 3, lambda: [Entry("a.c", "FW", 4, 4, 100), Entry("a.c", "EB", 8, 4, 100)])
+    ledger.count("high", 1, lambda: [Entry("a.c", "FW", 6, 6, 100), Entry("b.c", "FW", 6, 6, 100)])
+    ledger.count("skip", 1, lambda: [Entry("b.c", "FW", 0, 0, 100), Entry("stem", "FW", 32, 32, 100)])
+    found = choices(ledger)
+    assert (list(found.index), list(found.columns)) == (["a", "b"], [0, 4, 6])
+    np.testing.assert_array_equal(found.to_numpy(), [[0, 75, 25], [50, 0, 50]])
+    assert quantized_parts(breakdown(ledger)) == ["a", "b"]
+
+
+def test_nothing_was_chosen_where_widths_only_move_with_the_period() -> None:
+    assert len(choices(ledger_of("pfq"))) == 0
+
+
+def test_a_stage_is_seen_at_the_end_of_the_period_in_which_it_began() -> None:
+    lines = [{"iteration": 10 * (n + 1), "method": {"stage": stage}} for n, stage in enumerate((0, 0, 1, 3))]
+    assert stages(lines) == [(30, 1), (40, 3)]
+    assert stages([{"iteration": 10, "method": {}}]) == []
 
 
 # -- drawings ----------------------------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ def write_run(store: RunStore, config: RunConfig, status: str = "done") -> str:
         for period in range(PERIODS):
             value = accuracy(config.method, config.seed, period)
             line = {"epoch": period, "iteration": 4 * (period + 1), "test_accuracy": value, "train_loss": 1.0}
-            writer.append_metrics({**line, "val_loss": None, "cp_percent": 6.25, "method": {}})
+            said = {"stage": float(period)} if config.method == "pfq" else {}
+            writer.append_metrics({**line, "val_loss": None, "cp_percent": 6.25, "method": said})
         if status == "done":
             writer.finish(summary_of(config, ledger), ledger.state_dict())
         else:

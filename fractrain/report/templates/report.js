@@ -21,13 +21,15 @@
   addEventListener("afterprint", paint);
   paint();
 
-  // Switches of the drawings.
-  const views = () => {
-    const view = document.querySelector("input[name=view]:checked");
-    if (view) all("figure[data-view]").forEach((f) => f.classList.toggle("off", f.dataset.view !== view.value));
-  };
-  all("input[name=view]").forEach((radio) => radio.addEventListener("change", views));
-  views();
+  // Switches of the drawings: each shows one view of the figures in its section.
+  all("fieldset.switch").forEach((choice) => {
+    const show = () => {
+      const view = choice.querySelector("input:checked").value;
+      all("figure[data-view]", choice.closest("section")).forEach((f) => f.classList.toggle("off", f.dataset.view !== view));
+    };
+    choice.addEventListener("change", show);
+    show();
+  });
   all("input[data-series]").forEach((box) => box.addEventListener("change", () => {
     all(`g.series.s${box.dataset.series}`).forEach((g) => g.classList.toggle("off", !box.checked));
   }));
