@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,12 @@ from fractrain.commands.common import (
     results_option,
     stdout_to_stderr,
 )
-from fractrain.commands.planning import plan_runs, seeds_option
+from fractrain.commands.evidence import evidence_option, origin_option
+from fractrain.commands.planning import seeds_option
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fractrain.engine.store import RunRecord
+    from fractrain.engine.store import RunRecord, RunStore
     from fractrain.report.run_cost import Priced
 
 DEFAULT_HARDWARE = "fractrain-fitted,bit-product,bitfusion"
@@ -39,31 +40,33 @@ hardware_option = click.option(
 
 @click.command("cost", short_help="Price stored runs on hardware models.")
 @options(
-    click.argument("names", nargs=-1, required=True, metavar="RUN|TABLE|all..."),
+    click.argument("names", nargs=-1, required=True, metavar="RUN|TABLE|DIR|all..."),
     hardware_option,
     click.option("--by", type=NearestChoice(BY), help="Split each run's time and energy."),
+    origin_option,
     profile_option("smoke"),
     seeds_option,
     results_option,
+    evidence_option,
     plugin_option,
     json_option,
 )
 def cost_command(
-    names: tuple[str, ...], hardware: str | None, by: str | None, profile: str, seeds: int | None, results: Path,
-    as_json: bool,
+    names: tuple[str, ...], hardware: str | None, by: str | None, origin: str, profile: str, seeds: int | None,
+    results: Path, evidence: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Price finished runs on hardware models, from what their ledgers counted; nothing is run.
 
-    RUN is a run's id or its beginning, TABLE a table or figure (its finished runs of --profile), "all" every finished
-    run in the store. Times and energies are modelled: `fractrain list hardware --verbose` says what each model counts
-    and what it is not.
+    RUN is a run's id or its beginning, TABLE a table or figure (its finished runs of --profile), DIR the folder of a
+    run or of several, "all" every finished run there is. Times and energies are modelled: `fractrain list hardware
+    --verbose` says what each model counts and what it is not.
     """
     from fractrain.cost.hardware import create_all
     from fractrain.report.run_cost import price_run
 
     with stdout_to_stderr():
         models = create_all(hardware or DEFAULT_HARDWARE)
-        records = _records(names, profile, seeds, results)
+        records = _records(names, profile, seeds, _stores(origin, results, evidence))
         found = [(record, price_run(record, models, by or "")) for record in records]
     if as_json:
         emit_json([{**_names(record), "costs": [p.as_dict() for p in priced]} for record, priced in found])
@@ -72,31 +75,53 @@ def cost_command(
     click.echo("\n" + "\n".join(f"{model.title} is not {model.is_not}." for model in models))
 
 
-def _records(names: Sequence[str], profile: str, seeds: int | None, results: Path) -> list[RunRecord]:
+def _stores(origin: str, results: Path, evidence: Path) -> list[RunStore]:
+    """Where runs are looked for: the run store, or each campaign of the committed records."""
+    from fractrain.engine.store import RunStore
+    from fractrain.report.evidence import EvidenceStore
+
+    return EvidenceStore(evidence).stores() if origin == "evidence" else [RunStore(results)]
+
+
+def _records(names: Sequence[str], profile: str, seeds: int | None, stores: Sequence[RunStore]) -> list[RunRecord]:
     """The finished runs that are meant, each once.
 
     Raises:
-        ConfigError: a name is neither a run nor a table, or nothing is finished.
+        ConfigError: a name is neither a run nor a table nor a folder, or nothing is finished.
     """
     from fractrain.engine.length import words
-    from fractrain.engine.store import RunStore
-    from fractrain.report.spec import table_names
 
-    store = RunStore(results)
     found: dict[str, RunRecord] = {}
     for name in names:
-        if name == "all":
-            found |= {r.run_id: r for r in store.records() if r.status == "done"}
-        elif name in table_names() or name.endswith(".toml"):
-            _, runs = plan_runs(name, profile, seeds, results)
-            records = (store.get(run.run_id) for run in runs if run.state == "cached")
-            found |= {r.run_id: r for r in records if r is not None}
-        else:
-            record = store.find(name).sound()
-            found[record.run_id] = record
+        found |= {record.run_id: record for record in _named(name, profile, seeds, stores)}
     if not found:
-        raise ConfigError(f"{' '.join(names)}: no finished run in {results} ({words(profile)}); run some, or --results")
+        where = " ".join(str(store.root) for store in stores) or "the records, of which there are none"
+        raise ConfigError(f"{' '.join(names)}: no finished run in {where} ({words(profile)}); run some, or --results")
     return list(found.values())
+
+
+def _named(name: str, profile: str, seeds: int | None, stores: Sequence[RunStore]) -> Iterator[RunRecord]:
+    """The runs that one name stands for."""
+    from fractrain.engine.store import RunStore
+    from fractrain.report.grid import plan
+    from fractrain.report.spec import load_spec, table_names
+
+    if name == "all":
+        yield from _finished(stores)
+    elif name in table_names() or name.endswith(".toml"):
+        runs = plan(load_spec(name), profile, seeds)
+        records = (store.get(run.run_id) for run in runs if run.run_id for store in stores)
+        yield from (record for record in records if record is not None and record.status == "done")
+    elif (folder := Path(name)).is_dir():
+        one = RunStore(folder.parent)
+        yield from [one.find(folder.name).sound()] if folder.name in one.ids() else _finished([RunStore(folder)])
+    else:
+        having = [store for store in stores if any(run_id.startswith(name) for run_id in store.ids())]
+        yield (having or stores or [RunStore()])[0].find(name).sound()
+
+
+def _finished(stores: Sequence[RunStore]) -> Iterator[RunRecord]:
+    return (record for store in stores for record in store.records() if record.status == "done")
 
 
 def _names(record: RunRecord) -> dict[str, Any]:

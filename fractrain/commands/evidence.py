@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fractrain.commands.common import NearestGroup, emit_json, json_option, options, results_option, say
+from fractrain.commands.common import NearestChoice, NearestGroup, emit_json, json_option, options, results_option, say
 
 DEFAULT_EVIDENCE = "results/evidence"
 
@@ -19,6 +19,14 @@ evidence_option = click.option(
     help="The folder of committed records.",
 )
 
+origin_option = click.option(
+    "--from",
+    "origin",
+    type=NearestChoice(("store", "evidence")),
+    default="store",
+    show_default=True,
+    help="The run store, or the committed records (--evidence).",
+)
 
 root_option = click.option(
     "--root",

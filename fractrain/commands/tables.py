@@ -24,7 +24,7 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
-from fractrain.commands.evidence import evidence_option
+from fractrain.commands.evidence import evidence_option, origin_option
 from fractrain.commands.executing import execute, executor_option, jobs_option, remote_executor, resources_option
 from fractrain.commands.planning import (
     add_option,
@@ -74,14 +74,7 @@ out_option = click.option(
         metavar="NAME",
         help="Hardware model for energy and latency, with a preset or settings after colons.  [default: the table's]",
     ),
-    click.option(
-        "--from",
-        "origin",
-        type=NearestChoice(("store", "evidence")),
-        default="store",
-        show_default=True,
-        help="The run store, or the committed records (--evidence).",
-    ),
+    origin_option,
     profile_option("smoke"),
     seeds_option,
     add_option,

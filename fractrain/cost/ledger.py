@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -57,8 +56,7 @@ class Entry(NamedTuple):
         return list(self) if self.format1 or self.format2 else list(self[:5])
 
 
-@dataclass(frozen=True)
-class LedgerRow:
+class LedgerRow(NamedTuple):
     """MACs of one (phase, epoch, layer, product, widths and formats of the operands); see :class:`Entry`."""
 
     phase: Phase
@@ -186,6 +184,15 @@ class Ledger:
             if units:
                 for e in self._work[work]:
                     yield LedgerRow(phase, epoch, e.layer, e.product, e.bits1, e.bits2, e.macs * units, *e[5:])
+
+    def units(self, phase: Phase) -> Iterator[tuple[int, str, int]]:
+        """Yield epoch, work item and units > 0 of one phase; what a unit is made of says :meth:`entries`."""
+        self.flush()
+        return ((epoch, work, n) for (own, epoch, work), n in sorted(self._units.items()) if n and own == phase)
+
+    def entries(self, work: str) -> tuple[Entry, ...]:
+        """What a unit of a work item multiplies."""
+        return self._work[work]
 
     def sample_count(self, phase: Phase, epoch: int) -> int:
         """Samples fed in one phase and epoch."""

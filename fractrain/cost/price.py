@@ -23,7 +23,7 @@ from fractrain.util.registry import one_line
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fractrain.cost.ledger import Ledger
+    from fractrain.cost.ledger import Entry, Ledger
 
 Geometries = Mapping[str, Geometry]
 Array = npt.NDArray[np.float64]
@@ -81,17 +81,15 @@ class Counts:
         if not sums:
             raise ConfigError("the ledger holds no work of phase 'train': train first, or take another run's ledger")
         weights = weights_by_block(ledger, None)
-        cells: dict[tuple[int, Key], int] = {}
-        for row in ledger.rows():
-            if row.phase == "train" and row.bits1 and row.bits2:
-                at = row.epoch, Key(*(getattr(row, name) for name in Key._fields))
-                cells[at] = cells.get(at, 0) + row.macs
-        epochs, keys = tuple(sums), tuple(sorted({key for _, key in cells}))
+        units = list(ledger.units("train"))
+        work = {name: _executed(ledger.entries(name)) for _, name, _ in units}
+        epochs, keys = tuple(sums), tuple(sorted({key for entries in work.values() for key, _ in entries}))
         place = {key: column for column, key in enumerate(keys)}
         line = {epoch: number for number, epoch in enumerate(epochs)}
-        macs = np.zeros((len(epochs), len(keys)))
-        for (epoch, key), n in cells.items():
-            macs[line[epoch], place[key]] = n
+        counted = np.zeros((len(epochs), len(keys)))
+        for epoch, name, n in units:
+            for key, macs in work[name]:
+                counted[line[epoch], place[key]] += n * macs
         samples = tuple(ledger.sample_count("train", epoch) for epoch in epochs)
         if 0 in samples:
             epoch = epochs[samples.index(0)]
@@ -99,9 +97,14 @@ class Counts:
                 f"the ledger counts work but no samples in epoch {epoch}: call ledger.samples(n) per batch"
             )
         return cls(
-            epochs, keys, macs, samples, tuple(cp_of([s], weights) for s in sums.values()),
+            epochs, keys, counted, samples, tuple(cp_of([s], weights) for s in sums.values()),
             ledger.meta.get("batch_size"), ledger.meta.get("forward_macs"), frozenset(ledger.meta.get("blocks") or ()),
         )  # fmt: skip
+
+
+def _executed(entries: Sequence[Entry]) -> list[tuple[Key, int]]:
+    """Key and MACs of each entry that is executed."""
+    return [(Key(*e[:4], *e[5:]), e.macs) for e in entries if e.bits1 and e.bits2]
 
 
 @dataclass(frozen=True)
@@ -223,11 +226,10 @@ def price(
     return RunCost(model.title, counts, rows, overhead, notes)
 
 
-def row_of(key: Key, macs: float, shape: Geometry | None, counts: Counts) -> Row:
-    """The row that a hardware model is given for a key."""
-    block = block_of(key.layer, counts.blocks)
+def _rest_of_row(key: Key, shape: Geometry | None, counts: Counts) -> tuple[Any, ...]:
+    """What the row that a hardware model is given for a key holds behind its MACs."""
     formats, scales = (key.format1, key.format2), (key.scale1, key.scale2)
-    return Row(*key[:4], macs, shape, counts.batch or 1, block, formats, scales)
+    return shape, counts.batch or 1, block_of(key.layer, counts.blocks), formats, scales
 
 
 def _shape(key: Key, counts: Counts, geometry: Geometries) -> Geometry | None:
@@ -247,7 +249,7 @@ def _additive(counts: Counts, shapes: Sequence[Geometry | None], model: Hardware
     unit = np.zeros((len(counts.keys), len(FIGURES)))
     for number, (key, shape) in enumerate(zip(counts.keys, shapes, strict=True)):
         macs = float(shape.macs * (counts.batch or 1)) if shape else float(counts.macs[:, number].max())
-        row = row_of(key, macs, shape, counts)
+        row = Row(*key[:4], macs, *_rest_of_row(key, shape, counts))
         unit[number] = np.array(_asked(model, row)) / macs
     rows = counts.macs[:, :, None] * unit
     return rows, np.zeros((len(counts.epochs), len(FIGURES))), ("",) * len(counts.epochs)
@@ -256,9 +258,10 @@ def _additive(counts: Counts, shapes: Sequence[Geometry | None], model: Hardware
 def _by_epoch(counts: Counts, shapes: Sequence[Geometry | None], model: HardwareModel, recorded: Recorded) -> Matrices:
     rows = np.zeros((*counts.macs.shape, len(FIGURES)))
     overhead, notes = np.zeros((len(counts.epochs), len(FIGURES))), []
+    rest = [_rest_of_row(key, shape, counts) for key, shape in zip(counts.keys, shapes, strict=True)]
     for line, macs in enumerate(counts.macs):
         live = [int(k) for k in np.flatnonzero(macs)]
-        given = tuple(row_of(counts.keys[k], float(macs[k]), shapes[k], counts) for k in live)
+        given = tuple(Row(*counts.keys[k][:4], float(macs[k]), *rest[k]) for k in live)
         epoch = counts.epochs[line]
         taken = recorded.seconds.get(epoch), recorded.joules.get(epoch)
         priced = _worked(model, Workload(given, counts.samples[line], counts.cp[line], counts.forward_macs, *taken))

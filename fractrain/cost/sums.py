@@ -14,7 +14,7 @@ from fractrain.cost.formulas import FLOAT_MAC_BITS
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:  # reading a ledger needs no torch
-    from fractrain.cost.ledger import Ledger
+    from fractrain.cost.ledger import Entry, Ledger, Phase
 
 GATE = "gate"
 """Layers with this component in their dotted name belong to a gate."""
@@ -42,34 +42,53 @@ class EpochSums:
     work: int = 0
     blocks: dict[str, list[int]] = field(default_factory=dict)
 
+    def add(self, other: EpochSums, times: int) -> None:
+        """Add another's sums, so many times."""
+        self.raw += times * other.raw
+        self.bitops += times * other.bitops
+        self.forward += times * other.forward
+        self.gate_forward += times * other.gate_forward
+        self.work += times * other.work
+        for block, numbers in other.blocks.items():
+            total = self.blocks.setdefault(block, [0, 0])
+            for place, number in enumerate(numbers):
+                total[place] += times * number
 
-def collect(ledger: Ledger, phase: str = "train", until_epoch: int | None = None) -> dict[int, EpochSums]:
+
+def collect(ledger: Ledger, phase: Phase = "train", until_epoch: int | None = None) -> dict[int, EpochSums]:
     """Return the sums by epoch, ascending, of all epochs with work up to and including ``until_epoch``."""
     blocks = frozenset(ledger.meta.get("blocks") or ())
     outside = frozenset(ledger.meta.get("outside_cp") or ())
-    place: dict[str, tuple[str | None, bool]] = {}
+    of_work: dict[str, EpochSums] = {}
     sums: dict[int, EpochSums] = {}
-    for row in ledger.rows():
-        if row.phase != phase or (until_epoch is not None and row.epoch > until_epoch):
+    for epoch, work, units in ledger.units(phase):
+        if until_epoch is not None and epoch > until_epoch:
             continue
-        if row.layer not in place:
-            block = None if row.layer in outside else block_of(row.layer, blocks)
-            place[row.layer] = (block, GATE in row.layer.split("."))
-        block, is_gate = place[row.layer]
-        s = sums.setdefault(row.epoch, EpochSums())
-        width = row.bits1 * row.bits2
-        s.bitops += row.macs * width
-        s.raw += row.macs if width else 0
-        s.work += 0 if is_gate else row.macs
-        if row.product == "FW" and is_gate:
-            s.gate_forward += row.macs
-        elif row.product == "FW":
-            s.forward += row.macs
+        if work not in of_work:
+            of_work[work] = _of_entries(ledger.entries(work), blocks, outside)
+        sums.setdefault(epoch, EpochSums()).add(of_work[work], units)
+    return dict(sorted(sums.items()))
+
+
+def _of_entries(entries: Iterable[Entry], blocks: frozenset[str], outside: frozenset[str]) -> EpochSums:
+    """The sums of one unit of a work item."""
+    s = EpochSums()
+    for entry in entries:
+        block = None if entry.layer in outside else block_of(entry.layer, blocks)
+        is_gate = GATE in entry.layer.split(".")
+        width = entry.bits1 * entry.bits2
+        s.bitops += entry.macs * width
+        s.raw += entry.macs if width else 0
+        s.work += 0 if is_gate else entry.macs
+        if entry.product == "FW" and is_gate:
+            s.gate_forward += entry.macs
+        elif entry.product == "FW":
+            s.forward += entry.macs
         if block is not None:
             total = s.blocks.setdefault(block, [0, 0])
-            total[0] += row.macs
-            total[1] += row.macs * width
-    return dict(sorted(sums.items()))
+            total[0] += entry.macs
+            total[1] += entry.macs * width
+    return s
 
 
 def block_of(layer: str, blocks: frozenset[str]) -> str | None:

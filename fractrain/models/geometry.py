@@ -1,4 +1,4 @@
-"""Shapes of a model's layers, for hardware models: from one pass without memory, or with it where that cannot be."""
+"""Shapes of a model's layers, for hardware models: from one forward pass of one sample."""
 
 from __future__ import annotations
 
@@ -20,19 +20,13 @@ def geometries(make: Callable[[], nn.Module], shape: Sequence[int]) -> dict[str,
     A linear layer that sees a number of vectors that depends on the data (the ends of a language model), or none in a
     plain forward pass, has the shape of one vector.
 
+    Not on PyTorch's ``meta`` device: what it computes there is written in Python and imports the compiler, for seconds.
+
     Args:
-        make: builds the plain model; it is first asked to on the ``meta`` device, where nothing is computed.
+        make: builds the plain model.
         shape: of a sample, ``(C, H, W)`` or ``(T,)`` for word numbers.
     """
-    try:
-        with torch.device("meta"):
-            model = make()
-        return _traced(model, shape)
-    except (NotImplementedError, RuntimeError):  # shapes that depend on values, as in an adaptive embedding
-        return _traced(make(), shape)
-
-
-def _traced(model: nn.Module, shape: Sequence[int]) -> dict[str, Geometry]:
+    model = make()
     found: dict[str, Geometry] = {}
     tokens = getattr(model, "input", "") == "tokens"
     kinds = nn.Conv2d | nn.Linear | Matmul

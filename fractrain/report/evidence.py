@@ -55,10 +55,16 @@ class EvidenceStore:
 
     def get(self, run_id: str) -> RunRecord | None:
         """Return the record of this run, or None."""
-        for campaign in self.campaigns():
-            if (found := self._store(campaign).get(run_id)) is not None:
+        for store in self.stores():
+            if (found := store.get(run_id)) is not None:
                 return found
         return None
+
+    def stores(self) -> list[RunStore]:
+        """Each campaign as a run store."""
+        from fractrain.engine.store import RunStore
+
+        return [RunStore(self.root / campaign) for campaign in self.campaigns()]
 
     def add(self, record: RunRecord, campaign: str) -> Path:
         """Copy a finished run's record, without weights; return its folder.
@@ -87,11 +93,6 @@ class EvidenceStore:
         for name, content in contents.items():  # the digests last: a folder without them is not a record yet
             atomic_write(folder / name, content)
         return folder
-
-    def _store(self, campaign: str) -> RunStore:
-        from fractrain.engine.store import RunStore
-
-        return RunStore(self.root / campaign)
 
 
 def find(store: RunStore, text: str) -> RunRecord:

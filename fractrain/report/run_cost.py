@@ -131,16 +131,20 @@ def _priced(record: RunRecord, counts: Counts, model: HardwareModel, by: str) ->
 
 
 def _groups(cost: RunCost, record: RunRecord, by: str) -> Iterator[Group]:
+    import numpy as np
+    import pandas as pd
+
+    from fractrain.cost.hardware.base import PARTS
+
     table = cost.frame()
-    keys = _keys(table, record, by)
-    table = table.assign(
-        seconds=table.filter(like="seconds_").sum(axis=1, skipna=False),
-        joules=table.filter(like="joules_").sum(axis=1, skipna=False),
-    )
-    for name, lines in table.groupby(keys, sort=False):
-        sums = lines[["macs", "cycles", "seconds", "joules"]].sum(skipna=False)
-        if sums["seconds"] > 0:
-            yield Group(str(name), *(float(v) for v in sums))
+    parts = [["macs"], ["cycles"], *([f"{kind}_{part}" for part in PARTS] for kind in ("seconds", "joules"))]
+    amounts = np.column_stack([table[names].to_numpy(dtype=float).sum(axis=1) for names in parts])
+    codes, names = pd.factorize(_keys(table, record, by))
+    sums = np.zeros((len(names), len(parts)))
+    np.add.at(sums, codes, amounts)
+    for name, line in zip(names, sums.tolist(), strict=True):
+        if line[2] > 0:
+            yield Group(str(name), *line)
 
 
 def _keys(table: pd.DataFrame, record: RunRecord, by: str) -> pd.Series[Any]:

@@ -117,3 +117,28 @@ def test_bad_input_is_one_line(cli: Any, one_line_error: Any, tmp_path: Path) ->
     shutil.copytree(CIFAR10 / copy.name, copy)
     (copy / "status.json").write_text('{"status": "failed"}')
     assert "status 'failed'" in one_line_error(cli("cost", "sbm", "--results", tmp_path / "runs"))
+
+
+def test_records_are_found_by_folder_and_among_the_committed_ones(cli: Any) -> None:
+    folder = next(p for p in CIFAR10.iterdir() if p.name.startswith("sbm"))
+    (one,) = document(cli, folder, "--hardware", THREE)
+    assert document(cli, "sbm", "--results", CIFAR10, "--hardware", THREE) == [one]
+    assert document(cli, folder.name, "--from", "evidence", "--evidence", EVIDENCE, "--hardware", THREE) == [one]
+    both = document(cli, CIFAR10, "--hardware", THREE)
+    assert {run["run_id"] for run in both} == {p.name for p in CIFAR10.iterdir()}
+    every = document(cli, "all", "--from", "evidence", "--evidence", EVIDENCE, "--hardware", "bit-product")
+    assert {run["run_id"] for run in every} == {p.name for p in EVIDENCE.glob("*/*") if p.is_dir()}
+
+
+def test_a_table_means_committed_records_too(cli: Any, tiny_table: Path, tmp_path: Path) -> None:
+    assert cli("reproduce", tiny_table).exit_code == 0
+    (run,) = document(cli, tiny_table, "--hardware", "bit-product")
+    assert cli("evidence", "add", run["run_id"], "--campaign", "mine", "--evidence", tmp_path / "e").exit_code == 0
+    args = ("--from", "evidence", "--evidence", tmp_path / "e", "--hardware", "bit-product")
+    assert document(cli, tiny_table, *args) == [run]
+
+
+def test_no_committed_record_is_one_line(cli: Any, one_line_error: Any, tmp_path: Path) -> None:
+    args = ("--from", "evidence", "--evidence", tmp_path / "none")
+    assert "no finished run" in one_line_error(cli("cost", "all", *args))
+    assert "no run 'sbm'" in one_line_error(cli("cost", "sbm", *args))

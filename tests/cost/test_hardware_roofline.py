@@ -24,7 +24,7 @@ def row(shape: Geometry, product: Product, a: int, b: int, samples: int = 64, ba
         ("roofline:a100", 2, 1248), ("roofline:a100", 4, 1248), ("roofline:a100", 5, 624), ("roofline:a100", 8, 624),
         ("roofline:a100", 12, 312), ("roofline:a100", 32, 156), ("roofline:a100:full=fp32", 32, 19.5),
         ("roofline", 2, 1978.9), ("roofline:h100", 8, 1978.9), ("roofline:b200", 4, 4500), ("roofline:b200", 6, 4500),
-        ("roofline:mi300x", 3, 2614.9), ("roofline:mi300x", 17, 653.7), ("roofline:int8=0:fp8=0", 8, 989.4),
+        ("roofline:b200", 17, 1100), ("roofline:int8=0:fp8=0", 8, 989.4),
         ("roofline:int8=0:fp8=0:bf16=0:full=fp32", 8, 66.9),
     ],
 )  # fmt: skip

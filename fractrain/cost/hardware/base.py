@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -150,7 +150,8 @@ class Cost:
 
     def numbers(self) -> tuple[float, ...]:
         """Cycles, seconds by part, joules by part; see :data:`FIGURES`."""
-        return (self.cycles, *astuple(self.seconds), *astuple(self.joules))
+        s, j = self.seconds, self.joules
+        return (self.cycles, s.compute, s.on_chip, s.dram, s.fixed, j.compute, j.on_chip, j.dram, j.fixed)
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Cost:

@@ -106,7 +106,8 @@ class FittedModel(HardwareModel):
         images = work.samples * scale * 1e-3
         seconds, joules = images * line.time_b * work.cp_percent, images * line.energy_b * work.cp_percent
         weights = [row.macs * row.bits1 * row.bits2 if row.block is not None else 0.0 for row in work.rows]
-        shares = [w / sum(weights) if w else 0.0 for w in weights]
+        whole = sum(weights)
+        shares = [w / whole if w else 0.0 for w in weights]
         return Priced(
             [Cost(Parts(compute=seconds * share), Parts(compute=joules * share)) for share in shares],
             Cost(Parts(fixed=images * line.time_a), Parts(fixed=images * line.energy_a)),

@@ -15,24 +15,20 @@ WIDTHS: Final = (("fp4", 4), ("int4", 4), ("fp8", 8), ("int8", 8), ("bf16", 16),
 NARROW: Final = {"fp4": "float", "fp8": "float", "int4": "grid", "int8": "grid"}
 """What the operands must be; the wider formats take both."""
 
-# Dense figures; where a sheet prints them with structured sparsity, half of those.
+# Dense figures, all read in G. Lockwood's notes on NVIDIA's sheets (glennklockwood.com/garden/processors).
 SHEETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        "a100": {  # NVIDIA A100 80GB SXM, data sheet
+        "a100": {  # SXM4, 80 GB; the notes cite data sheet 1758950-r4
             "fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "int8": 624.0, "int4": 1248.0, "fp8": 0.0, "fp4": 0.0,
             "bandwidth": 2039.0, "watts": 400.0,
         },
-        "h100": {  # NVIDIA H100 SXM5 80GB, data sheet
+        "h100": {  # SXM5, 80 GB
             "fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp8": 1978.9, "int8": 1978.9, "int4": 0.0, "fp4": 0.0,
             "bandwidth": 3350.0, "watts": 700.0,
         },
-        "b200": {  # NVIDIA HGX B200, data sheet, 1000 W
+        "b200": {  # HGX, at 1000 W
             "fp32": 80.0, "tf32": 1100.0, "bf16": 2250.0, "fp8": 4500.0, "int8": 4500.0, "int4": 0.0, "fp4": 9000.0,
             "bandwidth": 8000.0, "watts": 1000.0,
-        },
-        "mi300x": {  # AMD Instinct MI300X, data sheet
-            "fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp8": 2614.9, "int8": 2614.9, "int4": 0.0, "fp4": 0.0,
-            "bandwidth": 5300.0, "watts": 750.0,
         },
     }
 )  # fmt: skip
@@ -66,8 +62,8 @@ class Roofline(HardwareModel):
 
     name = "roofline"
     source = (
-        "data sheets of NVIDIA A100 80GB SXM, H100 SXM5 (default), HGX B200 and AMD MI300X, dense peaks; presets a100, "
-        "h100, b200, mi300x"
+        "dense peaks that NVIDIA states for A100 SXM4 80 GB (data sheet 1758950-r4), H100 SXM5 80 GB (default) and "
+        "HGX B200 at 1000 W, second hand: glennklockwood.com/garden/processors/A100, /h100, /B200"
     )
     counted = (
         "the longer of computing at the peak of the fastest format that holds both operands (grids as integers, "
