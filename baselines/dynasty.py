@@ -47,7 +47,7 @@ from torch import nn
 
 from fractrain.layers.conv_linear import Backward, QuantLayer
 from fractrain.layers.convert import convert, quant_layers
-from fractrain.layers.matmul import QuantMatmul
+from fractrain.layers.matmul import Matmul, QuantMatmul
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation
 from fractrain.methods.bit_maps import Pool, average, fold_rows, tile_mean_squares
 from fractrain.numerics.formats import Affine
@@ -131,7 +131,10 @@ class Dynasty(Method):
         fits = min((w for w in s.widths if w), key=lambda w: (abs(w - s.budget), -w))
         self._start = int(s.budget) if s.map == "uniform" else fits
         self._tile = PerTile(*s.tile, repeat=True)
-        convert(model, self._precision({}), self.state, keep_first=s.keep_first, keep_last=s.keep_last)
+        types = (nn.Conv2d, nn.Linear, Matmul)  # the others take no widths per tile
+        convert(
+            model, self._precision({}), self.state, keep_first=s.keep_first, keep_last=s.keep_last, types=types
+        )  # fmt: skip
         quantized = (m for m in quant_layers(model) if not m.precision.is_float)
         self._layers = {m.site: m for m in quantized if not isinstance(m, QuantMatmul)}
         self._maps: Maps = {site: {} for site in self._layers}

@@ -127,6 +127,14 @@ class QuantLayer(nn.Module):
         """Low, high and number of updates of an operand's running range; None for operands that have none."""
         return (self.running_low, self.running_high, self.running_steps) if name in ("fw_a", "gc_a") else None
 
+    def as_kernel(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight in the form it is quantized and multiplied in (by most layers, as it is)."""
+        return weight
+
+    def operand_shape(self, x: torch.Tensor) -> torch.Size:
+        """What :meth:`backward_products` must know of the input's shape."""
+        return x.shape
+
     # -- to be given by the layers ----------------------------------------------------------------------------------
 
     def plain(self, x: torch.Tensor) -> torch.Tensor:
@@ -338,7 +346,7 @@ class QuantLayer(nn.Module):
         Backward drops what is kept: writes through ``weight.data`` leave no trace in the weight's version. Evaluation
         keeps nothing for the same reason.
         """
-        return widened(self.weight.detach()) if op.is_float else self.weight_operand(op, name, False)[0]
+        return self.as_kernel(widened(self.weight.detach())) if op.is_float else self.weight_operand(op, name, False)[0]
 
     def weight_operand(self, op: Operand, name: str, integer: bool) -> tuple[torch.Tensor, Kept | None]:
         """Values of the quantized weight and, where ``integer`` products want them, its codes."""
@@ -353,7 +361,7 @@ class QuantLayer(nn.Module):
         kept = self._weights.get(key) if self.training else None
         slim = self.keeps_codes and self.state.scope is None
         if kept is None or ((integer or slim) and kept[1] is None):
-            w = op.format.forward_transform(widened(self.weight.detach()))
+            w = op.format.forward_transform(self.as_kernel(widened(self.weight.detach())))
             code_bits = op.widest if integer or slim else 0
             values, codes, _ = self._to_grid(w, op, name, self._noise(op, "W", w), code_bits, "weight")
             assert values is not None

@@ -18,12 +18,14 @@ from torch import nn
 from fractrain.layers.compact import smaller
 from fractrain.layers.conv_linear import PaddedQuantConv2d, QuantConv2d, QuantLayer, QuantLinear, zero_padding
 from fractrain.layers.matmul import Matmul, QuantMatmul
+from fractrain.layers.other_convs import KINDS as OTHER_CONVOLUTIONS
 from fractrain.layers.state import QuantState
 from fractrain.numerics.precision import Precision
 from fractrain.util.errors import ConfigError, did_you_mean
 
 Rule = Callable[[str, nn.Module], Precision | None]
-KINDS = (nn.Conv2d, nn.Linear, Matmul)
+CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv2d, *OTHER_CONVOLUTIONS)
+KINDS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear, Matmul)
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +138,8 @@ def convert_body(
     In a model without convolutions (a Transformer) all linear layers and products of activations take their place, the
     last layer apart. ``keep`` as for :func:`convert`.
     """
-    if any(isinstance(m, nn.Conv2d) for m in model.modules()):
-        return convert(model, precision, state, types=(nn.Conv2d,), keep_last=False, keep=keep)
+    if any(isinstance(m, CONVOLUTIONS) for m in model.modules()):
+        return convert(model, precision, state, types=CONVOLUTIONS, keep_last=False, keep=keep)
     return convert(model, precision, state, types=(nn.Linear, Matmul), keep=keep)
 
 
@@ -146,7 +148,7 @@ def convert_weighted(model: nn.Module, precision: Precision | Rule, state: Quant
 
     Products of two activations stay in floating point.
     """
-    return convert(model, precision, state, keep_first=True, types=(nn.Conv2d, nn.Linear))
+    return convert(model, precision, state, keep_first=True, types=(*CONVOLUTIONS, nn.Linear))
 
 
 def _layers(model: nn.Module) -> tuple[dict[nn.Module, list[str]], bool]:
@@ -196,11 +198,15 @@ def quantized_layer(
     Raises:
         ConfigError: the layer has no quantized twin.
     """
-    reason = own_way(layer) if isinstance(layer, KINDS) else "only Conv2d, Linear and Matmul have a quantized form"
+    reason = (
+        own_way(layer) if isinstance(layer, KINDS) else "only convolutions, Linear and Matmul have a quantized form"
+    )
     if reason is not None:
         raise ConfigError(f"{name}: {type(layer).__name__} cannot be quantized: {reason}")
     if isinstance(layer, Matmul):
         return QuantMatmul(layer, precision, state, name, device).train(layer.training)
+    if type(layer) in OTHER_CONVOLUTIONS:
+        return OTHER_CONVOLUTIONS[type(layer)](layer, precision, state, name).train(layer.training)
     if isinstance(layer, nn.Conv2d):
         kind = QuantConv2d if zero_padding(layer) is not None else PaddedQuantConv2d
         return kind(layer, precision, state, name).train(layer.training)

@@ -64,7 +64,7 @@ def run_products(
         known: output that another candidate of equal forward precision has computed.
     """
     bias = None if layer.bias is None else widened(layer.bias)
-    y: torch.Tensor = _Products.apply(x, widened(layer.weight), bias, layer, now, kept, known)
+    y: torch.Tensor = _Products.apply(x, layer.as_kernel(widened(layer.weight)), bias, layer, now, kept, known)
     return y
 
 
@@ -82,7 +82,7 @@ class _Products(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         p = layer.precision
         y = cast(torch.Tensor, known).detach() if now is None else layer.forward_product(now, p.fw_w, bias)
-        ctx.layer, ctx.precision, ctx.shape = layer, p, x.shape
+        ctx.layer, ctx.precision, ctx.shape = layer, p, layer.operand_shape(x)
         s = layer.state.scope  # only its index is needed: what it shares must not live as long as the graph
         ctx.scope = None if s is None else replace(s, input=x.new_empty(0), memo={}, sites=[])
         ctx.has_bias = bias is not None

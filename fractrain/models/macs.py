@@ -8,23 +8,25 @@ words (the ledger counts what really ran).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from fractrain.layers.matmul import Matmul
 
 
-def conv_macs(layer: nn.Conv2d, output: Sequence[int] | torch.Size) -> int:
-    """MACs of one sample: output elements times kernel area times input channels per group.
+def conv_macs(layer: _ConvNd, shape: Sequence[int] | torch.Size) -> int:
+    """MACs of one sample: output elements (of a transposed convolution: input elements) times the size of a filter.
 
     Args:
-        layer: the convolution.
-        output: shape ``[N, C, H, W]`` of its output.
+        layer: the convolution, of any number of axes.
+        shape: ``[N, C, ...]`` of its output; of a transposed one, of its input.
     """
-    kernel = layer.kernel_size[0] * layer.kernel_size[1]
-    return int(output[1] * output[2] * output[3] * kernel * (layer.in_channels // layer.groups))
+    filters = layer.in_channels if layer.transposed else layer.out_channels
+    return math.prod(shape[1:]) * (layer.weight.numel() // filters)
 
 
 def linear_macs(layer: nn.Linear, rows: int = 1) -> int:
@@ -46,8 +48,8 @@ def layer_macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
         def count(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if isinstance(layer, Matmul):
                 macs[name] = macs.get(name, 0) + output[0].numel() * args[0].shape[-1]
-            elif isinstance(layer, nn.Conv2d):
-                macs[name] = macs.get(name, 0) + conv_macs(layer, output.shape)
+            elif isinstance(layer, _ConvNd):
+                macs[name] = macs.get(name, 0) + conv_macs(layer, (args[0] if layer.transposed else output).shape)
             elif isinstance(layer, nn.Linear):
                 rows = output.numel() // (output.shape[0] * layer.out_features)
                 macs[name] = macs.get(name, 0) + linear_macs(layer, rows)
@@ -55,7 +57,7 @@ def layer_macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
         return count
 
     for name, m in model.named_modules():
-        if isinstance(m, nn.Conv2d | nn.Linear | Matmul):
+        if isinstance(m, _ConvNd | nn.Linear | Matmul):
             hooks.append(m.register_forward_hook(hook(name)))
     training = model.training
     device = next(model.parameters()).device

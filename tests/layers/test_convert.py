@@ -181,8 +181,8 @@ def test_computed_weights_are_refused() -> None:
 
 
 def test_layers_without_a_twin_are_refused() -> None:
-    with pytest.raises(ConfigError, match="x: Conv1d cannot be quantized: only Conv2d, Linear and Matmul"):
-        quantized_layer(nn.Conv1d(3, 4, 3), P, QuantState(), "x")
+    with pytest.raises(ConfigError, match="x: Bilinear cannot be quantized: only convolutions, Linear and Matmul"):
+        quantized_layer(nn.Bilinear(3, 4, 3), P, QuantState(), "x")
 
 
 def test_layers_share_one_state() -> None:
