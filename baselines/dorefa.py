@@ -36,10 +36,10 @@ from fractrain.layers.clip import clip
 from fractrain.layers.convert import convert, quant_layers
 from fractrain.layers.matmul import Matmul
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Width
+from fractrain.numerics.backend import Kernels
 from fractrain.numerics.formats import Affine, Bits, Format, Limits, PerAxis, widths_like
 from fractrain.numerics.grid import Grid
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import Kernels
 
 TINY = torch.finfo(torch.float32).tiny
 

@@ -50,9 +50,10 @@ from fractrain.layers.convert import convert, quant_layers
 from fractrain.layers.matmul import Matmul, QuantMatmul
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation
 from fractrain.methods.bit_maps import Pool, average, fold_rows, tile_mean_squares
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.formats import Affine
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import Quantized, tile_limits
+from fractrain.numerics.quantize import tile_limits
 from fractrain.numerics.tiles import PerTile, tile_counts, tile_period, tile_sizes
 
 BISECTIONS = 9

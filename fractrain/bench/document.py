@@ -12,7 +12,7 @@ from fractrain.bench.subject import LR, Setup
 from fractrain.bench.timing import Measurement, median, quartiles, ratios
 from fractrain.bench.view import CATEGORIES, View
 from fractrain.engine import environment
-from fractrain.numerics.quantize import probed
+from fractrain.kernels.cpu.uniform import probed
 from fractrain.util.files import atomic_write, storing
 
 FORMAT_VERSION = 2  # 2: to_contiguous

@@ -16,7 +16,7 @@ import torch
 
 from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
 from fractrain.bench.timing import Measurement, Tick, ratios
-from fractrain.numerics.quantize import probed
+from fractrain.kernels.cpu.uniform import probed
 from fractrain.util.errors import RunError
 
 STATUS = Path("/proc/self/status")

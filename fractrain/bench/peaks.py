@@ -38,9 +38,9 @@ from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
 from fractrain.engine.site import Site
 from fractrain.kernels.cpu.memory import blocks
+from fractrain.kernels.cpu.uniform import probed
 from fractrain.methods import registry
 from fractrain.methods.presets import paper_settings
-from fractrain.numerics.quantize import probed
 from fractrain.plan.calibrate import RandomRegistries
 from fractrain.util.errors import ConfigError, RunError
 from fractrain.util.files import atomic_write, storing

@@ -17,7 +17,7 @@ from fractrain.engine.recipes import Recipe
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.models.registry import build
-from fractrain.numerics.quantize import Kernels
+from fractrain.numerics.backend import Kernels
 
 CLASSES = 10
 TYPICAL = (1, 3)  # candidates that trained gates share most; see the catalog

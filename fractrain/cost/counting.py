@@ -11,20 +11,50 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
-from fractrain.cost.ledger import Entry, Product
+from fractrain.cost.ledger import Entry, Ledger, Product
 from fractrain.cost.tile_count import Pairs, Window, add, pair_counts
 from fractrain.numerics.precision import FLOAT_BITS, Operand, Precision
 from fractrain.numerics.tiles import PerTile, expand_tiles, matrix_size
 
-if TYPE_CHECKING:
-    from fractrain.layers.conv_linear import QuantLayer
-
 WIDTHS = FLOAT_BITS + 1
 OPERANDS: dict[Product, str] = {"FW": "AW", "EB": "EW", "GC": "AE"}
+
+
+class Books(Protocol):
+    """What has the ledger."""
+
+    ledger: Ledger
+
+
+class Counted(Protocol):
+    """What is read of a quantized layer.
+
+    Attributes:
+        site: its name.
+        precision: formats and widths of its operands.
+        state: has the ledger.
+        shapes: of A, W and E in the last forward pass.
+        work_key, tile_work: ledger work items at the present precision.
+        paired: whether the operand in the weight's place has a sample axis, too.
+    """
+
+    site: str
+    precision: Precision
+    shapes: dict[str, torch.Size]
+    work_key: tuple[Any, str]
+    tile_work: dict[str, list[Any]]
+
+    @property
+    def state(self) -> Books: ...  # noqa: D102
+    @property
+    def paired(self) -> bool: ...  # noqa: D102
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+    def effective(self, precision: Precision) -> Precision: ...  # noqa: D102
 
 
 def products_of(p: Precision, eb: bool, gc: bool, fw: bool = True) -> list[tuple[Product, Operand, Operand]]:
@@ -72,7 +102,7 @@ def _formats(
     return names[0], names[1], scales[0], scales[1]
 
 
-def count_layer(layer: QuantLayer, x: torch.Tensor, macs: int, eb: bool, gc: bool, fw: bool = True) -> None:
+def count_layer(layer: Counted, x: torch.Tensor, macs: int, eb: bool, gc: bool, fw: bool = True) -> None:
     """Count one forward pass of a layer (and the backward products that will follow) on ``x`` ``[N, ...]``.
 
     With ``fw`` False only the backward products: the forward pass has been counted before.
@@ -95,7 +125,7 @@ def count_layer(layer: QuantLayer, x: torch.Tensor, macs: int, eb: bool, gc: boo
             _count_samples(layer, product, first, second, x.shape[0], macs)
 
 
-def _count_samples(layer: QuantLayer, product: Product, a: Operand, b: Operand, samples: int, macs: int) -> None:
+def _count_samples(layer: Counted, product: Product, a: Operand, b: Operand, samples: int, macs: int) -> None:
     """Count one product with widths per sample; units are MACs."""
     shares = _share(layer, product, a), _share(layer, product, b)
     bins = max(s.shape[0] for s in shares)
@@ -110,7 +140,7 @@ def _count_samples(layer: QuantLayer, product: Product, a: Operand, b: Operand, 
     layer.state.ledger.count_selected(works, units, define)
 
 
-def _share(layer: QuantLayer, product: Product, op: Operand) -> torch.Tensor:
+def _share(layer: Counted, product: Product, op: Operand) -> torch.Tensor:
     """Share of each width per bin, float64 ``[bins or 1, 33]``.
 
     Samples are the bins where a sample of one operand meets the same sample of the other: in GC, and in all products of
@@ -125,7 +155,7 @@ def _share(layer: QuantLayer, product: Product, op: Operand) -> torch.Tensor:
     return one_hot if product == "GC" or layer.paired else one_hot.mean(0, keepdim=True)
 
 
-def _count_tiles(layer: QuantLayer, product: Product, a: Operand, b: Operand, samples: int) -> None:
+def _count_tiles(layer: Counted, product: Product, a: Operand, b: Operand, samples: int) -> None:
     """Count one product with widths per tile; units are MACs. Reads the device when the maps or shapes have changed."""
     shapes = tuple(layer.shapes[n] for n in OPERANDS[product])
     maps = tuple((o.bits, o.bits._version, o.format) if isinstance(o.bits, torch.Tensor) else (o.bits,) for o in (a, b))
@@ -150,7 +180,7 @@ def _same_maps(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return all(x[0] is y[0] and x[1:] == y[1:] for x, y in zip(one, other, strict=True))
 
 
-def _tile_pairs(layer: QuantLayer, product: Product, a: Operand, b: Operand, samples: int) -> Pairs:
+def _tile_pairs(layer: Counted, product: Product, a: Operand, b: Operand, samples: int) -> Pairs:
     """MACs by pair of widths. Where maps repeat from sample to sample, a whole period is counted once."""
     names = OPERANDS[product]
     window = _window(layer)
@@ -166,7 +196,7 @@ def _tile_pairs(layer: QuantLayer, product: Product, a: Operand, b: Operand, sam
     return add(count(0, period), count(0, rest) if rest else {}, times)
 
 
-def _window(layer: QuantLayer) -> Window:
+def _window(layer: Counted) -> Window:
     if len(layer.shapes["W"]) == 2:
         return Window()
     return Window(*(getattr(layer, n) for n in ("kernel_size", "stride", "zero_padding", "dilation", "groups")))

@@ -30,11 +30,12 @@ import torch
 from torch.nn import functional as F
 
 from fractrain.kernels.cpu.cpu_features import tried
-from fractrain.kernels.cpu.int8 import MAX_TERMS, Geometry
+from fractrain.kernels.cpu.int8 import MAX_TERMS
 from fractrain.kernels.cpu.int8_backward import Plan
 from fractrain.kernels.cuda.launch import EXACT, _current
+from fractrain.kernels.geometry import Geometry
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.grid import Grid
-from fractrain.numerics.quantize import Quantized
 
 DEVICES: Final = {"cuda"}
 LEAST_MACS: Final = 1 << 19  # products per sample, as on the CPU; where it pays on a GPU has never been measured

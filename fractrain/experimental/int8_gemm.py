@@ -24,8 +24,8 @@ import torch
 
 from fractrain.kernels.cpu.cpu_features import tried
 from fractrain.kernels.cuda.launch import rescale
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.grid import Grid
-from fractrain.numerics.quantize import Quantized
 
 DEVICES: Final = {"cuda"}  # whose int8 products are faster than their float32 ones
 MOST_TERMS: Final = (2**31 - 1) // (255 * 255)  # that int32 holds whatever the codes

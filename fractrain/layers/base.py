@@ -10,50 +10,42 @@ from torch import nn
 
 from fractrain.cost.counting import count_layer, entries_for
 from fractrain.cost.ledger import Entry
-from fractrain.experimental.int8_gemm import GemmPlan, Shape
-from fractrain.kernels.cpu.int8 import Geometry
-from fractrain.kernels.cpu.int8_backward import Plan
-from fractrain.kernels.cuda.launch import quantize_measured
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.delayed import adopt_histories, delayed_limits, prepare_histories, remember
 from fractrain.layers.eager import eager
 from fractrain.layers.number_types import in_wide_types, widened
-from fractrain.layers.products import Activation, run_products
+from fractrain.layers.product_layer import Activation, ProductLayer
+from fractrain.layers.products import run_products
 from fractrain.layers.recomputation import recomputing
 from fractrain.layers.state import QuantState
 from fractrain.layers.tensor_hints import version_of
-from fractrain.numerics.fast_path import quantize_uniform
+from fractrain.numerics.backend import Kept, Quantized
 from fractrain.numerics.formats import Bits, Limits, PerTensor, Place
+from fractrain.numerics.measured import quantize_measured
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import Kept, Quantized, quantize
+from fractrain.numerics.quantize import quantize
 from fractrain.numerics.running_range import all_finite, update_range
 from fractrain.numerics.stochastic_rounding import NoiseKey
 from fractrain.util.errors import ConfigError, NonFiniteError
 
 
-class QuantLayer(nn.Module):
+class QuantLayer(ProductLayer):
     """What :class:`QuantConv2d` and :class:`QuantLinear` share: precision, ranges, weight cache, accounting.
 
     Products of quantized operands are computed in float32, or in float64 where the input is: in a model or under
     autocast in a narrower type the operands are widened first. The output has the input's type.
 
     Attributes:
-        precision: formats and widths of all operands; assign a new one to change it, also while training.
+        precision: assign a new one to change it, also while training.
         site: name of the layer in its model (set by :func:`fractrain.layers.convert.convert`).
-        state: shared :class:`QuantState`.
         running_low, running_high: range of the input used in evaluation, 0-dim buffers.
         observer: called as ``observer(layer, operand name, Operand, original, quantized values)`` when set; for
             probes and tests.
-        backward_observer: called as ``backward_observer(layer, Backward)`` at the end of each backward pass when set;
-            for methods that steer by gradients. It must not change what it is shown.
     """
 
     groups = 1
     axes = 2  # least axes of the input
-    keeps_codes = False  # of its weight from forward to backward, not the values: where these are large
     paired = False  # whether the operand in the weight's place has a sample axis, too
-    weight: Any  # a parameter, where there is one
-    bias: Any
     running_low: torch.Tensor
     running_high: torch.Tensor
     running_steps: torch.Tensor
@@ -71,7 +63,7 @@ class QuantLayer(nn.Module):
         self.state = state
         self.site = site
         self.observer: Any = None
-        self.backward_observer: Any = None
+        self.backward_observer = None
         self.shapes: dict[str, torch.Size] = {}  # of A, W and E in the last forward pass
         self.work_key: tuple[Any, str] = (None, "")  # ledger work item at the present precision
         self.tile_work: dict[str, list[Any]] = {}  # the same by product, where widths vary from tile to tile
@@ -127,71 +119,6 @@ class QuantLayer(nn.Module):
         """Low, high and number of updates of an operand's running range; None for operands that have none."""
         return (self.running_low, self.running_high, self.running_steps) if name in ("fw_a", "gc_a") else None
 
-    def as_kernel(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight in the form it is quantized and multiplied in (by most layers, as it is)."""
-        return weight
-
-    def operand_shape(self, x: torch.Tensor) -> torch.Size:
-        """What :meth:`backward_products` must know of the input's shape."""
-        return x.shape
-
-    # -- to be given by the layers ----------------------------------------------------------------------------------
-
-    def plain(self, x: torch.Tensor) -> torch.Tensor:
-        """What the layer that this one replaces computes, its hooks apart."""
-        raise NotImplementedError
-
-    def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """FW."""
-        raise NotImplementedError
-
-    def integer_geometry(self, x: torch.Tensor) -> Geometry | Shape | None:
-        """How FW runs on integer codes, where the layer can do that and it pays; else None."""
-        return None
-
-    def integer_backward(self, x: torch.Tensor) -> Plan | GemmPlan | None:
-        """Which backward products run on integer codes, where the layer can do that and it pays; else None."""
-        return None
-
-    def integer_product(
-        self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Any
-    ) -> torch.Tensor | None:
-        """FW on integer codes as :meth:`integer_geometry` says; None where the codes are not what it needs."""
-        raise NotImplementedError
-
-    def integer_products(
-        self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: Any
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
-        """EB and GC (None where not in the plan) on integer codes; None where the codes are not what they need."""
-        raise NotImplementedError
-
-    def forward_product(self, a: Activation, w: Operand, bias: torch.Tensor | None) -> torch.Tensor:
-        """FW of a quantized activation and the weight."""
-        if a.geometry is not None and isinstance(a.codes, Quantized):
-            _, codes = self.weight_operand(w, "fw_w", True)
-            y = self.integer_product(a.codes, codes, bias, a.geometry) if isinstance(codes, Quantized) else None
-            if y is not None:
-                return y
-        values = a.codes.values() if a.values is None and a.codes is not None else a.values
-        assert values is not None
-        return self.product(values, self.quantized_weight(w), bias)
-
-    def backward_products(
-        self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """EB and GC from the same error: (dA or None, dW or None)."""
-        raise NotImplementedError
-
-    def sample_macs(self, output: torch.Tensor) -> int:
-        """Forward MACs per sample (first axis)."""
-        raise NotImplementedError
-
-    def bias_gradient(self, e: torch.Tensor) -> torch.Tensor:
-        """Gradient of the bias from the error."""
-        raise NotImplementedError
-
-    # -- the layer ---------------------------------------------------------------------------------------------------
-
     @eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer at its present precision; counts its products in the ledger."""
@@ -229,6 +156,17 @@ class QuantLayer(nn.Module):
                 count_layer(self, x, self.sample_macs(y), False, False)
             if self._without_graph == self.state.step:  # the first pass left backward to this one
                 count_layer(self, x, self.sample_macs(y), *want, fw=False)
+
+    def forward_product(self, a: Activation, w: Operand, bias: torch.Tensor | None) -> torch.Tensor:
+        """FW of a quantized activation and the weight."""
+        if a.geometry is not None and isinstance(a.codes, Quantized):
+            _, codes = self.weight_operand(w, "fw_w", True)
+            y = self.integer_product(a.codes, codes, bias, a.geometry) if isinstance(codes, Quantized) else None
+            if y is not None:
+                return y
+        values = a.codes.values() if a.values is None and a.codes is not None else a.values
+        assert values is not None
+        return self.product(values, self.quantized_weight(w), bias)
 
     @in_wide_types
     def _quantized(self, x: torch.Tensor) -> torch.Tensor:
@@ -289,18 +227,16 @@ class QuantLayer(nn.Module):
             return self._to_scaled(x, op, name, noise, code_bits > 0, what, known)
         if known is None and state.reduce_limits is not None and what != "weight" and op.format.spans_samples:
             known = self._whole(op.format.limits(x, state.kernels), op, x)
-        there = None if known is not None else quantize_measured(x, op.format, op.bits, noise, code_bits, state.kernels)
-        if there is not None:
-            state.note(self.site, what, there.bad)
-            return there.values, there.codes, (there.low, there.high)
         if known is None or (known[0].numel() == 1 and known[0].device.type == "cpu"):
             whole = op.format.granularity == PerTensor()
             given = (known[0].item(), known[1].item()) if known is not None else told if whole else None
-            fast = quantize_uniform(x, op.format, op.bits, noise, code_bits, state.kernels, given, only_codes)
-            if fast is not None:
-                if not fast.finite:
+            done = quantize_measured(x, op.format, op.bits, noise, code_bits, state.kernels, given, only_codes)
+            if done is not None:
+                if isinstance(done.bad, torch.Tensor):
+                    state.note(self.site, what, done.bad)  # read later: no synchronisation in a step
+                elif done.bad:
                     self._refuse(what)
-                return fast.values, fast.codes, (fast.low, fast.high)
+                return done.values, done.codes, done.limits
         limits = known if known is not None else op.format.limits(x, state.kernels)
         self._check(limits, what)
         grid = op.format.compact_grid(limits, op.bits, x)  # per tile: a grid of the tensor's size is not kept

@@ -22,12 +22,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fractrain.kernels.cpu import memory as blocks
+from fractrain.kernels.cpu.uniform import fused_for
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.eager import eager
 from fractrain.layers.recomputation import recomputing
 from fractrain.layers.relu import rectify
 from fractrain.layers.state import QuantState
-from fractrain.numerics.quantize import fused_for
 
 LINE = 512  # elements of a line, at most, where it holds more than one pixel
 PARTS = 32

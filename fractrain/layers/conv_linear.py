@@ -9,14 +9,15 @@ from torch.nn import functional as F
 from fractrain.experimental import int8_conv, int8_gemm
 from fractrain.experimental.int8_gemm import GemmPlan, Shape
 from fractrain.kernels.cpu.gemm import linear, matmul
-from fractrain.kernels.cpu.int8 import Geometry, convolve, pays, suits, suits_some, suits_tensor, suits_weight
+from fractrain.kernels.cpu.int8 import convolve, pays, suits, suits_some, suits_tensor, suits_weight
 from fractrain.kernels.cpu.int8_backward import Plan, possible, products
+from fractrain.kernels.geometry import Geometry
 from fractrain.layers.base import QuantLayer
 from fractrain.layers.eager import eager
-from fractrain.layers.products import Backward
+from fractrain.layers.product_layer import Backward
 from fractrain.layers.state import QuantState
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import Quantized
 from fractrain.util.errors import ConfigError
 
 __all__ = ["Backward", "PaddedQuantConv2d", "QuantConv2d", "QuantLayer", "QuantLinear", "zero_padding"]
@@ -51,7 +52,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, site={self.site!r}"
 
     def integer_geometry(self, x: torch.Tensor) -> Geometry | None:
-        """How FW runs on integer codes: dense, both operands at up to 8 bits; ``quant.integer``, or ``int8_conv``."""
+        """How FW runs on integer codes: dense, both operands at up to 8 bits; :mod:`fractrain.kernels.cpu.int8`."""
         p, on_gpu = self.precision, x.device.type in int8_conv.DEVICES
         suited = suits(p.fw_a, p.fw_w) and (_of_one_grid(p.fw_a) or not on_gpu)
         geometry = self._geometry(x) if suited else None
@@ -60,7 +61,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         return geometry if (int8_conv.possible(geometry, "forward", x.device) if on_gpu else pays(geometry)) else None
 
     def integer_backward(self, x: torch.Tensor) -> Plan | None:
-        """Which of EB and GC run on integer codes, see ``quant.integer_backward``; on a GPU ``quant.int8_conv``."""
+        """Which of EB and GC run on integer codes, see :mod:`fractrain.kernels.cpu.int8_backward`."""
         p, on_gpu = self.precision, x.device.type in int8_conv.DEVICES
         if on_gpu:
             eb = _of_one_grid(p.eb_e) and _of_one_grid(p.eb_w)
@@ -76,7 +77,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     def integer_product(
         self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Geometry
     ) -> torch.Tensor | None:
-        """FW, see ``quant.integer``; None where compiled kernels did not quantize the activation."""
+        """FW, see :mod:`fractrain.kernels.cpu.int8`; None where compiled kernels did not quantize the activation."""
         if a.codes.device.type in int8_conv.DEVICES:
             return int8_conv.forward(a, w, bias, geometry)
         return convolve(a, w, bias, geometry)
@@ -84,7 +85,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     def integer_products(
         self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: Plan
     ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
-        """EB and GC, see ``quant.integer_backward``; None where compiled kernels did not quantize the error."""
+        """EB and GC; None where compiled kernels did not quantize the error."""
         if e.codes.device.type in int8_conv.DEVICES:
             da = int8_conv.input_gradient(e, w, plan.geometry) if plan.eb and w is not None else None
             return da, int8_conv.weight_gradient(e, a, plan.geometry) if plan.gc and a is not None else None
@@ -167,7 +168,7 @@ class QuantLinear(QuantLayer, nn.Linear):
         return nn.Linear.forward(self, x)
 
     def integer_geometry(self, x: torch.Tensor) -> Shape | None:
-        """How FW runs on integer codes, see ``quant.int8_gemm``."""
+        """How FW runs on integer codes, see :mod:`fractrain.experimental.int8_gemm`."""
         shape = Shape(x.numel() // self.in_features, self.in_features, self.out_features)
         suited = _of_one_grid(self.precision.fw_a) and suits_weight(self.precision.fw_w)
         return shape if suited and self._multiplies(x, shape) else None
@@ -188,13 +189,13 @@ class QuantLinear(QuantLayer, nn.Linear):
     def integer_product(
         self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Shape
     ) -> torch.Tensor | None:
-        """FW, see ``quant.int8_gemm``."""
+        """FW, see :mod:`fractrain.experimental.int8_gemm`."""
         return int8_gemm.forward(a, w, bias)
 
     def integer_products(
         self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: GemmPlan
     ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
-        """EB and GC, see ``quant.int8_gemm``."""
+        """EB and GC, see :mod:`fractrain.experimental.int8_gemm`."""
         da = int8_gemm.input_gradient(e, w) if plan.eb and w is not None else None
         return da, int8_gemm.weight_gradient(e, a) if plan.gc and a is not None else None
 

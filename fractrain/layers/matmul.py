@@ -28,12 +28,12 @@ from fractrain.kernels.cpu.gemm import matmul
 from fractrain.layers.base import QuantLayer
 from fractrain.layers.eager import eager
 from fractrain.layers.number_types import WIDE, widened, without_autocast
-from fractrain.layers.products import Activation, Backward
+from fractrain.layers.product_layer import Activation, Backward
 from fractrain.layers.softmax import Remake
 from fractrain.layers.state import QuantState
 from fractrain.layers.tensor_hints import version_of
+from fractrain.numerics.backend import Kept
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import Kept
 from fractrain.numerics.tiles import PerTile
 from fractrain.util.errors import ConfigError
 

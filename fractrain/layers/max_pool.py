@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fractrain.kernels.cpu import memory as blocks
+from fractrain.kernels.cpu.uniform import fused_for
 from fractrain.layers.eager import eager
-from fractrain.numerics.quantize import fused_for
 
 Pair = tuple[int, int]
 

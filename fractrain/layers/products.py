@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from fractrain.experimental.int8_gemm import GemmPlan, Shape
-from fractrain.kernels.cpu.int8 import Geometry
+from fractrain.experimental.int8_gemm import GemmPlan
 from fractrain.kernels.cpu.int8_backward import Plan
 from fractrain.layers.number_types import widened, without_autocast
+from fractrain.layers.product_layer import Activation, Backward, ProductLayer
+from fractrain.numerics.backend import Kept, Quantized
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import Kept, Quantized
-
-if TYPE_CHECKING:
-    from fractrain.layers.base import QuantLayer
-
-
-@dataclass
-class Activation:
-    """An activation operand ready for its product.
-
-    Attributes:
-        values: for FW now.
-        codes: for backward.
-        geometry: of the product on integer codes, where FW is to run on them.
-    """
-
-    values: torch.Tensor | None
-    codes: Kept | None
-    geometry: Geometry | Shape | None = None
-
-
-@dataclass(frozen=True)
-class Backward:
-    """What a layer has at hand in its backward pass, for :attr:`QuantLayer.backward_observer`.
-
-    Attributes:
-        error: output gradient before it is quantized.
-        activation: the quantized activation that GC multiplies; None in floating point.
-        da, dw: gradients of input and weight, None where not wanted.
-    """
-
-    error: torch.Tensor
-    activation: Kept | None
-    da: torch.Tensor | None
-    dw: torch.Tensor | None
 
 
 def run_products(
-    x: torch.Tensor, layer: QuantLayer, now: Activation | None, kept: Activation, known: torch.Tensor | None = None
+    x: torch.Tensor, layer: ProductLayer, now: Activation | None, kept: Activation, known: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Apply the three products of a layer.
 
@@ -77,7 +43,7 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layer: QuantLayer,
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layer: ProductLayer,
         now: Activation | None, kept: Activation, known: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
         p = layer.precision
@@ -107,40 +73,34 @@ class _Products(torch.autograd.Function):
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        layer: QuantLayer = ctx.layer
+        layer: ProductLayer = ctx.layer
         p: Precision = ctx.precision
         w, master, a = ctx.saved_tensors
         if ctx.weight_kept is not None:
             w = replace(ctx.weight_kept, codes=w).values().to(grads[0].dtype)  # codes are restored in float32
         layer.forget_weights()
-        g = grads[0]
-        if g.dim() == 4:
-            g = g.contiguous(memory_format=torch.channels_last)
-        want_a, want_w, want_b = ctx.needs_input_grad[:3]
+        g = grads[0].contiguous(memory_format=torch.channels_last) if grads[0].dim() == 4 else grads[0]
+        want_a, want_w, want_b = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        wants = (want_a, want_w, want_b and ctx.has_bias)
         kept: Kept | None = None if ctx.kept is None or a is None else replace(ctx.kept, codes=a)
-        one = p.eb_e.same_as(p.gc_e)
         plan = None if ctx.plan is None else ctx.plan.only(want_a, want_w)
         outer, layer.state.scope = layer.state.scope, ctx.scope
         try:
-            wants = (want_a, want_w, want_b and ctx.has_bias)
-            e_eb, e_gc, int_a, int_w = _errors_and_integer_products(
-                layer, p, g, kept if isinstance(kept, Quantized) else None, ctx.weight, plan, wants
-            )
+            codes = kept if isinstance(kept, Quantized) else None
+            e_eb, e_gc, da, dw = _errors_and_integer_products(layer, p, g, codes, ctx.weight, plan, wants)
         finally:
             layer.state.scope = outer
-        want_a, want_w = want_a and int_a is None, want_w and int_w is None
-        db = layer.bias_gradient(e_gc) if want_b and ctx.has_bias else None
-        if not want_w:
-            a = None
-        elif kept is not None:
+        db = layer.bias_gradient(e_gc) if wants[2] else None
+        eb, gc = want_a and da is None, want_w and dw is None  # what integers have not done
+        if gc and kept is not None:
             a = kept.values().to(g.dtype)
-        da, dw = int_a, int_w
-        if one and want_a and want_w:
+        if eb and gc and e_eb is e_gc:
             da, dw = layer.backward_products(e_eb, a, w, ctx.shape, True, True)
-        elif want_a:
-            da, _ = layer.backward_products(e_eb, None, w, ctx.shape, True, False)
-        if want_w and not (one and want_a):
-            _, dw = layer.backward_products(e_gc, a, w, ctx.shape, False, True)
+        else:
+            if eb:
+                da, _ = layer.backward_products(e_eb, None, w, ctx.shape, True, False)
+            if gc:
+                _, dw = layer.backward_products(e_gc, a, w, ctx.shape, False, True)
         if dw is not None and not p.fw_w.is_float:
             dw = p.fw_w.format.backward_transform(master.detach(), dw)
         if layer.backward_observer is not None:
@@ -149,7 +109,7 @@ class _Products(torch.autograd.Function):
 
 
 def _errors_and_integer_products(
-    layer: QuantLayer, p: Precision, g: torch.Tensor, kept: Quantized | None, weight: Quantized | None,
+    layer: ProductLayer, p: Precision, g: torch.Tensor, kept: Quantized | None, weight: Quantized | None,
     plan: Plan | GemmPlan | None, wants: tuple[bool, bool, bool],
 ) -> tuple[Any, Any, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
     """Quantize the error, and do what the plan says on its codes.
@@ -198,7 +158,7 @@ def _errors_and_integer_products(
 
 
 def _others(
-    layer: QuantLayer, e: torch.Tensor, coded: np.ndarray, kept: Quantized | None, weight: Quantized | None,
+    layer: ProductLayer, e: torch.Tensor, coded: np.ndarray, kept: Quantized | None, weight: Quantized | None,
     part: Plan, da: torch.Tensor | None, dw: torch.Tensor | None,
 ) -> torch.Tensor | None:  # fmt: skip
     """The products of samples whose errors have no codes, in float32, into ``da``; return their GC added to ``dw``."""

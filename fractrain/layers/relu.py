@@ -14,9 +14,10 @@ from torch import nn
 from torch.autograd.graph import increment_version
 
 from fractrain.kernels.cpu import memory as blocks
+from fractrain.kernels.cpu.tensors import flat
+from fractrain.kernels.cpu.uniform import fused_for
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.eager import eager
-from fractrain.numerics.quantize import flat, fused_for
 
 
 class CompactReLU(nn.ReLU):

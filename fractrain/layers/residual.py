@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from fractrain.kernels.cpu import memory as blocks
+from fractrain.kernels.cpu.tensors import flat
 from fractrain.layers.eager import eager
 from fractrain.layers.relu import CompactReLU, kernels_for, layout_of, rectify_gradient, room_for_signs
 from fractrain.layers.state import QuantState
-from fractrain.numerics.quantize import flat
 
 
 class SumReLU(nn.Module):

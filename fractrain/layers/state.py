@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fractrain.cost.ledger import Ledger
-from fractrain.numerics.quantize import Kernels
+from fractrain.numerics.backend import Kernels
 from fractrain.numerics.stochastic_rounding import NoiseKey, NoiseTable, noise_key
 from fractrain.util.seeds import derive_seed
 

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from fractrain.kernels.cpu import memory as blocks
+from fractrain.kernels.cpu.tensors import flat
+from fractrain.kernels.cpu.uniform import fused_for
 from fractrain.layers import tensor_hints as known_range
+from fractrain.numerics.backend import Kernels
 from fractrain.numerics.precision import Precision
-from fractrain.numerics.quantize import Kernels, flat, fused_for
 
 
 def mix(mask: torch.Tensor, choice: torch.Tensor, outs: list[torch.Tensor], kernels: Kernels = "auto") -> torch.Tensor:

@@ -18,12 +18,13 @@ from typing import Literal
 
 import torch
 
+from fractrain.numerics.backend import Kept, Kernels
 from fractrain.numerics.blocks import ACTIVATION
 from fractrain.numerics.blocks import PerBlock as PerBlock
 from fractrain.numerics.blocks import Place as Place
 from fractrain.numerics.blocks import Role as Role
-from fractrain.numerics.grid import Grid
-from fractrain.numerics.quantize import Kept, Kernels, quantize, row_limits, tile_limits
+from fractrain.numerics.grid import MIN_SCALE, Grid
+from fractrain.numerics.quantize import quantize, row_limits, tile_limits
 from fractrain.numerics.stochastic_rounding import NoiseKey
 from fractrain.numerics.tiles import PerTile as PerTile
 from fractrain.numerics.tiles import expand_tiles as expand_tiles
@@ -37,7 +38,6 @@ Bits = int | torch.Tensor
 Limits = tuple[torch.Tensor, torch.Tensor]
 
 MIN_BITS, MAX_BITS = 2, 16
-MIN_SCALE = 1e-8  # a constant tensor has range 0; the authors clamp the step the same way
 
 
 @dataclass(frozen=True)

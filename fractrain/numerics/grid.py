@@ -10,6 +10,8 @@ import torch
 
 from fractrain.numerics.tiles import PerTile, expand_tiles
 
+MIN_SCALE = 1e-8  # a constant tensor has range 0; the authors clamp the step the same way
+
 
 @dataclass(frozen=True)
 class Grid:

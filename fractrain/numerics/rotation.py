@@ -12,9 +12,9 @@ from functools import lru_cache
 
 import torch
 
+from fractrain.numerics.backend import Kept
 from fractrain.numerics.blocks import ACTIVATION, PerBlock, Place, cut, from_matrices, joined, matrices
 from fractrain.numerics.formats import Bits, Format, Limits, Rounded
-from fractrain.numerics.quantize import Kept
 from fractrain.numerics.scaled import Scaled
 from fractrain.numerics.stochastic_rounding import NoiseKey, noise_key, uniform
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from fractrain.numerics.backend import Kept, backend_for
 from fractrain.numerics.blocks import ACTIVATION, PerBlock, Place, cut, from_matrices, joined, matrices
 from fractrain.numerics.elements import E4M3, Minifloat
 from fractrain.numerics.formats import Bits, Format, Limits, Rounded
-from fractrain.numerics.fused_blocks import quantize_fused, restore_fused
-from fractrain.numerics.quantize import Kept
 from fractrain.numerics.scales import Multiplier, Scale, Scales
 from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, uniform
 
@@ -113,7 +112,7 @@ class Scaled(Format):
         """
         m = matrices(x, place, self.block)
         known = None if limits is None or self.block != WHOLE else torch.maximum(limits[0].abs(), limits[1].abs())
-        fast = quantize_fused(self, m, noise, known, place)
+        fast = backend_for(m.device, place.kernels).quantize_blocks(self, m, noise, known, place)
         if fast is not None:
             values = from_matrices(fast.values.view(m.shape), x.shape, place, self.block)
             codes = None
@@ -176,7 +175,7 @@ class Scaled(Format):
         counts = (groups, -(-shape[1] // high), 1, -(-shape[2] // wide), 1)
         packed = kept.codes[count:].view(torch.Size(counts).numel(), -1)
         back = self.scale.unpack(packed, kept.tensor).view(counts)
-        fast = restore_fused(self, codes, back, shape, kept.place)
+        fast = backend_for(codes.device, kept.place.kernels).restore_blocks(self, codes, back, shape, kept.place)
         if fast is not None:
             return from_matrices(fast, kept.shape, kept.place, self.block)
         if packed_in_pairs:

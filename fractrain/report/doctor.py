@@ -153,7 +153,7 @@ def _device_checks() -> Iterator[Check]:
 def kernel_check() -> Check:
     """Say whether the fused CPU quantizers run here and give the plain path's bits."""
     try:
-        from fractrain.numerics.quantize import probed
+        from fractrain.kernels.cpu.uniform import probed
     except (ImportError, OSError) as error:
         return Check("kernels", "does not work", _line(error), "see torch above", essential=True)
     if probed() is None:

@@ -21,11 +21,12 @@ from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Kernels, Site
 from fractrain.execute.jobs import Outcome
 from fractrain.execute.local import LocalExecutor
+from fractrain.kernels.cpu import uniform as kernels
 from fractrain.layers.batch_norm import CompactBatchNorm2d
 from fractrain.methods import select
 from fractrain.methods.select import row_products
-from fractrain.numerics import quantize as kernels
 from fractrain.numerics.grid import Grid
+from fractrain.numerics.quantize import quantize
 from fractrain.numerics.stochastic_rounding import NoiseKey
 from fractrain.util.errors import RunError
 
@@ -109,7 +110,7 @@ def quantize_twice() -> tuple[torch.Tensor, torch.Tensor]:
     )
     grid = Grid(torch.tensor(0.1), torch.tensor(-1.0), torch.tensor(0.0), torch.tensor(255.0))
     key = NoiseKey(1, 2)
-    return kernels.quantize(x, grid, key)[0], kernels.quantize(x, grid, key)[0]
+    return quantize(x, grid, key)[0], quantize(x, grid, key)[0]
 
 
 def test_without_a_compiler_the_plain_path_and_one_line(

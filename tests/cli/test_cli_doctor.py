@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fractrain.data import registry
-from fractrain.numerics import quantize as kernels
+from fractrain.kernels.cpu import uniform as kernels
 from fractrain.report import doctor
 from fractrain.util.errors import DataError
 

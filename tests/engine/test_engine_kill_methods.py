@@ -7,8 +7,9 @@ from kill_helper import killed_and_straight
 
 from fractrain.engine.config import RunConfig
 from fractrain.kernels.cpu import cpu_features as capability
-from fractrain.kernels.cpu.int8 import Geometry, pays
+from fractrain.kernels.cpu.int8 import pays
 from fractrain.kernels.cpu.int8_backward import Plan, possible
+from fractrain.kernels.geometry import Geometry
 from fractrain.methods.registry import names
 
 # Stages must move within the few steps of the test, otherwise their state could be lost without a trace.

@@ -18,10 +18,10 @@ from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.site import Site
 from fractrain.experimental import cuda_graphs as recording
 from fractrain.experimental import int8_conv, int8_gemm
-from fractrain.kernels.cpu.int8 import Geometry
+from fractrain.kernels.geometry import Geometry
 from fractrain.methods.registry import names
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.grid import Grid
-from fractrain.numerics.quantize import Quantized
 from fractrain.numerics.stochastic_rounding import NoiseTable, noise_key
 
 STAGES = {"window": 2, "epsilon": 1e6, "scale_epochs": 1}

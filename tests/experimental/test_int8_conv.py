@@ -23,13 +23,14 @@ from triton_process import needs_triton, run
 from fractrain.experimental import int8_conv
 from fractrain.experimental.int8_conv import _parts, possible
 from fractrain.kernels.cpu import cpu_features as capability
-from fractrain.kernels.cpu.int8 import MAX_TERMS, Geometry
+from fractrain.kernels.cpu.int8 import MAX_TERMS
+from fractrain.kernels.geometry import Geometry
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.state import QuantState
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.formats import Affine, PerTile, Symmetric
 from fractrain.numerics.grid import Grid
 from fractrain.numerics.precision import Operand, Precision, fractrain_precision
-from fractrain.numerics.quantize import Quantized
 
 CHECKS = {  # and the least number of comparisons each makes
     "backward": 30, "extremes": 36, "forward": 40, "layer": 11, "longest_sums": 6, "parts": 4, "trial": 11,

@@ -19,9 +19,10 @@ from fractrain.kernels.cpu import cpu_features as capability
 from fractrain.kernels.cuda import launch as device
 from fractrain.layers.conv_linear import QuantLinear
 from fractrain.layers.state import QuantState
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.formats import Affine, Format, PerAxis, Symmetric
 from fractrain.numerics.precision import Operand, Precision, fractrain_precision
-from fractrain.numerics.quantize import Quantized, quantize
+from fractrain.numerics.quantize import quantize
 
 CPU = torch.device("cpu")
 

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from fractrain.kernels.cpu import gemm
 from fractrain.kernels.cpu import memory as blocks
+from fractrain.kernels.cpu.uniform import probed
 from fractrain.layers.conv_linear import LARGE, QuantLinear
 from fractrain.layers.convert import convert
 from fractrain.layers.state import QuantState
 from fractrain.methods.select import _only, _pick
 from fractrain.numerics.formats import Affine, Symmetric
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import probed
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -23,7 +23,8 @@ from fractrain.kernels.cpu import int8_forward as integer_forward
 from fractrain.kernels.cpu import int8_forward_loops as fused_forward
 from fractrain.kernels.cpu import quantize as fused  # fmt: skip
 from fractrain.kernels.cpu import quantize_tiles as fused_tiles
-from fractrain.kernels.cpu.int8 import Geometry, convolve, pays, suits
+from fractrain.kernels.cpu.int8 import convolve, pays, suits
+from fractrain.kernels.geometry import Geometry
 from fractrain.layers.compact import smaller
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.relu import CompactReLU

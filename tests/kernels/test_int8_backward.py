@@ -17,13 +17,14 @@ from fractrain.kernels.cpu import cpu_features as capability
 from fractrain.kernels.cpu import int8 as integer
 from fractrain.kernels.cpu import int8_backward as integer_backward
 from fractrain.kernels.cpu import int8_forward as integer_forward
-from fractrain.kernels.cpu.int8 import Geometry
 from fractrain.kernels.cpu.int8_backward import Plan, possible, products
+from fractrain.kernels.geometry import Geometry
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.state import QuantState
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.formats import Affine, Format, PerAxis, Symmetric
 from fractrain.numerics.precision import Operand, Precision, fractrain_precision
-from fractrain.numerics.quantize import Quantized, quantize
+from fractrain.numerics.quantize import quantize
 
 BIG = Geometry((16, 32, 32), 16, (3, 3), (1, 1), (1, 1))
 needs_vnni = pytest.mark.skipif(not capability.byte_products(), reason="no AVX512 VNNI on this machine")

@@ -13,8 +13,8 @@ from torch import nn
 
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu.memory import SMALLEST, Blocks, size_of_block
+from fractrain.kernels.cpu.uniform import probed
 from fractrain.layers.residual import CompactSumReLU, SumReLU
-from fractrain.numerics.quantize import probed
 
 LARGE = (8, 16, 32, 32)
 N = 8 * 16 * 32 * 32

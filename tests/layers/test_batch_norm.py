@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fractrain.kernels.cpu.uniform import probed
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.base import QuantLayer
 from fractrain.layers.batch_norm import CompactBatchNorm2d
@@ -19,7 +20,6 @@ from fractrain.layers.state import QuantState
 from fractrain.models.registry import build
 from fractrain.numerics.formats import Affine
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import probed
 from fractrain.util.errors import NonFiniteError
 
 pytestmark = pytest.mark.skipif(probed() is None, reason="compiled kernels are not available")

@@ -16,13 +16,15 @@ from fractrain.kernels.cpu import cpu_features as capability
 from fractrain.kernels.cpu import int8 as integer
 from fractrain.kernels.cpu import int8_backward as integer_backward
 from fractrain.kernels.cpu import int8_forward as integer_forward
-from fractrain.kernels.cpu.int8 import Geometry, alike, convolve
+from fractrain.kernels.cpu.int8 import alike, convolve
+from fractrain.kernels.geometry import Geometry
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.state import QuantState
-from fractrain.numerics.fast_path import Measured, quantize_uniform
+from fractrain.numerics.backend import Measured, Quantized
 from fractrain.numerics.formats import Affine, PerAxis
+from fractrain.numerics.measured import quantize_measured
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import Quantized, quantize
+from fractrain.numerics.quantize import quantize
 from fractrain.numerics.stochastic_rounding import NoiseKey
 
 BIG = Geometry((16, 32, 32), 16, (3, 3), (1, 1), (1, 1))
@@ -35,7 +37,7 @@ def channels_last(t: torch.Tensor) -> torch.Tensor:
 
 def measured(x: torch.Tensor, bits: list[int], code_bits: int = 8, only_codes: bool = True, **known: Any) -> Measured:
     noise = NoiseKey(1, 2)
-    got = quantize_uniform(
+    got = quantize_measured(
         channels_last(x), Affine(), torch.tensor(bits), noise, code_bits, "fused", only_codes=only_codes, **known
     )
     assert got is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fractrain.numerics.quantize import SHIFT16, Quantized
+from fractrain.numerics.backend import SHIFT16, Quantized
 
 
 @pytest.fixture

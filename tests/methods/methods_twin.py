@@ -22,15 +22,16 @@ from fractrain.layers.batch_norm import CompactBatchNorm2d
 from fractrain.layers.convert import quant_layers
 from fractrain.layers.matmul import QuantMatmul
 from fractrain.layers.max_pool import CompactMaxPool2d
-from fractrain.layers.products import Backward
+from fractrain.layers.product_layer import Backward
 from fractrain.layers.relu import CompactReLU
 from fractrain.layers.state import CandidateScope
 from fractrain.methods import gated_block
 from fractrain.methods.gated_block import GatedBlock
 from fractrain.methods.select import per_sample
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.formats import PerTile
 from fractrain.numerics.precision import Operand
-from fractrain.numerics.quantize import Quantized, quantize_reference
+from fractrain.numerics.quantize import quantize_reference
 from fractrain.numerics.running_range import update_range
 from fractrain.numerics.stochastic_rounding import NoiseKey
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from fractrain.kernels.cpu.uniform_tiles import probed_tiles
 from fractrain.numerics.formats import Affine, Symmetric
-from fractrain.numerics.quantize import probed_tiles, quantize, tile_limits
+from fractrain.numerics.quantize import quantize, tile_limits
 from fractrain.numerics.reference import quantize_group
 from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, uniform
 from fractrain.numerics.tiles import PerTile, expand_tiles, fit_map, tile_counts, tile_period, tile_sizes

@@ -26,8 +26,10 @@ from methods_twin import on_grid, products_of, restored_in_the_dtype_of_the_grid
 from torch import nn
 
 from fractrain.bench.choices import force_choices
-from fractrain.kernels.cpu.int8 import MIN_MACS, Geometry, pays
+from fractrain.kernels.cpu.int8 import MIN_MACS, pays
 from fractrain.kernels.cpu.int8_backward import possible
+from fractrain.kernels.cpu.uniform import probed
+from fractrain.kernels.geometry import Geometry
 from fractrain.layers import conv_linear as layers_module
 from fractrain.layers.base import QuantLayer
 from fractrain.layers.batch_norm import CompactBatchNorm2d
@@ -40,9 +42,9 @@ from fractrain.methods.dfq import DFQ
 from fractrain.methods.select import row_products
 from fractrain.models.resnet_cifar import ResNetCifar
 from fractrain.models.transformer import TransformerLM
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.formats import Affine, PerAxis
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import Quantized, probed
 from fractrain.numerics.rotation import Rotated
 from fractrain.numerics.scaled import Scaled
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from fractrain.kernels.cpu.uniform import probed
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.batch_norm import CompactBatchNorm2d
 from fractrain.layers.residual import CompactSumReLU
 from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.methods.select import mix, row_products
-from fractrain.numerics.quantize import probed
 
 pytestmark = pytest.mark.skipif(probed() is None, reason="compiled kernels are not available")
 SHAPES = [(12, 16, 32, 32), (7, 8, 5, 5), (5, 24, 3, 1)]

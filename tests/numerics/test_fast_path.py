@@ -6,9 +6,9 @@ import pytest
 import torch
 from quant_helpers import SHAPES, tensor
 
-from fractrain.numerics.fast_path import quantize_uniform
 from fractrain.numerics.formats import Affine, PerAxis, PerTensor, PerTile, Symmetric
 from fractrain.numerics.grid import Grid
+from fractrain.numerics.measured import quantize_measured
 from fractrain.numerics.quantize import quantize_reference
 from fractrain.numerics.stochastic_rounding import NoiseKey
 
@@ -26,7 +26,7 @@ def test_same_bits_as_the_general_path(fmt, noise, shape, threads: int) -> None:
     try:
         for bits in (2, 5, 8, 9, 16):
             x = tensor(shape, bits)
-            got = quantize_uniform(x, fmt, bits, noise, bits, "fused")
+            got = quantize_measured(x, fmt, bits, noise, bits, "fused")
             assert got is not None
             assert got.codes is not None
             grid = fmt.grid(fmt.limits(x, "reference"), bits, x)
@@ -35,7 +35,7 @@ def test_same_bits_as_the_general_path(fmt, noise, shape, threads: int) -> None:
             assert torch.equal(got.values, want)
             assert torch.equal(got.codes.codes, codes.codes)
             assert torch.equal(got.codes.values(), want)
-            assert (got.low, got.high, got.finite) == (float(x.min()), float(x.max()), True)
+            assert (*got.limits, got.bad) == (float(x.min()), float(x.max()), False)
             lazily = got.codes.grid() if callable(got.codes.grid) else got.codes.grid
             assert isinstance(lazily, Grid)
             for name in ("scale", "offset", "qmin", "qmax"):
@@ -47,7 +47,7 @@ def test_same_bits_as_the_general_path(fmt, noise, shape, threads: int) -> None:
 @pytest.mark.parametrize("cls", [Affine, Symmetric])
 def test_a_known_range_is_used(cls) -> None:
     x = tensor((4, 9), 0)
-    got = quantize_uniform(x, cls(), 4, None, 4, "fused", (-0.5, 0.25))
+    got = quantize_measured(x, cls(), 4, None, 4, "fused", (-0.5, 0.25))
     grid = cls().grid((torch.tensor(-0.5), torch.tensor(0.25)), 4, x)
     assert got is not None
     assert torch.equal(got.values, quantize_reference(x, grid, None, 0)[0])
@@ -59,9 +59,9 @@ def test_inf_and_nan_are_told_wherever_they_are(fmt, bad: float) -> None:
     for place in range(12):
         x = tensor((3, 4), 0)
         x.view(-1)[place] = bad
-        got = quantize_uniform(x, fmt, 8, None, 0, "fused")
+        got = quantize_measured(x, fmt, 8, None, 0, "fused")
         assert got is not None
-        assert not got.finite
+        assert got.bad
 
 
 class OwnGrid(Affine):
@@ -82,8 +82,8 @@ def test_it_steps_aside_where_it_does_not_apply() -> None:
         (x[:, ::2], Affine(), 8, None),
         (tensor((2, 3, 4, 5), 0).contiguous(), Affine(), 8, None),
     ):
-        assert quantize_uniform(y, fmt, bits, None, 0, "auto", known) is None
-    assert quantize_uniform(x, Affine(), 8, None, 0, "reference") is None
+        assert quantize_measured(y, fmt, bits, None, 0, "auto", known) is None
+    assert quantize_measured(x, Affine(), 8, None, 0, "reference") is None
 
 
 @pytest.mark.parametrize("noise", [None, KEY], ids=["nearest", "stochastic"])
@@ -91,7 +91,7 @@ def test_it_steps_aside_where_it_does_not_apply() -> None:
 @pytest.mark.parametrize("known", [None, (-0.5, 0.25)])
 def test_one_width_per_sample_gives_the_bits_of_the_general_path(noise, widths, known) -> None:
     x, bits = tensor((4, 3, 5, 7), 1), torch.tensor(widths)
-    got = quantize_uniform(x, Affine(), bits, noise, max(widths), "fused", known)
+    got = quantize_measured(x, Affine(), bits, noise, max(widths), "fused", known)
     assert got is not None
     assert got.codes is not None
     limits = Affine().limits(x, "reference") if known is None else (torch.tensor(known[0]), torch.tensor(known[1]))
@@ -103,6 +103,6 @@ def test_one_width_per_sample_gives_the_bits_of_the_general_path(noise, widths, 
     assert callable(got.codes.grid)
     assert torch.equal(got.codes.grid().scale, Affine().grid(limits, bits, x).scale)
     x[2, 1] = float("nan")
-    bad = quantize_uniform(x, Affine(), bits, noise, 8, "fused")
+    bad = quantize_measured(x, Affine(), bits, noise, 8, "fused")
     assert bad is not None
-    assert not bad.finite
+    assert bad.bad

@@ -195,6 +195,6 @@ def test_a_float_format_has_one_width():
 
 
 def test_the_compiled_casts_are_taken_on_this_machine():
-    from fractrain.numerics.fused_blocks import load_blocks, probed_blocks
+    from fractrain.kernels.cpu.scaled_blocks import load_blocks, probed_blocks
 
     assert probed_blocks() is load_blocks()

@@ -6,9 +6,11 @@ import pytest
 import torch
 from quant_helpers import SHAPES, integer_codes, run, tensor
 
+from fractrain.kernels.cpu.tensors import PARALLEL_FROM
+from fractrain.kernels.cpu.uniform import load_fused, probed
 from fractrain.numerics.formats import Affine, PerAxis, PerTensor, PerTile, Symmetric, tile_counts
 from fractrain.numerics.grid import Grid
-from fractrain.numerics.quantize import PARALLEL_FROM, load_fused, probed, quantize, quantize_reference, row_limits
+from fractrain.numerics.quantize import quantize, quantize_reference, row_limits
 from fractrain.numerics.stochastic_rounding import NoiseKey
 
 KEY = NoiseKey(0x89ABCDEF, 0xFEDCBA98, 1_000_003)

@@ -17,16 +17,18 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 import torch
 from quant_helpers import Check, tensor
 
+from fractrain.kernels.cuda import backend as gpu_backend
 from fractrain.kernels.cuda import launch as device
 from fractrain.kernels.cuda.launch import Launcher, agrees, covered
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.state import QuantState
-from fractrain.numerics import formats
-from fractrain.numerics import quantize as kernels
+from fractrain.numerics import backend, formats
+from fractrain.numerics.backend import Quantized, Uniform
 from fractrain.numerics.formats import Affine, PerAxis, PerTile, Symmetric
 from fractrain.numerics.grid import Grid
+from fractrain.numerics.measured import quantize_measured
 from fractrain.numerics.precision import Operand, Precision
-from fractrain.numerics.quantize import Quantized, quantize, quantize_reference, row_limits
+from fractrain.numerics.quantize import quantize, quantize_reference, row_limits
 from fractrain.numerics.stochastic_rounding import MASK32, NoiseKey
 
 KEY = NoiseKey(0x89ABCDEF, 0xFEDCBA98, 1_000_003)
@@ -159,8 +161,12 @@ def check_many_parts(check: Check, gpu: Launcher) -> None:
         for shape in ((2, block + 1), (3, short + 1), (1, block * steps + 1)):
             x = tensor(shape, 3)
             fmt, grid = grids(x, 8)[0]
-            got = gpu.quantize_measured(x, fmt, 8, KEY, 8)
+            got = gpu.quantize_measured(x, form(fmt), 8, KEY, 8)
             check(same(got.values, quantize_reference(x, grid, KEY, 8)[0]), shape)
+
+
+def form(fmt: formats.Format) -> Uniform:
+    return Uniform(isinstance(fmt, Symmetric), isinstance(fmt.granularity, PerAxis))
 
 
 def check_flag(check: Check, gpu: Launcher) -> None:
@@ -170,14 +176,14 @@ def check_flag(check: Check, gpu: Launcher) -> None:
         ((2, 3, 4, 5), Symmetric()),
     ):
         x = tensor(shape, 0)
-        check(not gpu.quantize_measured(x, fmt, 8, None, 0).bad, shape, fmt, "finite")
-        check(not gpu.quantize_measured(x / x.abs().max() * 1e38, fmt, 8, None, 0).bad, shape, fmt, "large")
+        check(not gpu.quantize_measured(x, form(fmt), 8, None, 0).bad, shape, fmt, "finite")
+        check(not gpu.quantize_measured(x / x.abs().max() * 1e38, form(fmt), 8, None, 0).bad, shape, fmt, "large")
         for value in (NAN, -NAN, INF, -INF):
             bad = tensor(shape, 0)
             bad[(-1,) * bad.dim()] = value
-            result = gpu.quantize_measured(bad, fmt, 8, None, 0)
+            result = gpu.quantize_measured(bad, form(fmt), 8, None, 0)
             check(bool(result.bad) and result.bad.shape == (), shape, fmt, value)
-            finite = torch.isfinite(result.low).all() & torch.isfinite(result.high).all()
+            finite = torch.isfinite(torch.stack(result.limits)).all()
             check(not finite, shape, fmt, value, "shows in the range")
     x = tensor((4, 6), 0)
     x[2, 3] = NAN
@@ -191,7 +197,7 @@ def check_measured(check: Check, gpu: Launcher) -> None:
         x = tensor(shape, bits, shift=shift)
         for fmt, grid in grids(x, bits):
             plain, plain_codes = quantize_reference(x, grid, noise, bits)
-            got = gpu.quantize_measured(x, fmt, bits, noise, bits)
+            got = gpu.quantize_measured(x, form(fmt), bits, noise, bits)
             what = (shape, bits, fmt)
             check(same(got.values, plain) and same(got.codes.codes, plain_codes.codes), *what)
             check(same(got.codes.values(), plain), *what, "restored by the plain path")
@@ -199,11 +205,10 @@ def check_measured(check: Check, gpu: Launcher) -> None:
                 a, b = getattr(got.codes.grid, name), getattr(grid, name)
                 check(torch.equal(a.broadcast_to(grid.scale.shape), b.broadcast_to(grid.scale.shape)), *what, name)
             limits = fmt.limits(x, "reference")
-            check(torch.equal(got.low, limits[0]) and torch.equal(got.high, limits[1]), *what, "limits")
-            check(got.low.shape == limits[0].shape, *what, "shape of the limits")
+            check(all(torch.equal(a, b) for a, b in zip(got.limits, limits, strict=True)), *what, "limits")
     constant = torch.full((3, 5), 2.5)
     for fmt, grid in grids(constant, 8):
-        got = gpu.quantize_measured(constant, fmt, 8, None, 8)
+        got = gpu.quantize_measured(constant, form(fmt), 8, None, 8)
         check(same(got.values, quantize_reference(constant, grid, None, 8)[0]), "constant", fmt)
 
 
@@ -225,24 +230,28 @@ def check_dispatch(check: Check, gpu: Launcher) -> None:
     """The general functions and a layer, told that the kernels apply to CPU tensors."""
     seen = []
 
-    def launcher_for(x, kernels, grid=None):
-        seen.append(kernels)
-        return gpu if kernels != "reference" and covered(x, grid) else None
+    def launcher_for(x, grid=None):
+        seen.append(x.dtype)
+        return gpu if covered(x, grid) else None
 
     x = tensor((3, 4, 5, 6), 0)
     limits = row_limits(x, "reference")
-    with patch.object(device, "launcher_for", launcher_for), patch.object(kernels, "_gpu", launcher_for):
+    backend._of.cache_clear()
+    with (
+        patch.dict(backend.MODULES, cpu=backend.MODULES["cuda"]),
+        patch.object(gpu_backend, "launcher_for", launcher_for),
+    ):
         check(all(torch.equal(a, b) for a, b in zip(row_limits(x), limits, strict=True)), "limits")
         for fmt, grid in grids(x, 8):
             values, codes = quantize(x, grid, KEY, 8)
             plain, plain_codes = quantize_reference(x, grid, KEY, 8)
             check(same(values, plain) and same(codes.codes, plain_codes.codes), fmt)
             check(isinstance(codes, Quantized) and codes.rows is None and same(codes.values(), plain), fmt)
-        check(device.quantize_measured(x, Affine(PerTile(2, 2)), 8, None, 0, "auto") is None, "tiles")
-        check(device.quantize_measured(x, Affine(statistic="mean"), 8, None, 0, "auto") is None, "mean")
-        check(device.quantize_measured(x, Affine(), torch.tensor([8, 4, 2]), None, 0, "auto") is None, "widths")
-        check(device.quantize_measured(x, Affine(), 8, None, 0, "reference") is None, "reference")
-        check(set(seen) == {"auto", "reference"}, seen)
+        check(quantize_measured(x, Affine(PerTile(2, 2)), 8, None, 0, "auto") is None, "tiles")
+        check(quantize_measured(x, Affine(statistic="mean"), 8, None, 0, "auto") is None, "mean")
+        check(quantize_measured(x, Affine(), torch.tensor([8, 4, 2]), None, 0, "auto") is None, "widths")
+        check(quantize_measured(x, Affine(), 8, None, 0, "reference") is None, "reference")
+        check(set(seen) == {torch.float32, torch.uint8}, seen)
         for w in (Symmetric(PerAxis(0)), Affine()):
             layer_check(check, x, w)
 

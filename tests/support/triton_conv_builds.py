@@ -21,9 +21,9 @@ from triton.compiler import ASTSource
 
 from fractrain.experimental import triton_conv
 from fractrain.experimental.int8_conv import Launcher
-from fractrain.kernels.cpu.int8 import Geometry
+from fractrain.kernels.geometry import Geometry
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.grid import Grid
-from fractrain.numerics.quantize import Quantized
 
 OPTIONS = ("num_warps", "enable_fp_fusion")
 TYPES = {torch.uint8: "u8", torch.int8: "i8", torch.int32: "i32", torch.float32: "fp32"}

@@ -21,13 +21,15 @@ from torch.nn import functional as F
 
 from fractrain.experimental import int8_conv
 from fractrain.experimental.int8_conv import Launcher
-from fractrain.kernels.cpu.int8 import MAX_TERMS, Geometry
+from fractrain.kernels.cpu.int8 import MAX_TERMS
+from fractrain.kernels.geometry import Geometry
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.state import QuantState
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.formats import Affine, Format, PerAxis, Symmetric
 from fractrain.numerics.grid import Grid
 from fractrain.numerics.precision import Operand, Precision, fractrain_precision
-from fractrain.numerics.quantize import Quantized, quantize
+from fractrain.numerics.quantize import quantize
 
 TILE = (64, 16, 32)  # so that small shapes need several tiles
 CPU = torch.device("cpu")

@@ -9,7 +9,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from fractrain.numerics.quantize import _parallel, probed
+from fractrain.kernels.cpu.tensors import parallel
+from fractrain.kernels.cpu.uniform import probed
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def tried(exact: Callable[[], bool]) -> bool:
 
 def parts_of(codes: torch.Tensor) -> int:
     """How many parts of the batch run side by side."""
-    return min(torch.get_num_threads(), codes.shape[0]) if _parallel(codes) else 1
+    return min(torch.get_num_threads(), codes.shape[0]) if parallel(codes) else 1
 
 
 def room(*shape: int, kind: torch.dtype) -> np.ndarray:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -31,50 +30,17 @@ from torch.nn import functional as F
 from fractrain.kernels.cpu import int8_forward as integer_forward
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu.cpu_features import tried
+from fractrain.kernels.cpu.uniform import probed
+from fractrain.kernels.geometry import Geometry
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.formats import Affine, PerAxis, PerTensor, Symmetric
 from fractrain.numerics.grid import Grid, RowGrid
 from fractrain.numerics.precision import Operand
-from fractrain.numerics.quantize import Quantized, probed
 
 MIN_MACS = 1 << 19  # per sample; below, what comes with the int8 convolution costs more than it saves
 MAX_TERMS = (2**31 - 1) // (255 * 128)  # products that int32 holds whatever the codes
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a convolution is but for its batch (one group, no dilation, zero padding).
-
-    Attributes:
-        image: channels, height and width of the input.
-        filters: channels of the output.
-        kernel, stride, padding: height and width of each.
-    """
-
-    image: tuple[int, int, int]
-    filters: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-    @property
-    def output(self) -> tuple[int, int]:
-        """Height and width of the output."""
-        image, parts = self.image[1:], zip(self.kernel, self.stride, self.padding, strict=True)
-        h, w = ((n + 2 * p - k) // s + 1 for n, (k, s, p) in zip(image, parts, strict=True))
-        return h, w
-
-    @property
-    def terms(self) -> int:
-        """Products per output element."""
-        return self.image[0] * self.kernel[0] * self.kernel[1]
-
-    @property
-    def macs(self) -> int:
-        """Products per sample."""
-        h, w = self.output
-        return self.terms * self.filters * h * w
 
 
 def suits(a: Operand, w: Operand) -> bool:

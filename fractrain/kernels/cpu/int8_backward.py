@@ -26,9 +26,11 @@ import torch
 
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu.cpu_features import byte_products, nhwc, parts_of, room, tried
-from fractrain.kernels.cpu.int8 import MIN_MACS, Geometry, _centre, _offset, _row_grid, alike
+from fractrain.kernels.cpu.int8 import MIN_MACS, _centre, _offset, _row_grid, alike
+from fractrain.kernels.cpu.uniform import probed
+from fractrain.kernels.geometry import Geometry
+from fractrain.numerics.backend import Quantized
 from fractrain.numerics.grid import Grid, RowGrid
-from fractrain.numerics.quantize import Quantized, probed
 
 MOST_WEIGHTS = 1 << 20  # beyond, sums per thread take more memory than is worth it
 MOST_TERMS = (2**31 - 1) // (255 * 128)  # that int32 holds whatever the codes

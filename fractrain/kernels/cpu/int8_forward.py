@@ -6,16 +6,12 @@ They need no packing of weights beyond a copy, pad with the code of zero, and ad
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu.cpu_features import byte_products, nhwc, parts_of, room
-
-if TYPE_CHECKING:
-    from fractrain.kernels.cpu.int8 import Geometry
+from fractrain.kernels.geometry import Geometry
 
 
 def possible(g: Geometry) -> bool:

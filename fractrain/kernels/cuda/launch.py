@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from fractrain.numerics.formats import MIN_SCALE, Affine, Bits, Format, PerAxis, PerTensor, Symmetric
-from fractrain.numerics.grid import Grid
-from fractrain.numerics.quantize import SHIFT16, Kernels, Quantized, quantize_reference, row_limits
+from fractrain.numerics.backend import SHIFT16, Kernels, Measured, Quantized, Uniform
+from fractrain.numerics.formats import Affine, PerAxis, Symmetric
+from fractrain.numerics.grid import MIN_SCALE, Grid
+from fractrain.numerics.quantize import quantize_reference, row_limits
 from fractrain.numerics.stochastic_rounding import MASK32, NoiseKey
 
 BLOCK = 1024  # elements per program and step; rows shorter than that take SHORT at a time
@@ -28,24 +29,6 @@ STEPS = 8  # blocks that a program of the first stage of a range reads
 EXACT: Any = {"enable_fp_fusion": False}  # no fused multiply-add: it would round once where the plain path rounds twice
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class OnDevice:
-    """Result of :func:`quantize_measured`; everything is on the device.
-
-    Attributes:
-        values: quantized values.
-        codes: integer codes, or None when not wanted.
-        low, high: the range: 0-dim, or per row ``[rows, 1, ...]``.
-        bad: 0-dim bool: the tensor had inf or nan.
-    """
-
-    values: torch.Tensor
-    codes: Quantized | None
-    low: torch.Tensor
-    high: torch.Tensor
-    bad: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -104,17 +87,17 @@ class Launcher:
         return out
 
     def quantize_measured(
-        self, x: torch.Tensor, fmt: Format, bits: int, noise: NoiseKey | None, code_bits: int
-    ) -> OnDevice:
-        """Measure, derive the grid of :class:`Affine` or :class:`Symmetric`, quantize: three launches."""
-        per_row, symmetric = isinstance(fmt.granularity, PerAxis), type(fmt) is Symmetric
-        top = float(2 ** (bits - 1) - 1 if symmetric else 2**bits - 1)
-        out, bad = self._range(x, x.shape[0] if per_row else 1, top, grid=True, symmetric=symmetric)
+        self, x: torch.Tensor, form: Uniform, bits: int, noise: NoiseKey | None, code_bits: int
+    ) -> Measured:
+        """Measure, derive the grid, quantize: three launches."""
+        per_row = form.per_row
+        top = float(2 ** (bits - 1) - 1 if form.symmetric else 2**bits - 1)
+        out, bad = self._range(x, x.shape[0] if per_row else 1, top, grid=True, symmetric=form.symmetric)
         low, high, *params = out.view(6, -1, *([1] * (x.dim() - 1))) if per_row else out.view(6)
         grid = Grid(*params)
         values, codes = self.quantize(x, grid, noise, code_bits)
         kept = None if codes is None else Quantized(codes, grid)
-        return OnDevice(values, kept, low, high, bad.any() if per_row else bad.view(()))
+        return Measured(values, kept, (low, high), bad.any() if per_row else bad.view(()))
 
     def _range(
         self, x: torch.Tensor, rows: int, top: float, grid: bool, symmetric: bool
@@ -167,28 +150,9 @@ def covered(x: torch.Tensor, grid: Grid | None = None) -> bool:
     return all(p.device == x.device and p.dtype == torch.float32 and p.is_contiguous() for p in params)
 
 
-def launcher_for(x: torch.Tensor, kernels: Kernels, grid: Grid | None = None) -> Launcher | None:
+def launcher_for(x: torch.Tensor, grid: Grid | None = None) -> Launcher | None:
     """The launcher to use for a tensor, or None where the plain path must do."""
-    if kernels == "reference" or x.device.type != "cuda" or not covered(x, grid):
-        return None
-    return probed(x.device)
-
-
-def quantize_measured(
-    x: torch.Tensor, fmt: Format, bits: Bits, noise: NoiseKey | None, code_bits: int, kernels: Kernels
-) -> OnDevice | None:
-    """Measure the range of ``x`` and quantize it without leaving the GPU, or return None where this does not apply.
-
-    Applies to what :func:`fractrain.numerics.fast_path.quantize_uniform` applies to, on a GPU; the arguments are its.
-    """
-    launcher = launcher_for(x, kernels)
-    if launcher is None or x.dtype != torch.float32 or not isinstance(bits, int):
-        return None
-    if type(fmt) not in (Affine, Symmetric) or fmt.statistic != "extreme":
-        return None
-    if fmt.granularity not in (PerTensor(), PerAxis(0)):
-        return None
-    return launcher.quantize_measured(x.detach(), fmt, bits, noise, code_bits)
+    return probed(x.device) if x.device.type == "cuda" and covered(x, grid) else None
 
 
 @cache
@@ -227,19 +191,20 @@ def agrees(launcher: Launcher, device: torch.device) -> bool:
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
         if not _equal(launcher.limits(x), row_limits(x, "reference")):
             return False
-        for fmt, bits in product((Affine(), Symmetric(PerAxis(0))), (5, 8, 12)):
+        formats = ((Affine(), Uniform(False, False)), (Symmetric(PerAxis(0)), Uniform(True, True)))
+        for (fmt, form), bits in product(formats, (5, 8, 12)):
             limits = fmt.limits(x, "reference")
             grid = fmt.grid(limits, bits, x)
             keys = NoiseKey(123, 0xFEDCBA98, 7)
             kept = torch.tensor([keys.k0, keys.k1], device=device)
             for noise in (None, keys, NoiseKey(kept[0], kept[1], keys.base)):
                 plain, plain_codes = quantize_reference(x, grid, noise, bits)
-                fast = launcher.quantize_measured(x, fmt, bits, noise, bits)
+                fast = launcher.quantize_measured(x, form, bits, noise, bits)
                 assert plain_codes is not None
                 assert fast.codes is not None
                 back = launcher.dequantize(fast.codes.codes, grid)
-                got = (fast.low, fast.high, fast.values, fast.codes.codes, back, fast.bad)
-                if not _equal(got, (*limits, plain, plain_codes.codes, plain, torch.zeros_like(fast.bad))):
+                got: Any = (*fast.limits, fast.values, fast.codes.codes, back)
+                if fast.bad or not _equal(got, (*limits, plain, plain_codes.codes, plain)):
                     return False
         if x.dim() == 2:
             terms = _some_terms(x.shape[0], x.shape[1], gen, device)

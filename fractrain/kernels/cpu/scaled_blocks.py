@@ -1,4 +1,4 @@
-"""The door from :class:`fractrain.numerics.scaled.Scaled` to its compiled kernels on the CPU.
+"""Compiled kernels on the CPU for :class:`fractrain.numerics.scaled.Scaled`.
 
 They serve formats of that very class with a known scale rule, on dense float32 matrices whose blocks end with each
 matrix; a probe once per process checks that they give the plain path's bits on this machine.
@@ -10,20 +10,20 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from fractrain.kernels.cpu import memory as blocks
-from fractrain.numerics.blocks import Place
-from fractrain.numerics.elements import Minifloat
-from fractrain.numerics.quantize import _parallel, load_fused
+from fractrain.kernels.cpu.tensors import parallel as in_parallel
+from fractrain.kernels.cpu.uniform import load_fused
+from fractrain.numerics.backend import Blocks, ScaledFormat
+from fractrain.numerics.blocks import PerBlock, Place
+from fractrain.numerics.elements import E2M1, E4M3, INT8, Minifloat
+from fractrain.numerics.scaled import Scaled
 from fractrain.numerics.scales import E8M0, Multiplier, Scale, Scales, Step, TwoLevel
 from fractrain.numerics.stochastic_rounding import NoiseKey
-
-if TYPE_CHECKING:
-    from fractrain.numerics.scaled import Scaled
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +32,6 @@ ROW = 4096  # elements of a row that short rows are taken together to
 MODES = {"floor": 0, "rceil": 1, "ceil": 2, "even": 3}
 BYTE_SCALES = 3  # rules from this one on keep a byte per scale
 Array = np.ndarray[Any, Any]
-
-
-@dataclass
-class Fused:
-    """Result of :func:`quantize_fused`.
-
-    Attributes:
-        values: quantized matrices.
-        codes: codes and packed scales in one buffer, where wanted.
-        tensor: scale of the whole tensor, where the rule has one.
-        amax: largest magnitude of the tensor (of the batch, where it is spread over processes and scales span it).
-    """
-
-    values: torch.Tensor
-    codes: torch.Tensor | None
-    tensor: torch.Tensor | None
-    amax: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -67,22 +50,14 @@ class _Grid:
 
 
 def quantize_fused(
-    fmt: Scaled, m: torch.Tensor, noise: NoiseKey | None, known: torch.Tensor | None, place: Place
-) -> Fused | None:
-    """Quantize matrices ``[G, R, C]``; None where the plain path must.
-
-    Args:
-        fmt: the format.
-        m: the matrices.
-        noise: key of stochastic rounding, or None.
-        known: amax to use instead of the measured one, where one scale holds for all.
-        place: which operand.
-    """
+    fmt: ScaledFormat, m: torch.Tensor, noise: NoiseKey | None, known: torch.Tensor | None, place: Place
+) -> Blocks | None:
+    """See :meth:`fractrain.numerics.backend.Backend.quantize_blocks`."""
     kernels = _kernels(fmt, m, place, noise)
     if kernels is None:
         return None
     rows, columns = m.shape[0] * m.shape[1], m.shape[2]
-    parallel = _parallel(m)
+    parallel = in_parallel(m)
     data = m.detach().reshape(rows, columns).numpy()
     amax = whole = None
     if fmt.block.rows == 0 or fmt.scale.whole or known is not None:
@@ -109,7 +84,7 @@ def quantize_fused(
 
 
 def restore_fused(
-    fmt: Scaled, codes: torch.Tensor, back: torch.Tensor, shape: torch.Size, place: Place
+    fmt: ScaledFormat, codes: torch.Tensor, back: torch.Tensor, shape: torch.Size, place: Place
 ) -> torch.Tensor | None:
     """Values of matrices of a shape from their codes and scales; None where the plain path must."""
     if place.kernels == "reference" or codes.device.type != "cpu" or type(fmt).__name__ not in SERVED:
@@ -125,7 +100,7 @@ def restore_fused(
         grid = _grid(rows, columns, fmt.block.rows, fmt.block.cols)
     values = blocks.empty(shape)
     table = fmt.element.table().numpy()
-    module.restore[_parallel(values)](
+    module.restore[in_parallel(values)](
         codes.numpy().reshape(grid.rows, -1), table, grid.high, grid.width, back.reshape(grid.counts).numpy(),
         values.numpy().reshape(grid.rows, grid.columns),
     )  # fmt: skip
@@ -135,7 +110,7 @@ def restore_fused(
 SERVED = ("Scaled", "FourOverSix", "Eden")  # whose codes are restored alike
 
 
-def _kernels(fmt: Scaled, m: torch.Tensor, place: Place, noise: NoiseKey | None) -> ModuleType | None:
+def _kernels(fmt: ScaledFormat, m: torch.Tensor, place: Place, noise: NoiseKey | None) -> ModuleType | None:
     """The compiled kernels where they serve, else None."""
     if place.kernels == "reference" or m.device.type != "cpu" or m.dtype != torch.float32 or not m.is_contiguous():
         return None
@@ -159,7 +134,7 @@ def _grid(rows: int, columns: int, high: int, cols: int) -> _Grid:
     return _Grid(rows, columns, high, width)
 
 
-def _column_amax(fmt: Scaled, amax: torch.Tensor, known: torch.Tensor | None, place: Place) -> torch.Tensor:
+def _column_amax(fmt: ScaledFormat, amax: torch.Tensor, known: torch.Tensor | None, place: Place) -> torch.Tensor:
     """Amax of blocks that span all rows, as the plain path has them: ``[1, 1, 1, blocks, 1]``."""
     width = fmt.block.cols or len(amax)
     padded = torch.nn.functional.pad(amax, (0, -len(amax) % width)).view(-1, width).amax(1)
@@ -182,10 +157,10 @@ def _rule(scale: Scale, element: Minifloat, tensor: torch.Tensor | None) -> tupl
 
 
 def _run(
-    kernels: ModuleType, parallel: bool, data: Array, grid: _Grid, fmt: Scaled, rule: tuple[Any, ...],
+    kernels: ModuleType, parallel: bool, data: Array, grid: _Grid, fmt: ScaledFormat, rule: tuple[Any, ...],
     given: Scales | None, noise: NoiseKey | None, place: Place, whole: torch.Tensor | None,
     tensor: torch.Tensor | None = None,
-) -> Fused:  # fmt: skip
+) -> Blocks:  # fmt: skip
     """Round, with scales by the rule or ``given`` ones, and pack codes and scales where they are wanted."""
     e, (bands, across) = fmt.element, grid.counts
     byte, halved = rule[0] >= BYTE_SCALES, e.code_bits == 4
@@ -214,7 +189,7 @@ def _run(
         buffer[count:].copy_(given.packed.reshape(-1) if given is not None else torch.from_numpy(packed))
     if whole is None:
         whole = torch.tensor(tops.max(keepdims=True).view(np.float32)[0])
-    return Fused(values, buffer, tensor if given is None else given.tensor, whole)
+    return Blocks(values, buffer, tensor if given is None else given.tensor, whole)
 
 
 def _element(e: Minifloat) -> tuple[Any, ...]:
@@ -242,10 +217,6 @@ def load_blocks() -> ModuleType | None:
 @lru_cache(maxsize=1)
 def probed_blocks() -> ModuleType | None:
     """Return the kernels if they give exactly the plain path's bits on this machine, else None."""
-    from fractrain.numerics.blocks import PerBlock
-    from fractrain.numerics.elements import E2M1, E4M3, INT8
-    from fractrain.numerics.scaled import Scaled
-
     module = load_blocks()
     if module is None:
         return None

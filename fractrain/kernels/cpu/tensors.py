@@ -1,0 +1,45 @@
+"""How the compiled kernels see tensors, and when they run on several threads."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+
+PARALLEL_FROM = 1 << 16  # elements; below, starting threads costs more than it saves
+_THREADS = threading.local()  # how many were last set: numba's number is one per thread, and slow to set
+
+
+def flat(x: torch.Tensor) -> np.ndarray:
+    """Return a ``[rows, columns]`` numpy view in memory order (channels last for 4-D)."""
+    if x.dim() == 4:
+        x = x.permute(0, 2, 3, 1)
+    return x.reshape(x.shape[0] if x.dim() else 1, -1).numpy()
+
+
+def dense(x: torch.Tensor) -> bool:
+    """Whether :func:`flat` makes no copy."""
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.dim() > 0 and x.is_contiguous()
+
+
+def readable(x: torch.Tensor) -> bool:
+    """Whether the kernels can read a tensor: dense float32 or codes, not empty."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.uint8, torch.int16):
+        return False
+    return dense(x) and x.numel() > 0
+
+
+def parallel(x: torch.Tensor) -> bool:
+    """Whether to use several threads, with numba's number of threads set to torch's."""
+    threads = torch.get_num_threads()
+    if threads == 1 or x.numel() < PARALLEL_FROM:
+        return False
+    if getattr(_THREADS, "set", None) != threads:
+        import numba
+
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        _THREADS.set = threads
+    return True

@@ -1,0 +1,205 @@
+"""Uniform grids on the CPU: numba's kernels with one grid per row, and the probe of this machine.
+
+``auto`` takes them after a probe that checks, once per process, that they give exactly the plain path's result on this
+machine; otherwise the plain path, with one log line saying why.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from fractrain.kernels.cpu import memory as blocks
+from fractrain.kernels.cpu.tensors import flat, parallel, readable
+from fractrain.numerics.backend import SHIFT16, Kernels, Measured, Quantized, Range, Uniform
+from fractrain.numerics.grid import MIN_SCALE, Grid, RowGrid
+from fractrain.numerics.quantize import quantize, quantize_reference
+from fractrain.numerics.stochastic_rounding import NoiseKey
+
+log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def load_fused() -> ModuleType | None:
+    """Import the kernels, or return None where numba is absent or cannot work."""
+    try:
+        from fractrain.kernels.cpu import quantize as fused
+    except (ImportError, RuntimeError) as problem:  # RuntimeError: numba found no folder for its cache
+        log.warning("fused quantizers are not available (%s); using the plain path", problem)
+        return None
+    return fused
+
+
+@lru_cache(maxsize=1)
+def probed() -> ModuleType | None:
+    """Return the kernels if they give exactly the plain path's bits on this machine, else None."""
+    module = load_fused()
+    if module is None:
+        return None
+    gen = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 5, 6, 7, generator=gen).contiguous(memory_format=torch.channels_last)
+    lo, hi = x.aminmax()
+    for bits in (3, 8, 12):
+        top = torch.tensor(float(2**bits - 1))
+        grid = Grid((hi - lo) / top, lo, torch.zeros(()), top)
+        for noise in (None, NoiseKey(123, 456, 7)):
+            plain, plain_codes = quantize_reference(x, grid, noise, bits)
+            fast, fast_codes = quantize(x, grid, noise, bits, kernels="fused")
+            assert plain_codes is not None
+            assert fast_codes is not None
+            same = torch.equal(plain, fast) and torch.equal(plain_codes.codes, fast_codes.codes)
+            if fast_codes.rows is not None:
+                _, only = quantize_rows(x, flat(x), fast_codes.rows, noise, bits, only_codes=True)
+                same = same and only is not None and torch.equal(only, plain_codes.codes)
+            if not (same and torch.equal(plain_codes.values(), fast_codes.values())):
+                log.warning("fused quantizers differ from the plain path on this machine; using the plain path")
+                return None
+    return module
+
+
+def fused_for(x: torch.Tensor, kernels: Kernels) -> tuple[ModuleType, bool] | None:
+    """The compiled kernels and whether to run them on several threads, or None where the plain path must do."""
+    if kernels == "reference" or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.uint8, torch.int16):
+        return None
+    module = load_fused() if kernels == "fused" else probed()
+    return None if module is None or not readable(x) else (module, parallel(x))
+
+
+def quantize_grid(
+    x: torch.Tensor, grid: Grid, noise: NoiseKey | None, code_bits: int, kernels: Kernels
+) -> tuple[torch.Tensor, Quantized | None] | None:
+    """Values and codes of ``x`` on one grid per tensor or row."""
+    rows = _rows(x, grid, kernels)
+    if rows is None:
+        return None
+    rounded, codes = quantize_rows(x, flat(x), rows, noise, code_bits)
+    assert rounded is not None
+    return rounded, None if codes is None else Quantized(codes, grid, kernels, rows)
+
+
+def restore(kept: Quantized, kernels: Kernels) -> torch.Tensor | None:
+    """Values of codes."""
+    rows = _rows(kept.codes, kept.full_grid, kernels) if kept.rows is None else kept.rows
+    if rows is None:
+        return None
+    out = blocks.empty_like(kept.codes, dtype=torch.float32)
+    fused = rows.module.dequantize[rows.parallel]
+    fused(flat(kept.codes), rows.scale, rows.offset, rows.qmin, flat(out), np.float32(kept.shift))
+    return out
+
+
+def row_limits(x: torch.Tensor) -> Range | None:
+    """Smallest and largest value per row, exact without a probe: they compare bits."""
+    module = load_fused() if x.dtype == torch.float32 and readable(x) else None
+    if module is None:
+        return None
+    low, high = torch.empty(2, x.shape[0])
+    module.extremes[parallel(x)](flat(x).view(np.int32), low.numpy().view(np.int32), high.numpy().view(np.int32))
+    return low, high
+
+
+def quantize_measured(
+    x: torch.Tensor, form: Uniform, bits: int | torch.Tensor, noise: NoiseKey | None, code_bits: int,
+    known: tuple[float, float] | None, only_codes: bool, kernels: Kernels,
+) -> Measured | None:  # fmt: skip
+    """See :func:`fractrain.numerics.measured.quantize_measured`."""
+    fused = fused_for(x, kernels)
+    if fused is None:
+        return None
+    module, threads = fused
+    n = x.shape[0]
+    ranges = np.empty((2, n), np.float32)
+    data = flat(x)
+    if known is None:
+        module.extremes[threads](data.view(np.int32), ranges[0].view(np.int32), ranges[1].view(np.int32))
+    else:
+        ranges[0], ranges[1] = known
+    if isinstance(bits, torch.Tensor):
+        return _per_sample(x, data, bits, ranges, noise, code_bits, kernels, fused, only_codes)
+    top = np.float32(2 ** (bits - 1) - 1 if form.symmetric else 2**bits - 1)
+    grid = np.empty((4, n), np.float32)
+    low, high, finite = module.fill_grid(
+        ranges[0], ranges[1], form.per_row, form.symmetric, top, np.float32(MIN_SCALE), *grid
+    )
+    rows = RowGrid(module, threads, *grid)
+    shape = (n, *([1] * (x.dim() - 1))) if form.per_row else ()
+    values, codes = quantize_rows(x, data, rows, noise, code_bits, only_codes and code_bits > 0)
+    kept = None if codes is None else Quantized(codes, lambda: _grid(grid, shape), kernels, rows)
+    return Measured(values, kept, (low, high), not finite)
+
+
+def _per_sample(
+    x: torch.Tensor, data: np.ndarray, bits: torch.Tensor, ranges: np.ndarray, noise: NoiseKey | None, code_bits: int,
+    kernels: Kernels, fused: tuple[ModuleType, bool], only_codes: bool,
+) -> Measured:  # fmt: skip
+    """Affine grids over one range, one width per sample (0: the sample becomes 0)."""
+    low, high = ranges[0].min(), ranges[1].max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return Measured(x, None, (float(low), float(high)), True)
+    widths = bits.cpu().numpy().reshape(-1)
+    top = np.exp2(widths.astype(np.float32)) - np.float32(1)
+    scale = np.maximum((high - low) / np.maximum(top, np.float32(1)), np.float32(MIN_SCALE))
+    grid = np.stack([scale, np.where(widths > 0, low, np.float32(0)), np.zeros_like(top), top])
+    coded = np.flatnonzero(widths <= code_bits) if 0 < code_bits < widths.max() else None
+    if coded is not None and not len(coded):
+        coded, code_bits = None, 0
+    rows = RowGrid(*fused, *grid, vary=True, coded=coded)
+    values, codes = quantize_rows(x, data, rows, noise, code_bits, only_codes and code_bits > 0 and coded is None)
+    shape = (len(widths), *([1] * (x.dim() - 1)))
+    kept = None if codes is None else Quantized(codes, lambda: _grid(grid, shape), kernels, rows)
+    return Measured(values, kept, (float(low), float(high)), False)
+
+
+def _grid(rows: np.ndarray, shape: tuple[int, ...]) -> Grid:
+    """The grid as tensors, for who asks."""
+    scale, offset, qmin, qmax = (torch.from_numpy(r).view(shape) if shape else torch.tensor(r[0]) for r in rows)
+    return Grid(scale, offset, qmin, qmax)
+
+
+def _rows(x: torch.Tensor, grid: Grid, kernels: Kernels) -> RowGrid | None:
+    """Parameters per row where the kernels apply, else None."""
+    fused = fused_for(x, kernels) if grid.scale.dtype == torch.float32 else None
+    if fused is None:
+        return None
+    n = x.shape[0]
+    params = (grid.scale, grid.offset, grid.qmin, grid.qmax)
+    if any(p.numel() != 1 and (p.numel() != n or p.dim() != x.dim() or p.shape[0] != n) for p in params):
+        return None
+    return RowGrid(*fused, *(_per_row(p, n) for p in params))
+
+
+def _per_row(p: torch.Tensor, n: int) -> np.ndarray:
+    return np.full(n, p.item(), np.float32) if p.numel() == 1 else p.reshape(-1).numpy()
+
+
+def quantize_rows(
+    x: torch.Tensor, data: np.ndarray, rows: RowGrid, noise: NoiseKey | None, code_bits: int, only_codes: bool = False
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Values (None if only codes are wanted) and codes (or None) by the compiled kernels; ``data`` is ``flat(x)``."""
+    values = None if only_codes else blocks.empty_like(x)
+    args = (data, rows.scale, rows.offset, rows.qmin, rows.qmax, *(() if values is None else (flat(values),)))
+    m, key = rows.module, key_of(noise, x)
+    if not code_bits:
+        (m.nearest_values if noise is None else m.stochastic_values)[rows.parallel](*args, *key)
+        return values, None
+    wide = code_bits > 8
+    codes = blocks.empty_like(x, dtype=torch.int16 if wide else torch.uint8)
+    more = (flat(codes), np.float32(SHIFT16 if wide else 0.0))
+    if only_codes:
+        (m.nearest_only if noise is None else m.stochastic_only)[rows.parallel](*args, *more, *key)
+    else:
+        (m.nearest_codes if noise is None else m.stochastic_codes)[rows.parallel](*args, *more, *key)
+    return values, codes
+
+
+def key_of(noise: NoiseKey | None, x: torch.Tensor) -> tuple[np.uint32, ...]:
+    """The words of a key as kernels take them; none to round to nearest."""
+    if noise is None:
+        return ()
+    if noise.base + x.numel() > 0xFFFFFFFF:
+        raise ValueError(f"stochastic rounding numbers at most 2**32 elements, got {noise.base + x.numel()}")
+    return np.uint32(noise.k0), np.uint32(noise.k1), np.uint32(noise.base)
