@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +45,13 @@ from fractrain.util.errors import ConfigError
 if TYPE_CHECKING:
     from fractrain.execute.local import Executor, Outcome, Site
     from fractrain.report.campaign import Campaign
+    from fractrain.report.draw import Look
     from fractrain.report.grid import PlannedRun
     from fractrain.report.spec import TableSpec
 
-FORMATS = ("md", "csv", "tex", "html", "json", "svg")
+FORMATS = ("md", "csv", "tex", "html", "json", "svg", "png", "pdf")
+DRAWINGS = ("svg", "png", "pdf")
+BINARY = ("png", "pdf")
 DEFAULT_OUT = "results/tables"
 DEFAULT_FIGURES = "results/figures"
 
@@ -67,7 +72,30 @@ out_option = click.option(
         type=NearestChoice(FORMATS),
         default="md",
         show_default=True,
-        help="svg: figures only; their csv has one line per point.",
+        help="svg, png, pdf: figures only; their csv has one line per point.",
+    ),
+    click.option(
+        "--panel",
+        default="",
+        metavar="N|TEXT",
+        help="Of a drawing: its N-th panel, or those with TEXT in the title.",
+    ),
+    click.option(
+        "--style",
+        "look",
+        type=NearestChoice(("page", "paper")),
+        default="page",
+        show_default=True,
+        help="paper: as wide as a column of a paper, without a title inside; LaTeX likewise.",
+    ),
+    click.option(
+        "--columns", default="", metavar="KEY,...", help="These columns alone, in this order (keys: those of the csv)."
+    ),
+    click.option(
+        "--rows",
+        multiple=True,
+        metavar="TEXT",
+        help="Rows alone with TEXT in model, data or label; may be repeated.",
     ),
     click.option(
         "--hardware",
@@ -86,6 +114,10 @@ out_option = click.option(
 def table_command(
     table: str,
     form: str,
+    panel: str,
+    look: Look,
+    columns: str,
+    rows: tuple[str, ...],
     hardware: str | None,
     origin: str,
     profile: str,
@@ -103,9 +135,11 @@ def table_command(
     from fractrain.report.campaign import campaign_names, load_campaign
     from fractrain.report.evidence import EvidenceStore
     from fractrain.report.scaling import build_scaling
+    from fractrain.report.selection import selected
     from fractrain.report.spec import load_spec
 
     store = EvidenceStore(evidence) if origin == "evidence" else RunStore(results)
+    wanted = output.Wanted(tuple(key.strip() for key in columns.split(",") if key.strip()), rows, panel, look)
     if table in campaign_names():
         if added or against:
             raise ConfigError(f"{table} is a campaign, a list of runs: --add goes with tables")
@@ -113,15 +147,35 @@ def table_command(
             campaign = load_campaign(table)
             if hardware is not None:
                 campaign = campaign.model_copy(update={"hardware": create(hardware).title})
-            text = scaling_output.text(build_scaling(campaign, store), form)
-        click.echo(text.rstrip("\n"))
+            if panel or look != "page":
+                raise ConfigError(f"{table} is a campaign, whose figure has one form: leave out --panel and --style")
+            scaling = build_scaling(campaign, store)
+            scaling = dataclasses.replace(scaling, table=selected(scaling.table, wanted.columns, wanted.rows))
+            content = scaling_output.content(scaling, form)
+        _put(content, form)
         return
     with stdout_to_stderr():
         spec = with_added(load_spec(table), added, against)
         if hardware is not None:
             spec = spec.model_copy(update={"hardware": create(hardware).title})
-        text = output.text(spec, store, profile, seeds, form)
-    click.echo(text.rstrip("\n"))
+        if panel and (spec.figure is None or form not in DRAWINGS):
+            raise ConfigError(f"--panel is for drawings of figures: --format {'|'.join(DRAWINGS)}")
+        content = output.content(spec, store, profile, seeds, form, wanted=wanted)
+    _put(content, form)
+
+
+def _put(content: bytes, form: str) -> None:
+    """Write a table to the standard output; what is no text only into a file.
+
+    Raises:
+        ConfigError: the standard output is a terminal.
+    """
+    if form not in BINARY:
+        click.echo(content.decode().rstrip("\n"))
+        return
+    if sys.stdout.isatty():
+        raise ConfigError(f"{form} is no text: send it into a file, for example > figure.{form}")
+    sys.stdout.buffer.write(content)
 
 
 @click.command("reproduce", short_help="Run what a table needs, then print it.")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fractrain.report.labels import Box, place
 from fractrain.report.points import FigureData, Panel, Point
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "o", "^", "D", "v", "P")
 DPI = 150
-WIDTH, HEIGHT = 3.2, 2.5  # of one panel's axes, inches
-LEFT, BETWEEN, RIGHT = 0.72, 0.62, 0.2
-ABOVE, UNDER = 0.52, 0.55  # of each panel: titles, and ticks with the axis label
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 STYLE: dict[Any, Any] = {  # matplotlib types each key
     "font.family": "DejaVu Sans",
@@ -40,6 +37,40 @@ STYLE: dict[Any, Any] = {  # matplotlib types each key
 }
 
 
+Look = Literal["page", "paper"]
+LOOKS: Final = ("page", "paper")
+FORMATS: Final = ("svg", "png", "pdf")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Geometry of a figure, in inches.
+
+    Attributes:
+        width, height: of one panel's axes.
+        left, between, right: space beside the panels.
+        above, under: of each panel: titles, and ticks with the axis label.
+        across: most panels side by side; 0: as the figure's specification says.
+        told: whether title, caption, remarks and source are inside.
+    """
+
+    width: float
+    height: float
+    left: float
+    between: float
+    right: float
+    above: float
+    under: float
+    across: int
+    told: bool
+
+
+SIZES: Final[dict[Look, Sizes]] = {
+    "page": Sizes(3.2, 2.5, 0.72, 0.62, 0.2, 0.52, 0.55, 0, True),
+    "paper": Sizes(2.72, 2.0, 0.55, 0.0, 0.08, 0.42, 0.45, 1, False),  # 3.35 inches: one column of two
+}
+
+
 def require_matplotlib() -> None:
     """Say what to install where matplotlib is missing.
 
@@ -52,21 +83,30 @@ def require_matplotlib() -> None:
         raise MachineError(f"figures need matplotlib ({error}); pip install 'fractrain[plots]'") from error
 
 
-def draw(figure: FigureData, form: str) -> bytes:
-    """Return the figure as an ``svg`` or ``png`` file.
+def draw(figure: FigureData, form: str, look: Look = "page") -> bytes:
+    """Return the figure as a file.
+
+    Args:
+        figure: from :func:`fractrain.report.points.build_figure`.
+        form: one of :data:`FORMATS`.
+        look: ``page``: with title, caption and source inside. ``paper``: as wide as one column of two, with none of
+            them; panels of reduced runs still say what they are.
 
     Raises:
         MachineError: matplotlib is not installed.
     """
     with style(figure.table.name):
-        made = compose(figure)
+        made = compose(figure, look)
         return saved(made, form)
 
 
 def saved(made: Figure, form: str) -> bytes:
-    """The bytes of a figure as ``svg`` or ``png``; to be called inside :func:`style`."""
+    """The bytes of a figure in one of :data:`FORMATS`; to be called inside :func:`style`."""
     stream = io.BytesIO()
-    metadata: Any = {"Date": None, "Creator": "fractrain"} if form == "svg" else {"Software": "fractrain"}
+    metadata: Any = {
+        "svg": {"Date": None, "Creator": "fractrain"}, "png": {"Software": "fractrain"},
+        "pdf": {"CreationDate": None, "Creator": "fractrain", "Producer": None},
+    }[form]  # fmt: skip
     made.savefig(stream, format=form, dpi=DPI, metadata=metadata, facecolor="white")
     return stream.getvalue()
 
@@ -98,53 +138,64 @@ class _Page:
     width: float
     height: float
     head: float
-    across: int
+    sizes: Sizes
 
     def rectangle(self, column: int, row: int) -> tuple[float, float, float, float]:
         """Axes rectangle of a panel, in fractions of the page."""
-        x = LEFT + column * (WIDTH + BETWEEN)
-        y = self.head + row * (ABOVE + HEIGHT + UNDER) + ABOVE
-        return x / self.width, 1 - (y + HEIGHT) / self.height, WIDTH / self.width, HEIGHT / self.height
+        s = self.sizes
+        x = s.left + column * (s.width + s.between)
+        y = self.head + row * (s.above + s.height + s.under) + s.above
+        return x / self.width, 1 - (y + s.height) / self.height, s.width / self.width, s.height / self.height
 
     def down(self, inches: float) -> float:
         """Height of a line, as a fraction of the page, so far below the top edge."""
         return 1 - inches / self.height
 
 
-def compose(figure: FigureData) -> Figure:
-    """Lay out and draw all panels; to be called, and saved, inside :func:`style`.
+def compose(figure: FigureData, look: Look = "page") -> Figure:
+    """Lay out and draw all panels that have points; to be called, and saved, inside :func:`style`.
 
     Args:
         figure: from :func:`fractrain.report.points.build_figure`.
+        look: as for :func:`draw`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    across = min(figure.drawing.across, len(figure.published))
+    s = SIZES[look]
+    across = min(s.across or figure.drawing.across, max(1, *(len(row) for row in _kinds(figure))))
     lines = list(_lines(figure, across))
     notes = {note: LETTERS[i % 26] for i, note in enumerate(_notes(figure))}
-    width = LEFT + across * WIDTH + (across - 1) * BETWEEN + RIGHT
-    below = [*figure.remarks, *(f"{letter}: {note}." for note, letter in notes.items())]
-    below.append(f"Source: {figure.table.source}.")
-    foot = [line for text in below for line in textwrap.wrap(text, int(width * 15))]
-    top, head = _head(figure, width)
-    page = _Page(width, top + len(lines) * (ABOVE + HEIGHT + UNDER) + 0.16 * len(foot) + 0.15, top, across)
+    width = s.left + across * s.width + (across - 1) * s.between + s.right
+    foot = _foot(figure, notes, width) if s.told else []
+    top, head = _head(figure, width - s.left) if s.told else (0.4, [])
+    high = top + len(lines) * (s.above + s.height + s.under) + 0.16 * len(foot) + 0.15 * s.told
+    page = _Page(width, high, top, s)
 
     made = Figure(figsize=(page.width, page.height), dpi=DPI)
     FigureCanvasAgg(made)
     for inches, text, style in head:
-        made.text(LEFT / width, page.down(inches), text, va="top", **style)
+        made.text(s.left / width, page.down(inches), text, va="top", **style)
     _legend(made, figure, page)
     units = _units(figure)
     for row, panels in enumerate(lines):
         for column, panel in enumerate(panels):
             axes = made.add_axes(page.rectangle(column, row))
             _panel(axes, panel, figure, notes, units[panel.kind])
-            if column == 0 and panel.points:
+            _name(axes, panel, s.told, sum(map(len, lines)) > 1)
+            if column == 0:
                 axes.set_ylabel("accuracy [%], best on test")
-    made.text(LEFT / width, (0.1 + 0.16 * len(foot)) / page.height, "\n".join(foot), va="top", fontsize=7.5,
-              color="#3b4450", linespacing=1.35)  # fmt: skip
+    if foot:
+        made.text(s.left / width, (0.1 + 0.16 * len(foot)) / page.height, "\n".join(foot), va="top", fontsize=7.5,
+                  color="#3b4450", linespacing=1.35)  # fmt: skip
     return made
+
+
+def _foot(figure: FigureData, notes: Mapping[str, str], width: float) -> list[str]:
+    """Lines below the panels: remarks, notes on single points, source."""
+    below = [*figure.remarks, *(f"{letter}: {note}." for note, letter in notes.items())]
+    below.append(f"Source: {figure.table.source}.")
+    return [line for text in below for line in textwrap.wrap(text, int(width * 15))]
 
 
 def _head(figure: FigureData, width: float) -> tuple[float, list[tuple[float, str, dict[str, Any]]]]:
@@ -157,7 +208,7 @@ def _head(figure: FigureData, width: float) -> tuple[float, list[tuple[float, st
         (_key(figure), 15, 0.16, {"color": "#3b4450"}),
     ]
     for text, per_inch, height, style in parts:
-        for line in textwrap.wrap(text, int((width - LEFT) * per_inch)):
+        for line in textwrap.wrap(text, int(width * per_inch)):
             lines.append((down, line, style))
             down += height
         down += 0.05 if text else 0
@@ -177,12 +228,19 @@ def _units(figure: FigureData) -> dict[str, int]:
     return {kind: math.floor(math.log10(macs)) for kind, macs in largest.items()}
 
 
+def _kinds(figure: FigureData) -> tuple[list[Panel], list[Panel]]:
+    """The published panels that have points, and the measured ones."""
+    published, measured = (
+        [panel for panel in panels if panel.points] for panels in (figure.published, figure.measured)
+    )
+    return published, measured
+
+
 def _lines(figure: FigureData, across: int) -> Iterator[Sequence[Panel]]:
-    """Rows of panels: published ones, and below each its measured ones, if there are any."""
-    for start in range(0, len(figure.published), across):
-        yield figure.published[start : start + across]
-        if figure.measured:
-            yield figure.measured[start : start + across]
+    """Rows of panels: published ones, and below them measured ones; those without a point are left out."""
+    for panels in _kinds(figure):
+        for start in range(0, len(panels), across):
+            yield panels[start : start + across]
 
 
 def _notes(figure: FigureData) -> list[str]:
@@ -192,16 +250,17 @@ def _notes(figure: FigureData) -> list[str]:
 # -- one panel ---------------------------------------------------------------------------------------------------------
 
 
+def _name(axes: Axes, panel: Panel, told: bool, several: bool) -> None:
+    """Write what a panel shows above it; where it stands in a paper only what the caption cannot take over."""
+    if told or several:
+        axes.set_title(panel.title, loc="left", fontsize=9.5 if told else 8, fontweight="bold", pad=17 if told else 14)
+    measured = panel.kind == "measured"
+    if told or measured:
+        axes.text(0, 1.03, textwrap.shorten(panel.subtitle, 90), transform=axes.transAxes,
+                  fontsize=7.2 if told else 6.3, color="#8a4b00" if measured else "#66707f")  # fmt: skip
+
+
 def _panel(axes: Axes, panel: Panel, figure: FigureData, notes: dict[str, str], power: int) -> None:
-    axes.set_title(panel.title, loc="left", fontsize=9.5, fontweight="bold", pad=17)
-    colour = "#8a4b00" if panel.kind == "measured" else "#66707f"
-    axes.text(0, 1.03, textwrap.shorten(panel.subtitle, 90), transform=axes.transAxes, fontsize=7.2, color=colour)
-    if not panel.points:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-        axes.set_facecolor("#f5f6f8")
-        axes.text(0.5, 0.5, panel.message, transform=axes.transAxes, ha="center", va="center", color="#66707f")
-        return
     if panel.kind == "measured":
         axes.set_facecolor("#fff8ea")
     for series, (colour, marker) in zip(figure.drawing.series, _looks(), strict=False):
@@ -289,5 +348,8 @@ def _legend(made: Figure, figure: FigureData, page: _Page) -> None:
             handles.append(Line2D([], [], color=colour, marker=marker, linestyle="-" if filled else ":", markersize=6,
                                   markerfacecolor=colour if filled else "white", markeredgewidth=1.4, linewidth=0.9,
                                   label=f"{series.label}, {kind}"))  # fmt: skip
-    made.legend(handles=handles, loc="upper left", bbox_to_anchor=(LEFT / page.width, page.down(page.head - 0.3)),
-                ncols=len(handles), frameon=False, fontsize=8.5, borderpad=0, borderaxespad=0)  # fmt: skip
+    columns = len(handles) if page.sizes.told else min(2, len(handles))
+    left = page.sizes.left if page.sizes.told else 0.1
+    made.legend(handles=handles, loc="upper left", bbox_to_anchor=(left / page.width, page.down(page.head - 0.3)),
+                ncols=columns, frameon=False, fontsize=8.5 if page.sizes.told else 7, borderpad=0, borderaxespad=0,
+                columnspacing=1.0)  # fmt: skip

@@ -1,4 +1,4 @@
-"""LaTeX output: one ``table*`` with booktabs rules, to be put into a paper with ``\\input``."""
+"""LaTeX output with booktabs rules, to be put into a paper with ``\\input``: as wide as the page, or as one column."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ _GLYPHS = str.maketrans(
     }
 )
 
+_ASCII = str.maketrans({"±": "+-", "–": "-", "×": "x", "↑": "(up)", "↓": "(down)", "≤": "<=", "≥": ">=", "\n": " "})
+
 
 def escape(text: str) -> str:
     """Return the text with every character that means something to LaTeX, or that old engines lack, written out."""
@@ -75,6 +77,39 @@ def latex(table: Table) -> str:
         + "".join(_section(table, section) for section in table.sections)
         + f"{{\\footnotesize\\begin{{itemize}}\n{small}\n\\item Source: {escape(table.source)}.\n\\end{{itemize}}}}\n"
     )
+
+
+def narrow(table: Table) -> str:
+    """Return the table for one column of a page: models and data stand on lines of their own, notes are comments.
+
+    The columns are those of the compact layout; :func:`fractrain.report.selection.selected` chooses them.
+    """
+    columns = [c for c in table.columns if c.short and c.key != "data_short"]
+    align = "".join("r" if c.origin else "l" for c in columns)
+    lines = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", _line([c.short for c in columns])]
+    for name, rows in table.groups().items():
+        lines += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{escape(name)}}}}} \\"]
+        lines += [_line([row.text(c.key) for c in columns]) for row in rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    caption = f"{escape(table.title)}."
+    if table.watermark:
+        caption += rf" \textbf{{{escape(table.watermark)}}}"
+    notes = "".join(
+        f"% {text.translate(_ASCII)}\n" for text in (*table.notes, *table.rules, f"Source: {table.source}.")
+    )
+    return (
+        f"% {table.name} version {table.version}, {words(table.profile)}; made by fractrain, do not edit.\n"
+        "% Needs \\usepackage{booktabs} and \\usepackage{adjustbox}, which makes it smaller where it is too wide.\n"
+        f"{notes}"
+        "\\begin{table}\n\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
+        f"\\caption{{{caption}}}\n"
+        f"\\label{{tab:{table.name}-{stem(table.profile)}}}\n"
+        "\\begin{adjustbox}{max width=\\columnwidth}\n" + "\n".join(lines) + "\n\\end{adjustbox}\n\\end{table}\n"
+    )
+
+
+def _line(cells: list[str]) -> str:
+    return " & ".join(escape(cell) for cell in cells) + r" \\"
 
 
 def _section(table: Table, section: Section) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
 from fractrain.cost.published import PublishedRow
@@ -68,15 +68,13 @@ class Panel:
     Attributes:
         kind: ``published`` (measured points of the same task may be on it), or ``measured`` (nothing else is).
         title, subtitle: what is shown, and where the numbers come from.
-        points: what is drawn.
-        message: what is written on axes without points.
+        points: what is drawn; a panel without any is not.
     """
 
     kind: Literal["published", "measured"]
     title: str
     subtitle: str
     points: tuple[Point, ...]
-    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,10 +130,10 @@ def build_figure(
         panels.append((pair, built, list(_measured(spec, pair, built, known))))
     apart = [below or spec.dataset(pair, known) != pair.dataset for pair, _, _ in panels]
     published, measured = [], []
-    for (pair, built, own), separate in zip(panels, apart, strict=True):
+    for (pair, _, own), separate in zip(panels, apart, strict=True):
         theirs = tuple(_published(spec, spec.figure, pair, sources.published))
         published.append(_published_panel(pair, theirs, () if separate else tuple(own)))
-        measured.append(_measured_panel(spec, pair, built, tuple(own) if separate else (), known))
+        measured.append(_measured_panel(spec, pair, tuple(own) if separate else (), known))
     shown = any(panel.points for panel in measured)
     return FigureData(
         table=table,
@@ -215,8 +213,7 @@ def _published_panel(pair: Pair, points: tuple[Point, ...], own: tuple[Point, ..
     """Published points, with measured ones on the same axes where they are of the same task and length."""
     how = "published: " + (_confidence(points) if points else "no points")
     subtitle = f"{how}; filled: measured" if own else how
-    message = "" if points or own else "no published points"
-    return Panel("published", f"{pair.model_label}, {pair.dataset_label}", subtitle, (*points, *own), message)
+    return Panel("published", f"{pair.model_label}, {pair.dataset_label}", subtitle, (*points, *own))
 
 
 def _confidence(points: Sequence[Point]) -> str:
@@ -225,15 +222,34 @@ def _confidence(points: Sequence[Point]) -> str:
     return accuracy if accuracy == macs else f"{accuracy}, MACs {macs}"
 
 
-def _measured_panel(
-    spec: TableSpec, pair: Pair, built: Sequence[Row], points: tuple[Point, ...], profile: Profile
-) -> Panel:
+def _measured_panel(spec: TableSpec, pair: Pair, points: tuple[Point, ...], profile: Profile) -> Panel:
     title = f"{pair.model_label}, {data_label(pair, spec.dataset(pair, profile))}"
-    subtitle = f"measured, {words(profile)}; not comparable with published"
-    if points:
-        return Panel("measured", title, subtitle, points)
-    verdicts = dict.fromkeys(row.text("verdict") for row in built)
-    return Panel("measured", title, subtitle, (), "\n".join(verdicts))
+    return Panel("measured", title, f"measured, {words(profile)}; not comparable with published", points)
+
+
+def only(figure: FigureData, panel: str) -> FigureData:
+    """Return the figure with some of its panels.
+
+    Args:
+        figure: from :func:`build_figure`.
+        panel: a number, from 1, of the panels that have points in the order in which they are drawn; a title
+            (``ResNet-38, CIFAR-10``); or a part of titles and subtitles (``measured``), whatever the case.
+
+    Raises:
+        ConfigError: no panel is meant.
+    """
+    there = [p for p in (*figure.published, *figure.measured) if p.points]
+    names = [f"{p.title}; {p.subtitle}" for p in there]
+    titled = [p for p in there if p.title.lower() == panel.lower()]
+    meant = titled or [p for number, (p, name) in enumerate(zip(there, names, strict=True), 1)
+             if panel == str(number) or (not panel.isdigit() and panel.lower() in name.lower())]  # fmt: skip
+    if not meant:
+        listed = "; ".join(f"{number}: {p.title} ({p.kind})" for number, p in enumerate(there, 1))
+        raise ConfigError(f"{figure.table.name} has no panel {panel!r}: {listed or 'no panel has a point'}")
+    return replace(
+        figure, published=tuple(p for p in figure.published if p in meant),
+        measured=tuple(p for p in figure.measured if p in meant),
+    )  # fmt: skip
 
 
 def _remarks(table: Table) -> Iterator[str]:

@@ -113,8 +113,8 @@ def json_text(table: Table) -> str:
     return json.dumps(table.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def html(table: Table) -> str:
-    """Return one self-contained page."""
+def html(table: Table, drawing: str = "") -> str:
+    """Return one self-contained page, which begins with a drawing (an SVG element) where there is one."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -125,7 +125,9 @@ def html(table: Table) -> str:
     )
     parts = [(heading, [c for c in table.columns if c.head and part in c.parts]) for part, heading in PARTS]
     parts = [(heading, columns) for heading, columns in parts if columns]
-    return environment.get_template("table.html.j2").render(table=table, parts=parts, seeds=_seeds(table))
+    return environment.get_template("table.html.j2").render(
+        table=table, parts=parts, seeds=_seeds(table), drawing=drawing
+    )
 
 
 FORMATS: Final[dict[str, Callable[[Table], str]]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from fractrain.report.draw import FORMATS as DRAWABLE
 from fractrain.report.render import FORMATS, render
 from fractrain.report.scaling import Scaling
 from fractrain.report.scaling_draw import draw_scaling
@@ -13,14 +14,19 @@ from fractrain.util.files import atomic_write, storing
 DRAWN: Final = ("svg", "png")
 
 
-def text(scaling: Scaling, fmt: str) -> str:
-    """Return the table as ``md``, ``csv``, ``tex``, ``html`` or ``json``, or the figure as ``svg``.
+def content(scaling: Scaling, fmt: str) -> bytes:
+    """Return the table as ``md``, ``csv``, ``tex``, ``html`` or ``json``, or the figure as ``svg``, ``png`` or ``pdf``.
 
     Raises:
         ConfigError: unknown format.
-        MachineError: ``svg`` without matplotlib.
+        MachineError: a drawing without matplotlib.
     """
-    return draw_scaling(scaling, "svg").decode() if fmt == "svg" else render(scaling.table, fmt)
+    return draw_scaling(scaling, fmt) if fmt in DRAWABLE else render(scaling.table, fmt).encode()
+
+
+def text(scaling: Scaling, fmt: str) -> str:
+    """:func:`content` of a text format (``svg`` is one)."""
+    return content(scaling, fmt).decode()
 
 
 def write(scaling: Scaling, tables: Path, figures: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from fractrain.engine.length import words
 from fractrain.report import output
 from fractrain.report.draw import compose, draw, style
 from fractrain.report.labels import Box, place
-from fractrain.report.points import build_figure, points_csv
+from fractrain.report.points import build_figure, only, points_csv
 from fractrain.report.spec import load_spec
 from fractrain.util.errors import ConfigError, MachineError
 
@@ -163,16 +163,49 @@ def test_incomplete_rows_are_not_drawn(store, sources):
     assert figure.remarks[0].startswith("Published points only")
 
 
-def test_a_pair_that_was_not_run_says_so_on_its_panel(store, sources):
+def test_a_pair_that_was_not_run_has_no_panel_and_is_named_below(store, sources):
     spec = load_spec("figure-dfq")
-    figure_fakes.fill(store, spec, "short")
-    figure = build_figure(spec, store, "short", 1, sources)
-    assert [bool(panel.points) for panel in figure.measured] == [True, True, False] * 2
-    assert figure.measured[2].message == "not run (no model)"
     figure_fakes.fill(store, spec, "smoke")
     figure = build_figure(spec, store, "smoke", 1, sources)
     assert [bool(panel.points) for panel in figure.measured] == [True] + [False] * 5
-    assert {panel.message for panel in figure.measured[1:]} == {"not run (left out)"}
+    made = compose(figure)
+    assert [axes.get_title(loc="left") for axes in made.axes] == [
+        *(panel.title for panel in figure.published), "ResNet-38, digits (for CIFAR-10)",
+    ]  # fmt: skip
+    assert all(axes.collections for axes in made.axes)
+    assert any("ResNet-74, CIFAR-10 was not run" in text.get_text() for text in made.texts)
+
+
+def test_a_panel_is_chosen_by_its_number_its_title_or_a_part_of_it(smoke):
+    titles = [panel.title for panel in smoke.published]
+    assert only(smoke, "2").published == smoke.published[1:2]
+    assert only(smoke, titles[0].lower()).published == smoke.published[:1]  # though others begin with it
+    assert [panel.title for panel in only(smoke, "resnet-74").published] == [t for t in titles if "ResNet-74" in t]
+    measured = only(smoke, "not comparable")
+    assert (measured.published, len(measured.measured)) == ((), 1)
+    for wrong in ("0", "99", "no such"):
+        with pytest.raises(ConfigError, match=r"no panel .*1: ResNet-38, CIFAR-10 \(published\)"):
+            only(smoke, wrong)
+
+
+def test_in_a_paper_a_figure_is_a_column_wide_without_a_title_and_reduced_runs_say_so(smoke):
+    made = compose(smoke, "paper")
+    assert made.get_size_inches()[0] == pytest.approx(3.35)
+    assert made.texts == []
+    said = [text.get_text() for axes in made.axes for text in axes.texts]
+    assert sum("not comparable" in text for text in said) == 1
+    one = compose(only(smoke, "1"), "paper")
+    assert [axes.get_title(loc="left") for axes in one.axes] == [""]
+    one.canvas.draw()
+    renderer = one.canvas.get_renderer()
+    assert one.legends[0].get_window_extent(renderer).y1 <= one.bbox.y1
+    assert not one.legends[0].get_window_extent(renderer).overlaps(one.axes[0].get_tightbbox(renderer))
+
+
+def test_a_pdf_is_one_and_the_same_ones_again(smoke):
+    first = draw(smoke, "pdf", "paper")
+    assert first.startswith(b"%PDF-")
+    assert draw(smoke, "pdf", "paper") == first
 
 
 def test_only_figures_are_drawn(sources):
@@ -380,6 +413,12 @@ def test_commands_treat_figures_like_tables(tmp_path, monkeypatch):
     files = sorted(path.suffix for path in folder.iterdir())
     assert files == [".csv", ".html", ".json", ".md", ".png", ".svg", ".tex"]
     svg = cli("table", "tiny.toml", "--format", "svg").stdout
+    begun = (folder / "tiny-smoke.md").read_text(encoding="utf-8").split("\n\n")
+    assert begun[1] == "![Tiny](tiny-smoke.svg)"
+    page = (folder / "tiny-smoke.html").read_text(encoding="utf-8")
+    assert page.index("<svg") < page.index("<table")
+    png = CliRunner().invoke(main, ["table", "tiny.toml", "--format", "png", "--style", "paper", "--panel", "1"])
+    assert png.stdout_bytes.startswith(b"\x89PNG")
     assert svg.rstrip("\n") == (folder / "tiny-smoke.svg").read_text(encoding="utf-8").rstrip("\n")
     lines = list(csv.DictReader(io.StringIO(cli("table", "tiny.toml", "--format", "csv").stdout)))
     assert [float(line["accuracy"]) for line in lines] == [92.75, 92.66, 92.68, 92.86]

@@ -14,8 +14,9 @@ import subprocess
 import pytest
 
 from fractrain.report.build import build_table
-from fractrain.report.latex import escape
+from fractrain.report.latex import escape, narrow
 from fractrain.report.render import FORMATS, render, write_all
+from fractrain.report.selection import selected
 from fractrain.report.values import fitted_text, macs_text
 from fractrain.util.errors import ConfigError, StoreError
 
@@ -262,6 +263,29 @@ def test_latex_compiles(nasty, tmp_path):
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "main.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_latex_of_chosen_columns_and_rows_fits_a_column(table):
+    chosen = selected(table, ["accuracy_best_test", "macs_best"], ["sbm", "FracTrain cp"])
+    source = narrow(chosen)
+    assert source.isascii()
+    assert "\\begin{table}\n" in source
+    assert r"max width=\columnwidth" in source
+    assert r"\textbf{NOT A REPRODUCTION" in source
+    body = [line for line in source.splitlines() if line.endswith(r"\\") and not line.startswith(r"\multicolumn")]
+    head, *rows = [[cell.strip() for cell in line.removesuffix(r"\\").split(" & ")] for line in body]
+    assert [len(cells) for cells in (head, *rows)] == [3] * (1 + len(chosen.rows))
+    assert {cells[0].split()[0] for cells in rows} == {"SBM", "FracTrain"}
+    expected = [[escape(r.text(key)) for key in ("label", "accuracy_best_test", "macs_best")] for r in chosen.rows]
+    assert rows == expected
+
+
+def test_a_choice_of_what_is_not_there_is_refused_in_one_line(table):
+    with pytest.raises(ConfigError, match=r"table2 has no column 'macs_bst': did you mean|table2 has no column"):
+        selected(table, ["macs_bst"])
+    with pytest.raises(ConfigError, match=r"no row has 'nobody'; rows: FP32"):
+        selected(table, rows=["nobody"])
+    assert selected(table) is table
 
 
 @pytest.mark.parametrize(
