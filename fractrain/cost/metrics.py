@@ -150,6 +150,7 @@ class CostPoint:
         raw_macs: executed MACs of any width.
         effective_macs: 32-bit-equivalent MACs, everything counted.
         bitops: bit operations, everything counted.
+        quantized_bitops: those of products of two operands that are not in floating point.
         cp_percent: computing percentage of the gateable blocks.
         cost_percent: effective MACs of the whole model (stem, classifier and gates included) in percent of what the
             same training executes in full precision, without gates.
@@ -164,6 +165,7 @@ class CostPoint:
     raw_macs: int
     effective_macs: float
     bitops: int
+    quantized_bitops: int
     cp_percent: float
     cost_percent: float
     macs_paper: float | None
@@ -259,6 +261,7 @@ def _point(
         raw_macs=sum(s.raw for s in sums.values()),
         effective_macs=total_bitops / FLOAT_MAC_BITS,
         bitops=total_bitops,
+        quantized_bitops=sum(s.quantized for s in sums.values()),
         cp_percent=cp_of(sums.values(), weights),
         cost_percent=_cost_percent(sums.values()),
         macs_paper=sum(cps[e] / 100 * samples[e] * 3 * macs for e in sums) if known else None,

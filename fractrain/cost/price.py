@@ -265,7 +265,8 @@ def _by_epoch(counts: Counts, shapes: Sequence[Geometry | None], model: Hardware
         epoch = counts.epochs[line]
         taken = recorded.seconds.get(epoch), recorded.joules.get(epoch)
         priced = _worked(model, Workload(given, counts.samples[line], counts.cp[line], counts.forward_macs, *taken))
-        rows[line, live] = [cost.numbers() for cost in priced.rows]
+        own = priced.rows
+        rows[line, live] = own if isinstance(own, np.ndarray) else [cost.numbers() for cost in own]
         overhead[line] = priced.overhead.numbers()
         notes.append(priced.note)
     return rows, overhead, tuple(notes)

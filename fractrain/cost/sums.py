@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fractrain.cost.formulas import FLOAT_MAC_BITS
+from fractrain.cost.hardware.base import FLOAT_BITS
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:  # reading a ledger needs no torch
@@ -27,6 +28,7 @@ class EpochSums:
     Attributes:
         raw: executed MACs.
         bitops: sum of ``macs * bits1 * bits2``.
+        quantized: the same of products of two operands that are not in floating point.
         forward: forward MACs outside gates, skipped ones included.
         gate_forward: forward MACs of gates.
         work: MACs of all three products outside gates, skipped ones included: what full precision would execute.
@@ -37,6 +39,7 @@ class EpochSums:
 
     raw: int = 0
     bitops: int = 0
+    quantized: int = 0
     forward: int = 0
     gate_forward: int = 0
     work: int = 0
@@ -46,6 +49,7 @@ class EpochSums:
         """Add another's sums, so many times."""
         self.raw += times * other.raw
         self.bitops += times * other.bitops
+        self.quantized += times * other.quantized
         self.forward += times * other.forward
         self.gate_forward += times * other.gate_forward
         self.work += times * other.work
@@ -78,6 +82,7 @@ def _of_entries(entries: Iterable[Entry], blocks: frozenset[str], outside: froze
         is_gate = GATE in entry.layer.split(".")
         width = entry.bits1 * entry.bits2
         s.bitops += entry.macs * width
+        s.quantized += entry.macs * width if max(entry.bits1, entry.bits2) < FLOAT_BITS else 0
         s.raw += entry.macs if width else 0
         s.work += 0 if is_gate else entry.macs
         if entry.product == "FW" and is_gate:

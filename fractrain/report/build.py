@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from fractrain.engine.length import check_profile, words
+from fractrain.engine.length import Profile, check_profile, words
 from fractrain.engine.recipes import TRANSFER_NOTE
+from fractrain.report.array_sections import array_sections
 from fractrain.report.columns import columns, rules
 from fractrain.report.format_errors import COLUMNS, RULES, FormatErrors, error_rows
-from fractrain.report.grid import plan
+from fractrain.report.grid import PlannedRun, plan
 from fractrain.report.improvement_rows import improvement_rows
 from fractrain.report.relative import judged_claims, with_relative
 from fractrain.report.rows import MethodRow, method_row
 from fractrain.report.savings import savings_section
 from fractrain.report.sources import PublishedIndex, Sources, Store, default_sources
 from fractrain.report.spec import TableSpec
-from fractrain.report.values import Row, Table
+from fractrain.report.values import Row, Section, Table
 
 
 def build_table(
@@ -73,8 +74,19 @@ def build_table(
         rows=tuple(rows),
         notes=tuple(dict.fromkeys([*notes, *spec.notes, *_transferred(spec), *_extrapolated(caveats)])),
         rules=rules(spec),
-        sections=tuple(s for s in (savings_section(spec, known, whole, index),) if s is not None),
+        sections=tuple(_sections(spec, known, whole, runs, sources, index)),
     )
+
+
+def _sections(
+    spec: TableSpec, profile: Profile, built: Mapping[str, Mapping[str, MethodRow]], runs: Sequence[PlannedRun],
+    sources: Sources, index: PublishedIndex,
+) -> Iterator[Section]:  # fmt: skip
+    """The smaller tables below it."""
+    savings = savings_section(spec, profile, built, index)
+    if savings is not None:
+        yield savings
+    yield from array_sections(spec, profile, runs, sources, index)
 
 
 def _errors_table(spec: TableSpec, errors: FormatErrors, profile: str) -> Table:

@@ -104,7 +104,7 @@ _VALUES: Final[dict[str, Callable[[Measured, Measured], float | None]]] = {
     "saving_macs": lambda own, other: _saving(own.values.get("macs_best"), other.values.get("macs_best")),
     "saving_latency": lambda own, other: _saving(own.values.get("latency"), other.values.get("latency")),
     "saving_energy": lambda own, other: _saving(own.values.get("energy"), other.values.get("energy")),
-    "ratio_bitops": lambda own, other: _ratio(own.values.get("bitops_end"), other.values.get("bitops_end")),
+    "ratio_bitops": lambda own, other: _ratio(*(r.values.get("bitops_quantized_end") for r in (own, other))),
     "ratio_energy": lambda own, other: _ratio(own.values.get("energy_end"), other.values.get("energy_end")),
 }
 

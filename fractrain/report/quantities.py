@@ -154,6 +154,8 @@ QUANTITIES: Final = (
     ),
     Quantity("bitops_best", "BitOPs", _BITS, "less", "cost:bitops@best", "@best", text=macs_text, short="BitOPs↓@best",
              usual="yes"),
+    Quantity("bitops_quantized_end", "BitOPs of quantized products", _BITS, "less", "cost:quantized_bitops@end", "@end",
+             text=macs_text, short="quant. BitOPs↓@end"),
     Quantity("cp", "cp of the gated blocks", _FP32, "less", "cost:cp_percent@best", "@best", short="cp %↓",
              usual="full"),
     Quantity("cp_end", "cp of the gated blocks", _FP32, "less", "cost:cp_percent@end", "@end", short="cp %↓@end"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fractrain.cost import published
 from fractrain.cost.published import PublishedRow
+from fractrain.report.arrays import Work, run_work
 from fractrain.report.quantities import numbers
 from fractrain.report.spec import RunRequest
 from fractrain.report.values import Measured
@@ -136,11 +137,13 @@ class Sources:
             is missing and another ``FractrainError`` where method, model and data do not go together.
         measure: from a finished run and the name of a hardware model to the numbers of a cell.
         published: the papers' numbers.
+        work: from a finished run to what it computed; None where that is not known.
     """
 
     make_config: MakeConfig
     measure: Measure
     published: Sequence[PublishedRow]
+    work: Callable[[Any], Work | None] = lambda record: None
 
 
 def default_sources() -> Sources:
@@ -148,7 +151,8 @@ def default_sources() -> Sources:
     from fractrain.engine.registries import Registries
 
     known = Registries()  # one for all runs: it keeps the models that methods looked at
-    return Sources(lambda request, seed: engine_config(request, seed, known), measure_run, published.rows())
+    rows = published.rows()
+    return Sources(lambda request, seed: engine_config(request, seed, known), measure_run, rows, run_work)
 
 
 def engine_config(request: RunRequest, seed: int, registries: Registries | None = None) -> Config:

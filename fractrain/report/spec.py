@@ -17,7 +17,7 @@ from fractrain.engine.length import MAX_SEEDS, PROFILES, Profile
 from fractrain.methods.presets import paper_settings
 from fractrain.report.format_errors import FormatErrors
 from fractrain.report.quantities import ColumnKey
-from fractrain.report.spec_relative import Claim, Relative, Strict
+from fractrain.report.spec_relative import Arrays, Claim, Relative, Strict
 from fractrain.report.verdict import VerdictRule
 from fractrain.util.errors import ConfigError, did_you_mean
 
@@ -185,6 +185,7 @@ class TableSpec(Strict):
         errors: what is measured of number formats, instead of pairs and rows that are trained.
         split_against: key of the row against which the savings of all others are shown split into their factors; empty:
             only those of improvement rows and of rows with ``against``.
+        arrays: hardware models that claims are set beside; None: no such section.
     """
 
     name: str
@@ -201,6 +202,7 @@ class TableSpec(Strict):
     errors: FormatErrors | None = None
     improvement: Improvement | None = None
     split_against: str = ""
+    arrays: Arrays | None = None
     relative: tuple[Relative, ...] = pydantic.Field(default=(), strict=False)
     columns: tuple[ColumnKey, ...] = pydantic.Field(default=(), strict=False)
     parts: Literal[1, 2] = 2
@@ -372,6 +374,7 @@ _OWNERS: dict[str, type[Strict]] = {
     "improvement": Improvement,
     "relative": Relative,
     "relative.claim": Claim,
+    "arrays": Arrays,
     "figure": Drawing,
     "figure.series": Series,
 }

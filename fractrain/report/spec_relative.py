@@ -60,3 +60,24 @@ class Relative(Strict):
         if self.claim and self.claim.saving and self.quantity.startswith(("accuracy", "perplexity")):
             raise ValueError(f"claim.saving: {self.quantity} is no cost")
         return self
+
+
+class Arrays(Strict):
+    """Sections on widths: those of the rows that are set against others, and what hardware models make of claims.
+
+    Attributes:
+        hardware: the models, with settings as ``--hardware`` takes them.
+        widths: that a tile may have, ascending.
+        speed, energy: metrics of the published claims, each a factor over the row that is set against.
+    """
+
+    hardware: tuple[str, ...] = pydantic.Field(min_length=1, strict=False)
+    widths: tuple[int, ...] = pydantic.Field(min_length=1, strict=False)
+    speed: str
+    energy: str
+
+    @pydantic.model_validator(mode="after")
+    def _ascending(self) -> Arrays:
+        if list(self.widths) != sorted(set(self.widths)) or self.widths[0] < 1:
+            raise ValueError(f"widths must be whole bits, ascending, got {self.widths}")
+        return self

@@ -275,7 +275,7 @@ def test_summary_at_best_and_at_end() -> None:
     flat = summary.as_dict()
     assert flat["macs_paper@best"] == summary.best.macs_paper
     assert flat["energy_j@end"] == summary.end.energy_j
-    assert len(flat) == 2 * 12 + 2
+    assert len(flat) == 2 * 13 + 2
 
 
 def test_cost_of_the_whole_model_counts_stem_and_gates_against_full_precision_without_gates() -> None:
@@ -376,3 +376,12 @@ def test_work_without_samples_is_refused() -> None:
     count(ledger, "x", 1, layer("x", 1, 8, 8))
     with pytest.raises(ConfigError, match="no samples in epoch 0"):
         metrics.macs_paper(ledger)
+
+
+def test_quantized_bit_operations_leave_out_what_has_a_floating_point_operand() -> None:
+    ledger = Ledger()
+    ledger.samples(3)
+    work = [Entry("a", "FW", 8, 4, 10), Entry("a", "EB", 8, 32, 10), Entry("head", "FW", 32, 32, 5)]
+    ledger.count("x", 3, lambda: work)
+    point = metrics.summarize(ledger, 0).end
+    assert (point.quantized_bitops, point.bitops) == (3 * 320, 3 * (320 + 2560 + 5120))

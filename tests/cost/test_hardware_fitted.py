@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fractrain.cost import published
 from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, published_macs
-from fractrain.cost.hardware.base import Row, Workload
+from fractrain.cost.hardware.base import Cost, Row, Workload
 from fractrain.cost.hardware.fitted import REFERENCES, FittedModel
 from fractrain.util.errors import ConfigError
 
@@ -155,13 +155,14 @@ def test_a_workload_has_a_fixed_part_and_rows_that_grow_with_cp() -> None:
     )  # fmt: skip
     hardware, forward = FittedModel(), 83_280_512
     priced = hardware.work(Workload(rows, 7, 4.0, forward))
-    total = priced.overhead.seconds.total + sum(cost.seconds.total for cost in priced.rows)
+    own = [Cost.of(line) for line in priced.rows]
+    total = priced.overhead.seconds.total + sum(cost.seconds.total for cost in own)
     assert total == pytest.approx(hardware.latency_s(7, 4.0, forward), rel=1e-12)
-    joules = priced.overhead.joules.total + sum(cost.joules.total for cost in priced.rows)
+    joules = priced.overhead.joules.total + sum(cost.joules.total for cost in own)
     assert joules == pytest.approx(hardware.energy_j(7, 4.0, forward), rel=1e-12)
     assert priced.overhead.seconds.fixed == pytest.approx(7 * 1.774e-3)
-    assert priced.rows[1].seconds.compute == pytest.approx(2 * priced.rows[0].seconds.compute)
-    assert priced.rows[2].seconds.total == 0
+    assert own[1].seconds.compute == pytest.approx(2 * own[0].seconds.compute)
+    assert own[2].seconds.total == 0
     assert priced.note == ""
     with pytest.raises(ConfigError, match="forward_macs"):
         hardware.work(Workload(rows, 7, 4.0, None))

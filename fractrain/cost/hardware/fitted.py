@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fractrain.cost.hardware.base import Cost, HardwareModel, Parts, Priced, Workload
+import numpy as np
+
+from fractrain.cost.hardware.base import FIGURES, Cost, HardwareModel, Parts, Priced, Workload
 from fractrain.util.errors import ConfigError
 
 
@@ -105,11 +107,13 @@ class FittedModel(HardwareModel):
         line, scale = self._line(work.samples, work.cp_percent, work.forward_macs)
         images = work.samples * scale * 1e-3
         seconds, joules = images * line.time_b * work.cp_percent, images * line.energy_b * work.cp_percent
-        weights = [row.macs * row.bits1 * row.bits2 if row.block is not None else 0.0 for row in work.rows]
-        whole = sum(weights)
-        shares = [w / whole if w else 0.0 for w in weights]
+        weights = np.array([row.macs * row.bits1 * row.bits2 if row.block is not None else 0.0 for row in work.rows])
+        shares = weights / (weights.sum() or 1.0)
+        numbers = np.zeros((len(shares), len(FIGURES)))
+        numbers[:, FIGURES.index("seconds_compute")] = seconds * shares
+        numbers[:, FIGURES.index("joules_compute")] = joules * shares
         return Priced(
-            [Cost(Parts(compute=seconds * share), Parts(compute=joules * share)) for share in shares],
+            numbers,
             Cost(Parts(fixed=images * line.time_a), Parts(fixed=images * line.energy_a)),
             self.note(work.cp_percent, work.forward_macs),
         )
