@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import figure_fakes
@@ -13,6 +14,7 @@ import pytest
 from fractrain.cost.hardware import Geometry
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.price import Counts
+from fractrain.engine.store import RunStore
 from fractrain.report.arrays import (
     Factor,
     Work,
@@ -23,6 +25,7 @@ from fractrain.report.arrays import (
     mixed,
     of_layers,
     quantized,
+    run_work,
 )
 from fractrain.report.build import build_table
 from fractrain.report.render import FORMATS, render
@@ -226,3 +229,16 @@ def test_a_record_that_cannot_be_read_leaves_the_table_standing(store: Any) -> N
     table = build_table(spec, store, "smoke", 1, replace(figure_fakes.sources(), work=lost))
     assert [s.key for s in table.sections if s.key in ("widths", "arrays")] == []
     assert table.rows
+
+
+def test_the_work_of_a_committed_record() -> None:
+    """Gates are in floating point and no layers that are compared."""
+    root = Path(__file__).parents[2] / "results" / "evidence" / "cifar10-one-epoch"
+    works = {record.config.method: run_work(record) for record in RunStore(root).records()}
+    layers = quantized(works["sbm"].counts)
+    assert len(layers) == 39  # 36 in blocks, two shortcuts, the stem
+    compared = layers & quantized(works["fractrain"].counts)
+    assert compared <= works["sbm"].geometry.keys()
+    found = judge_on("bit-product", [works["fractrain"]], [works["sbm"]], (3, 4, 6, 8), CLAIMS).speed
+    assert found is not None
+    assert 1 < found.measured < found.narrowest == pytest.approx(64 / 9)
