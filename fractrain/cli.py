@@ -27,6 +27,7 @@ from fractrain.commands.cost import cost_command
 from fractrain.commands.data import data_group
 from fractrain.commands.diff import diff_command
 from fractrain.commands.doctor import doctor_command
+from fractrain.commands.draw import draw_command
 from fractrain.commands.evidence import evidence_group
 from fractrain.commands.inspect import compare_command, show_command
 from fractrain.commands.new_method import new_method_command
@@ -136,6 +137,7 @@ for _command in (
     verify_runs_command,
     plan_command,
     report_command,
+    draw_command,
     publish_command,
     evidence_group,
     claims_command,

@@ -1,4 +1,7 @@
-"""The drawings of the report page, by matplotlib: accuracy against cost, curves, precision over training, costs."""
+"""Drawings of runs, by matplotlib: accuracy against cost, curves, precision over training, costs.
+
+Each is an element of the report page, whose colours follow its theme, or a file for a paper.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from fractrain.report.breakdown import PRODUCTS
-from fractrain.report.draw import require_matplotlib
+from fractrain.report.draw import require_matplotlib, saved
 from fractrain.report.labels import Box, place
-from fractrain.report.svg import DIM, GRID, INK, MARKERS, PANEL, Mark, series_colour, themed
+from fractrain.report.svg import DIM, GRID, INK, MARKERS, PANEL, SERIES, Mark, series_colour, themed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,13 +25,66 @@ if TYPE_CHECKING:
 MOST_LABELS: Final = 16
 PANEL_WIDTH: Final = 3.0  # inches, of one drawing of widths
 SIZE: Final = (5.0, 3.1)  # inches; a drawing fills half of the page's width
+COLUMN: Final = (3.35, 2.3)  # inches; one column of two
 STYLE: Final[dict[Any, Any]] = {  # matplotlib types each key
-    "font.family": "sans-serif", "font.sans-serif": ["system-ui", "DejaVu Sans"], "font.size": 8.5, "text.color": INK,
-    "axes.labelcolor": INK, "axes.edgecolor": DIM, "axes.facecolor": PANEL, "axes.linewidth": 0.7,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": GRID, "grid.linewidth": 0.6, "xtick.color": DIM, "ytick.color": DIM, "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK, "svg.fonttype": "none", "figure.facecolor": "none", "axes.formatter.useoffset": False,
+    "font.family": "sans-serif", "font.sans-serif": ["system-ui", "DejaVu Sans"], "font.size": 8.5,
+    "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "axes.axisbelow": True, "grid.linewidth": 0.6, "svg.fonttype": "none", "figure.facecolor": "none",
+    "axes.formatter.useoffset": False,
 }  # fmt: skip
+FILE: Final[dict[Any, Any]] = {"font.sans-serif": ["DejaVu Sans"], "svg.fonttype": "path"}
+PRINTED: Final = ("#c24e00", "#0072b2", "#00805f", "#b0548a", "#9a6a00", "#2b8fc4", "#7a3fb0", "#5f6b00", "#a32a2a",
+                  "#3d5a80", "#00838f", "#6d4c41")  # fmt: skip
+"""Colours of series on paper: the page's in its light theme."""
+
+
+def _colours(ink: str, dim: str, grid: str, panel: str, series: Sequence[str]) -> dict[Any, Any]:
+    """Settings of everything that has a colour; series are drawn as ``C0``, ``C1``, ..."""
+    from cycler import cycler
+
+    inks = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), ink)
+    dims = dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), dim)
+    return {**inks, **dims, "grid.color": grid, "axes.facecolor": panel, "axes.prop_cycle": cycler(color=series)}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished drawing; to be turned into an element or a file inside the :func:`style` that it was made in.
+
+    Attributes:
+        figure: matplotlib's.
+        name, title: prefix of its ids, and what it shows.
+        marks: what its markers say, by id of their group.
+    """
+
+    figure: Figure
+    name: str
+    title: str
+    marks: Mapping[str, Sequence[Mark]] | None = None
+
+    def element(self) -> str:
+        """The drawing as an element of the page."""
+        import matplotlib
+
+        matplotlib.rcParams["svg.hashsalt"] = self.name
+        stream = io.BytesIO()
+        self.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": "fractrain"}, transparent=False)
+        return themed(stream.getvalue(), self.name, self.title, self.marks)
+
+    def file(self, form: str, note: str = "") -> bytes:
+        """The drawing as ``svg``, ``png`` or ``pdf``.
+
+        Args:
+            form: which.
+            note: a few words that are written into its corner.
+        """
+        import matplotlib
+
+        matplotlib.rcParams["svg.hashsalt"] = self.name
+        if note:
+            axes = self.figure.axes[0]
+            axes.text(0.99, 0.1, note, transform=axes.transAxes, ha="right", fontsize=6.5, color="#8a4b00")
+        return saved(self.figure, form)
 
 
 @dataclass(frozen=True)
@@ -70,20 +126,20 @@ class Line:
     mark: Mark
 
 
-def scatter(name: str, title: str, dots: Sequence[Dot], labels: tuple[str, str]) -> str:
+def scatter(name: str, title: str, dots: Sequence[Dot], labels: tuple[str, str]) -> Drawing:
     """Draw one point per configuration, with intervals."""
     marks: dict[str, list[Mark]] = {}
 
     def draw(axes: Axes) -> None:
         for number in sorted({dot.series for dot in dots}):
             own = [dot for dot in dots if dot.series == number]
-            colour, marker = series_colour(number), MARKERS[number % len(MARKERS)]
+            colour, marker = _series(number), MARKERS[number % len(MARKERS)]
             bars = [dot for dot in own if dot.low == dot.low]
             axes.vlines([d.x for d in bars], [d.low for d in bars], [d.high for d in bars], colors=colour,
                         linewidth=1.1, alpha=0.7, gid=f"series-{number}-bars")  # fmt: skip
             gid = f"series-{number}-dots"
             axes.plot([d.x for d in own], [d.y for d in own], marker, color=colour, markersize=6.5, markeredgewidth=0.8,
-                      markeredgecolor=PANEL, gid=gid)  # fmt: skip
+                      markeredgecolor=_setting("axes.facecolor"), gid=gid)  # fmt: skip
             marks[gid] = [dot.mark for dot in own]
         _scales(axes, labels, [dot.x for dot in dots], [dot.y for dot in dots])
         axes.margins(0.12)
@@ -93,7 +149,9 @@ def scatter(name: str, title: str, dots: Sequence[Dot], labels: tuple[str, str])
     return _drawn(name, title, draw, marks)
 
 
-def curves(name: str, title: str, lines: Sequence[Line], labels: tuple[str, str]) -> str:
+def curves(
+    name: str, title: str, lines: Sequence[Line], labels: tuple[str, str], size: tuple[float, float] = SIZE
+) -> Drawing:
     """Draw one line per configuration; its points are marked, so that a curve of one point is seen."""
     marks: dict[str, list[Mark]] = {}
 
@@ -101,17 +159,19 @@ def curves(name: str, title: str, lines: Sequence[Line], labels: tuple[str, str]
         for number, line in enumerate(lines):
             gid = f"series-{line.series}-line{number}"
             few = len(line.x) <= 40
-            axes.plot(line.x, line.y, color=series_colour(line.series), linewidth=1.3, gid=gid, markersize=3.5,
+            axes.plot(line.x, line.y, color=_series(line.series), linewidth=1.3, gid=gid, markersize=3.5,
                       marker=MARKERS[line.series % len(MARKERS)] if few else None)  # fmt: skip
             if few:
                 marks[gid] = [Mark(f"{line.mark.text}: {labels[1]} {y:.4g} at {x:.4g} {labels[0]}", line.mark.link)
                               for x, y in zip(line.x, line.y, strict=True)]  # fmt: skip
         _scales(axes, labels, [x for line in lines for x in line.x], [y for line in lines for y in line.y])
         axes.margins(x=0.1)
-        if len(lines) <= MOST_LABELS:
+        if size[0] < SIZE[0]:  # too narrow for texts beside the lines
+            axes.legend(handles=axes.lines, labels=[line.label for line in lines], frameon=False, fontsize=7)
+        elif len(lines) <= MOST_LABELS:
             _labelled(axes, [Dot(n.series, n.label, n.x[-1], n.y[-1], n.y[-1], n.y[-1], n.mark) for n in lines])
 
-    return _drawn(name, title, draw, marks)
+    return _drawn(name, title, draw, marks, size)
 
 
 @dataclass(frozen=True)
@@ -121,7 +181,7 @@ class Widths:
     Attributes:
         bits: from :func:`fractrain.report.breakdown.mean_bits`; empty where they do not move.
         steps: training steps at the end of each period.
-        stages: step by which each stage after the first had begun, and its number.
+        stages: from :func:`fractrain.report.page_detail.stages`.
         maps: from :func:`fractrain.report.breakdown.bits_by_part`, by operand.
         chosen: from :func:`fractrain.report.breakdown.choices`.
     """
@@ -144,7 +204,7 @@ class Widths:
         return float(math.ceil(found))
 
 
-def precision(name: str, title: str, widths: Widths) -> str:
+def precision(name: str, title: str, widths: Widths, panel_width: float = PANEL_WIDTH) -> Drawing:
     """Draw widths over training, a heat map of each operand by part and period, and what each part chose."""
     names = [str(part) for own in (*widths.maps.values(), widths.chosen) for part in own.index]
     parts = max([0, *(len(own) for own in (*widths.maps.values(), widths.chosen))])
@@ -159,23 +219,23 @@ def precision(name: str, title: str, widths: Widths) -> str:
         for number, panel in enumerate(panels):
             named = number >= bool(len(widths.bits)) and not labelled
             left += _label_width(names) if named else 0
-            panel(made.add_axes((left / wide, 0.45 / high, PANEL_WIDTH / wide, 1 - 0.8 / high)), named)
+            panel(made.add_axes((left / wide, 0.45 / high, panel_width / wide, 1 - 0.8 / high)), named)
             labelled = labelled or named
-            left += PANEL_WIDTH + 0.25
+            left += panel_width + 0.25
 
-    wide = 0.75 + len(panels) * (PANEL_WIDTH + 0.25) + (_label_width(names) if names else 0)
+    wide = 0.75 + len(panels) * (panel_width + 0.25) + (_label_width(names) if names else 0)
     return _filled(name, title, fill, (wide, max(2.2, 0.9 + 0.105 * parts)))
 
 
 def _over_time(axes: Axes, widths: Widths) -> None:
     edges = [0, *widths.steps[: len(widths.bits)]]
     for number, (operand, dashes) in enumerate(zip(widths.bits.columns, ("-", "--", ":"), strict=False)):
-        axes.stairs(widths.bits[operand].to_numpy(), edges, baseline=None, color=series_colour(number), linewidth=1.6,
+        axes.stairs(widths.bits[operand].to_numpy(), edges, baseline=None, color=_series(number), linewidth=1.6,
                     linestyle=dashes, label=operand)  # fmt: skip
     axes.set_ylim(bottom=0)
     for step, stage in widths.stages:
-        axes.axvline(step, color=DIM, linewidth=0.8, linestyle=":")
-        axes.text(step, 0.02, f"stage {stage} ", fontsize=6.5, color=DIM, ha="right",
+        axes.axvline(step, color=_setting("xtick.color"), linewidth=0.8, linestyle=":")
+        axes.text(step, 0.02, f"stage {stage} ", fontsize=6.5, color=_setting("xtick.color"), ha="right",
                   transform=axes.get_xaxis_transform())  # fmt: skip
     axes.set_xlabel("training step")
     axes.set_ylabel("mean bits")
@@ -226,7 +286,7 @@ def _part_names(axes: Axes, lines: pd.DataFrame, labelled: bool) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def stacked(name: str, title: str, bars: Mapping[str, Mapping[str, float]], label: str) -> str:
+def stacked(name: str, title: str, bars: Mapping[str, Mapping[str, float]], label: str) -> Drawing:
     """Draw one horizontal bar per key, made of one part per product.
 
     Args:
@@ -241,7 +301,7 @@ def stacked(name: str, title: str, bars: Mapping[str, Mapping[str, float]], labe
         left = [0.0] * len(rows)
         for number, (product, words) in enumerate(PRODUCTS.items()):
             values = [bars[row].get(product, 0.0) for row in rows]
-            axes.barh(rows, values, left=left, color=series_colour(number), height=0.72, label=f"{product} ({words})")
+            axes.barh(rows, values, left=left, color=_series(number), height=0.72, label=f"{product} ({words})")
             left = [a + b for a, b in zip(left, values, strict=True)]
         axes.invert_yaxis()
         axes.grid(False, axis="y")
@@ -267,8 +327,19 @@ def _labelled(axes: Axes, dots: Sequence[Dot]) -> None:
     back = axes.transData.inverted()
     for dot, centre in zip(dots, centres, strict=True):
         x, y = back.transform(centre)
-        axes.text(x, y, dot.label, fontsize=7, color=series_colour(dot.series), ha="center", va="center",
+        axes.text(x, y, dot.label, fontsize=7, color=_series(dot.series), ha="center", va="center",
                   gid=f"series-{dot.series}-label")  # fmt: skip
+
+
+def _series(number: int) -> str:
+    """The colour of a series in the present style."""
+    return f"C{number % SERIES}"
+
+
+def _setting(key: Any) -> Any:
+    import matplotlib
+
+    return matplotlib.rcParams[key]
 
 
 def _label_width(labels: Iterable[str]) -> float:
@@ -296,8 +367,11 @@ def _scales(axes: Axes, labels: tuple[str, str], x: Sequence[float], y: Sequence
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def style(page: bool = True) -> Iterator[None]:
     """Matplotlib's settings for the drawings inside a block: ours, whatever the user's are, and theirs after it.
+
+    Args:
+        page: for elements of the page, with stand-ins for its colours; else for files.
 
     Raises:
         MachineError: matplotlib is not installed.
@@ -305,9 +379,12 @@ def style() -> Iterator[None]:
     require_matplotlib()
     import matplotlib
 
+    stand_ins = [series_colour(number) for number in range(SERIES)]
+    colours = _colours(INK, DIM, GRID, PANEL, stand_ins) if page else _colours("#1c2430", "#66707f", "#e3e6ea", "white",
+                                                                               PRINTED)  # fmt: skip
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams.update({**STYLE, **colours, **({} if page else FILE)})
         yield
 
 
@@ -318,8 +395,8 @@ def _drawn(
     marks: Mapping[str, Sequence[Mark]] | None = None,
     size: tuple[float, float] = SIZE,
     margins: tuple[float, float, float, float] = (0.6, 0.12, 0.12, 0.5),
-) -> str:
-    """Let ``draw`` fill one pair of axes and return the element; to be called inside :func:`style`.
+) -> Drawing:
+    """Let ``draw`` fill one pair of axes; to be called inside :func:`style`.
 
     The margins (left, right, top, bottom, in inches) are given: matplotlib takes half of its time to find them out.
     """
@@ -338,16 +415,12 @@ def _filled(
     fill: Callable[[Figure, float], None],
     size: tuple[float, float],
     marks: Mapping[str, Sequence[Mark]] | None = None,
-) -> str:
-    """Let ``fill`` put axes into a figure (given with its height in inches) and return the element."""
-    import matplotlib
+) -> Drawing:
+    """Let ``fill`` put axes into a figure, which it is given with its height in inches."""
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams["svg.hashsalt"] = name
     made = Figure(figsize=size)
     fill(made, size[1])
     for axes in made.axes:  # places that are known need not be found out, which takes as long as to draw
         axes.set_title("", y=1.0)
-    stream = io.BytesIO()
-    made.savefig(stream, format="svg", metadata={"Date": None, "Creator": "fractrain"}, transparent=False)
-    return themed(stream.getvalue(), name, title, marks)
+    return Drawing(made, name, title, marks)

@@ -178,7 +178,7 @@ def _tasks(means: pd.DataFrame, methods: Sequence[str]) -> Iterator[Section]:
             dots = [_dot(found[x], found[y], methods) for found in lines.values() if _is_point(found, x, y)]
             if dots:
                 words = f"{title}: {BY_KEY[y].title} against {BY_KEY[x].title}"
-                svg = charts.scatter(f"c{number}{view}", words, dots, (_axis(x), _axis(y)))
+                svg = charts.scatter(f"c{number}{view}", words, dots, (_axis(x), _axis(y))).element()
                 drawn.append(Chart(svg, "", view))
         if drawn:
             yield Section(title, drawn)

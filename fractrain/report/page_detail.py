@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from fractrain.engine.length import words
 from fractrain.engine.store import RunRecord, RunStore
 from fractrain.report import charts
 from fractrain.report.breakdown import NAMED, Parts, bits_by_part, breakdown, choices, mean_bits, quantized_parts
+from fractrain.report.charts import SIZE
 from fractrain.report.page_tables import PageColumn, PageRow, PageTable
 from fractrain.report.svg import Mark
 from fractrain.report.values import Cell, fitted_text, macs_text
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 TASK: Final = ["model", "dataset", "setting", "profile"]
 AT_BEST: Final = "bit-product"
 """Prices what is looked into where no hardware model was asked for: it needs no shapes, and is quick."""
+OVER: Final = {"step": "training step", "cost": "effective MACs of the whole model so far"}
 SEEN: Final = 0.05  # bits: less cannot be seen in a drawing
 MEASURES: Final = {
     "effective": ("effective MACs of the whole model, whole run", "effective MACs"),
@@ -117,12 +120,17 @@ def details(
         try:
             record = store.get(entry.run_id)
             if record is not None and record.summary is not None:
-                yield _detail(entry, record, run_label(entry.method, settings[group]), hardware)
+                yield look_into(entry, record, run_label(entry.method, settings[group]), hardware)
         except StoreError:
             continue
 
 
-def _detail(entry: RunEntry, record: RunRecord, label: str, hardware: HardwareModel) -> Detail:
+def look_into(entry: RunEntry, record: RunRecord, label: str, hardware: HardwareModel) -> Detail:
+    """Read what is shown of one finished run.
+
+    Raises:
+        StoreError: its files cannot be read.
+    """
     ledger = record.ledger()
     work = breakdown(ledger)
     spent, problem = work.groupby(["part", "product"], sort=False)[["effective"]].sum(), ""
@@ -161,25 +169,37 @@ def by_task(found: Sequence[Detail]) -> Iterator[tuple[str, list[Detail]]]:
 def curves(found: Sequence[Detail], methods: Sequence[str]) -> Iterator[Section]:
     """Test accuracy (or perplexity) over steps, and over the cost so far; runs judged once have no curve."""
     for number, (title, own) in enumerate(by_task(found)):
-        text = any(line.get("test_perplexity") is not None for d in own for line in d.lines)
-        key, y = ("test_perplexity", "test perplexity") if text else ("test_accuracy", "test accuracy [%]")
-        by_step, by_cost = [], []
-        for d in own:
-            spent = d.work.groupby("epoch")["effective"].sum().cumsum()
-            points = [(line["iteration"], spent.get(line["epoch"], math.nan), line.get(key)) for line in d.lines]
-            points = [p for p in points if p[2] is not None and math.isfinite(p[2])]
-            if len(points) < 2:
-                continue
-            steps, costs, values = zip(*points, strict=True)
-            series = methods.index(d.entry.method)
+        drawn = [curve(f"l{number}{over[0]}", title, own, methods, over) for over in OVER]
+        if all(drawn):
+            yield Section(title, [Chart(one.element()) for one in drawn if one])
+
+
+def curve(
+    name: str, title: str, found: Sequence[Detail], methods: Sequence[str], over: str, size: tuple[float, float] = SIZE
+) -> charts.Drawing | None:
+    """Draw how runs learn; None where none of them was judged more than once.
+
+    Args:
+        name, title: of the drawing.
+        found: the runs.
+        methods: all methods there are, which decides the colours.
+        over: one of :data:`OVER`.
+        size: in inches.
+    """
+    text = any(line.get("test_perplexity") is not None for d in found for line in d.lines)
+    key, y = ("test_perplexity", "test perplexity") if text else ("test_accuracy", "test accuracy [%]")
+    lines = []
+    for d in found:
+        spent = d.work.groupby("epoch")["effective"].sum().cumsum()
+        places = [line["iteration"] if over == "step" else spent.get(line["epoch"], math.nan) for line in d.lines]
+        points = [(x, line[key]) for x, line in zip(places, d.lines, strict=True)
+                  if line.get(key) is not None and math.isfinite(line[key])]  # fmt: skip
+        if len(points) > 1:
             mark = Mark(f"{d.label}, seed {d.entry.seed}", f"#run-{d.entry.run_id}")
-            by_step.append(charts.Line(series, d.label, steps, values, mark))
-            by_cost.append(charts.Line(series, d.label, costs, values, mark))
-        if by_step:
-            step, cost = "training step", "effective MACs of the whole model so far"
-            over = charts.curves(f"l{number}s", f"{title}: {y} over {step}", by_step, (step, y))
-            paid = charts.curves(f"l{number}c", f"{title}: {y} over {cost}", by_cost, (cost, y))
-            yield Section(title, (Chart(over), Chart(paid)))
+            x, values = zip(*points, strict=True)
+            lines.append(charts.Line(methods.index(d.entry.method), d.label, x, values, mark))
+    words = f"{title}: {y} over {OVER[over]}"
+    return charts.curves(name, words, lines, (OVER[over], y), size) if lines else None
 
 
 # -- precision ---------------------------------------------------------------------------------------------------------
@@ -189,20 +209,26 @@ def precision(found: Sequence[Detail]) -> Iterator[Section]:
     """How widths move over training, differ between parts and are chosen; constant ones are named in one note."""
     constant: dict[str, list[str]] = defaultdict(list)
     for number, d in enumerate(found):
-        bits = mean_bits(d.work)
-        moves = len(bits) > 1 and bool((bits.max() - bits.min()).max() > SEEN)
-        parts = quantized_parts(d.work)
-        maps = {name: own for name in NAMED if _differs(own := bits_by_part(d.work, name).reindex(parts))}
-        if not (moves or maps or len(d.chosen)):
+        view = widths(d)
+        if not view.panels:
+            bits = mean_bits(d.work)
             width = "full precision" if bits.empty else "/".join(f"{v:.3g}" for v in bits.iloc[0]) + " bits (A/W/E)"
             constant[f"{d.label}: {width}"].append(d.entry.run_id)
             continue
-        steps = [line["iteration"] for line in d.lines]
-        view = charts.Widths(bits if moves else bits.iloc[:0], steps, stages(d.lines), maps, d.chosen)
-        svg = charts.precision(f"p{number}", f"{d.title}: precision over training", view)
+        svg = charts.precision(f"p{number}", f"{d.title}: precision over training", view).element()
         yield Section(d.title, [Chart(svg, _caption(view), panels=view.panels)])
     if constant:
         yield Section("Constant precision", (), "; ".join(constant) + ".")
+
+
+def widths(d: Detail) -> charts.Widths:
+    """The widths of a run, as far as they move, differ between parts or are chosen; else without any panel."""
+    bits = mean_bits(d.work)
+    moves = len(bits) > 1 and bool((bits.max() - bits.min()).max() > SEEN)
+    parts = quantized_parts(d.work)
+    maps = {name: own for name in NAMED if _differs(own := bits_by_part(d.work, name).reindex(parts))}
+    steps = [line["iteration"] for line in d.lines]
+    return charts.Widths(bits if moves else bits.iloc[:0], steps, stages(d.lines), maps, d.chosen)
 
 
 def _differs(bits: pd.DataFrame) -> bool:
@@ -211,18 +237,16 @@ def _differs(bits: pd.DataFrame) -> bool:
 
 
 def stages(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """The step at which each stage after the first was seen to have begun, and its number (PFQ, FracTrain).
+    """The step at which the period began in which each stage after the first did (PFQ, FracTrain), and its number.
 
     Args:
-        lines: of ``metrics.jsonl``, which say the stage at the end of each period: a stage began in the period before.
+        lines: of ``metrics.jsonl``, which say the stage at the end of each period.
     """
     found: list[tuple[int, int]] = []
-    before = None
-    for line in lines:
-        stage = (line.get("method") or {}).get("stage")
-        if stage is not None and before is not None and stage != before:
-            found.append((int(line["iteration"]), int(stage)))
-        before = stage
+    for before, line in itertools.pairwise(lines):
+        stage, last = ((said.get("method") or {}).get("stage") for said in (line, before))
+        if stage is not None and last is not None and stage != last:
+            found.append((int(before["iteration"]), int(stage)))
     return found
 
 
@@ -231,7 +255,7 @@ def _caption(view: charts.Widths) -> str:
     if len(view.bits):
         texts.append("Mean widths of activations A, weights W and errors E of quantized parts, weighted by MACs")
     if view.stages:
-        texts.append("dotted: end of the period in which a stage began")
+        texts.append("dotted: start of the period in which a stage began")
     if view.maps:
         texts.append("maps: mean width by part and evaluation period, 0 where it was skipped")
     if len(view.chosen):
@@ -251,7 +275,7 @@ def work(found: Sequence[Detail], hardware: str) -> Iterator[Section]:
             bars = {name: bars[name] for name in sorted(bars, key=lambda n: -sum(bars[n].values())) if bars[name]}
             if bars:
                 label += "" if measure == "effective" else f", modelled by {hardware}"
-                svg = charts.stacked(f"w{number}{measure[0]}", f"{title}: {label} by product", bars, label)
+                svg = charts.stacked(f"w{number}{measure[0]}", f"{title}: {label} by product", bars, label).element()
                 drawn.append(Chart(svg, "", measure))
         yield Section(title, drawn)
 
@@ -291,6 +315,6 @@ def work_table(found: Sequence[Detail], hardware: str) -> PageTable:
 
 
 __all__ = [
-    "AT_BEST", "MEASURES", "TASK", "Chart", "Detail", "Section", "by_task", "curves", "details", "precision",
-    "run_label", "stages", "task_title", "work", "work_table",
+    "AT_BEST", "MEASURES", "OVER", "TASK", "Chart", "Detail", "Section", "by_task", "curve", "curves", "details",
+    "look_into", "precision", "run_label", "stages", "task_title", "widths", "work", "work_table",
 ]  # fmt: skip

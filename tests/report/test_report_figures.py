@@ -17,12 +17,15 @@ import figure_fakes
 import matplotlib
 import numpy as np
 import pytest
+import synthetic_runs
 from click.testing import CliRunner
 
 from fractrain.cli import main
+from fractrain.cost.hardware import create
 from fractrain.cost.published import data_path
+from fractrain.engine.index import RunEntry
 from fractrain.engine.length import words
-from fractrain.report import output
+from fractrain.report import charts, output, page_detail
 from fractrain.report.draw import compose, draw, style
 from fractrain.report.labels import Box, place
 from fractrain.report.points import build_figure, only, points_csv
@@ -422,6 +425,63 @@ def test_commands_treat_figures_like_tables(tmp_path, monkeypatch):
     assert svg.rstrip("\n") == (folder / "tiny-smoke.svg").read_text(encoding="utf-8").rstrip("\n")
     lines = list(csv.DictReader(io.StringIO(cli("table", "tiny.toml", "--format", "csv").stdout)))
     assert [float(line["accuracy"]) for line in lines] == [92.75, 92.66, 92.68, 92.86]
+
+
+# -- single runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return synthetic_runs.small_store(tmp_path_factory.mktemp("store") / "runs")
+
+
+def draw_runs(store, *args):
+    return CliRunner().invoke(main, ["draw", *args, "--results", str(store.root)])
+
+
+def test_learning_curves_of_runs_are_drawn_through_their_test_accuracies(runs):
+    ids = [synthetic_runs.config_of(method, 0).run_id for method in ("sbm", "fractrain")]
+    done = draw_runs(runs, "curves", *ids, "--format", "svg")
+    assert done.exit_code == 0, done.stderr
+    ET.fromstring(done.stdout)
+    entries = [RunEntry.of(runs.get(run)) for run in ids]
+    found = [page_detail.look_into(e, runs.get(e.run_id), e.method, create("bit-product")) for e in entries]
+    with charts.style(page=False):
+        for over in page_detail.OVER:
+            made = page_detail.curve("c", "", found, ["fractrain", "sbm"], over, charts.COLUMN)
+            assert tuple(made.figure.get_size_inches()) == charts.COLUMN
+            for d, line in zip(found, made.figure.axes[0].lines, strict=True):
+                assert list(line.get_ydata()) == [synthetic_runs.accuracy(d.entry.method, 0, p) for p in range(4)]
+                spent = d.work.groupby("epoch")["effective"].sum().cumsum()
+                assert list(line.get_xdata()) == ([4, 8, 12, 16] if over == "step" else list(spent))
+
+
+def test_precision_over_training_rises_with_the_stages(runs):
+    done = draw_runs(
+        runs, "precision", synthetic_runs.config_of("pfq", 0).run_id, "--format", "pdf", "--style", "paper"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout_bytes.startswith(b"%PDF-")
+    entry = RunEntry.of(runs.get(synthetic_runs.config_of("pfq", 0).run_id))
+    view = page_detail.widths(page_detail.look_into(entry, runs.get(entry.run_id), "pfq", create("bit-product")))
+    assert list(view.bits["A"]) == list(view.bits["E"]) == [3, 4, 5, 6]
+    assert view.stages == [(4, 1), (8, 2), (12, 3)]
+    assert view.panels == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (("precision", "sbm-resnet38-digits-s1"), "its precision is constant"),
+        (("precision", "pfq-resnet38-digits-s0", "pfq-resnet38-digits-s1"), "precision is drawn of one run, got 2"),
+        (("curves", "nobody"), "no run 'nobody'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_one_line(runs, args, line):
+    done = draw_runs(runs, *args)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_svg_of_a_table_is_refused_in_one_line(tmp_path, monkeypatch):

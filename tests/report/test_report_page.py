@@ -250,9 +250,9 @@ def test_nothing_was_chosen_where_widths_only_move_with_the_period() -> None:
     assert len(choices(ledger_of("pfq"))) == 0
 
 
-def test_a_stage_is_seen_at_the_end_of_the_period_in_which_it_began() -> None:
+def test_a_stage_stands_at_the_start_of_the_period_in_which_it_began() -> None:
     lines = [{"iteration": 10 * (n + 1), "method": {"stage": stage}} for n, stage in enumerate((0, 0, 1, 3))]
-    assert stages(lines) == [(30, 1), (40, 3)]
+    assert stages(lines) == [(20, 1), (30, 3)]
     assert stages([{"iteration": 10, "method": {}}]) == []
 
 
