@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from fractrain.layers.convert import convert_body, quant_layers
-from fractrain.methods.base import Kept, Method, MethodContext, MethodSettings
+from fractrain.methods.base import LAYERS_INERT, Kept, Layers, Method, MethodContext, MethodSettings
 from fractrain.numerics.precision import Precision, fractrain_precision
 from fractrain.util.errors import ConfigError
 
@@ -42,6 +42,7 @@ class CPTSettings(MethodSettings):
     evaluation: Literal["highest", "current"] = Field("highest", description="width in evaluation; authors: current")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
     keep: Kept = ()
+    layers: Layers = "convolutions"
 
     @model_validator(mode="after")
     def _ordered(self) -> CPTSettings:
@@ -69,6 +70,7 @@ class CPT(Method):
     source = "Fu et al., CPT, ICLR 2021 (arXiv 2101.09868); authors' code"
     Settings = CPTSettings
     contract_settings = {"cycles": 2}
+    contract_inert = LAYERS_INERT
     contract_variations = {"bits": (4, 6), "grad_bits": (6, 6), "cycles": 3, "keep": ("stem.0",)}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
@@ -78,7 +80,7 @@ class CPT(Method):
         self.period = cycle_length(context.total_steps, s.cycles, widths)
         self._held: int | None = None
         self._precisions: dict[tuple[int, int], Precision] = {}
-        model = convert_body(model, self._precision(*self.widths(0)), self.state, s.keep)
+        model = convert_body(model, self._precision(*self.widths(0)), self.state, s.keep, s.layers == "all")
         model.register_forward_pre_hook(self._set_widths)  # evaluation has no step that starts
         self._model = model
         return model

@@ -24,7 +24,7 @@ from torch import nn
 
 from fractrain.layers.convert import convert, convert_body
 from fractrain.layers.range_norm import replace_batch_norm
-from fractrain.methods.base import Kept, Method, MethodContext, MethodSettings
+from fractrain.methods.base import LAYERS_INERT, Kept, Layers, Method, MethodContext, MethodSettings
 from fractrain.numerics.formats import Affine
 from fractrain.numerics.precision import FLOAT, Operand, Precision, fractrain_precision
 
@@ -37,6 +37,7 @@ class SBMSettings(MethodSettings):
     grad_bits: int = Field(8, ge=2, le=16, description="error bits")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (variant fractrain)")
     keep: Kept = ()
+    layers: Layers = "convolutions"
 
 
 class SBM(Method):
@@ -46,6 +47,7 @@ class SBM(Method):
     source = "Banner et al., NeurIPS 2018 (arXiv 1805.11046); FracTrain authors' train_base.py"
     steps_alike = True
     Settings = SBMSettings
+    contract_inert = LAYERS_INERT
     contract_variations = {"keep": ("stem.0",)}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
@@ -53,7 +55,7 @@ class SBM(Method):
         s: SBMSettings = self.settings
         if s.variant == "fractrain":
             precision = fractrain_precision(s.bits, s.bits, s.grad_bits, s.running)
-            return convert_body(model, precision, self.state, s.keep)
+            return convert_body(model, precision, self.state, s.keep, s.layers == "all")
         # Banner's running range keeps a tenth of the old value.
         a = Operand(s.bits, Affine(statistic="mean"), running=0.1)
         w = Operand(s.bits, Affine())

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from fractrain.layers.convert import convert_body
-from fractrain.methods.base import Kept, Method, MethodContext, MethodSettings, Width
+from fractrain.methods.base import LAYERS_INERT, Kept, Layers, Method, MethodContext, MethodSettings, Width
 from fractrain.numerics.precision import fractrain_precision
 
 
@@ -24,6 +24,7 @@ class StaticSettings(MethodSettings):
     weight_bits: Width | None = Field(None, description="weight bits; none: as many as activation bits")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
     keep: Kept = ()
+    layers: Layers = "convolutions"
 
 
 class Static(Method):
@@ -33,10 +34,11 @@ class Static(Method):
     source = "Fu et al., FracTrain, NeurIPS 2020 (arXiv 2012.13113): its static points; authors' train_base.py"
     steps_alike = True
     Settings = StaticSettings
+    contract_inert = LAYERS_INERT
     contract_variations = {"weight_bits": 4, "keep": ("stem.0",)}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize all convolutions."""
         s: StaticSettings = self.settings
         precision = fractrain_precision(s.bits, s.weight_bits or s.bits, s.grad_bits, s.running)
-        return convert_body(model, precision, self.state, s.keep)
+        return convert_body(model, precision, self.state, s.keep, s.layers == "all")

@@ -14,6 +14,7 @@ from fractrain.kernels.cpu.int8_backward import Plan, possible, products
 from fractrain.kernels.geometry import Geometry
 from fractrain.layers.base import QuantLayer
 from fractrain.layers.eager import eager
+from fractrain.layers.matmul import stand_in
 from fractrain.layers.product_layer import Backward
 from fractrain.layers.state import QuantState
 from fractrain.numerics.backend import Quantized
@@ -157,10 +158,21 @@ class QuantLinear(QuantLayer, nn.Linear):
         return f"{self.in_features}, {self.out_features}, site={self.site!r}"
 
     @eager
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the layer; more than three axes are taken as three, lest four be read as an image."""
+    def forward(self, x: torch.Tensor, elsewhere: bool = False) -> torch.Tensor:
+        """Apply the layer; more than three axes are taken as three, lest four be read as an image.
+
+        Args:
+            x: input.
+            elsewhere: the product is made by other means (allowed only in floating point): only count it. Returned are
+                zeros of its shape that take no memory.
+        """
+        if elsewhere:
+            y = stand_in(x, self.weight, True)
+            self.shapes = {"A": x.shape, "W": self.weight.shape, "E": y.shape}
+            self.report(x, y, self.wants(x))
+            return y
         deep = x.dim() > 3 and x.numel() > 0
-        y: torch.Tensor = super().forward(x.flatten(1, -2) if deep else x)
+        y = super().forward(x.flatten(1, -2) if deep else x)
         return y.reshape(*x.shape[:-1], y.shape[-1]) if deep else y
 
     def plain(self, x: torch.Tensor) -> torch.Tensor:

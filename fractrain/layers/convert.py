@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from fractrain.layers.attention import Projection, QuantProjection, layered, unfused
 from fractrain.layers.compact import smaller
 from fractrain.layers.conv_linear import PaddedQuantConv2d, QuantConv2d, QuantLayer, QuantLinear, zero_padding
 from fractrain.layers.matmul import Matmul, QuantMatmul
@@ -67,6 +69,7 @@ def convert(
         ConfigError: a pattern matches nothing, or nothing was replaced.
     """
     state = state if state is not None else QuantState()
+    model = layered(model)
     places, embedded = _layers(model)
     names = [where[0] for where in places.values()]
     _must_match(keep, names)
@@ -96,8 +99,10 @@ def convert(
         left = f"; {left}" if left else ""
         raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {looked_for}{left})")
     quantized = any(not layer.precision.is_float for layer in quant_layers(model))
-    if quantized and left:
-        log.warning("not quantized: %s", left)
+    if quantized:
+        if left:
+            log.warning("not quantized: %s", left)
+        unfused(model)
     return smaller(model, state) if compact and quantized else model
 
 
@@ -119,7 +124,7 @@ def _kept(
             kept[layer] = "the method leaves the first layer"
         elif keep_last and weighted and layer is weighted[-1]:
             kept[layer] = "the method leaves the last layer"
-        elif type(layer) not in types and own_way(layer) is None:
+        elif _plain_type(layer) not in types and own_way(layer) is None:
             kept[layer] = f"the method quantizes {', '.join(t.__name__ for t in types) or 'nothing'} alone"
     return kept
 
@@ -131,16 +136,17 @@ def _must_match(patterns: Sequence[str], names: Sequence[str]) -> None:
 
 
 def convert_body(
-    model: nn.Module, precision: Precision | Rule, state: QuantState | None = None, keep: Sequence[str] = ()
-) -> nn.Module:
+    model: nn.Module, precision: Precision | Rule, state: QuantState | None = None, keep: Sequence[str] = (),
+    everything: bool = False,
+) -> nn.Module:  # fmt: skip
     """:func:`convert` for methods that say: all convolutions, classifier in floating point.
 
     In a model without convolutions (a Transformer) all linear layers and products of activations take their place, the
-    last layer apart. ``keep`` as for :func:`convert`.
+    last layer apart. ``everything`` has them quantized beside convolutions. ``keep`` as for :func:`convert`.
     """
-    if any(isinstance(m, CONVOLUTIONS) for m in model.modules()):
+    if not everything and any(isinstance(m, CONVOLUTIONS) for m in model.modules()):
         return convert(model, precision, state, types=CONVOLUTIONS, keep_last=False, keep=keep)
-    return convert(model, precision, state, types=(nn.Linear, Matmul), keep=keep)
+    return convert(model, precision, state, keep=keep)
 
 
 def convert_weighted(model: nn.Module, precision: Precision | Rule, state: QuantState | None = None) -> nn.Module:
@@ -164,13 +170,18 @@ def _layers(model: nn.Module) -> tuple[dict[nn.Module, list[str]], bool]:
 
 def own_way(layer: nn.Module) -> str | None:
     """Why a layer does more than a plain layer of its kind, in a clause; None where it does not."""
-    if type(layer) not in KINDS:
+    if _plain_type(layer) not in KINDS:
         return f"{type(layer).__name__} may compute otherwise than {_kind(layer).__name__}"
     if "forward" in vars(layer):
         return "its forward has been replaced"
-    if not isinstance(layer, Matmul) and not isinstance(getattr(layer, "weight", None), nn.Parameter):
+    if not isinstance(layer, Matmul | Projection) and not isinstance(getattr(layer, "weight", None), nn.Parameter):
         return "its weight is computed (weight norm, pruning): fold it into a plain parameter to have it quantized"
     return None
+
+
+def _plain_type(layer: nn.Module) -> type[nn.Module]:
+    """Type of a layer; of those that compute what a linear layer does, that."""
+    return nn.Linear if type(layer) in (Projection, NonDynamicallyQuantizableLinear) else type(layer)
 
 
 def _kind(layer: nn.Module) -> type[nn.Module]:
@@ -211,6 +222,8 @@ def quantized_layer(
         kind = QuantConv2d if zero_padding(layer) is not None else PaddedQuantConv2d
         return kind(layer, precision, state, name).train(layer.training)
     assert isinstance(layer, nn.Linear)
+    if isinstance(layer, Projection):
+        return QuantProjection(layer, precision, state, name).train(layer.training)
     return QuantLinear(layer, precision, state, name).train(layer.training)
 
 

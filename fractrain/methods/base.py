@@ -23,7 +23,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import torch
@@ -52,6 +52,18 @@ Kept = Annotated[
     ),
 ]
 """A setting that names layers a method leaves alone."""
+
+Layers = Annotated[
+    Literal["convolutions", "all"],
+    pydantic.Field(
+        description="what is quantized in a model with convolutions: these, or linear layers and products of "
+        "activations as well, all but the last layer (for models such as ViT, Swin, ConvNeXt)",
+        json_schema_extra=ADDED,
+    ),
+]
+"""A setting of methods whose papers quantize convolutions alone."""
+
+LAYERS_INERT = {"layers": "acts on models that have linear layers or attention before the last layer"}
 
 Width = Annotated[int, pydantic.AfterValidator(_width)]
 """A setting that is an operand width: 2..16 bits, or 32 (not quantized)."""

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from fractrain.layers.convert import convert_body, quant_layers
-from fractrain.methods.base import Kept, Method, MethodContext, MethodSettings, Variation
+from fractrain.methods.base import LAYERS_INERT, Kept, Layers, Method, MethodContext, MethodSettings, Variation
 from fractrain.methods.depthwise import (
     DEPTHWISE_BITS,
     DEPTHWISE_INERT,
@@ -67,6 +67,7 @@ class PFQSettings(StageSettings):
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
     depthwise_bits: DepthwiseBits = DEPTHWISE_BITS
     keep: Kept = ()
+    layers: Layers = "convolutions"
 
     @model_validator(mode="after")
     def _same_length(self) -> PFQSettings:
@@ -130,7 +131,7 @@ class PFQ(Method):
     authors_period = 400
     contract_settings = {"window": 2, "epsilon": 1e6}
     contract_variations = {**STAGE_VARIATIONS, "keep": ("stem.0",)}
-    contract_inert = {**STAGE_INERT, **DEPTHWISE_INERT}
+    contract_inert = {**STAGE_INERT, **DEPTHWISE_INERT, **LAYERS_INERT}
 
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         """Quantize all convolutions at the first stage; depthwise ones stay at their own widths."""
@@ -140,7 +141,7 @@ class PFQ(Method):
         def rule(_name: str, layer: nn.Module) -> Precision:
             return constant if is_depthwise(layer) else staged
 
-        convert_body(model, rule, self.state, self.settings.keep)
+        convert_body(model, rule, self.state, self.settings.keep, self.settings.layers == "all")
         self._layers = [m for m in quant_layers(model) if not (m.precision.is_float or is_depthwise(m))]
         return model
 

@@ -97,9 +97,12 @@ class Session:
             return []
         where = ", ".join(dict.fromkeys(p.name or "the model" for p in found.outside[:3]))
         outside = f", {100 - found.covered:.1f} % because no method reaches them ({where})" if found.outside else ""
+        choice = ""
+        if getattr(self.method.settings, "layers", "") == "convolutions" and found.percent("float") > MUCH:
+            choice = "; layers=all quantizes linear layers and attention as well"
         return [
             f"{self.method.name} leaves {plain:.1f} % of the forward MACs of {type(self.model).__name__} in floating "
-            f"point{outside}; session.report() names them"
+            f"point{outside}; session.report() names them{choice}"
         ]
 
     def report(self) -> Coverage:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from field_models import Attention, Functional, Recurrent, UNet, Upsampler
+from field_models import Attention, CrossAttention, Encoder, Functional, Recurrent, UNet, Upsampler
 from layer_models import LowRank, Residual, Standardized, batches, chain, seeded
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -194,3 +194,21 @@ def test_fused_evaluation_of_an_encoder_is_counted() -> None:
     with torch.no_grad():
         session.model(x)
     assert session.report().macs == 2 * 5 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 2 * 5 * 5 * 16
+
+
+@pytest.mark.parametrize("method", ["sbm", "pfq"])
+@pytest.mark.parametrize("build", [Encoder, CrossAttention], ids=lambda b: b.__name__)
+def test_layers_all_quantizes_what_the_papers_convolutions_leave(build, method: str, caplog) -> None:
+    with caplog.at_level(logging.WARNING, "fractrain"):
+        papers = fractrain.attach(method, seeded(build))
+        step(papers)
+    few = papers.report()
+    assert few.percent("quantized") < 10
+    assert (
+        f"{method} leaves {100 - few.percent('quantized'):.1f} % of the forward MACs of {build.__name__}" in caplog.text
+    )
+    assert "layers=all" in caplog.text
+    whole = fractrain.attach(method, seeded(build), layers="all")
+    step(whole)
+    assert whole.report().percent("quantized") > 99
+    assert whole.costs()["cost_percent"] < papers.costs()["cost_percent"] / 2

@@ -81,3 +81,33 @@ class Recurrent(nn.Module):
     def recurrent_macs(self, samples: int, steps: int) -> int:
         """Forward MACs of the recurrent layer: both matrices for every vector."""
         return samples * steps * sum(w.numel() for w in self.cell.parameters() if w.dim() == 2)
+
+
+class Encoder(nn.Module):
+    """Two of PyTorch's encoder layers on patches of images."""
+
+    def __init__(self, batch_first: bool = True) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 2, stride=2)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=batch_first)
+        self.head, self.batch_first = nn.Linear(16, 4), batch_first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.patch(x).flatten(2).mT
+        y = self.encoder(y) if self.batch_first else self.encoder(y.transpose(0, 1)).transpose(0, 1)
+        return self.head(y.mean(1))
+
+
+class CrossAttention(nn.Module):
+    """A decoder layer: attention to itself, then to another sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 2, stride=2)
+        self.decoder = nn.TransformerDecoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.patch(x).flatten(2).mT
+        return self.head(self.decoder(y[:, :5], y).mean(1))
