@@ -203,12 +203,11 @@ def test_layers_all_quantizes_what_the_papers_convolutions_leave(build, method: 
         papers = fractrain.attach(method, seeded(build))
         step(papers)
     few = papers.report()
-    assert few.percent("quantized") < 10
-    assert (
-        f"{method} leaves {100 - few.percent('quantized'):.1f} % of the forward MACs of {build.__name__}" in caplog.text
-    )
+    left = 100 - few.percent("quantized")
+    assert left > 80
+    assert f"{method} leaves {left:.1f} % of the forward MACs of {build.__name__}" in caplog.text
     assert "layers=all" in caplog.text
     whole = fractrain.attach(method, seeded(build), layers="all")
     step(whole)
-    assert whole.report().percent("quantized") > 99
+    assert whole.report().percent("quantized") > 95  # the classifier stays
     assert whole.costs()["cost_percent"] < papers.costs()["cost_percent"] / 2
