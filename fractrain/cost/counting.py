@@ -108,7 +108,7 @@ def count_layer(layer: Counted, x: torch.Tensor, macs: int, eb: bool, gc: bool, 
     With ``fw`` False only the backward products: the forward pass has been counted before.
     """
     p, ledger = layer.effective(layer.precision), layer.state.ledger
-    if not any(isinstance(o.bits, torch.Tensor) for o in p.operands().values()):
+    if p.is_constant:
         key = (p, macs, eb, gc, fw)
         if layer.work_key[0] != key:
             widths = ",".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -21,19 +22,19 @@ class Geometry:
     stride: tuple[int, int]
     padding: tuple[int, int]
 
-    @property
+    @cached_property
     def output(self) -> tuple[int, int]:
         """Height and width of the output."""
         image, parts = self.image[1:], zip(self.kernel, self.stride, self.padding, strict=True)
         h, w = ((n + 2 * p - k) // s + 1 for n, (k, s, p) in zip(image, parts, strict=True))
         return h, w
 
-    @property
+    @cached_property
     def terms(self) -> int:
         """Products per output element."""
         return self.image[0] * self.kernel[0] * self.kernel[1]
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Products per sample."""
         h, w = self.output

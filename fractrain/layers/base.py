@@ -195,7 +195,7 @@ class QuantLayer(ProductLayer):
         if op.is_float:
             return Activation(x, None)
         # In evaluation nan may pass through, which codes cannot show: only measured ranges are known to be finite.
-        geometry = self.integer_geometry(x) if name == "fw_a" and self.training else None
+        geometry = self.integer_paths(x)[0] if name == "fw_a" and self.training else None
         tensor = "A" if name in ("fw_a", "gc_a") else "B"
         kept = self.training and (name not in ("fw_a", "fw_w") or geometry is not None or self.keeps_forward_operand)
         noise, code_bits = self._noise(op, tensor, x), op.widest if kept else 0
@@ -228,7 +228,7 @@ class QuantLayer(ProductLayer):
         if known is None and state.reduce_limits is not None and what != "weight" and op.format.spans_samples:
             known = self._whole(op.format.limits(x, state.kernels), op, x)
         if known is None or (known[0].numel() == 1 and known[0].device.type == "cpu"):
-            whole = op.format.granularity == PerTensor()
+            whole = isinstance(op.format.granularity, PerTensor)
             given = (known[0].item(), known[1].item()) if known is not None else told if whole else None
             done = quantize_measured(x, op.format, op.bits, noise, code_bits, state.kernels, given, only_codes)
             if done is not None:

@@ -61,6 +61,7 @@ class ProductLayer(nn.Module):
     state: QuantState
     backward_observer: Any
     keeps_codes = False  # of its weight from forward to backward, not the values: where these are large
+    _paths: tuple[Any, tuple[Geometry | Shape | None, Plan | GemmPlan | None]] | None = None
     weight: Any  # a parameter, where there is one
     bias: Any
 
@@ -81,6 +82,13 @@ class ProductLayer(nn.Module):
     def integer_backward(self, x: torch.Tensor) -> Plan | GemmPlan | None:
         """Which backward products run on integer codes, where the layer can do that and it pays; else None."""
         return None
+
+    def integer_paths(self, x: torch.Tensor) -> tuple[Geometry | Shape | None, Plan | GemmPlan | None]:
+        """What the two above say, asked once for a precision whose widths are constant and a kind of input."""
+        now = (self.precision, x.shape, x.dtype, x.device, self.state.kernels)
+        if self._paths is None or self._paths[0] != now or not self.precision.is_constant:
+            self._paths = (now, (self.integer_geometry(x), self.integer_backward(x)))
+        return self._paths[1]
 
     def integer_product(
         self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Any

@@ -53,7 +53,7 @@ class _Products(torch.autograd.Function):
         ctx.scope = None if s is None else replace(s, input=x.new_empty(0), memo={}, sites=[])
         ctx.has_bias = bias is not None
         # EB multiplies by the weight of this forward pass, as quantized now.
-        plan = layer.integer_backward(x) if kept.codes is not None else None
+        plan = layer.integer_paths(x)[1] if kept.codes is not None else None
         ctx.plan, ctx.weight, ctx.weight_kept = plan, None, None
         if plan is not None and plan.eb:
             w, ctx.weight = layer.weight_operand(p.eb_w, "eb_w", True)

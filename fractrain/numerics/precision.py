@@ -6,6 +6,7 @@ Forward ``FW: Y = A W``, error back-propagation ``EB: dA = dY W^T``, gradient co
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -121,10 +122,15 @@ class Precision:
         """
         return cls(fw_a=a, fw_w=w, eb_e=e, eb_w=w.flipped(), gc_a=a.flipped(), gc_e=e.flipped())
 
-    @property
+    @cached_property
     def is_float(self) -> bool:
         """Whether nothing is quantized."""
         return all(o.is_float for o in self.operands().values())
+
+    @cached_property
+    def is_constant(self) -> bool:
+        """Whether no width varies from sample to sample or from tile to tile."""
+        return not any(isinstance(o.bits, torch.Tensor) for o in self.operands().values())
 
     def operands(self) -> dict[str, Operand]:
         """The six operands by name."""
