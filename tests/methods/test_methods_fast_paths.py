@@ -89,7 +89,7 @@ def on_uniform_grids(name: str, net: nn.Module) -> bool:
     """Fast paths are for uniform grids; floats and blocks have twins of their own (test_format_methods.py)."""
     context = MethodContext(seed=3, steps_per_epoch=1, total_steps=8, batch_size=2)
     model = registry.create(name, {}).prepare(net, context)
-    operands = [vars(layer.precision).values() for layer in quant_layers(model)]
+    operands = [layer.precision.operands().values() for layer in quant_layers(model)]
     return not any(isinstance(op.format, Scaled | Rotated) for ops in operands for op in ops if not op.is_float)
 
 
