@@ -189,6 +189,18 @@ def unfused(model: nn.Module) -> None:
         if not any(isinstance(m, QuantLayer) and not m.precision.is_float for m in module.modules()):
             continue
         if isinstance(module, nn.TransformerEncoderLayer):
-            inner.activation_relu_or_gelu = 0  # the fused operation asks for it; the activation itself is elsewhere
+            _make_unfused(inner, "activation_relu_or_gelu", 0)  # asked for it alone; the activation is elsewhere
         elif isinstance(module, nn.TransformerEncoder):
-            inner.use_nested_tensor = False
+            _make_unfused(inner, "use_nested_tensor", False)
+
+
+def _make_unfused(module: Any, name: str, value: Any) -> None:
+    module._fused = getattr(module, "_fused", {}) | {name: getattr(module, name)}
+    setattr(module, name, value)
+
+
+def fused(model: nn.Module) -> None:
+    """Undo :func:`unfused`."""
+    for module in model.modules():
+        for name, value in module.__dict__.pop("_fused", {}).items():
+            setattr(module, name, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.blocks import gateable_blocks
 from fractrain.methods.coverage import Coverage, Meter
+from fractrain.methods.plain import PlainForm
 from fractrain.util.errors import ConfigError
 
 MUCH, LITTLE = 10.0, 0.1  # percent of the forward MACs worth a warning: in floating point, and reached by no method
@@ -59,7 +60,9 @@ class Session:
                 raise
             self.ledger.meta["blocks"] = []  # a model without known blocks: cp is over all layers
         given = {id(p) for p in model.parameters()}
+        self._plain: PlainForm | None = PlainForm(model)
         self.model = method.prepare(model, context)
+        self._plain.settle(self.model)
         self._added = [p for p in self.model.parameters() if id(p) not in given and p.requires_grad]
         self._seen: list[int] = []
         self._steps = self._epochs = self._steps_in_epoch = self._skipped = 0
@@ -114,6 +117,33 @@ class Session:
         if self._meter.coverage is None:
             raise ConfigError("session.report() before the first forward pass (a compiled one does not count)")
         return self._meter.coverage
+
+    def plain_state_dict(self) -> dict[str, torch.Tensor]:
+        """The model's weights under the names that they have in the plain model, which loads them as they are."""
+        return self._form().state_dict(self.model)
+
+    def load_plain(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Load a plain model's ``state_dict``; gates and running ranges stay as they are.
+
+        Raises:
+            ConfigError: names or shapes are others than the plain model's.
+        """
+        self._form().load(self.model, state)
+
+    def detach(self) -> nn.Module:
+        """Give the plain model back, with the trained weights and no hooks of ours; the session ends.
+
+        The parameters are the very objects, so that an optimizer goes on working. All modules get the mode (training
+        or evaluation) of the whole.
+        """
+        plain = self._form().restore(self.model)
+        self._plain = None
+        return plain
+
+    def _form(self) -> PlainForm:
+        if self._plain is None:
+            raise ConfigError("the method was detached from this model: attach it anew")
+        return self._plain
 
     def loss(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the task loss (0-dim) plus the method's own term, and remember both for :meth:`step`."""
