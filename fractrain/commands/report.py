@@ -101,7 +101,7 @@ def _scaling(store: Stores) -> Scaling | None:
 
 
 def _tables(store: RunStore, entries: Sequence[RunEntry], names: tuple[str, ...], profile: str | None) -> list[Table]:
-    """The tables that were asked for, whole; else those with a finished run, each of the profile that says most."""
+    """The tables that were asked for, whole; else those with a finished run, fullest first, by the longest profile."""
     from fractrain.engine.length import longest_first
     from fractrain.report.build import build_table
     from fractrain.report.spec import load_spec, table_names
@@ -115,8 +115,8 @@ def _tables(store: RunStore, entries: Sequence[RunEntry], names: tuple[str, ...]
     for name in names or table_names():
         spec = load_spec(name)
         built = ((build_table(spec, store, p) if names else _with_runs(spec, store, p, there)) for p in wanted)
-        found += list(itertools.islice((t for t in built if t is not None and (names or _is_filled(t))), 1))
-    return found
+        found += list(itertools.islice((t for t in built if t is not None and (names or _measured(t))), 1))
+    return found if names else sorted(found, key=_measured, reverse=True)
 
 
 def _with_runs(spec: TableSpec, store: RunStore, profile: str, there: set[tuple[str, str, str, str]]) -> Table | None:
@@ -136,7 +136,6 @@ def _with_runs(spec: TableSpec, store: RunStore, profile: str, there: set[tuple[
     return replace(table, notes=(*table.notes, *(note if left else ())))
 
 
-def _is_filled(table: Table) -> bool:
-    """Whether a table has any measured number."""
-    cells = (cell for row in table.rows for cell in row.cells.values())
-    return any(cell.origin == "measured" and cell.value is not None for cell in cells)
+def _measured(table: Table) -> int:
+    """In how many rows a table has a measured number."""
+    return sum(any(c.origin == "measured" and c.value is not None for c in row.cells.values()) for row in table.rows)

@@ -118,7 +118,7 @@ def _banner(entries: Sequence[RunEntry]) -> str:
     reduced = [p for p in reversed(longest_first(profiles)) if p != "paper"]
     if not entries or not reduced:
         return "" if entries else "The run store is empty: nothing has been run yet."
-    kinds = " and ".join(f"{profiles[p]:,} of {words(p)}" for p in reduced)
+    kinds = " and ".join(f"{profiles[p]:,} run{'' if profiles[p] == 1 else 's'} of {words(p)}" for p in reduced)
     rest = f"; {profiles['paper']:,} followed the paper's protocol" if profiles["paper"] else ""
     return (
         f"NOT A REPRODUCTION: {kinds}{rest}. Profile smoke means minutes-long runs, mostly on stand-in data; a length "

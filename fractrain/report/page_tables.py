@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from fractrain.report.quantities import ARROWS, BY_KEY
@@ -150,7 +150,8 @@ def runs_table(entries: Sequence[RunEntry], frame: pd.DataFrame, settings: Mappi
     """Every run: what it was and what came out."""
     keys = _present(frame)
     columns = [
-        PageColumn("run", "Run"), *_who_columns(), PageColumn("seed", "Seed", True), PageColumn("status", "Status"),
+        PageColumn("run", "Run"), *_who_columns(), PageColumn("seed", "Seed", True),
+        PageColumn("status", "Status", long=True),
         *_number_columns(keys), PageColumn("time", "Ended (UTC)", shown=False),
         PageColumn("device", "Device", shown=False),
     ]  # fmt: skip
@@ -167,7 +168,7 @@ def runs_table(entries: Sequence[RunEntry], frame: pd.DataFrame, settings: Mappi
             if (value := values.get((e.run_id, key))) is not None:
                 cells[key] = Cell(number_text(key, value), _origin(key), value, n=1)
         rows.append(PageRow(cells, f"run-{e.run_id}", e.run_id, e.status))
-    return PageTable("runs", "Runs", columns, rows)
+    return PageTable("runs", "Runs", _telling(columns, rows), rows)
 
 
 def configurations_table(frame: pd.DataFrame) -> PageTable:
@@ -185,7 +186,13 @@ def configurations_table(frame: pd.DataFrame) -> PageTable:
         cells["seeds"] = Cell(str(first.n), value=float(first.n))
         cells |= {key: _mean_cell(line) for key, line in own.items()}
         rows.append(PageRow(cells, f"group-{group}", str(first.run)))
-    return PageTable("configurations", "Configurations: means over seeds", columns, rows)
+    return PageTable("configurations", "Configurations: means over seeds", _telling(columns, rows), rows)
+
+
+def _telling(columns: Sequence[PageColumn], rows: Sequence[PageRow]) -> list[PageColumn]:
+    """The columns, without showing at first those of words that say nothing in any row."""
+    said = {c.key: {row.cells[c.key].text for row in rows if c.key in row.cells} for c in columns if not c.number}
+    return [replace(c, shown=False) if said.get(c.key, {c.head}) <= {"", "standard"} else c for c in columns]
 
 
 def _mean_cell(line: Any) -> Cell:

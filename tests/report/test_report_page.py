@@ -106,7 +106,7 @@ def test_ids_are_unique_and_links_lead_somewhere(page: Page) -> None:
 def test_the_profile_cannot_be_missed(text: str) -> None:
     banner = re.search(r'<p class="banner" role="note">(.*?)</p>', text)
     assert banner is not None
-    assert banner[1].startswith("NOT A REPRODUCTION: 13 of profile smoke and 1 of profile short (length 1/8).")
+    assert banner[1].startswith("NOT A REPRODUCTION: 13 runs of profile smoke and 1 run of profile short (length 1/8).")
     assert text.index(banner[0]) < text.index("<main")
 
 
@@ -127,6 +127,13 @@ def test_cells_are_the_numbers_of_the_dataframe(page: Page, store: RunStore) -> 
                 assert (float(values["data-low"]), float(values["data-high"])) == (line.low, line.high)
             checked += 1
     assert checked > 150
+
+
+def test_columns_that_say_the_same_of_every_run_are_hidden_at_first(text: str) -> None:
+    heads = re.findall(r'<th scope="col" data-key="(setting|model|settings)"([^>]*)>', text)
+    hidden = {key: {"hidden" in rest for k, rest in heads if k == key} for key in ("setting", "model", "settings")}
+    assert (hidden["setting"], hidden["model"]) == ({True}, {False})
+    assert False in hidden["settings"]  # one run differs in its bits
 
 
 def test_runs_that_failed_are_listed_with_their_reason(page: Page) -> None:
