@@ -21,6 +21,7 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
+from fractrain.commands.executing import executor_option
 from fractrain.engine.length import MAX_SEEDS
 from fractrain.util.errors import ConfigError
 
@@ -91,10 +92,10 @@ seeds_option = click.option(
     click.option(
         "--minutes",
         type=click.IntRange(min=0),
-        default=0,
         metavar="N",
-        help="Time limit of a job there, 0 for none.",
+        help="Time limit of a job there, 0 for none.  [default: that of --executor: Slurm 1440, else none]",
     ),
+    executor_option,
     device_option,
     data_option,
     results_option,
@@ -109,7 +110,8 @@ def plan_command(
     no_times: bool,
     gpus: int | None,
     losses: float,
-    minutes: int,
+    minutes: int | None,
+    executor: str,
     device: str,
     data_dir: Path | None,
     results: Path,
@@ -125,11 +127,15 @@ def plan_command(
     """
     from fractrain.commands.forecast import make_forecast
     from fractrain.engine.length import words
+    from fractrain.execute.on_slurm import SlurmResources
     from fractrain.plan.cluster import Cluster
 
     if gpus and no_times:
         raise ConfigError("--gpus simulates the times that --no-times leaves out: give one of them")
-    cluster = Cluster(gpus, losses, limit_s=60.0 * minutes) if gpus else None
+    if executor != "local" and not gpus:
+        raise ConfigError(f"--executor {executor}: how large is that cluster? give --gpus N")
+    limit = (SlurmResources().minutes if executor == "slurm" else 0) if minutes is None else minutes
+    cluster = Cluster(gpus, losses, limit_s=60.0 * limit) if gpus else None
     say(f"{', '.join(tables)}, {words(profile)}: planning ...")
     campaign = plan_campaign_of(tables, profile, seeds, results, added)
     runs = campaign[1] if campaign else merged(plan_tables(tables, profile, seeds, results, added))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from fractrain.engine.site import Site
 from fractrain.execute.remote import RemoteExecutor, RemoteRun, Resources
@@ -16,9 +18,21 @@ class RayResources(Resources):
 
     Attributes:
         address: of the cluster, ``auto`` for the one this machine belongs to; None starts one on this machine.
+        on_interrupt: Ray ends a task when the process that started it ends, so Ctrl-C always cancels.
     """
 
     address: str | None = None
+    on_interrupt: Literal["leave", "cancel"] = "cancel"
+
+    @field_validator("on_interrupt")
+    @classmethod
+    def _tasks_end_with_us(cls, value: str) -> str:
+        if value == "leave":
+            raise ValueError(
+                "Ray ends tasks with the process that started them; hand it the command itself to leave it alone, "
+                "`ray job submit --no-wait -- fractrain reproduce ...`"
+            )
+        return value
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,19 @@
 
 Near its time limit or when it is preempted, a job writes a checkpoint and is queued again. What submitit 1.5.4 does
 that one must know: a preemption within the first part of a limit of ten minutes or less counts as a timeout, so limits
-are at least 11 minutes on Slurm; a limit below its signal's delay gets no signal at all.
+are at least 11 minutes on Slurm; a limit below its signal's delay gets no signal at all; and it learns from ``sacct``
+alone how jobs end, so that without Slurm's accounting a job that was killed goes on for ever. Here ``squeue`` is asked.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
@@ -16,9 +22,16 @@ from pydantic import Field, model_validator
 from fractrain.engine.site import Site
 from fractrain.execute.remote import RemoteExecutor, RemoteRun, Resources
 from fractrain.util.errors import MachineError
+from fractrain.util.files import atomic_write
 
 SHORTEST_MINUTES: Final = 11
 REQUEUES: Final = 1000  # a long run is cut into as many jobs as its limit makes of it
+QUEUE_POLL_S: Final = 10.0
+GONE_S: Final = 60.0  # a network file system shows a result so much later than its job's end
+ALIVE: Final = frozenset({
+    "PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING",
+    "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "PREEMPTED", "RESV_DEL_HOLD", "SPECIAL_EXIT",
+})  # fmt: skip
 
 
 class SlurmResources(Resources):
@@ -49,43 +62,158 @@ class SlurmResources(Resources):
         return self
 
 
+class Queue:
+    """What Slurm says of this user's jobs, asked at most every ``QUEUE_POLL_S`` seconds."""
+
+    def __init__(self) -> None:
+        self._asked = -QUEUE_POLL_S
+        self._states: dict[str, str] | None = None
+
+    def state(self, job_id: str) -> str:
+        """State of a job as ``squeue`` spells it, ``GONE`` for one that it does not know, empty if it cannot say."""
+        if time.monotonic() - self._asked >= QUEUE_POLL_S:
+            self._asked = time.monotonic()
+            self._states = self._read()
+        return "" if self._states is None else self._states.get(job_id, "GONE")
+
+    def _read(self) -> dict[str, str] | None:
+        command = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T"]
+        try:
+            found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            return None  # the controller is away for a while: jobs go on
+        return dict(line.split(maxsplit=1) for line in found.splitlines() if " " in line.strip())
+
+
+@dataclass
+class SlurmRun:
+    """A run and the job it is in now.
+
+    Attributes:
+        run: what is executed.
+        site: where.
+        job: submitit's.
+        retries: jobs that may still follow a lost one.
+        ended: when the job was first seen to have ended without a result.
+    """
+
+    run: RemoteRun
+    site: Site
+    job: Any
+    retries: int
+    ended: float | None = None
+
+
 @dataclass(frozen=True)
-class SlurmExecutor(RemoteExecutor[Any]):
+class SlurmExecutor(RemoteExecutor[SlurmRun]):
     """One job per run, all in one array.
 
     Attributes:
         resources: of each run.
+        queue: what Slurm says of the jobs.
     """
 
     resources: SlurmResources = field(default_factory=SlurmResources)
+    queue: Queue = field(default_factory=Queue)
 
-    def submit(self, runs: Sequence[RemoteRun], site: Site) -> list[Any]:
-        """Queue all runs. Scripts, logs and results of the jobs go to ``jobs/`` beside the run store."""
+    def submit(self, runs: Sequence[RemoteRun], site: Site) -> list[SlurmRun]:
+        """Queue all runs but those whose job of an earlier command goes on.
+
+        Scripts, logs and results of the jobs go to ``jobs/`` beside the run store.
+        """
         executor = self._executor(site)
-        with executor.batch():
-            return [executor.submit(run) for run in runs]
+        jobs = {run: self._earlier(run, site) for run in runs}
+        new = [run for run in runs if jobs[run] is None]
+        if new:
+            with executor.batch():
+                jobs.update({run: executor.submit(run) for run in new})
+        for run in new:
+            self._remember(run, site, jobs[run])
+        return [SlurmRun(run, site, jobs[run], self.resources.retries) for run in runs]
 
-    def result(self, handle: Any) -> dict[str, str] | None:
-        """See :class:`RemoteExecutor`."""
-        if not handle.done():
+    def result(self, handle: SlurmRun) -> dict[str, str] | None:
+        """See :class:`RemoteExecutor`; a job that was lost is submitted again."""
+        import submitit
+
+        state = self._state(handle)
+        if state == "cancelled":
+            return {"status": "interrupted", "message": f"job {handle.job.job_id} was cancelled"}
+        if state == "lost":
+            self._again(handle)
             return None
-        ended: dict[str, str] = handle.result()
+        if state == "going":
+            return None
+        try:
+            ended: dict[str, str] = handle.job.result()
+        except submitit.core.utils.UncompletedJobError:  # without a result: a process that was killed here
+            self._again(handle)
+            return None
         return ended
 
-    def cancel(self, handle: Any) -> None:
+    def cancel(self, handle: SlurmRun) -> None:
         """End the job; its worker notices that its parent is gone and stops with a checkpoint."""
-        handle.cancel(check=False)
+        handle.job.cancel(check=False)
+
+    def _state(self, handle: SlurmRun) -> Literal["going", "ended", "cancelled", "lost"]:
+        if self.resources.cluster == "local":
+            return "ended" if handle.job.done() else "going"
+        result = Path(handle.job.paths.result_pickle)
+        if result.parent.is_dir() and result.name in os.listdir(result.parent):  # on NFS a look-up may be old
+            return "ended"
+        state = self.queue.state(str(handle.job.job_id))
+        if not state or state in ALIVE:
+            handle.ended = None
+            return "going"
+        handle.ended = handle.ended or time.monotonic()
+        if time.monotonic() - handle.ended <= GONE_S:
+            return "going"
+        return "cancelled" if state == "CANCELLED" else "lost"
+
+    def _again(self, handle: SlurmRun) -> None:
+        """Submit a lost run again; it goes on from its checkpoint.
+
+        Raises:
+            MachineError: it was lost too often.
+        """
+        if not handle.retries:
+            raise MachineError(
+                f"job {handle.job.job_id} ended without a result, its process or node was lost; its log: "
+                f"{handle.job.paths.stderr}"
+            )
+        handle.retries, handle.ended = handle.retries - 1, None
+        handle.job = self._executor(handle.site).submit(handle.run)
+        self._remember(handle.run, handle.site, handle.job)
+
+    def _earlier(self, run: RemoteRun, site: Site) -> Any | None:
+        """The job of an earlier command for this run, if Slurm still has it and its result is not there."""
+        import submitit
+
+        file = _memory(site, run)
+        if self.resources.cluster != "slurm" or not file.exists():
+            return None
+        job_id = file.read_text(encoding="utf-8").strip()
+        if self.queue.state(job_id) not in ALIVE:
+            return None
+        return submitit.SlurmJob(folder=_folder(site), job_id=job_id)
+
+    def _remember(self, run: RemoteRun, site: Site, job: Any) -> None:
+        if self.resources.cluster == "slurm":
+            file = _memory(site, run)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, f"{job.job_id}\n".encode())
 
     def _executor(self, site: Site) -> Any:
         try:
             import submitit
         except ImportError as error:
             raise MachineError("--executor slurm needs submitit: pip install 'fractrain[slurm]'") from error
+        logging.getLogger("submitit").setLevel(
+            logging.ERROR
+        )  # it warns of every sacct that fails; squeue is asked here
         want = self.resources
-        folder = site.store.parent / "jobs" / "%j"
         try:
             executor = submitit.AutoExecutor(
-                folder, cluster=want.cluster, **{f"{want.cluster}_max_num_timeout": REQUEUES}
+                _folder(site), cluster=want.cluster, **{f"{want.cluster}_max_num_timeout": REQUEUES}
             )
         except RuntimeError as error:
             raise MachineError(f"no Slurm on this machine ({error}): try --executor-set cluster=local") from error
@@ -100,3 +228,12 @@ class SlurmExecutor(RemoteExecutor[Any]):
             chosen = {**own, **{key: value for key, value in asked.items() if value is not None}}
             executor.update_parameters(**{f"slurm_{key}": value for key, value in chosen.items()})
         return executor
+
+
+def _folder(site: Site) -> Path:
+    return site.store.parent / "jobs" / "%j"
+
+
+def _memory(site: Site, run: RemoteRun) -> Path:
+    """The file that holds the id of a run's last job."""
+    return site.store.parent / "jobs" / "of-runs" / run.config.run_id

@@ -1,4 +1,4 @@
-"""The worker processes of the local executor: started, followed, asked to stop."""
+"""The worker processes of executors: started, followed, asked to stop."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from fractrain.engine.config import RunConfig
@@ -26,10 +27,13 @@ class Workers:
         command: command line of a worker.
         site: where and how runs are executed.
         server: where workers are forked instead, as long as it lives.
+        logs: folder that keeps what each worker says, a file per run; None: only the last words of one that fails.
     """
 
-    def __init__(self, command: Sequence[str], site: Site, server: ForkServer | None = None) -> None:
-        self._command, self._site, self._server = list(command), site, server
+    def __init__(
+        self, command: Sequence[str], site: Site, server: ForkServer | None = None, logs: Path | None = None
+    ) -> None:
+        self._command, self._site, self._server, self._logs = list(command), site, server, logs
         self._running: list[Process] = []
         self._stopped = False
 
@@ -55,7 +59,7 @@ class Workers:
         """
         if self._stopped:
             return Outcome(config.run_id, "interrupted", "not started")
-        with tempfile.TemporaryFile("w+") as errors:
+        with self._log(config) as errors:
             process = self._start(variables, errors)
             self._running.append(process)
             if self._stopped:  # while it was starting
@@ -65,6 +69,12 @@ class Workers:
             finally:
                 self._running.remove(process)
             return self._outcome(config, last, process.wait(), errors)
+
+    def _log(self, config: RunConfig) -> IO[str]:
+        if self._logs is None:
+            return tempfile.TemporaryFile("w+")
+        self._logs.mkdir(parents=True, exist_ok=True)
+        return (self._logs / f"{config.run_id}.log").open("a+", encoding="utf-8")
 
     def _start(self, variables: Mapping[str, str], errors: IO[str]) -> Process:
         if self._server is not None:

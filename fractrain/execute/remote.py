@@ -86,7 +86,7 @@ class RemoteRun:
         """Run it to its end; return status and message. Ctrl-C (a cancelled task) stops it with a checkpoint."""
         store = RunStore(self.site.store)
         for attempt in range(self.retries + 1):
-            self._workers = Workers(self.worker, self.site)
+            self._workers = Workers(self.worker, self.site, logs=self.site.store.parent / "logs")
             try:
                 outcome = self._workers.run(self.config, self.variables, lambda _: None)
             except KeyboardInterrupt:

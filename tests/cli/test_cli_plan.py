@@ -42,6 +42,14 @@ def test_a_cluster_is_simulated_with_the_times_found(cli: Any, tiny_table: Path)
     found = json.loads(cli("plan", tiny_table, "--device", "cpu", "--gpus", "64", "--losses", "0", "--json").stdout)
     (run,) = found["runs"]
     assert found["cluster"]["seconds"] == pytest.approx(run["estimate"]["seconds"] + found["cluster"]["restart_s"])
+    assert found["cluster"]["limit_s"] == 0
+    refused = cli("plan", tiny_table, "--executor", "slurm")
+    assert refused.exit_code == 2
+    assert "give --gpus N" in refused.stderr
+    slurm = json.loads(
+        cli("plan", tiny_table, "--device", "cpu", "--gpus", "4", "--executor", "slurm", "--json").stdout
+    )
+    assert slurm["cluster"]["limit_s"] == 86400
     refused = cli("plan", tiny_table, "--gpus", "64", "--no-times")
     assert refused.exit_code == 2
     assert "give one of them" in refused.stderr

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -129,11 +131,26 @@ def children(parent: int, word: str) -> list[int]:
     return [int(line.split()[0]) for line in listed if word in line]
 
 
+def test_what_a_process_says_is_kept_beside_the_store_from_all_its_starts(tmp_path):
+    worker = (sys.executable, "-c", "import sys; sys.exit('no such GPU')")
+    run = RemoteRun(config("sbm"), Site(tmp_path / "runs", device="cpu"), cores=1, retries=1, worker=worker)
+    assert run() == {"status": "failed", "message": "worker ended with exit code 1: no such GPU"}
+    assert (tmp_path / "logs" / f"{run.config.run_id}.log").read_text() == "no such GPU\n" * 2
+
+
 def test_resources_are_read_and_refused_in_one_line():
     assert parse_resources(Resources, ["cores=2", "on_interrupt=cancel"]) == Resources(cores=2, on_interrupt="cancel")
     for text, words in (("cores", "write KEY=VALUE"), ("core=2", "core=2"), ("cores=0", "greater than or equal to 1")):
         with pytest.raises(ConfigError, match=words):
             parse_resources(Resources, [text])
+
+
+def test_ray_cannot_leave_tasks_alone():
+    from fractrain.execute.on_ray import RayResources
+
+    assert RayResources().on_interrupt == "cancel"
+    with pytest.raises(ConfigError, match="ray job submit"):
+        parse_resources(RayResources, ["on_interrupt=leave"])
 
 
 def test_short_jobs_are_refused_on_slurm():
@@ -167,7 +184,7 @@ def test_submitit_runs_preempts_and_ends_with_the_same_digests(here, tmp_path):
     class Watched(SlurmExecutor):
         def submit(self, runs, site):
             jobs.extend(handles := super().submit(runs, site))
-            threading.Thread(target=preempt, args=(handles[2], site.store, configs[2].run_id), daemon=True).start()
+            threading.Thread(target=preempt, args=(handles[2].job, site.store, configs[2].run_id), daemon=True).start()
             return handles
 
     store = tmp_path / "runs"
@@ -189,13 +206,14 @@ def preempt(job, store: Path, run_id: str) -> None:
         os.kill(pid, signal.SIGUSR2)
 
 
-def test_two_ray_nodes_one_killed_in_mid_run(here, tmp_path):
+def test_two_ray_nodes_one_killed_in_mid_run(here, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="extra ray is not installed")
     from ray.cluster_utils import Cluster
 
     from fractrain.execute.on_ray import RayExecutor, RayResources
 
     configs, expected = here
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's is 15: on a busy machine this test would starve
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     lost = cluster.add_node(num_cpus=3)  # takes all runs; the other one what is left of them
     try:
@@ -224,3 +242,37 @@ def lose(cluster, node, folder: Path) -> None:
     while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     cluster.remove_node(node, allow_graceful=False)
+
+
+def test_two_hosts_with_one_store_share_the_work_and_one_takes_over_from_the_other(here, tmp_path):
+    """Two processes stand for two hosts: both want all runs; one is killed with -9 in mid-run."""
+    configs, expected = here
+    site = Site(tmp_path, device="cpu", checkpoint_seconds=0, wait_s=-1)
+    program = (
+        "import json, sys; from pathlib import Path; from fractrain.engine.config import RunConfig\n"
+        "from fractrain.engine.site import Site; from fractrain.execute.local import LocalExecutor\n"
+        "job = json.loads(sys.stdin.read())\n"
+        "configs = [RunConfig.model_validate(c) for c in job['configs']]\n"
+        "ended = LocalExecutor(jobs=1, isolate=False).run(configs, Site.from_json(job['site']))\n"
+        "print([o.status for o in ended])"
+    )
+    hosts = []
+    for order in (configs, configs[::-1]):
+        job = {"configs": [c.model_dump(mode="json") for c in order], "site": site.as_json()}
+        host = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        host.stdin.write(json.dumps(job))
+        host.stdin.close()
+        hosts.append(host)
+    long_run = tmp_path / configs[2].run_id  # the first of the second host
+    deadline = time.monotonic() + HANG_S
+    while not (long_run / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    hosts[1].kill()
+    assert hosts[1].wait(HANG_S) == -signal.SIGKILL
+    assert "['done', 'done', 'done']" in hosts[0].stdout.read()
+    hosts[0].wait(HANG_S)
+    for host in hosts:
+        host.stdout.close()
+    assert digests(tmp_path, configs) == expected

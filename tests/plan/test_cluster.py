@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 
 from fractrain.plan.cluster import Cluster, simulate
 from fractrain.util.errors import ConfigError
+from fractrain.util.progress import duration
 
 
 @pytest.mark.parametrize(("runs", "gpus"), [(1, 1), (7, 3), (2000, 64), (3, 10)])
@@ -43,6 +45,18 @@ def test_losses_are_as_many_and_as_dear_as_expected():
     assert found.jobs == 2000 + found.losses
     assert redone / found.losses == pytest.approx(300, rel=0.1)  # half a checkpoint's distance
     assert simulate([6 * 3600.0] * 2000, cluster) == found  # seeded
+
+
+def test_the_page_shows_what_the_simulation_says_of_2000_runs_on_64_gpus():
+    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    for losses, limit_h in ((0.0, 0), (0.05, 4), (0.5, 4), (2.0, 4)):
+        found = simulate([6 * 3600.0] * 2000, Cluster(64, losses_per_gpu_day=losses, limit_s=limit_h * 3600.0))
+        limit = f"{limit_h} h" if limit_h else "none"
+        line = (
+            f"| {losses:g} | {limit} | {duration(found.seconds)} | {found.gpu_seconds / 3600:,.0f} | "
+            f"{found.useful_seconds / found.gpu_seconds:.1%} | {found.jobs:,} | {found.losses:,} |"
+        )
+        assert line in page
 
 
 @pytest.mark.parametrize("wrong", [{"gpus": 0}, {"gpus": 1, "restart_s": -1}, {"gpus": 1, "limit_s": 100}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,19 @@ def test_a_run_without_a_checkpoint_or_with_another_one_has_no_model(store: RunS
     summary.write_text(json.dumps({**json.loads(summary.read_text()), "weights_sha256": "0" * 64}))
     with pytest.raises(FractrainError):
         _ = fractrain.load_run(run.id, tmp_path).model
+
+
+def test_a_checkpoint_is_read_as_the_page_says(tmp_path: Path) -> None:
+    recipe = {"iterations": 1, "eval_every": 1, "batch_size": 8}
+    run = fractrain.run("sbm", "resnet20", "digits", recipe=recipe, store=tmp_path, device="cpu", progress=False)
+    page = (Path(__file__).parents[2] / "docs" / "library.md").read_text(encoding="utf-8")
+    blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
+    block = next(block for block in blocks if "checkpoint.pt" in block)
+    names = {"torch": torch, "io": io}
+    exec(block.replace("results/runs/RUN", str(run.record.path)), names)
+    own = run.model.state_dict()
+    assert set(names["weights"]) == set(own)
+    assert all(torch.equal(value, own[key]) for key, value in names["weights"].items())
 
 
 def test_names_are_listed_for_completion() -> None:
