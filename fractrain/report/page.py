@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from fractrain.report.claims import Claim
     from fractrain.report.scaling import Scaling
 
-MOST_RUNS: Final = 500
-MOST_CONFIGURATIONS: Final = 200
+MOST_RUNS: Final = 300
+MOST_CONFIGURATIONS: Final = 150
 
 
 def build_page(

@@ -89,7 +89,8 @@ def differing(entries: Iterable[RunEntry]) -> dict[str, str]:
     names: dict[str, str] = {}
     for groups in by_method.values():
         keys = list(dict.fromkeys(key for values in groups.values() for key in values))
-        varied = [k for k in keys if len({repr(values.get(k)) for values in groups.values()}) > 1]
+        first = next(iter(groups.values()))
+        varied = [k for k in keys if any(values.get(k) != first.get(k) for values in groups.values())]
         for group, values in groups.items():
             names[group] = ", ".join(f"{key}={_brief(values[key])}" for key in varied if key in values)
     return names
