@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fractrain.data import registry as datasets
 from fractrain.engine.config import collect_sets
 from fractrain.methods import registry
 from fractrain.report.quantities import BY_KEY
@@ -12,7 +13,7 @@ from fractrain.report.spec import RowSpec, Series, TableSpec
 from fractrain.report.spec_relative import Relative
 from fractrain.util.errors import ConfigError, did_you_mean
 
-GAINS = ("accuracy_best_test", "macs_best")  # in tables that set no rows against others
+GAINS = {"image": "accuracy_best_test", "text": "perplexity_best_test"}  # in tables that set no rows against others
 
 
 def with_added(spec: TableSpec, added: Sequence[str], against: str = "") -> TableSpec:
@@ -77,7 +78,9 @@ def _relative(spec: TableSpec, against: str) -> tuple[Relative, ...]:
     if spec.relative:
         return tuple(r.model_copy(update=_heads(r.quantity, "rival")) for r in spec.relative)
     label = next((row.label for row in spec.rows if row.key == against), against)
-    return tuple(Relative.model_validate({"quantity": quantity, **_heads(quantity, label)}) for quantity in GAINS)
+    kinds = {datasets.info(pair.dataset).kind for pair in spec.pairs}
+    gains = [*(quantity for kind, quantity in GAINS.items() if kind in kinds), "macs_best"]
+    return tuple(Relative.model_validate({"quantity": gain, **_heads(gain, label)}) for gain in gains)
 
 
 def _heads(quantity: str, rival: str) -> dict[str, str]:
