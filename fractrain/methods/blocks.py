@@ -7,6 +7,7 @@ from torch import nn
 from fractrain.methods.base import MethodContext
 from fractrain.util.errors import ConfigError, did_you_mean
 
+SPLITTING = ("shufflenetv2",)  # modules whose blocks are named like residual ones and are none
 RESIDUAL_TYPES = ("BasicBlock", "Bottleneck", "InvertedResidual")
 
 
@@ -31,12 +32,33 @@ def gateable_blocks(model: nn.Module, context: MethodContext) -> list[str]:
     if callable(own):
         return list(own())
     found = [name for name, m in modules.items() if type(m).__name__ in RESIDUAL_TYPES]
-    if not found:
+    split = next((m for name in found if (m := modules[name]) and type(m).__module__.endswith(SPLITTING)), None)
+    if split is not None:
         raise ConfigError(
-            f"{type(model).__name__} has no blocks known to this method; name them: "
-            "MethodContext(blocks=['layer1.0', ...]) or give the model a gateable_blocks() method"
+            f"{type(model).__name__}: blocks of type {type(split).__name__} from {type(split).__module__} split their "
+            "input, so no gate can be put before them; name other blocks: attach(..., blocks=['stage2', ...])"
+        )
+    if not found:
+        example = proposed(model) or ["layer1.0", "..."]
+        raise ConfigError(
+            f"{type(model).__name__} has no blocks known to this method; name them: attach(..., blocks={example}), "
+            "MethodContext(blocks=...), or give the model a gateable_blocks() method"
         )
     return found
+
+
+def proposed(model: nn.Module) -> list[str]:
+    """Names of the longest row of modules of one type that have layers, or of an empty one: likely blocks."""
+    rows: list[list[str]] = [[]]
+    fixed = {id(m.layers) for m in model.modules() if isinstance(m, nn.TransformerEncoder)}  # it looks into them
+    for name, module in model.named_modules():
+        if id(module) in fixed:
+            continue
+        inside = list(module.named_children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
+        kinds = {type(child) for _, child in inside}
+        if len(inside) > 1 and len(kinds) == 1 and all(list(child.children()) for _, child in inside):
+            rows.append([f"{name}.{child}" if name else child for child, _ in inside])
+    return max(rows, key=len)
 
 
 def block_weights(blocks: list[str], context: MethodContext) -> list[float]:

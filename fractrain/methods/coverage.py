@@ -127,11 +127,14 @@ class Watch:
         self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> Coverage:
-        """End watching; return what there was."""
+        """End watching; return what there was. The hooks stay: see :meth:`remove`."""
         self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        return Coverage(tuple(self._found.values()))
+
+    def remove(self) -> None:
+        """Remove the hooks. Not while PyTorch goes through them after an error: it would hide that."""
         for hook in self._hooks:
             hook.remove()
-        return Coverage(tuple(self._found.values()))
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._frames.append(_Frame(module))
@@ -283,13 +286,15 @@ class Meter:
         self.coverage: Coverage | None = None
         self._known: dict[Any, tuple[Product, ...]] = {}
         self._watch: Watch | None = None
+        self._ended: Watch | None = None  # of a pass that ended with an error
         self._key: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_watch": None}
+        return {**self.__dict__, "_watch": None, "_ended": None}
 
     def before(self, model: nn.Module, state: Any, args: Any, kwargs: Any) -> None:
         """At the start of a forward pass of ``model`` whose layers share ``state``."""
+        self._remove()
         key = (model.training, torch.is_grad_enabled(), *map(_form, tree_leaves((args, kwargs))))
         if key in self._known:
             self._count(state.ledger, key)
@@ -307,8 +312,10 @@ class Meter:
         if watch is None:
             return False
         coverage = watch.stop()
+        self._ended = watch
         if not whole:
             return False
+        self._remove()
         self._known[self._key] = coverage.outside
         self._count(state.ledger, self._key)
         first, self.coverage = self.coverage is None, self.coverage or coverage
@@ -319,6 +326,11 @@ class Meter:
                 f"{p.operation} in {p.name or 'the model'} ({p.why}); attach(..., strict=False) counts them at 32 bits"
             )
         return first
+
+    def _remove(self) -> None:
+        if self._ended is not None:
+            self._ended.remove()
+            self._ended = None
 
     def _count(self, ledger: Any, key: Any) -> None:
         for number, product in enumerate(self._known[key]):

@@ -105,6 +105,12 @@ class GateNetwork(nn.Module):
             ConfigError: a block is asked out of turn, or by checkpointing that hides the gate from the loss.
         """
         pooled = (x.mean(dim=(2, 3)) if x.dim() == 4 else x.mean(dim=1)).to(self.head.weight.dtype)
+        if pooled.shape[1] != self.channels[index]:
+            raise ConfigError(
+                f"gated block number {index} got an input of {pooled.shape[1]} channels, its first layer takes "
+                f"{self.channels[index]}: it is no block that a gate can be put before; name others: "
+                "attach(..., blocks=[...])"
+            )
         if recomputing():
             h, _ = self.cell(self.features[index](pooled), self._before(index, pooled))
             return widened(self.head(h))

@@ -175,7 +175,7 @@ def test_a_report_before_any_pass_says_so() -> None:
 
 def test_a_failed_pass_is_not_a_report_and_leaves_no_hooks() -> None:
     session = fractrain.attach("sbm", seeded(chain))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="channels"):  # PyTorch's own words
         session.model(torch.randn(2, 5, 8, 8))
     with pytest.raises(ConfigError, match="before the first forward pass"):
         session.report()
