@@ -313,7 +313,7 @@ def _finish(
     from fractrain.report.output import write
     from fractrain.report.render import render
 
-    folder = out or Path(DEFAULT_OUT if spec.figure is None else DEFAULT_FIGURES)
+    folder = out or Path(DEFAULT_FIGURES if spec.is_drawn else DEFAULT_OUT)
     with stdout_to_stderr():
         built, files = write(spec, RunStore(results), profile, folder, seeds)
         text = render(built, "md")

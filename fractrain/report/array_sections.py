@@ -64,7 +64,7 @@ def array_sections(
     widths: list[Row] = []
     judged: list[Row] = []
     for pair in spec.pairs:
-        works = _works(spec, [run for run in runs if run.pair == pair], sources)
+        works = works_of(spec, [run for run in runs if run.pair == pair], sources)
         where = group(pair, spec.dataset(pair, profile))
         widths += _width_rows(rows, works, where)
         for row in rows:
@@ -82,7 +82,7 @@ def _is_not(arrays: Arrays) -> dict[str, str]:
     return {model.name: model.is_not for model in models}
 
 
-def _works(spec: TableSpec, runs: Sequence[PlannedRun], sources: Sources) -> Works:
+def works_of(spec: TableSpec, runs: Sequence[PlannedRun], sources: Sources) -> Works:
     """The work of all rows of a pair that are complete and can be read."""
     found: dict[str, list[Work]] = {}
     for row in spec.rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,6 +10,8 @@ from typing import Final
 from fractrain.engine.length import stem as file_stem
 from fractrain.report import render as tables
 from fractrain.report.build import build_table
+from fractrain.report.cost_draw import draw_costs
+from fractrain.report.cost_points import CostFigure, build_costs, costs_csv
 from fractrain.report.draw import FORMATS, Look, draw, require_matplotlib
 from fractrain.report.latex import narrow
 from fractrain.report.points import FigureData, build_figure, only, points_csv
@@ -17,6 +19,7 @@ from fractrain.report.selection import selected
 from fractrain.report.sources import Sources, Store
 from fractrain.report.spec import TableSpec
 from fractrain.report.values import Table
+from fractrain.util.errors import ConfigError
 from fractrain.util.files import atomic_write, storing
 
 DRAWN: Final = ("svg", "png")
@@ -28,7 +31,7 @@ def check(spec: TableSpec) -> None:
     Raises:
         MachineError: it is a figure, and matplotlib is not installed.
     """
-    if spec.figure is not None:
+    if spec.is_drawn:
         require_matplotlib()
 
 
@@ -76,10 +79,15 @@ def content(
         MachineError: a drawing without matplotlib.
     """
     wanted = wanted or Wanted()
+    whole = not (wanted.columns or wanted.rows)
+    if spec.costs is not None and (fmt in FORMATS or (fmt in ("csv", "html", "md") and whole)):
+        if wanted.panel or wanted.look != "page":
+            raise ConfigError(f"{spec.name} has one form: leave out --panel and --style")
+        return _costs_content(build_costs(spec, store, profile, seeds, sources), fmt)
     if fmt in FORMATS:
         figure = build_figure(spec, store, profile, seeds, sources)
         return draw(only(figure, wanted.panel) if wanted.panel else figure, fmt, wanted.look)
-    if spec.figure is not None and fmt in ("csv", "html", "md") and not (wanted.columns or wanted.rows):
+    if spec.figure is not None and fmt in ("csv", "html", "md") and whole:
         return _figure_text(build_figure(spec, store, profile, seeds, sources), fmt).encode()
     table = selected(build_table(spec, store, profile, seeds, sources), wanted.columns, wanted.rows)
     if fmt == "tex" and (wanted.columns or wanted.look == "paper"):
@@ -99,18 +107,32 @@ def text(
     return content(spec, store, profile, seeds, fmt, sources).decode()
 
 
+def _costs_content(figure: CostFigure, fmt: str) -> bytes:
+    """A figure of costs in one format."""
+    if fmt in FORMATS:
+        return draw_costs(figure, fmt)
+    if fmt == "csv":
+        return costs_csv(figure).encode()
+    return _with_drawing(figure.table, fmt, lambda: draw_costs(figure, "svg"), figure.table.title).encode()
+
+
 def _figure_text(figure: FigureData, fmt: str) -> str:
     """A figure in a text format: its points, or the table behind it below the drawing."""
     if fmt == "csv":
         return points_csv(figure)
+    return _with_drawing(figure.table, fmt, lambda: draw(figure, "svg"), figure.title)
+
+
+def _with_drawing(table: Table, fmt: str, make: Callable[[], bytes], title: str) -> str:
+    """The table below its drawing, where the format has room for one."""
     if fmt == "html":
-        drawn = draw(figure, "svg").decode()
-        return tables.html(figure.table, drawn[drawn.index("<svg") :])
-    made = tables.render(figure.table, fmt)
+        drawn = make().decode()
+        return tables.html(table, drawn[drawn.index("<svg") :])
+    made = tables.render(table, fmt)
     if fmt == "md":
-        name = f"{figure.table.name}-{file_stem(figure.table.profile)}.svg"
+        name = f"{table.name}-{file_stem(table.profile)}.svg"
         head, _, rest = made.partition("\n\n")
-        return f"{head}\n\n![{figure.title}]({name})\n\n{rest}"
+        return f"{head}\n\n![{title}]({name})\n\n{rest}"
     return made
 
 
@@ -139,15 +161,21 @@ def write(
         StoreError: the folder cannot be written.
         MachineError: a figure, and matplotlib is not installed.
     """
-    if spec.figure is None:
+    if not spec.is_drawn:
         table = build_table(spec, store, profile, seeds, sources)
         return table, tables.write_all(table, folder)
-    figure = build_figure(spec, store, profile, seeds, sources)
-    stem = Path(folder) / f"{figure.table.name}-{file_stem(figure.table.profile)}"
-    contents = {f".{fmt}": draw(figure, fmt) for fmt in DRAWN}
-    contents |= {f".{fmt}": _figure_text(figure, fmt).encode() for fmt in tables.FORMATS}
+    if spec.costs is not None:
+        costs = build_costs(spec, store, profile, seeds, sources)
+        table = costs.table
+        contents = {f".{fmt}": _costs_content(costs, fmt) for fmt in (*FORMATS, *tables.FORMATS)}
+    else:
+        figure = build_figure(spec, store, profile, seeds, sources)
+        table = figure.table
+        contents = {f".{fmt}": draw(figure, fmt) for fmt in DRAWN}
+        contents |= {f".{fmt}": _figure_text(figure, fmt).encode() for fmt in tables.FORMATS}
+    stem = Path(folder) / f"{table.name}-{file_stem(table.profile)}"
     with storing(stem.parent):
         stem.parent.mkdir(parents=True, exist_ok=True)
     for ending, content in contents.items():
         atomic_write(stem.with_name(stem.name + ending), content)
-    return figure.table, [stem.with_name(stem.name + ending) for ending in contents]
+    return table, [stem.with_name(stem.name + ending) for ending in contents]

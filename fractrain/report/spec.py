@@ -17,7 +17,7 @@ from fractrain.engine.length import MAX_SEEDS, PROFILES, Profile
 from fractrain.methods.presets import paper_settings
 from fractrain.report.format_errors import FormatErrors
 from fractrain.report.quantities import ColumnKey
-from fractrain.report.spec_relative import Arrays, Claim, Relative, Strict
+from fractrain.report.spec_relative import Arrays, Claim, CostDrawing, Relative, Strict
 from fractrain.report.verdict import VerdictRule
 from fractrain.util.errors import ConfigError, did_you_mean
 
@@ -186,6 +186,7 @@ class TableSpec(Strict):
         split_against: key of the row against which the savings of all others are shown split into their factors; empty:
             only those of improvement rows and of rows with ``against``.
         arrays: hardware models that claims are set beside; None: no such section.
+        costs: how the cost of a step is drawn, of the first pair; None: it is not.
     """
 
     name: str
@@ -203,6 +204,7 @@ class TableSpec(Strict):
     improvement: Improvement | None = None
     split_against: str = ""
     arrays: Arrays | None = None
+    costs: CostDrawing | None = None
     relative: tuple[Relative, ...] = pydantic.Field(default=(), strict=False)
     columns: tuple[ColumnKey, ...] = pydantic.Field(default=(), strict=False)
     parts: Literal[1, 2] = 2
@@ -220,6 +222,8 @@ class TableSpec(Strict):
         named = [("improvement", key) for key in wanted]
         named += [("split_against", self.split_against)] if self.split_against else []
         named += [(f"rows: {row.key}: against", row.against) for row in self.rows if row.against]
+        drawn = (*self.costs.bars, *self.costs.along) if self.costs else ()
+        named += [("costs", key) for key in drawn]
         for where, key in named:
             if key not in keys:
                 raise ValueError(f"{where}: no row has the key {key!r}{did_you_mean(key, keys)}")
@@ -241,6 +245,11 @@ class TableSpec(Strict):
             if strange := sorted({*row.models} - {p.model for p in self.pairs}):
                 raise ValueError(f"rows: {row.key}: models: no pair uses {strange[0]!r}")
         return self
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it is a figure: a table that is also drawn."""
+        return self.figure is not None or self.costs is not None
 
     def row(self, key: str) -> RowSpec:
         """The row with this key."""
@@ -375,6 +384,7 @@ _OWNERS: dict[str, type[Strict]] = {
     "relative": Relative,
     "relative.claim": Claim,
     "arrays": Arrays,
+    "costs": CostDrawing,
     "figure": Drawing,
     "figure.series": Series,
 }

@@ -81,3 +81,16 @@ class Arrays(Strict):
         if list(self.widths) != sorted(set(self.widths)) or self.widths[0] < 1:
             raise ValueError(f"widths must be whole bits, ascending, got {self.widths}")
         return self
+
+
+class CostDrawing(Strict):
+    """A drawing of what a training step costs, and where: bars by part and product, and curves along training.
+
+    Attributes:
+        hardware: the two models, with settings as ``--hardware`` takes them.
+        bars, along: keys of the rows with a bar, and with a curve.
+    """
+
+    hardware: tuple[str, ...] = pydantic.Field(min_length=2, max_length=2, strict=False)
+    bars: tuple[str, ...] = pydantic.Field(min_length=1, strict=False)
+    along: tuple[str, ...] = pydantic.Field(min_length=1, strict=False)

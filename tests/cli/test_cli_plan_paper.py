@@ -32,6 +32,7 @@ RUNS = {
     | {"resnet18 imagenet": 36, "resnet34 imagenet": 36, "transformer_base wikitext103": 57}
     | {"resnet38 cifar10": 60, "resnet38 cifar100": 60},  # eight methods in today's formats on two models
     "table7": {},  # trains nothing
+    "figure-cost": {"resnet38 cifar100": 15},  # all of them runs of tables 2 and 6
     "figure-dfq": {f"{m} {d}": 39 for m in ("resnet38", "resnet74", "mobilenet_v2") for d in ("cifar10", "cifar100")},
     "figure-pfq": {f"{m} {d}": 24 for m in ("resnet38", "resnet74") for d in ("cifar10", "cifar100")},
 }
