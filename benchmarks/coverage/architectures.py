@@ -50,13 +50,13 @@ def _image(name: str, size: int, **options: Any) -> Callable[[], tuple[nn.Module
     return make
 
 
-def _text(kind: str, **options: Any) -> Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]]:
+def _text(kind: str, part: str = "", **options: Any) -> Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]]:
     def make() -> tuple[nn.Module, dict[str, torch.Tensor]]:
         import transformers
 
         torch.manual_seed(0)
         config = getattr(transformers, f"{kind}Config")(vocab_size=64, **options)
-        model = getattr(transformers, f"{kind}Model")(config)
+        model = getattr(transformers, f"{kind}{part}Model")(config)
         return model, {"input_ids": torch.randint(3, 60, (BATCH, 12))}
 
     return make
@@ -75,7 +75,7 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]]] = {
     "timm vit_tiny_patch16_224": _image("timm:vit_tiny_patch16_224", 32, img_size=32),
     "transformers BERT": _text("Bert", **TINY),
     "transformers Llama": _text("Llama", num_key_value_heads=2, **TINY),
-    "transformers T5 encoder": _text("T5Encoder", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
+    "transformers T5 encoder": _text("T5", "Encoder", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
     "transformers GPT-2": _text("GPT2", n_embd=32, n_layer=2, n_head=4),
 }  # fmt: skip
 
