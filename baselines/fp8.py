@@ -31,7 +31,7 @@ class FP8Settings(MethodSettings):
     recipe: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp", "delayed"] = Field(
         "tensorwise", description="where scales come from, and what is quantized"
     )
-    history: int = Field(1024, ge=1, description="recipe delayed: steps of the amax history")
+    history: int = Field(1024, ge=1, le=1 << 20, description="recipe delayed: steps of the amax history")
 
 
 class FP8(Method):

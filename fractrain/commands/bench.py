@@ -20,6 +20,7 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
+from fractrain.util.files import try_folder
 
 if TYPE_CHECKING:
     from fractrain.bench.subject import Setup
@@ -90,6 +91,7 @@ def bench_command(
     whose name says so. --json prints the list of paths, or of views where only these were asked for.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the profiler chatters on stderr
+    try_folder(out)
     if peaks:
         _peaks(threads or 1, out, as_json)
         return

@@ -31,9 +31,14 @@ def show_command(run_id: str, results: Path, as_json: bool) -> None:
 def _document(record: RunRecord) -> dict[str, Any]:
     return {
         "run_id": record.run_id, "status": record.status, "message": record.message,
-        "config": record.config.model_dump(mode="json"), "summary": record.summary, "metrics": record.metrics(),
+        "config": record.config.model_dump(mode="json"), "summary": record.summary, "metrics": _metrics(record),
         "environment": record.environment, "folder": record.path, "files": _files(record),
     }  # fmt: skip
+
+
+def _metrics(record: RunRecord) -> list[dict[str, Any]]:
+    """The lines of the epochs; of a damaged record none, whose numbers may be others."""
+    return [] if record.status == "damaged" else record.metrics()
 
 
 def _files(record: RunRecord) -> dict[str, int]:
@@ -48,7 +53,7 @@ def _lines(record: RunRecord) -> list[str]:
 
     lines = [f"{record.run_id}: {record.status}" + (f" ({record.message})" if record.message else "")]
     lines += [*result_lines(record), "", *config_lines(record.config, None)[1:], ""]
-    metrics = record.metrics()
+    metrics = _metrics(record)
     step = max(1, -(-len(metrics) // MOST_PERIODS))
     shown = [*metrics[:-1:step], *metrics[-1:]]
     keys = ("epoch", "iteration", "lr", "train_loss", "val_accuracy", "test_accuracy", "test_perplexity", "cp_percent")
@@ -87,9 +92,8 @@ def compare_command(run_a: str, run_b: str, paired: bool, results: Path, as_json
 
     store = RunStore(results)
     with stdout_to_stderr():
-        entries = read_index(store)
-        a, b = (store.find(text) for text in (run_a, run_b))
-        found = compare(entries, a.run_id, b.run_id, paired)
+        a, b = (store.find(text).config.run_id for text in (run_a, run_b))
+        found = compare(read_index(store), a, b, paired)
     if as_json:
         emit_json(found)
     else:

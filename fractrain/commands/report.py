@@ -72,8 +72,9 @@ def report_command(
     from fractrain.report.evidence import EvidenceStore
     from fractrain.report.page import build_page
     from fractrain.report.sources import Stores
-    from fractrain.util.files import atomic_write, storing
+    from fractrain.util.files import atomic_write, try_folder
 
+    try_folder(out)
     store = RunStore(results)
     say(f"reading {results} ...")
     with stdout_to_stderr():
@@ -81,8 +82,6 @@ def report_command(
         built = _tables(store, entries, tables, profile)
         both = Stores(store, EvidenceStore(evidence))
         page = build_page(store, built, hardware, details, entries, judge_claims(both), _scaling(both))
-        with storing(out):
-            out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / PAGE, page.encode())
     if as_json:
         emit_json({"file": out / PAGE, "bytes": len(page.encode()), "tables": [table.name for table in built]})

@@ -41,6 +41,7 @@ from fractrain.commands.planning import (
     show_plan,
 )
 from fractrain.util.errors import ConfigError
+from fractrain.util.files import try_folder
 
 if TYPE_CHECKING:
     from fractrain.execute.local import Executor, Outcome, Site
@@ -250,6 +251,7 @@ def reproduce_command(
         return 0
     for spec, _ in plans:
         check(spec)
+        try_folder(_folder(spec, out))
     say(counts_text(runs))
     outcomes = execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
     documents = []
@@ -281,6 +283,7 @@ def _reproduce_campaign(
         return 0
     if out:
         require_matplotlib()
+        try_folder(out)
     say(f"{campaign.name}: {counts_text(runs)}")
     outcomes = execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
     with stdout_to_stderr():
@@ -299,6 +302,11 @@ def _reproduce_campaign(
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
 
 
+def _folder(spec: TableSpec, out: Path | None) -> Path:
+    """Where a table is written."""
+    return out or Path(DEFAULT_FIGURES if spec.is_drawn else DEFAULT_OUT)
+
+
 def _finish(
     spec: TableSpec,
     profile: str,
@@ -313,9 +321,8 @@ def _finish(
     from fractrain.report.output import write
     from fractrain.report.render import render
 
-    folder = out or Path(DEFAULT_FIGURES if spec.is_drawn else DEFAULT_OUT)
     with stdout_to_stderr():
-        built, files = write(spec, RunStore(results), profile, folder, seeds)
+        built, files = write(spec, RunStore(results), profile, _folder(spec, out), seeds)
         text = render(built, "md")
     if not as_json:
         click.echo(text.rstrip("\n"))

@@ -249,6 +249,8 @@ def explain(error: pydantic.ValidationError, origin: str, known: Iterable[str] =
             parts.append(f"key {key!r} is missing")
         else:
             reason = " ".join(item["msg"].split())
+            if item["type"] == "tuple_type":
+                reason = "expected a list, for example 4,5 or [4]"
             got = f", got {reprlib.repr(item['input'])}"
             if item["type"] == "value_error":  # a check of ours, whose words say what it got
                 reason = str(item.get("ctx", {}).get("error", reason))

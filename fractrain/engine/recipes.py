@@ -14,7 +14,7 @@ classes are others; everything else, and in fine-tuning the classifier as well, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -24,7 +24,7 @@ from fractrain.data.embedded import SMOKE_RECIPE
 from fractrain.data.info import DatasetInfo
 from fractrain.engine.length import share
 from fractrain.util.errors import ConfigError
-from fractrain.util.settings import ADDED
+from fractrain.util.settings import ADDED, check_sizes
 
 REAL_SMOKE: Final = 160  # smoke on real data: 400 iterations, about one CIFAR epoch
 # Evaluation periods that a run of 1/n of the paper's length has at least: methods that watch the loss from period to
@@ -94,6 +94,11 @@ class Recipe(pydantic.BaseModel):
     zero_init_residual: bool = Field(default=False, json_schema_extra=ADDED)
     sync_ranges: bool = Field(default=True, json_schema_extra=ADDED)
     sync_batch_norm: bool = Field(default=True, json_schema_extra=ADDED)
+
+    @pydantic.model_validator(mode="after")
+    def _of_sense(self) -> Self:
+        check_sizes(self)
+        return self
 
     @pydantic.field_validator("milestones")
     @classmethod

@@ -25,7 +25,8 @@ from fractrain.engine.summary import best_line, summarize_run, trivial_result
 from fractrain.experimental.cuda_graphs import recorder_for
 from fractrain.util.device import determinism, resolve_device
 from fractrain.util.digests import weights_sha256
-from fractrain.util.errors import NonFiniteError, RunError, StoreError
+from fractrain.util.errors import DiskError, NonFiniteError, RunError, StoreError
+from fractrain.util.files import without_folders
 from fractrain.util.progress import Progress, SilentProgress
 from fractrain.util.signals import GracefulStop, RunInterrupted
 
@@ -88,7 +89,7 @@ class Trainer:
                     self._run_locked(writer, stop)
             record = self._record()
         if record is None:
-            raise StoreError(f"{self.store.path(self.config.run_id)} has vanished: something else deletes in the store")
+            raise DiskError(f"{self.store.path(self.config.run_id)} has vanished: something else deletes in the store")
         return record
 
     def _record(self) -> RunRecord | None:
@@ -126,22 +127,22 @@ class Trainer:
         try:
             self._train(writer, stop)
         except NonFiniteError as error:
-            writer.set_status("diverged", str(error), layer=error.layer, step=error.step)
+            _end(writer, "diverged", str(error), layer=error.layer, step=error.step)
             raise
         except RunInterrupted as error:
-            writer.set_status("interrupted", str(error))
+            _end(writer, "interrupted", str(error))
             raise
         except KeyboardInterrupt as error:  # the second Ctrl-C
-            writer.set_status("interrupted", "stopped at once; the last checkpoint counts")
+            _end(writer, "interrupted", "stopped at once; the last checkpoint counts")
             raise RunInterrupted(
                 f"run {self.config.run_id} stopped at once; the same command goes on with it"
             ) from error
         except torch.OutOfMemoryError as error:
             message = f"run {self.config.run_id} needs more memory than the GPU has: try --set recipe.batch_size=..."
-            writer.set_status("failed", message)
+            _end(writer, "failed", message)
             raise RunError(message) from error
         except Exception as error:
-            writer.set_status("failed", " ".join(f"{type(error).__name__}: {error}".split()))
+            _end(writer, "failed", without_folders(" ".join(f"{type(error).__name__}: {error}".split())))
             raise
         finally:
             self.progress.close()
@@ -220,6 +221,12 @@ class Trainer:
         loop.check_finite()  # a model that holds nan is not worth keeping
         state = loop.state_dict()
         self.ranks.on_first(lambda: checkpoint.save(path, state, self.config.run_id))
+
+
+def _end(writer: RunWriter | NullWriter, status: Status, message: str, **facts: Any) -> None:
+    """Write how a run ended; where that fails, too, the first error is the one to tell."""
+    with contextlib.suppress(StoreError):
+        writer.set_status(status, message, **facts)
 
 
 class NullWriter:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 import torch
@@ -35,7 +35,7 @@ from fractrain.layers.state import QuantState, ReduceLimits
 from fractrain.numerics.formats import MAX_BITS, MIN_BITS
 from fractrain.numerics.precision import FLOAT_BITS
 from fractrain.util.errors import ConfigError
-from fractrain.util.settings import ADDED
+from fractrain.util.settings import ADDED, check_sizes
 
 
 def _width(value: int) -> int:
@@ -86,6 +86,11 @@ class MethodSettings(pydantic.BaseModel):
             if isinstance(values, Mapping) and name in values:
                 raise ValueError(f"there is no setting {name} any more, got {name}={values[name]!r}: {instead}")
         return values
+
+    @pydantic.model_validator(mode="after")
+    def _of_sense(self) -> Self:
+        check_sizes(self)
+        return self
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -25,6 +25,8 @@ from fractrain.util.errors import ConfigError
 from fractrain.util.seeds import derive_seed
 from fractrain.util.settings import ADDED
 
+MOST_UNITS: Final = 1 << 14  # of a gate's layers; the authors' largest has 64
+
 
 class DFQSettings(MethodSettings):
     """Settings of DFQ; defaults are the authors' for CIFAR."""
@@ -37,9 +39,13 @@ class DFQSettings(MethodSettings):
     weight_bits: int = Field(4, ge=2, le=16, description="weight bits inside gated blocks")
     beta: float = Field(1e-3, ge=0, description="weight of the cost term")
     relax: float = Field(0.0, ge=0, description="half width of the band around the target with a tenth of the force")
-    gate_hidden: int = Field(32, ge=0, description="gate: size of the first projection; 0: a single one, to gate_embed")
-    gate_embed: int = Field(16, ge=1, description="gate: size of the LSTM's input, and of its state by default")
-    gate_state: Annotated[int, Field(ge=1)] | None = Field(
+    gate_hidden: int = Field(
+        32, ge=0, le=MOST_UNITS, description="gate: size of the first projection; 0: a single one, to gate_embed"
+    )
+    gate_embed: int = Field(
+        16, ge=1, le=MOST_UNITS, description="gate: size of the LSTM's input, and of its state by default"
+    )
+    gate_state: Annotated[int, Field(ge=1, le=MOST_UNITS)] | None = Field(
         None, description="gate: size of the LSTM's state", json_schema_extra=ADDED
     )
     depthwise_bits: Annotated[

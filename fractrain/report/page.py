@@ -82,7 +82,7 @@ def build_page(
         context = {
             "version": fractrain.__version__,
             "banner": _banner(entries),
-            "counts": _counts(entries, shown, groups, finished, len(found)),
+            "counts": [*_counts(entries, shown, groups, finished, len(found)), *_left_out(entries, store)],
             "methods": [(number, name) for number, name in enumerate(methods)],
             "claims": claims_table(claims) if claims else None,
             "claim_verdicts": Counter(claim.verdict for claim in claims).most_common(),
@@ -140,6 +140,13 @@ def _counts(
     if details < len(groups):
         texts.append(f"{details} of them in detail (--details N for more)")
     return texts
+
+
+def _left_out(entries: Sequence[RunEntry], store: RunStore) -> list[str]:
+    """Which runs are nowhere on the page, because nobody can say what they are."""
+    names = sorted(set(store.ids()) - {e.run_id for e in entries})
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"{len(names):,} left out, their config.json is damaged: {some}"] if names else []
 
 
 def _verdicts(tables: Sequence[Table]) -> list[tuple[str, str, int, int, list[str]]]:

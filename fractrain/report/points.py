@@ -6,8 +6,6 @@ the axes of the published points. Anything else has panels of its own, with its 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
@@ -15,6 +13,7 @@ from typing import Literal
 from fractrain.cost.published import PublishedRow
 from fractrain.engine.length import Profile, check_profile, words
 from fractrain.report.build import build_table
+from fractrain.report.csv_cells import csv_text
 from fractrain.report.rows import data_label
 from fractrain.report.sources import Sources, Store, default_sources
 from fractrain.report.spec import Drawing, Pair, Series, TableSpec
@@ -269,13 +268,11 @@ def _remarks(table: Table) -> Iterator[str]:
 
 def points_csv(figure: FigureData) -> str:
     """Return the points as drawn, one per line, with source and confidence."""
-    stream = io.StringIO()
     names = [field.name for field in fields(Point)]
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["figure", "version", "profile", *names])
+    lines: list[list[object]] = [["figure", "version", "profile", *names]]
     table = figure.table
     for point in figure.points:
         values = asdict(point)
         line = ["" if values[name] is None else values[name] for name in names]
-        writer.writerow([table.name, table.version, table.profile, *line])
-    return stream.getvalue()
+        lines.append([table.name, table.version, table.profile, *line])
+    return csv_text(lines)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,7 @@ import jinja2
 from tabulate import tabulate
 
 from fractrain.engine.length import stem, words
+from fractrain.report.csv_cells import csv_text as cells_as_csv
 from fractrain.report.latex import latex
 from fractrain.report.values import Column, Part, Row, Section, Table
 from fractrain.util.errors import ConfigError, did_you_mean
@@ -24,6 +24,7 @@ PARTS: Final[tuple[tuple[Part, str], ...]] = (
     ("all", "Accuracy and cost of training; cost is up to the epoch of best test accuracy unless marked @end"),
     ("errors", "Errors of number formats"),
 )
+_TAG: Final = re.compile(r"<(?=[A-Za-z/!?])")  # of a label's, which Markdown would take for HTML
 
 
 def markdown(table: Table) -> str:
@@ -50,7 +51,7 @@ def markdown(table: Table) -> str:
         "pub. = published, model = modelled. All columns and intervals: the CSV, JSON and HTML forms."
     )
     lines += _runs(table)
-    return "\n".join(lines) + "\n"
+    return _TAG.sub("&lt;", "\n".join(lines)) + "\n"
 
 
 def _runs(table: Table) -> list[str]:
@@ -79,33 +80,29 @@ def csv_text(table: Table) -> str:
     heads = ["table", "version", "profile", "row_kind", *labels]
     for key in numbers:
         heads += [key, f"{key}_low", f"{key}_high", f"{key}_n", f"{key}_origin", f"{key}_source", f"{key}_text"]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(heads)
+    lines: list[list[object]] = [list(heads)]
     for row in table.rows:
         line: list[object] = [table.name, table.version, table.profile, row.kind, *(row.text(k) for k in labels)]
         for key in numbers:
             c = row.cells[key]
             line += ["" if v is None else v for v in (c.value, c.low, c.high, c.n)] + [c.origin, c.source, c.text]
-        writer.writerow(line)
-    return stream.getvalue()
+        lines.append(line)
+    return cells_as_csv(lines)
 
 
 def section_csv(table: Table, section: Section) -> str:
     """Return a section's columns, with unrounded number, origin and source beside each text."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     heads: list[str] = []
     for c in section.columns:
         heads += [c.key, f"{c.key}_value", f"{c.key}_source"] if c.origin else [c.key]
-    writer.writerow(["table", "version", "profile", "group", *heads])
+    lines: list[list[object]] = [["table", "version", "profile", "group", *heads]]
     for row in section.rows:
         line: list[object] = [table.name, table.version, table.profile, row.group]
         for column in section.columns:
             cell = row.cells[column.key]
             line += [cell.text, "" if cell.value is None else cell.value, cell.source] if column.origin else [cell.text]
-        writer.writerow(line)
-    return stream.getvalue()
+        lines.append(line)
+    return cells_as_csv(lines)
 
 
 def json_text(table: Table) -> str:

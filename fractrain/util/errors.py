@@ -34,7 +34,7 @@ class StoreError(FractrainError):
 
 
 class DiskError(StoreError):
-    """The disk filled up, or refused, while a run was writing: a failure at run time."""
+    """The disk filled up, vanished, or refused, while a run was writing: a failure at run time."""
 
     exit_code = 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ _HINTS = {
     errno.EEXIST: "a file is in the way of a folder: move it, or set FRACTRAIN_RESULTS to another folder",
 }
 _RUN_TIME = (errno.ENOSPC, errno.EDQUOT)  # nothing was wrong when the run began
+_ABSOLUTE = re.compile(r"(?<![\w.:/\\-])(?:[A-Za-z]:[\\/]|/)(?:[^\s/\\:'\"]+[/\\])+")
+_VANISHED = "its folder has vanished: something else deletes there; give the same command again"
 
 
 @contextlib.contextmanager
@@ -28,8 +31,9 @@ def storing(path: Path, action: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _HINTS.get(error.errno or 0, error.strerror or str(error))
-        kind = DiskError if error.errno in _RUN_TIME else StoreError
+        vanished = error.errno in (errno.ENOENT, errno.ESTALE) and action == "write"
+        reason = _VANISHED if vanished else _HINTS.get(error.errno or 0, error.strerror or str(error))
+        kind = DiskError if vanished or error.errno in _RUN_TIME else StoreError
         raise kind(f"cannot {action} {path}: {reason}") from error
 
 
@@ -51,6 +55,19 @@ def atomic_write(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def try_folder(folder: Path) -> None:
+    """Make a folder if it is not there, and write into it, before work begins whose results go there.
+
+    Raises:
+        StoreError: that cannot be; one line.
+    """
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tried = temporary_name(folder / "tried")
+        tried.touch()
+        tried.unlink()
 
 
 def append_line(path: Path, line: str) -> None:
@@ -85,3 +102,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def without_folders(text: str) -> str:
+    """Return a message for a record that others may read: of absolute paths the last part alone."""
+    for place in (Path.cwd(), Path.home()):  # whose names may hold blanks
+        if place != Path(place.anchor):
+            text = text.replace(f"{place}{os.sep}", "")
+    return _ABSOLUTE.sub("", text)

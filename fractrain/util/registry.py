@@ -163,7 +163,7 @@ class Registry(Generic[T]):
             module, attribute = _import_origin(name, origin)
         except FractrainError:
             raise
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:  # a script that ends itself is no plugin
             raise PluginError(f"{self.noun} {name!r} ({line_of(origin, problem)}): {one_line(problem)}") from problem
         found = [getattr(module, attribute, None)] if attribute else self._entries(module)
         matching = [entry for entry in found if self._fits(entry) and getattr(entry, "name", None) == name]

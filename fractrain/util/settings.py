@@ -13,12 +13,26 @@ runs did before; whoever changes it later raises the method's ``version``, as fo
 from __future__ import annotations
 
 import functools
+import reprlib
 from collections.abc import Mapping
 from typing import Any, Final
 
 import pydantic
 
+LARGEST: Final = 2**31 - 1  # what a number of steps, layers, elements or bits has sense up to
 ADDED: Final[dict[str, Any]] = {"added": True}
+
+
+def check_sizes(settings: pydantic.BaseModel) -> None:
+    """Refuse whole numbers beyond any sense, which libraries would answer with an overflow.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, value in settings:
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise ValueError(f"{name} goes up to {LARGEST:,}, got {name}={reprlib.repr(number)}")
 
 
 def instead_of(name: str, value: Any) -> dict[str, Any]:

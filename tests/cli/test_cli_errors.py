@@ -205,3 +205,13 @@ def test_reproduce_does_not_run_under_torchrun(cli: Any, one_line_error: Any, mo
     result = cli("reproduce", "table2")
     assert result.exit_code == 2
     assert "torchrun" in one_line_error(result)
+
+
+def test_a_plugin_that_ends_the_process_is_said_so(cli: Any, tmp_path: Path) -> None:
+    plugin = tmp_path / "ends.py"
+    text = "from fractrain.methods.base import Method\nraise SystemExit(3)\nclass Ends(Method):\n    name = 'ends'\n"
+    plugin.write_text(text)
+    for args in (("list", "methods"), ("run", "--method", "ends", "--model", "resnet38", "--dataset", "digits")):
+        result = cli(*args, "--plugin", plugin)
+        assert result.exit_code in (0, 2), args
+        assert "SystemExit" in result.stdout + result.stderr

@@ -87,9 +87,9 @@ def test_a_fetch_that_was_killed_goes_on_with_what_it_has(corpus, child, tmp_pat
     try:
         hub.stall = train
         first = child(new, HF_ENDPOINT=hub.url)
-        assert hub.stalled.wait(60)
+        assert hub.stalled.wait(600)
         first.send_signal(signal.SIGKILL)
-        assert first.wait(60) == -signal.SIGKILL
+        assert first.wait(600) == -signal.SIGKILL
         first.communicate()
         assert hub.delivered[-1] == test
         assert train not in hub.delivered

@@ -22,6 +22,7 @@ from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.engine.trainer import Trainer
 from fractrain.execute.local import LocalExecutor
+from fractrain.methods import registry as methods
 from fractrain.util.digests import weights_sha256
 from fractrain.util.errors import CheckpointError, ConfigError
 from fractrain.util.seeds import derive_seed
@@ -385,3 +386,39 @@ def test_command_line_on_digits100(tmp_path):
     assert sorted(r.config.setting for r in records) == ["adaptation", "adaptation-source"]
     model = checkpoint.load(tmp_path / summary["run_id"] / checkpoint.NAME, summary["run_id"])["model"]
     assert [v.shape[0] for v in model.values() if v.dim() == 2][-1] == 50
+
+
+def _whole_numbers() -> list[tuple[str, str, object]]:
+    """(method, setting, its default) of every setting that is a whole number or several."""
+    found = []
+    for name in methods.names():
+        for key, value in methods.create(name, {}).settings.model_dump().items():
+            first = value[0] if isinstance(value, tuple | list) and value else value
+            if isinstance(first, int) and not isinstance(first, bool):
+                found.append((name, key, value))
+    return found
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, -(2**63), 10**400])
+def test_whole_numbers_beyond_sense_are_refused_in_one_line(number):
+    for method, key, default in _whole_numbers():
+        value = [number] * len(default) if isinstance(default, tuple | list) else number
+        with pytest.raises(ConfigError) as caught:
+            RunConfig.create(method=method, model="resnet38", dataset="digits", settings={key: value})
+        assert key in str(caught.value), method
+        assert len(str(caught.value)) < 500
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="iterations"):
+        RunConfig.create(method="fp32", model="resnet38", dataset="digits", recipe={"iterations": abs(number)})
+
+
+@pytest.mark.parametrize("key", ["gate_hidden", "gate_embed", "gate_state"])
+@pytest.mark.parametrize("method", ["dfq", "fractrain"])
+def test_a_gate_has_a_size_that_fits_into_memory(method, key):
+    with pytest.raises(ConfigError, match=key):
+        RunConfig.create(method=method, model="resnet38", dataset="digits", settings={key: 2**31 - 1})
+
+
+def test_one_value_for_a_list_says_how_a_list_is_written():
+    with pytest.raises(ConfigError, match=r"milestones: expected a list, for example 4,5 or \[4\], got 4"):
+        RunConfig.create(method="fp32", model="resnet38", dataset="digits", recipe={"milestones": 4}, origin="--set")

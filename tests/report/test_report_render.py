@@ -205,7 +205,8 @@ def test_markdown_of_finished_runs_fits_a_terminal(spec, sources, store):
 
 def test_markdown_escapes_bars(nasty):
     table, text = nasty
-    lines = [line for line in render(table, "md").splitlines() if text.replace("|", "\\|") in line]
+    shown = text.replace("|", "\\|").replace("<b>", "&lt;b>")
+    lines = [line for line in render(table, "md").splitlines() if shown in line]
     assert len(lines) == 2
     assert all(len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"\|", lines[0])) - 1 for line in lines[:1])
 
@@ -325,3 +326,24 @@ def test_write_all_into_a_file(table, tmp_path):
     with pytest.raises(StoreError, match="taken"):
         write_all(table, tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_numbers_stay_as_they_are():
+    from fractrain.report.csv_cells import csv_text
+
+    bad = ["=1+1", "+cmd|' /C calc'!A0", "@SUM(A1)", "-cmd|x", "\t=1", " =1", "=", "-1+cmd|' /C calc'!A0", "-1+f(2)"]
+    good = ["-0.80 ± 0.00 vs SBM", "+0.3 %", "-1e-5", "47.8~53.5 %", "–", "a=b", "", -3, 2.5, None]
+    (line, returned) = csv.reader(io.StringIO(csv_text([[*bad, *good], ["\r=1"]]), newline=""))
+    assert returned == ["' =1"]
+    assert line == [*(f"'{text}" for text in bad), *("" if cell is None else str(cell) for cell in good)]
+
+
+def test_html_in_a_label_is_text_in_markdown_and_csv_labels_are_no_formulas(table):
+    label = "<img src=x onerror=alert(1)>=SUM"
+    row = table.rows[0]
+    cells = {**row.cells, "method": dataclasses.replace(row.cells["method"], text=label)}
+    changed = dataclasses.replace(table, rows=[dataclasses.replace(row, cells=cells), *table.rows[1:]], caption="<b>x")
+    text = render(changed, "md")
+    assert "&lt;img src=x" in text
+    assert "&lt;b>x" in text
+    assert "<img" not in text

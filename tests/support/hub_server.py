@@ -100,7 +100,7 @@ class HubServer:
         _send(to, content, 200, headers, stop_after=len(content) // 2)
         if half == ["stall"]:
             self.stalled.set()
-            self._go_on.wait(120)
+            self._go_on.wait(600)
         to.close_connection = True
 
 

@@ -28,7 +28,7 @@ def killed_and_straight(
     seed: int = 0,
     registries: str = "fractrain.engine.registries:Registries",
     checkpoint_seconds: Sequence[float] = (0.0, 0.02),
-    timeout: float = 110,
+    timeout: float = 600,
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Return (summary of the killed run, summary of the uninterrupted run, how often it was really killed).
 
@@ -40,7 +40,7 @@ def killed_and_straight(
         registries: ``module:class`` of the registries to use; the module is looked for beside this file, too.
         checkpoint_seconds: taken in turn by the attempts; 0 writes a checkpoint after every step, so that many kills
             hit the writing itself, more leaves steps to be done again.
-        timeout: seconds for everything.
+        timeout: seconds for everything; a hang guard.
     """
     job = {
         "config": config.to_json(),

@@ -20,6 +20,6 @@ def run(script: str, folder: Path, *args: str, **env: str) -> Any:
     """Run a script of this folder and return what it prints as JSON."""
     settings = {"TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path[1:])}
     command = [sys.executable, str(HERE / script), *args]
-    done = subprocess.run(command, env={**os.environ, **settings, **env}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env={**os.environ, **settings, **env}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
