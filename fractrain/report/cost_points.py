@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
@@ -13,6 +11,7 @@ from fractrain.cost.sums import GATE, block_of
 from fractrain.engine.length import check_profile
 from fractrain.report.array_sections import Works, works_of
 from fractrain.report.build import build_table
+from fractrain.report.csv_cells import csv_text
 from fractrain.report.grid import plan
 from fractrain.report.sources import Sources, Store, default_sources
 from fractrain.report.spec import TableSpec
@@ -178,12 +177,10 @@ def _periods(label: str, hardware: str, cost: RunCost) -> Iterator[Period]:
 def costs_csv(figure: CostFigure) -> str:
     """Return what is drawn, one line each: ``kind`` is ``share`` or ``period``."""
     names = list(dict.fromkeys(field.name for kind in (Share, Period) for field in fields(kind)))
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["figure", "version", "profile", "kind", *names])
+    lines: list[list[object]] = [["figure", "version", "profile", "kind", *names]]
     table = figure.table
     for kind, items in (("share", figure.shares), ("period", figure.periods)):
         for item in items:
             values: Mapping[str, object] = asdict(item)
-            writer.writerow([table.name, table.version, table.profile, kind, *(values.get(n, "") for n in names)])
-    return stream.getvalue()
+            lines.append([table.name, table.version, table.profile, kind, *(values.get(n, "") for n in names)])
+    return csv_text(lines)
