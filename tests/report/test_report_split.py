@@ -7,6 +7,7 @@ import io
 import json
 import math
 
+import figure_fakes
 import pytest
 
 from fractrain.report.build import build_table
@@ -155,3 +156,29 @@ def test_every_format_has_the_section(spec, mixed_store, sources, tmp_path):
     assert any(line["published"] == text for line in lines)
     values = [float(v) for line in lines if line["cost"] == "Latency" and (v := line["published_value"])]
     assert max(values) == pytest.approx(53.5, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["table2", "table5", "table6", "overview", "figure-pfq", "figure-dfq"])
+def test_every_table_with_savings_shows_them_split_at_best_at_end_and_at_equal_iterations(name, store):
+    """Runs that differ in length and cost: each comparison has all three splits, and published ones stand."""
+    spec = load_spec(name)
+    for number, row in enumerate(spec.rows):
+        spent = {"samples_best": 100 + number, "samples_end": 200.0, "macs_best": 5e9, "macs_end": 9e9 - number}
+        cost = {"energy": 2.0, "energy_end": 4.0, "latency": 3.0, "latency_end": 6.0 - 0.01 * number}
+        figure_fakes.add(store, spec, row.key, "smoke", 0, **spent, **cost)
+    table = build_table(spec, store, "smoke", 1, figure_fakes.sources())
+    section = next(s for s in table.sections if s.key == "savings")
+    heads = {column.key for column in section.columns}
+    assert {"best", "end", "equal"} <= heads
+    own = [row for row in section.rows if row.cells["best"].value is not None]
+    wanted = comparisons(spec, spec.pairs[0])
+    costs = ("Latency", "Energy") if spec.hardware else ("MACs",)
+    assert len({(row.text("saving_of"), row.text("cost")) for row in own}) == len(wanted) * len(costs)
+    for row in own:
+        for key in ("best", "end"):
+            assert " × " in row.text(key)
+        assert row.cells["equal"].value == pytest.approx(
+            100 - (100 - row.cells["best"].value) / float(row.text("best").split("– ")[1].split(" × ")[0]), abs=0.2
+        )
+    if name in ("table2", "overview", "figure-pfq", "figure-dfq"):
+        assert {"published", "equal_published"} <= heads
