@@ -34,6 +34,10 @@ Rounded to the allowed widths, with hysteresis; every `refresh` steps. Until the
 
 Feedback (reconstruction, ours): the mean loss of the last `refresh` steps against that of the ones before. It fell by
 the fraction `fall`: budget - `tighten` bits; else budget + `relax` bits; kept in `budget_low`..`budget_high`.
+
+Controls (ours): whether it matters *which tile* gets the bits. `map=shuffled` gives the widths of each operand to its
+tiles in another order; `map=random` gives every tile the sensitivity of another one of any layer. Both orders are drawn
+once a run, so that the maps are as steady, and cost as much, as the adaptive ones. `map=uniform` has one width.
 """
 
 from __future__ import annotations
@@ -45,16 +49,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from fractrain.cost.formulas import FLOAT_MAC_BITS
 from fractrain.layers.conv_linear import Backward, QuantLayer
 from fractrain.layers.convert import convert, quant_layers
 from fractrain.layers.matmul import Matmul, QuantMatmul
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation
-from fractrain.methods.bit_maps import Pool, average, fold_rows, tile_mean_squares
+from fractrain.methods.bit_maps import Pool, Stored, average, fold_rows, map_overhead, tile_mean_squares
 from fractrain.numerics.backend import Quantized
 from fractrain.numerics.formats import Affine
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.quantize import tile_limits
 from fractrain.numerics.tiles import PerTile, tile_counts, tile_period, tile_sizes
+from fractrain.util.seeds import derive_seed
 
 BISECTIONS = 9
 POOLS = (("A", "W"), ("E",))  # roles whose sensitivities have the same unit share a budget
@@ -66,7 +72,9 @@ class DynastySettings(MethodSettings):
 
     widths: tuple[int, ...] = Field((2, 4, 8), description="widths a tile may have, ascending; 0 = skipped (E only)")
     tile: tuple[int, int] = Field((16, 16), description="rows and columns of a tile in the matrix view")
-    map: Literal["adaptive", "uniform"] = Field("adaptive", description="uniform: every tile at `budget` bits")
+    map: Literal["adaptive", "shuffled", "random", "uniform"] = Field(
+        "adaptive", description="uniform: every tile at `budget` bits; shuffled, random: controls, see the docstring"
+    )
     budget: float = Field(4.0, ge=0, le=16, description="at the start: width of the uniform map that costs as much")
     budget_low: float = Field(3.0, ge=0, description="least budget, bits")
     budget_high: float = Field(8.0, le=16, description="largest budget, bits")
@@ -90,7 +98,7 @@ class DynastySettings(MethodSettings):
             raise ValueError(f"a tile must be at least 1x1, got {self.tile}")
         if self.map == "uniform" and (self.budget != int(self.budget) or self.budget < 2):
             raise ValueError(f"map=uniform needs a whole budget of 2..16 bits, got {self.budget}")
-        if self.map == "adaptive" and not self.budget_low <= self.budget <= self.budget_high:
+        if self.map != "uniform" and not self.budget_low <= self.budget <= self.budget_high:
             raise ValueError(f"budget must be in budget_low..budget_high = {self.budget_low}..{self.budget_high}")
         return self
 
@@ -141,6 +149,7 @@ class Dynasty(Method):
         self._maps: Maps = {site: {} for site in self._layers}
         self._sensitivity: Maps = {site: {} for site in self._layers}  # per MAC, averaged; shape of the map
         self._macs: dict[str, int] = {}
+        self._values: dict[str, dict[str, float]] = {}  # of A, E and W, per sample, W's in all
         self._restart_loss(None)
         return model
 
@@ -158,7 +167,7 @@ class Dynasty(Method):
     def on_step_start(self, step: int) -> None:
         """Measure sensitivities in every ``observe``-th step."""
         super().on_step_start(step)
-        watch = self.settings.map == "adaptive" and step % self.settings.observe == 0
+        watch = self.settings.map != "uniform" and step % self.settings.observe == 0
         for layer in self._layers.values():
             layer.backward_observer = self._observe if watch else None
 
@@ -167,6 +176,8 @@ class Dynasty(Method):
         """Take one layer's gradients into the averages; called inside the backward pass."""
         tile, n = self._tile, seen.error.shape[0]
         macs = self._macs[layer.site] = layer.sample_macs(seen.error)
+        sizes = {"A": layer.shapes["A"].numel() / n, "E": seen.error.numel() / n, "W": float(layer.weight.numel())}
+        self._values[layer.site] = sizes
         e2 = self._range_squares(seen.error) / 12.0
         signal = seen.error.square().mean(dtype=torch.float64).clamp(min=1e-300)
         self._average(layer, "E", fold_rows(e2, tile_period(seen.error.shape, tile)) / (signal * macs))
@@ -202,7 +213,7 @@ class Dynasty(Method):
         """Add up the loss; every ``refresh`` steps steer the budget and make new maps."""
         self._loss_sum = self._loss_sum.to(loss.device) + loss.double()
         self._loss_steps += 1
-        if self.settings.map == "adaptive" and self._loss_steps >= self.settings.refresh:
+        if self.settings.map != "uniform" and self._loss_steps >= self.settings.refresh:
             mean = float(self._loss_sum) / self._loss_steps
             self._budget = steer(self._budget, self._before, mean, self.settings)
             self._restart_loss(mean)
@@ -232,6 +243,7 @@ class Dynasty(Method):
     def _pool(self, roles: tuple[str, ...]) -> Pool:
         """Everything known of the operands that share a unit of sensitivity; 0 bits for errors only."""
         known = {(t, r): v[r].cpu() for t, v in self._sensitivity.items() for r in roles if r in v}
+        known = self._of_other_tiles(known, roles) if self.settings.map == "random" else known
         cost = {(t, r): self._cost(t, r, v.shape) for (t, r), v in known.items()}
         old = {(t, r): self._maps[t].get(r, torch.full(v.shape, self._start)).cpu() for (t, r), v in known.items()}
         return Pool(tuple(w for w in self.settings.widths if w or roles == ("E",)), known, cost, old)
@@ -241,7 +253,28 @@ class Dynasty(Method):
         maps, layer = self._maps[site], self._layers[site]
         if role not in maps or not torch.equal(maps[role].cpu(), new):
             maps[role] = new.to(layer.weight.device)
-            layer.precision = self._precision(maps)
+            layer.precision = self._precision(self._placed(site))
+
+    def _placed(self, site: str) -> dict[str, torch.Tensor]:
+        """The maps of a layer as they are used: of the control ``shuffled``, in another order."""
+        maps = self._maps[site]
+        if self.settings.map != "shuffled":
+            return maps
+        orders = {role: self._order(m.numel(), site, role).to(m.device) for role, m in maps.items()}
+        return {role: m.reshape(-1)[orders[role]].view(m.shape) for role, m in maps.items()}
+
+    def _of_other_tiles(self, known: dict[tuple[str, str], torch.Tensor], roles: tuple[str, ...]) -> Any:
+        """Sensitivities in another order over all tiles; those that are not known (infinite) stay where they are."""
+        flat = torch.cat([v.reshape(-1) for v in known.values()] or [torch.zeros(0)])
+        there = flat.isfinite().nonzero()[:, 0]
+        flat[there] = flat[there[self._order(len(there), *roles)]]
+        parts = torch.split(flat, [v.numel() for v in known.values()])
+        return {key: part.view(v.shape) for (key, v), part in zip(known.items(), parts, strict=True)}
+
+    def _order(self, tiles: int, *names: str) -> torch.Tensor:
+        """The order of a control: drawn once a run, so that its maps are as steady as the adaptive ones."""
+        generator = torch.Generator().manual_seed(derive_seed(self.context.seed, "dynasty", self.settings.map, *names))
+        return torch.randperm(tiles, generator=generator)
 
     def _cost_of(self, means: dict[tuple[str, str], float]) -> float:
         """Mean product of the widths of two operands over the MACs of all layers, by mean widths per operand."""
@@ -282,14 +315,29 @@ class Dynasty(Method):
         return {r: sum(n * self._mean_width(t, r) for t, n in self._macs.items()) / total for r in "AWE"}
 
     def metrics(self) -> dict[str, float]:
-        """Budget, and mean widths by MACs."""
-        return {"budget": self._budget} | {f"bits_{role.lower()}": v for role, v in self.mean_widths().items()}
+        """Budget, mean widths by MACs, and what analysis and maps take (:func:`map_overhead`) once there are any."""
+        means = {f"bits_{role.lower()}": v for role, v in self.mean_widths().items()}
+        return {"budget": self._budget} | means | self._overhead()
+
+    def _overhead(self) -> dict[str, float]:
+        n = self.context.batch_size
+        stored = []
+        for site, values in self._values.items():
+            for role, m in self._maps[site].items():
+                width = self._mean_width(site, role)
+                stored.append(Stored(values[role] * (1 if role == "W" else n), m.numel(), width))
+        if not stored:
+            return {}
+        products = 3 * n * sum(self._macs.values()) * self.projected_cost() / FLOAT_MAC_BITS
+        s: DynastySettings = self.settings
+        return map_overhead(stored, products, len(s.widths), s.tile[0] * s.tile[1], s.observe)
 
     def state_dict(self) -> dict[str, Any]:
         """Maps, averages, budget and the loss so far."""
         return {
             "budget": self._budget, "before": self._before, "loss_sum": self._loss_sum.cpu(),
             "loss_steps": self._loss_steps, "macs": dict(self._macs),
+            "values": {site: dict(values) for site, values in self._values.items()},
             "maps": {site: {r: m.cpu() for r, m in maps.items()} for site, maps in self._maps.items()},
             "sensitivity": {site: {r: v.cpu() for r, v in known.items()} for site, known in self._sensitivity.items()},
         }  # fmt: skip
@@ -299,7 +347,8 @@ class Dynasty(Method):
         device = {site: layer.weight.device for site, layer in self._layers.items()}
         self._budget, self._before, self._loss_steps = state["budget"], state["before"], state["loss_steps"]
         self._loss_sum, self._macs = state["loss_sum"].clone(), dict(state["macs"])
+        self._values = {site: dict(values) for site, values in state.get("values", {}).items()}
         self._maps = {t: {r: m.to(device[t]) for r, m in maps.items()} for t, maps in state["maps"].items()}
         self._sensitivity = {t: {r: v.to(device[t]) for r, v in k.items()} for t, k in state["sensitivity"].items()}
         for site, layer in self._layers.items():
-            layer.precision = self._precision(self._maps[site])
+            layer.precision = self._precision(self._placed(site))

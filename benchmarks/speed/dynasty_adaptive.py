@@ -1,13 +1,14 @@
-"""Does DYNASTY's adaptive map (a reconstruction, ours) beat a uniform width of the same cost? And what does it take?
+"""Does it matter which tile DYNASTY's adaptive map (a reconstruction, ours) gives its bits? And what does it take?
 
-    python benchmarks/speed/dynasty_adaptive.py [--seeds 8] [--steps 100] [--out FILE]
+    python benchmarks/speed/dynasty_adaptive.py --out FILE [--seeds 8] [--steps 100] [--pairs "3 bits"]
 
-Trains the CIFAR ResNet-8 on the embedded 8x8 digits, once with a uniform width and once with the adaptive map at a
-fixed budget of that width (no feedback, so that the cost stays put), for every seed the same initial weights and
-batches. Prints the paired differences (adaptive - uniform) of test accuracy and test loss with their Student t
-interval, and the cost of both: bit operations per MAC over *all* layers, first and last included. Then the share of a
+Trains the CIFAR ResNet-8 on the embedded 8x8 digits with the adaptive map at a fixed budget (no feedback, so that the
+cost stays put) and with three controls of the same cost: the same widths at other tiles of each operand (shuffled), by
+the sensitivities of other tiles of any layer (random), and one width (uniform); for every seed the same initial weights
+and batches. Prints the paired differences (adaptive - control) of test accuracy and test loss with their Student t
+interval, and the costs: bit operations per MAC over *all* layers, first and last included. Then the share of a
 training step of ResNet-38 (batch 64) that measuring sensitivities and making maps takes, and the step's ratio to the
-static 8-bit baseline ``sbm``.
+static 8-bit baseline ``sbm``. FILE keeps every run: the same command goes on where it was stopped.
 
 What is compared:
 
@@ -56,7 +57,11 @@ CONFIDENCE = 0.95
 LR, BATCH = 0.05, 64
 CONSTANT = 1e-3  # relative difference of cost that counts as equal
 
+KINDS = ("adaptive", "shuffled", "random", "uniform")
+
 Images = tuple[torch.Tensor, torch.Tensor]
+Runs = dict[str, list[dict[str, float]]]  # by kind of map, one per seed
+Keep = Callable[[], None]
 
 
 def digits() -> tuple[Images, Images]:
@@ -112,21 +117,32 @@ def trained(train: Images, test: Images, seed: int, steps: int, **settings: Any)
     return {"accuracy": 100 * float(right), "loss": float(F.cross_entropy(output, test[1])), "bitops_per_mac": cost}
 
 
-def compare(train: Images, test: Images, seeds: int, steps: int, name: str) -> dict[str, Any]:
-    """Run one pair over all seeds."""
+def train_all(train: Images, test: Images, seeds: int, steps: int, name: str, runs: Runs, keep: Keep) -> Runs:
+    """Train what is missing in ``runs`` of one pair; ``keep`` is called after each run."""
     common, more = PAIRS[name]
-    runs: dict[str, list[dict[str, float]]] = {"uniform": [], "adaptive": []}
     for seed in range(seeds):
-        runs["uniform"].append(trained(train, test, seed, steps, map="uniform", **common))
-        runs["adaptive"].append(trained(train, test, seed, steps, **FIXED, **common, **more))
+        for kind in KINDS:
+            done = runs.setdefault(kind, [])
+            if len(done) <= seed:
+                own = {} if kind == "uniform" else {**FIXED, **more}
+                done.append(trained(train, test, seed, steps, map=kind, **common, **own))
+                keep()
         print(f"  {name}: seed {seed + 1} of {seeds}", file=sys.stderr)
-    out: dict[str, Any] = {"settings": {"common": common, "adaptive": {**more, **FIXED}}, "runs": runs}
-    for key in ("accuracy", "loss"):
-        pairs = zip(runs["adaptive"], runs["uniform"], strict=True)
-        out[key] = interval(estimate([a[key] - u[key] for a, u in pairs], CONFIDENCE))
-    means = {k: statistics.mean(r["bitops_per_mac"] for r in v) for k, v in runs.items()}
-    out["cost"] = {**means, "adaptive_over_uniform": means["adaptive"] / means["uniform"]}
-    out["verdict"] = verdict(out)
+    return runs
+
+
+def compare(runs: Runs, name: str) -> dict[str, Any]:
+    """Set the adaptive maps of a pair against each control."""
+    common, more = PAIRS[name]
+    out: dict[str, Any] = {"settings": {"common": common, "maps": {**more, **FIXED}}, "runs": runs, "against": {}}
+    for control in KINDS[1:]:
+        found: dict[str, Any] = {}
+        for key in ("accuracy", "loss"):
+            pairs = zip(runs["adaptive"], runs[control], strict=True)
+            found[key] = interval(estimate([a[key] - c[key] for a, c in pairs], CONFIDENCE))
+        means = [statistics.mean(r["bitops_per_mac"] for r in runs[kind]) for kind in ("adaptive", control)]
+        found["cost"] = {"adaptive": means[0], "control": means[1], "ratio": means[0] / means[1]}
+        out["against"][control] = {**found, "verdict": verdict(found)}
     return out
 
 
@@ -137,7 +153,7 @@ def interval(e: Estimate) -> dict[str, float | None]:
 
 def verdict(result: dict[str, Any]) -> str:
     """What the intervals say, and nothing more."""
-    ratio = result["cost"]["adaptive_over_uniform"]
+    ratio = result["cost"]["ratio"]
     if ratio > 1 + CONSTANT:
         return f"adaptive costs {100 * (ratio - 1):.1f} % more: no comparison at equal cost"
     words = []
@@ -147,7 +163,7 @@ def verdict(result: dict[str, Any]) -> str:
             words.append(f"{key}: no difference shown")
         else:
             words.append(f"{key}: adaptive {'better' if low * better > 0 else 'worse'}")
-    return "; ".join(words) + f" (at {100 * ratio:.1f} % of the uniform cost)"
+    return "; ".join(words) + f" (at {100 * ratio:.1f} % of the control's cost)"
 
 
 def median_step(name: str, train: Images, steps: int, **settings: Any) -> tuple[float, float]:
@@ -191,42 +207,67 @@ def overhead(train: Images, steps: int) -> dict[str, float]:
     }  # fmt: skip
 
 
+def read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What a former call left in the file; an error where it was about other runs."""
+    if not path.is_file():
+        return {**about, "comparisons": {}}
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if different := [key for key in about if known.get(key) != about[key]]:
+        raise SystemExit(f"{path} is of other runs ({', '.join(different)} differ): name another file")
+    return known
+
+
+def show(document: dict[str, Any]) -> None:
+    """Print a summary."""
+    print(f"DYNASTY (reconstruction): adaptive maps against controls, ResNet-8 on digits, {document['steps']} steps")
+    for name, pair in document["comparisons"].items():
+        for control, r in pair["against"].items():
+            for key, unit in (("accuracy", "points"), ("loss", "")):
+                e = r[key]
+                print(
+                    f"  {name:22} - {control:9} {key:8} {e['mean']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}] {unit}, "
+                    f"n={e['n']}"
+                )
+            print(f"  {name:22} - {control:9} -> {r['verdict']}")
+    if cost := document.get("overhead"):
+        print(
+            f"analytics and maps: {100 * cost['analytics_share']:.1f} % of a step ({1000 * cost['step_seconds']:.0f} "
+            f"ms); step = {cost['step_over_sbm']:.2f} x sbm"
+        )
+
+
 def main() -> None:
-    """Run all comparisons, print a summary, write JSON."""
+    """Run what is missing of all comparisons, print a summary."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=8, help="seeds per comparison, at least 2")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--overhead-steps", type=int, default=48)
+    parser.add_argument("--overhead-steps", type=int, default=48, help="0: do not time steps")
     parser.add_argument("--threads", type=int, default=1, help="of torch; one is fastest for tensors as small as these")
-    parser.add_argument("--out", type=Path, help="JSON file; default: standard output after the summary")
+    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=list(PAIRS), help="what is compared")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file, kept up to date after every run")
     args = parser.parse_args()
     if args.seeds < 2:
         parser.error("--seeds must be at least 2: one seed has no interval")
     torch.set_num_threads(args.threads)
-    train, test = digits()
-    results = {name: compare(train, test, args.seeds, args.steps, name) for name in PAIRS}
-    cost = overhead(train, args.overhead_steps)
-    print(f"DYNASTY (reconstruction): adaptive - uniform, {args.seeds} seeds, ResNet-8 on digits, {args.steps} steps")
-    for name, r in results.items():
-        for key, unit in (("accuracy", "points"), ("loss", "")):
-            e = r[key]
-            print(f"  {name:22} {key:8} {e['mean']:+.3f} [{e['low']:+.3f}, {e['high']:+.3f}] {unit}")
-        print(f"  {name:22} cost     {r['cost']['adaptive']:.3f} / {r['cost']['uniform']:.3f} bit operations per MAC")
-        print(f"  {name:22} -> {r['verdict']}")
-    print(
-        f"analytics and maps: {100 * cost['analytics_share']:.1f} % of a step ({1000 * cost['step_seconds']:.0f} ms); "
-        f"step = {cost['step_over_sbm']:.2f} x sbm"
-    )
-    document = {
+    about = {
         "benchmark": "dynasty_adaptive", "model": "resnet8", "dataset": "digits", "steps": args.steps,
-        "seeds": args.seeds, "confidence": CONFIDENCE, "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "comparisons": results, "overhead": cost,
+        "confidence": CONFIDENCE, "torch": torch.__version__,
     }  # fmt: skip
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    if args.out is None:
-        print(text)
-    else:
-        atomic_write(args.out, text.encode())
+    document = read(args.out, about)
+
+    def keep() -> None:
+        atomic_write(args.out, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+
+    train, test = digits()
+    for name in args.pairs:
+        runs = document["comparisons"].setdefault(name, {"runs": {}})["runs"]
+        train_all(train, test, args.seeds, args.steps, name, runs, keep)
+        document["comparisons"][name] = compare(runs, name)
+        keep()
+    if args.overhead_steps:
+        document["overhead"] = overhead(train, args.overhead_steps)
+        keep()
+    show(document)
 
 
 if __name__ == "__main__":

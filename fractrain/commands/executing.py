@@ -72,9 +72,9 @@ def execute(configs: Sequence[Any], site: Site, jobs: int | None, remote: Execut
             outcomes = remote.run(configs, site, make_progress())
         else:
             check_site(configs, site)
-            gpus = _gpus(site.device)
-            jobs = jobs or len(gpus) or _jobs_on_cpu(site.device)
-            outcomes = LocalExecutor(jobs, gpus).run(configs, site, make_progress())
+            outcomes = LocalExecutor(jobs_at_once(jobs, site.device), _gpus(site.device)).run(
+                configs, site, make_progress()
+            )
     for outcome in outcomes:
         if outcome.status != "done":
             say(f"{outcome.run_id}: {outcome.status}: {outcome.message}")
@@ -97,6 +97,11 @@ def check_site(configs: Sequence[Any], site: Site) -> None:
         found = (registry.fetch if site.download else registry.status)(name, site.data_dir)
         if not found.ok:
             raise DataError("; ".join(filter(None, (found.message, found.advice))))
+
+
+def jobs_at_once(jobs: int | None, device: str) -> int:
+    """How many runs there are at a time: as many as was said, else one per GPU or core."""
+    return jobs or len(_gpus(device)) or _jobs_on_cpu(device)
 
 
 def _jobs_on_cpu(device: str) -> int:

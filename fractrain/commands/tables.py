@@ -27,7 +27,14 @@ from fractrain.commands.common import (
     stdout_to_stderr,
 )
 from fractrain.commands.evidence import evidence_option, origin_option
-from fractrain.commands.executing import execute, executor_option, jobs_option, remote_executor, resources_option
+from fractrain.commands.executing import (
+    execute,
+    executor_option,
+    jobs_at_once,
+    jobs_option,
+    remote_executor,
+    resources_option,
+)
 from fractrain.commands.planning import (
     add_option,
     against_option,
@@ -258,7 +265,7 @@ def reproduce_command(
     for spec, planned in plans:
         ids = {run.run_id for run in planned}
         own = [outcome for outcome in outcomes if outcome.run_id in ids]
-        documents.append(_finish(spec, profile, seeds, results, out, own, as_json))
+        documents.append(_finish(spec, profile, seeds, site, out, jobs, own, as_json))
     if as_json:
         emit_json(documents[0] if len(documents) == 1 else {"tables": documents})
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
@@ -311,20 +318,28 @@ def _finish(
     spec: TableSpec,
     profile: str,
     seeds: int | None,
-    results: Path,
+    site: Site,
     out: Path | None,
+    jobs: int | None,
     outcomes: list[Outcome],
     as_json: bool,
 ) -> dict[str, Any]:
     """Build the table from the store, write it, print it unless the document returned is to be printed instead."""
     from fractrain.engine.store import RunStore
+    from fractrain.report.closing import closing
+    from fractrain.report.grid import plan
     from fractrain.report.output import write
     from fractrain.report.render import render
 
+    store = RunStore(site.store)
     with stdout_to_stderr():
-        built, files = write(spec, RunStore(results), profile, _folder(spec, out), seeds)
+        built, files = write(spec, store, profile, _folder(spec, out), seeds)
         text = render(built, "md")
+        last: tuple[str, ...] = ()
+        if profile == "smoke":
+            runs = plan(spec, profile, seeds, store)
+            last = closing(spec, built, runs, jobs_at_once(jobs, site.device))
     if not as_json:
-        click.echo(text.rstrip("\n"))
+        click.echo("\n".join([text, *last]).rstrip("\n"))
     say(f"written: {', '.join(str(file) for file in files)}")
-    return {"table": built.as_dict(), "outcomes": outcomes, "files": files}
+    return {"table": built.as_dict(), "outcomes": outcomes, "files": files, **({"closing": last} if last else {})}

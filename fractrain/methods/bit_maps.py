@@ -24,6 +24,7 @@ import torch
 from fractrain.numerics.tiles import PerTile, tile_blocks, tile_sizes
 
 BISECTIONS = 22
+RANGE_BITS = 32  # of a tile: its least and its greatest value in 16 bits each (ours)
 
 
 def noise(bits: int) -> float:
@@ -150,6 +151,48 @@ class Pool:
         sums[0].index_add_(0, owner, widths * cost)
         sums[1].index_add_(0, owner, cost)
         return dict(zip(self.relative, (sums[0] / sums[1]).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An operand of one layer in one step.
+
+    Attributes:
+        values: numbers in it, over the whole batch.
+        tiles: of its map.
+        width: mean bits of a value.
+    """
+
+    values: float
+    tiles: int
+    width: float
+
+
+def map_overhead(
+    operands: Sequence[Stored], products: float, widths: int, tile: int, observe: int
+) -> dict[str, float]:  # fmt: skip
+    """What maps and their making take, beside what they are made for (how it is counted is ours).
+
+    Args:
+        operands: all of them.
+        products: 32-bit-equivalent MACs of the three products of a step.
+        widths: number of widths to choose from; a map keeps the number of one for each of its tiles.
+        tile: values in a tile; each tile has a range of its own, kept in ``RANGE_BITS``.
+        observe: steps between two measurements of sensitivity, which take one 32-bit MAC for each value (the square of
+            a gradient); ranges are those that quantizing measures anyway.
+
+    Returns:
+        ``map_kib``: storage of the maps; ``storage_percent``: maps and ranges in percent of the values' own bits;
+        ``analysis_percent``: the MACs of measuring in percent of those of the products.
+    """
+    maps = sum(o.tiles for o in operands) * math.ceil(math.log2(max(2, widths)))
+    values = sum(o.values for o in operands)
+    ranges = values / tile * RANGE_BITS
+    return {
+        "map_kib": maps / 8 / 1024,
+        "storage_percent": 100 * (maps + ranges) / sum(o.values * max(o.width, 1e-9) for o in operands),
+        "analysis_percent": 100 * values / observe / products,
+    }
 
 
 def tile_mean_squares(x: torch.Tensor, tile: PerTile) -> torch.Tensor:

@@ -14,6 +14,7 @@ from fractrain.report.improvement_rows import improvement_rows
 from fractrain.report.relative import judged_claims, with_relative
 from fractrain.report.rows import MethodRow, method_row
 from fractrain.report.savings import savings_section
+from fractrain.report.smoke import smoke_columns, smoke_rules, smoke_spec
 from fractrain.report.sources import PublishedIndex, Sources, Store, default_sources
 from fractrain.report.spec import TableSpec
 from fractrain.report.values import Row, Section, Table
@@ -41,6 +42,8 @@ def build_table(
     known = check_profile(profile)
     if spec.errors is not None:
         return _errors_table(spec, spec.errors, known)
+    smoke = known == "smoke"
+    spec = smoke_spec(spec) if smoke else spec
     sources = sources or default_sources()
     index = PublishedIndex(sources.published, spec.published_table)
     runs = plan(spec, known, seeds, store, sources)
@@ -70,11 +73,11 @@ def build_table(
         profile=known,
         seeds=tuple(dict.fromkeys(r.seed for r in runs)),
         watermark=_watermark(spec, known),
-        columns=columns(spec),
+        columns=smoke_columns(columns(spec)) if smoke else columns(spec),
         rows=tuple(rows),
         notes=tuple(dict.fromkeys([*notes, *spec.notes, *_transferred(spec), *_extrapolated(caveats)])),
-        rules=rules(spec),
-        sections=tuple(_sections(spec, known, whole, runs, sources, index)),
+        rules=smoke_rules(spec) if smoke else rules(spec),
+        sections=() if smoke else tuple(_sections(spec, known, whole, runs, sources, index)),
     )
 
 
@@ -117,6 +120,9 @@ def _watermark(spec: TableSpec, profile: str) -> str:
     if profile == "paper":
         return ""
     used = _stand_ins(spec, profile)
+    if profile == "smoke":
+        data = f" on other data ({used})" if used else ""
+        return f"NOT A REPRODUCTION: minutes-long runs{data}, which show that everything works, nothing about a paper."
     how = f"much shorter runs on other data ({used})" if used else "much shorter runs"
     return (
         f"NOT A REPRODUCTION: measured columns are from {words(profile)}, {how}; "

@@ -114,7 +114,7 @@ _VALUES: Final[dict[str, Callable[[Measured, Measured], float | None]]] = {
 
 def mechanism(place: Place, quantity: str, name: str, seeds: int) -> list[float]:
     """One number for each finished run of any length."""
-    read = {"share_below_final": _below_final, "adaptive_share": _adaptive}[quantity]
+    read = {"share_below_final": _below_final, "adaptive_share": _adaptive, "analysis_share": _analysis}[quantity]
     profiles = (*short_lengths(), "paper")
     records = (
         record for pair in place.pairs(name) for profile in profiles
@@ -129,6 +129,11 @@ def _below_final(record: Any) -> float:
     final = int(settings.get("stages") or len(settings["bits"])) - 1
     stages = [int((line.get("method") or {}).get("stage", 0)) for line in record.metrics()]
     return 100 * sum(stage < final for stage in stages) / len(stages)
+
+
+def _analysis(record: Any) -> float:
+    """Percent of the products' MACs that measuring the sensitivity of data takes, at the run's end."""
+    return float(record.metrics()[-1]["method"]["analysis_percent"])
 
 
 def _adaptive(record: Any) -> float:

@@ -14,7 +14,7 @@ from fractrain.cost.published import PublishedRow
 from fractrain.engine.length import Profile, check_profile, words
 from fractrain.report.build import build_table
 from fractrain.report.csv_cells import csv_text
-from fractrain.report.rows import data_label
+from fractrain.report.rows import EMPTY, data_label
 from fractrain.report.sources import Sources, Store, default_sources
 from fractrain.report.spec import Drawing, Pair, Series, TableSpec
 from fractrain.report.values import Row, Table
@@ -140,7 +140,7 @@ def build_figure(
         drawing=spec.figure,
         published=tuple(published),
         measured=tuple(measured) if shown else (),
-        warning=table.watermark.replace("columns", "panels") if shown else "",
+        warning=_warning(table) if shown else "",
         remarks=tuple(_remarks(table)),
     )
 
@@ -185,7 +185,8 @@ def _published_point(spec: TableSpec, pair: Pair, series: Series, x: PublishedRo
 def _measured(spec: TableSpec, pair: Pair, built: Sequence[Row], profile: Profile) -> Iterator[Point]:
     """The points of complete rows, from the cells of the table."""
     for row, made in zip(spec.rows_of(pair), built, strict=True):
-        x, y = made.cells["macs_best"], made.cells["accuracy_best_test"]
+        own, theirs, y = (made.cells.get(k, EMPTY) for k in ("macs_best", "macs_authors", "accuracy_best_test"))
+        x = own if theirs.value is None else theirs  # in the unit of the published points, where that is known
         if not row.series or x.value is None or y.value is None:
             continue
         yield Point(
@@ -206,6 +207,13 @@ def _measured(spec: TableSpec, pair: Pair, built: Sequence[Row], profile: Profil
 
 
 # -- panels ------------------------------------------------------------------------------------------------------------
+
+
+def _warning(table: Table) -> str:
+    """The watermark, of panels."""
+    if table.profile == "smoke":
+        return table.watermark.replace(": ", ": measured panels are of ", 1)
+    return table.watermark.replace("columns", "panels")
 
 
 def _published_panel(pair: Pair, points: tuple[Point, ...], own: tuple[Point, ...]) -> Panel:

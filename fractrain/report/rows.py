@@ -11,6 +11,7 @@ from fractrain.engine.record_files import FileDamaged
 from fractrain.report.columns import columns
 from fractrain.report.grid import PlannedRun
 from fractrain.report.quantities import BY_PUBLISHED, IN_TABLES
+from fractrain.report.smoke import learns
 from fractrain.report.sources import PublishedIndex, Record, Sources
 from fractrain.report.spec import Pair, RowSpec, TableSpec
 from fractrain.report.stats import estimate
@@ -81,7 +82,10 @@ def method_row(
         cells[first] = Cell("record damaged" if damaged else _stand_in_text(runs, len(done)), "not run")
         ending = incomplete("record damaged", request.profile)
         verdict = ending if damaged else _unfinished(runs, len(done))
-    cells["verdict"] = Cell(str(verdict))
+    if request.profile == "smoke":
+        cells["verdict"] = learns(measured) if complete else Cell(str(verdict).removeprefix("inconclusive "))
+    else:
+        cells["verdict"] = Cell(str(verdict))
     for column in shown:
         blank = Cell(EMPTY.text, "not run") if column.origin in ("measured", "derived") and not complete else EMPTY
         cells.setdefault(column.key, blank)
@@ -230,6 +234,8 @@ def _unfinished(runs: Sequence[PlannedRun], done: int) -> Verdict:
     if not done and not endings:
         return Verdict("not run")
     count = f"{done}/{len(runs)} seeds"
+    if runs[0].request.profile == "smoke":
+        return Verdict("inconclusive", ", ".join(filter(None, (count, endings))))
     return incomplete(", ".join(filter(None, (count, endings))), runs[0].request.profile)
 
 

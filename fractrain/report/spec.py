@@ -39,12 +39,14 @@ class ProfileSpec(Override):
     Attributes:
         seeds: default number of seeds.
         datasets: stand-ins, from the paper's data set to the one that is used instead.
-        leave_out: pairs (``model/dataset``) that are not trained in this profile; their published values are shown.
+        leave_out: pairs (``model/dataset``) that are not trained in this profile.
+        notes: what is said below the table in this profile instead of the table's notes; of ``smoke`` alone.
     """
 
     seeds: int = pydantic.Field(default=1, ge=1, le=MAX_SEEDS)
     datasets: dict[str, str] = {}
     leave_out: tuple[str, ...] = pydantic.Field(default=(), strict=False)
+    notes: tuple[str, ...] = pydantic.Field(default=(), strict=False)
 
 
 class Pair(Strict):

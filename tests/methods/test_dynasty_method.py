@@ -195,6 +195,65 @@ def test_the_products_cost_no_more_than_those_of_a_uniform_map(budget):
     assert counted == pytest.approx(projected, rel=0.1)  # by mean widths per layer, not tile by tile
 
 
+def maps_of(run):
+    """The widths that layers use, by layer and operand."""
+    operands = {"A": "fw_a", "W": "fw_w", "E": "eb_e"}
+    return {
+        (layer.site, role): torch.as_tensor(getattr(layer.precision, name).bits).reshape(-1)
+        for layer in quant_layers(run.model) for role, name in operands.items()
+    }  # fmt: skip
+
+
+CONTROL = {"widths": [2, 3, 4, 6, 8], "tile": (4, 4), "refresh": 2, "fall": 0.0, **FIXED}
+
+
+def test_a_shuffled_map_has_the_widths_of_the_adaptive_one_at_other_tiles():
+    adaptive, shuffled = (maps_of(Run(map=kind, **CONTROL).go(2)) for kind in ("adaptive", "shuffled"))
+    moved = 0
+    for key, widths in adaptive.items():
+        assert torch.equal(widths.sort().values, shuffled[key].sort().values)
+        moved += not torch.equal(widths, shuffled[key])
+    assert moved > len(adaptive) / 3  # the others have one width, or one tile
+
+
+def test_a_random_map_costs_the_same_and_leaves_what_is_unknown_widest():
+    adaptive, random = (Run(map=kind, **CONTROL).go(2) for kind in ("adaptive", "random"))
+    stem = next(quant_layers(random.model)).site
+    assert set(maps_of(random)[stem, "A"].tolist()) == {8}
+    assert random.method.projected_cost() == pytest.approx(adaptive.method.projected_cost(), rel=0.05)
+    per_operand = [{key: sorted(m.tolist()) for key, m in maps_of(run).items()} for run in (adaptive, random)]
+    assert per_operand[0] != per_operand[1]
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "random"])
+def test_controls_keep_their_order_and_resume(kind):
+    steady = Run(map=kind, **CONTROL).go(4)
+    assert steady.method._order(50, "a").equal(steady.method._order(50, "a"))
+    assert not steady.method._order(50, "a").equal(steady.method._order(50, "b"))
+    resumed = Run(map=kind, **CONTROL).load(Run(map=kind, **CONTROL).go(3).state(), 3).go(1)
+    assert resumed.state() == steady.state()
+    assert all(torch.equal(widths, maps_of(steady)[key]) for key, widths in maps_of(resumed).items())
+
+
+def test_what_maps_and_analysis_take_by_hand():
+    method = dynasty(tile=(4, 2), observe=2, refresh=1, **FIXED)
+    net = method.prepare(nn.Sequential(nn.Linear(5, 3)), MethodContext(batch_size=6))
+    assert "map_kib" not in method.metrics()  # nothing was measured yet
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    method.on_step_start(0)
+    F.cross_entropy(net(x), torch.tensor([0, 1, 2, 0, 1, 2])).backward()
+    method.on_step_end(0, torch.tensor(1.0))
+    found, width = method.metrics(), method.mean_widths()
+    tiles = {"A": 1 * 3, "W": 1 * 3, "E": 1 * 2}  # rows of tiles come back: one row of each map
+    values = {"A": 6 * 5, "W": 15, "E": 6 * 3}
+    bits = sum(values[role] * width[role] for role in "AWE")
+    assert found["map_kib"] == pytest.approx(sum(tiles.values()) * 2 / 8192)  # 2 bits name one of three widths
+    stored = sum(tiles.values()) * 2 + sum(values.values()) / 8 * 32
+    assert found["storage_percent"] == pytest.approx(100 * stored / bits)
+    products = 3 * 6 * 15 * method.projected_cost() / 1024
+    assert found["analysis_percent"] == pytest.approx(100 * sum(values.values()) / 2 / products)
+
+
 def test_uniform_maps_are_the_plain_width():
     run = Run(map="uniform", budget=3).go(3)
     assert {(r.bits1, r.bits2) for r in run.ledger.rows()} == {(3, 3)}

@@ -58,24 +58,27 @@ def store() -> FakeStore:
 
 @pytest.fixture
 def mixed_store() -> FakeStore:
-    """Three seeds of the smoke profile in every state a run can be in; all of ResNet-74 on digits100 is missing."""
+    """Three seeds, smoke and short, in every state a run can be in; ResNet-74 on the second data set is missing."""
     s = FakeStore()
     costs = {"fp32": 100.0, "sbm": 6.25, "pfq": 3.9, "dfq": 3.0, "fractrain": 2.4}
-    for p, (model, data) in enumerate((("resnet38", "digits"), ("resnet38", "digits100"), ("resnet74", "digits"))):
-        for m, (method, cp) in enumerate(costs.items()):
-            for seed in range(3):
-                run_id = f"{method}-{model}-{data}-smoke-s{seed}"
-                accuracy = 97.0 - 3 * p - 0.4 * m + (0.0, 0.3, -0.15)[seed]
-                macs = cp * 1e8 * (1 + 0.01 * seed)
-                caveat = "cp 100 % is outside the fitted 3 to 6.25 %" if method == "fp32" else ""
-                s.add(run_id, accuracy, macs_best=macs, macs_end=1.4 * macs, cp=cp, caveat=caveat,
-                      energy=0.01 + 0.001 * cp, latency=0.2 + 0.01 * cp, energy_end=0.02 + 0.002 * cp,
-                      latency_end=0.4 + 0.02 * cp, samples_best=1000 - 100 * m, samples_end=1200)  # fmt: skip
-    s.add("pfq-resnet38-digits100-smoke-s1", status="diverged")
-    s.add("sbm-resnet74-digits-smoke-s0", status="failed")
-    s.add("sbm-resnet74-digits-smoke-s1", status="interrupted")
-    del s.records["sbm-resnet74-digits-smoke-s2"]
-    del s.records["dfq-resnet74-digits-smoke-s2"]
+    for profile, small, large in (("smoke", "digits", "digits100"), ("short", "cifar10", "cifar100")):
+        for p, (model, data) in enumerate((("resnet38", small), ("resnet38", large), ("resnet74", small))):
+            for m, (method, cp) in enumerate(costs.items()):
+                for seed in range(3):
+                    run_id = f"{method}-{model}-{data}-{profile}-s{seed}"
+                    accuracy = 97.0 - 3 * p - 0.4 * m + (0.0, 0.3, -0.15)[seed]
+                    macs = cp * 1e8 * (1 + 0.01 * seed)
+                    caveat = "cp 100 % is outside the fitted 3 to 6.25 %" if method == "fp32" else ""
+                    s.add(run_id, accuracy, macs_best=macs, macs_end=1.4 * macs, cp=cp, caveat=caveat,
+                          energy=0.01 + 0.001 * cp, latency=0.2 + 0.01 * cp, energy_end=0.02 + 0.002 * cp,
+                          latency_end=0.4 + 0.02 * cp, accuracy_trivial=10.0, train_accuracy=accuracy + 1,
+                          effective_end=2 * macs, cp_end=cp, seconds=20.0 + m,
+                          samples_best=1000 - 100 * m, samples_end=1200)  # fmt: skip
+        s.add(f"pfq-resnet38-{large}-{profile}-s1", status="diverged")
+        s.add(f"sbm-resnet74-{small}-{profile}-s0", status="failed")
+        s.add(f"sbm-resnet74-{small}-{profile}-s1", status="interrupted")
+        del s.records[f"sbm-resnet74-{small}-{profile}-s2"]
+        del s.records[f"dfq-resnet74-{small}-{profile}-s2"]
     return s
 
 

@@ -170,11 +170,11 @@ def table(store: Any) -> Any:
     works["dynasty-3.5"] = work((0.5, 2, 4, 4), (0.5, 4, 2, 4))
     found = {}
     for key, own in works.items():
-        run_id = figure_fakes.make_config(spec.request(spec.pairs[0], spec.row(key), "smoke"), 0).run_id
+        run_id = figure_fakes.make_config(spec.request(spec.pairs[0], spec.row(key), "short"), 0).run_id
         store.add(run_id)
         found[run_id] = own
     sources = replace(figure_fakes.sources(), work=lambda record: found[record.run_id])
-    return build_table(spec, store, "smoke", 1, sources)
+    return build_table(spec, store, "short", 1, sources)
 
 
 def test_table6_shows_widths_by_tensor_and_layer(table: Any) -> None:
@@ -221,12 +221,12 @@ def test_table6_has_a_row_that_could_reach_the_claim() -> None:
 
 def test_a_record_that_cannot_be_read_leaves_the_table_standing(store: Any) -> None:
     spec = load_spec("table6")
-    figure_fakes.fill(store, spec, "smoke")
+    figure_fakes.fill(store, spec, "short")
 
     def lost(record: Any) -> Work:
         raise ConfigError("the model is not known")
 
-    table = build_table(spec, store, "smoke", 1, replace(figure_fakes.sources(), work=lost))
+    table = build_table(spec, store, "short", 1, replace(figure_fakes.sources(), work=lost))
     assert [s.key for s in table.sections if s.key in ("widths", "arrays")] == []
     assert table.rows
 

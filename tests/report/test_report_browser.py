@@ -47,7 +47,7 @@ def claims(store: RunStore) -> list[Claim]:
 @pytest.fixture(scope="module")
 def page(store: RunStore, claims: list[Claim], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "index.html"
-    tables = [build_table(load_spec("table2"), store, "smoke")]
+    tables = [build_table(load_spec("table2"), store, "short")]
     file.write_text(build_page(store, tables, "fractrain-fitted", claims=claims), encoding="utf-8")
     return file
 
@@ -111,7 +111,7 @@ def head(table: str, key: str) -> str:
 
 
 def test_the_cells_are_those_of_the_csv_of_the_table(open_page: Any, store: RunStore) -> None:
-    expected = list(csv.DictReader(io.StringIO(csv_text(build_table(load_spec("table2"), store, "smoke")))))
+    expected = list(csv.DictReader(io.StringIO(csv_text(build_table(load_spec("table2"), store, "short")))))
     found, exact = rows(open_page, "table-table2"), rows(open_page, "table-table2", "data-v")
     assert len(found) == len(expected)
     published = 0

@@ -66,10 +66,35 @@ def test_smoke_cannot_be_taken_for_a_reproduction(spec, mixed_store, sources):
     assert "profile smoke" in table.title
     assert "digits for CIFAR-10, digits100 for CIFAR-100" in table.title
     assert table.watermark.startswith("NOT A REPRODUCTION")
+    assert {row.kind for row in table.rows} == {"method"}  # no gains
     for row in table.rows:
         assert "(for CIFAR-10" in row.text("data")
         assert row.text("data") in row.group
-        assert row.text("verdict").startswith(("inconclusive (reduced profile", "not run", "–"))
+        assert {cell.origin for cell in row.cells.values()} <= {"", "measured", "derived", "not run"}
+        assert row.text("verdict").split()[0] in ("yes", "not", "(2/3", "(0/3")  # says whether it learns
+    keys = {column.key for column in table.columns}
+    assert {
+        "accuracy_last",
+        "train_accuracy",
+        "seconds",
+        "effective_end",
+        "cp_end",
+        "accuracy_best_test_relative",
+    } <= keys
+    assert not [key for key in keys if key.endswith(("_published", "_claim", "_verdict"))]
+    assert not {"energy", "latency", "energy_relative", "latency_relative"} & keys  # modelled for other networks
+    shown = " ".join([*table.notes, *table.rules])
+    assert "published:" not in shown
+    assert "printed" not in shown
+
+
+@pytest.mark.parametrize(("last", "trivial", "word"), [(10.1, 10.0, "yes"), (10.0, 10.0, "NO"), (50.0, None, "–")])
+def test_a_smoke_row_says_whether_it_has_learned(spec, store, sources, last, trivial, word):
+    more = {} if trivial is None else {"accuracy_trivial": trivial}
+    store.add("sbm-resnet38-digits-smoke-s0", last + 0.5, **more)  # last is half a point below the best
+    row = row_of(build_table(spec, store, "smoke", 1, sources), "SBM")
+    assert row.text("accuracy_last") == f"{last:.2f}"
+    assert row.text("verdict") == word
 
 
 def test_short_is_watermarked_and_paper_is_not(spec, store, sources):
@@ -90,7 +115,7 @@ def test_paper_profile_on_other_data_is_not_judged(spec, store, sources):
 
 
 def test_incomplete_rows_are_never_averaged(spec, mixed_store, sources):
-    table = build_table(spec, mixed_store, "smoke", 3, sources)
+    table = build_table(spec, mixed_store, "short", 3, sources)
     for method, model, data, text, seeds, reason in (
         ("PFQ", "ResNet-38", "CIFAR-100", "2/3 seeds", "2/3", "2/3 seeds, 1 diverged"),
         ("DFQ", "ResNet-74", "CIFAR-10", "2/3 seeds", "2/3", "2/3 seeds"),
@@ -210,7 +235,7 @@ def test_an_incomplete_subject_has_no_measured_improvement(spec, store, sources)
 
 
 def test_extrapolations_of_the_hardware_model_are_noted_once(spec, mixed_store, sources):
-    table = build_table(spec, mixed_store, "smoke", 3, sources)
+    table = build_table(spec, mixed_store, "short", 3, sources)
     found = [n for n in table.notes if "extrapolation" in n]
     assert len(found) == 1
     assert found[0].startswith("Energy and latency of 3 rows are extrapolations")
@@ -224,7 +249,7 @@ def test_optional_numbers_are_shown_only_if_every_seed_has_them(spec, store, sou
 
 
 def test_every_row_has_every_column_and_every_number_an_origin(spec, mixed_store, sources):
-    table = build_table(spec, mixed_store, "smoke", 3, sources)
+    table = build_table(spec, mixed_store, "short", 3, sources)
     keys = {c.key for c in table.columns}
     assert len(table.rows) == 4 * 9
     for row in table.rows:

@@ -58,7 +58,7 @@ def test_the_claims_stand_in_their_own_column_with_source_and_confidence(table1)
 
 
 @pytest.mark.parametrize("fmt", list(FORMATS))
-@pytest.mark.parametrize("profile", ["smoke", "paper"])
+@pytest.mark.parametrize("profile", ["short", "paper"])
 def test_every_format_shows_the_claims(table1, fmt, profile):
     made = render(build_table(table1, None, profile, 1, figure_fakes.sources()), fmt).replace(r"\%", "%")
     assert made.count("1.27 (21 % less; published claim, second hand)") == 2
@@ -115,7 +115,7 @@ def test_the_verdict_on_a_claim_in_the_profile_paper(table1, store, savings, wor
     assert row.text("verdict") == "inconclusive (no published value)"  # of accuracy: the claim is no part of it
 
 
-@pytest.mark.parametrize("profile", ["smoke", "short"])
+@pytest.mark.parametrize("profile", ["1/64", "short"])
 def test_a_reduced_profile_never_reproduces_a_claim(table1, store, profile):
     fill(store, table1, profile, (21.0, 21.0, 21.0))
     table = build_table(table1, store, profile, 3, figure_fakes.sources())

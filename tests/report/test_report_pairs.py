@@ -69,14 +69,13 @@ def spec_at(tmp_path):
     return make
 
 
-def test_a_pair_that_is_left_out_is_not_run_and_shows_its_published_values(spec_at, store):
+def test_a_pair_that_is_left_out_is_not_run(spec_at, store):
     spec = spec_at('"resnet18/imagenet"')
     states = {(r.pair.model, r.row.key): r.state for r in plan(spec, "smoke", 1, store, figure_fakes.sources())}
     assert states[("resnet18", "sbm")] == states[("resnet18", "cpt")] == "left out"
     assert states[("resnet38", "sbm")] == "to run"
     table = build_table(spec, store, "smoke", 1, figure_fakes.sources())
     row = next(r for r in table.rows if r.text("method") == "CPT")
-    assert row.cells["bitops_published"].value == 1.99e18  # CPT prints 1.99e9 GBitOPs
     assert row.text("verdict") == "not run (left out)"
     assert any("leaves this pair out" in note for note in table.notes)
     paper = plan(spec, "paper", 1, store, figure_fakes.sources())

@@ -137,8 +137,8 @@ def test_a_stand_in_is_named_with_its_own_protocol(words, sources, store):
     add(store, "sbm", 150.0, 0, "smoke", "docs_text")
     made = build_table(words, store, "smoke", 1, sources)
     sbm = rows(made)["SBM"]
-    assert sbm["verdict"].text == "inconclusive (reduced profile)"
-    assert sbm["perplexity_best_test"].source == "perplexity per word token, context 64, stride 64"
+    assert sbm["verdict"].text == "–"  # the fake does not say what learning nothing would give
+    assert sbm["perplexity_last"].source == "perplexity per word token, context 64, stride 64"
     assert "docs_text (for WikiText-103)" in made.rows[0].group
     assert rows(made)["CPT"]["verdict"].text == "not run"
 

@@ -257,7 +257,7 @@ def test_config_show_lists_every_key_and_what_is_no_default(cli: Callable[..., R
     text = cli("config", "show", *CHOSEN, "--set", "target_cp=2", "--set", "recipe.iterations=60").stdout
     assert "  target_cp = 2.0    (default 3.0)" in text
     assert "  iterations = 60    (default 120)" in text
-    assert "  lr = 0.03\n" in text
+    assert "  lr = 0.01\n" in text
     assert "not run yet" in text
     shown = json.loads(cli("config", "show", *CHOSEN, "--set", "target_cp=2", "--json").stdout)
     dry = json.loads(cli("run", *CHOSEN, "--set", "target_cp=2", "--dry-run", "--json").stdout)

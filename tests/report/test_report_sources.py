@@ -44,6 +44,20 @@ class Record:
         return ledger
 
 
+@pytest.mark.parametrize(("model", "data", "macs"), [("resnet38", "cifar10", 84.9e6), ("resnet74", "cifar100", 170e6)])
+def test_macs_in_the_unit_of_the_published_rows(model, data, macs):
+    record = Record()
+    record.summary |= {"model": model, "dataset": data}
+    assert measure_run(record, "").values["macs_authors"] == pytest.approx(0.0625 * 1000 * 3 * macs)
+
+
+@pytest.mark.parametrize(("model", "data"), [("resnet38", "digits"), ("resnet18", "imagenet")])
+def test_no_macs_in_that_unit_where_the_authors_constant_is_not_known(model, data):
+    record = Record()
+    record.summary |= {"model": model, "dataset": data}
+    assert "macs_authors" not in measure_run(record, "").values
+
+
 def test_measure_by_hand():
     m = measure_run(Record(), "fractrain-fitted")
     assert {k: v for k, v in m.values.items() if k.startswith("accuracy")} == {

@@ -109,7 +109,7 @@ def test_measured_splits_by_hand_over_common_seeds():
 
 
 def test_measured_columns_of_a_table(spec, mixed_store, sources):
-    (section,) = build_table(spec, mixed_store, "smoke", 3, sources).sections
+    (section,) = build_table(spec, mixed_store, "short", 3, sources).sections
     row = next(r for r in section.rows if r.text("saving_of") == "FracTrain / SBM" and r.text("cost") == "Latency")
     best, end, equal = (row.cells[name].value for name in ("best", "end", "equal"))
     cost = {"fractrain": 0.2 + 0.024, "sbm": 0.2 + 0.0625}
@@ -141,7 +141,7 @@ def test_figures_split_savings_of_macs(sources):
 
 
 def test_every_format_has_the_section(spec, mixed_store, sources, tmp_path):
-    table = build_table(spec, mixed_store, "smoke", 3, sources)
+    table = build_table(spec, mixed_store, "short", 3, sources)
     (section,) = table.sections
     text = "53.5 % = 1 – .562 × .827"
     assert MEANING.split(".")[0] in section.caption
@@ -150,7 +150,7 @@ def test_every_format_has_the_section(spec, mixed_store, sources, tmp_path):
     assert text in render(table, "html")
     assert text.replace("%", r"\%").replace("–", "--").replace("×", r"$\times$") in render(table, "tex")
     files = write_all(table, tmp_path)
-    assert [file.name for file in files[len(FORMATS) :]] == ["table2-smoke-savings.csv"]
+    assert [file.name for file in files[len(FORMATS) :]] == ["table2-short-savings.csv"]
     lines = list(csv.DictReader(io.StringIO(files[-1].read_text(encoding="utf-8"))))
     assert len(lines) == len(section.rows)
     assert any(line["published"] == text for line in lines)
