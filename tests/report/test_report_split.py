@@ -165,8 +165,8 @@ def test_every_table_with_savings_shows_them_split_at_best_at_end_and_at_equal_i
     for number, row in enumerate(spec.rows):
         spent = {"samples_best": 100 + number, "samples_end": 200.0, "macs_best": 5e9, "macs_end": 9e9 - number}
         cost = {"energy": 2.0, "energy_end": 4.0, "latency": 3.0, "latency_end": 6.0 - 0.01 * number}
-        figure_fakes.add(store, spec, row.key, "smoke", 0, **spent, **cost)
-    table = build_table(spec, store, "smoke", 1, figure_fakes.sources())
+        figure_fakes.add(store, spec, row.key, "short", 0, **spent, **cost)
+    table = build_table(spec, store, "short", 1, figure_fakes.sources())
     section = next(s for s in table.sections if s.key == "savings")
     heads = {column.key for column in section.columns}
     assert {"best", "end", "equal"} <= heads
