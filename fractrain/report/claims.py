@@ -237,7 +237,8 @@ def _by_construction(spec: ClaimSpec, place: Place) -> tuple[Verdict, str]:
     if not values:
         return Verdict("not run"), ""
     holds = sum(spec.expected[0] <= v <= spec.expected[1] for v in values)
-    text = f"holds in {holds} of {len(values)} runs, {min(values):.0f} to {max(values):.0f}"
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    text = f"holds in {holds} of {len(values)} runs: {low if low == high else f'{low} to {high}'} {spec.unit}".rstrip()
     return Verdict("inconclusive", f"reduced length; {text}"), text
 
 
