@@ -174,7 +174,8 @@ class Mutations:
 def _results(name: str, out: str) -> str:
     """What a command says but for the machine and the files, which are no results."""
     if name == "diff":
-        return re.sub(r"(?ms)^environment:.*?(?=^result)", "", out)
+        out = re.sub(r"(?ms)^environment:.*?(?=^result)", "", out)
+        return re.sub(r"(?m)^(.* -> -| *\S+ +- -> .*)$", "", out)  # said of the whole one alone
     if name.startswith("table"):  # the note on a damaged record quotes what is wrong in it
         out = re.sub(r"(?m)^.*: record damaged: .*$", "", out)
     return re.sub(r"(?m)^(folder|made on).*$", "", out) if name == "show" else out

@@ -147,7 +147,9 @@ def table_command(
     from fractrain.report.spec import load_spec
 
     store = EvidenceStore(evidence) if origin == "evidence" else RunStore(results)
-    wanted = output.Wanted(tuple(key.strip() for key in columns.split(",") if key.strip()), rows, panel, look)
+    wanted = output.Wanted(
+        tuple(key.strip() for key in columns.split(",") if key.strip()), rows, panel, look, hardware is not None
+    )
     if table in campaign_names():
         if added or against:
             raise ConfigError(f"{table} is a campaign, a list of runs: --add goes with tables")

@@ -26,6 +26,7 @@ def build_table(
     profile: str,
     seeds: int | Sequence[int] | None = None,
     sources: Sources | None = None,
+    modelled: bool = False,
 ) -> Table:
     """Build one table.
 
@@ -35,6 +36,7 @@ def build_table(
         profile: ``smoke``, ``short`` or ``paper``: whose runs fill the measured columns.
         seeds: a number (then 0, 1, ...) or a list; default: the table's number for this profile.
         sources: configurations, costs and published rows; default: the engine's and the package's own.
+        modelled: show energy and latency by the hardware model of smoke runs, too, because it was asked for by name.
 
     Raises:
         ConfigError: unknown profile.
@@ -43,7 +45,7 @@ def build_table(
     if spec.errors is not None:
         return _errors_table(spec, spec.errors, known)
     smoke = known == "smoke"
-    spec = smoke_spec(spec) if smoke else spec
+    spec = smoke_spec(spec, modelled) if smoke else spec
     sources = sources or default_sources()
     index = PublishedIndex(sources.published, spec.published_table)
     runs = plan(spec, known, seeds, store, sources)

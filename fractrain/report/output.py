@@ -44,12 +44,14 @@ class Wanted:
             column of a page.
         panel: see :func:`fractrain.report.points.only`; empty: all.
         look: see :func:`fractrain.report.draw.draw`; ``paper`` also makes LaTeX fit one column.
+        modelled: see :func:`fractrain.report.build.build_table`.
     """
 
     columns: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     panel: str = ""
     look: Look = "page"
+    modelled: bool = False
 
 
 def content(
@@ -89,7 +91,7 @@ def content(
         return draw(only(figure, wanted.panel) if wanted.panel else figure, fmt, wanted.look)
     if spec.figure is not None and fmt in ("csv", "html", "md") and whole:
         return _figure_text(build_figure(spec, store, profile, seeds, sources), fmt).encode()
-    table = selected(build_table(spec, store, profile, seeds, sources), wanted.columns, wanted.rows)
+    table = selected(build_table(spec, store, profile, seeds, sources, wanted.modelled), wanted.columns, wanted.rows)
     if fmt == "tex" and (wanted.columns or wanted.look == "paper"):
         return narrow(table).encode()
     return tables.render(table, fmt).encode()

@@ -16,19 +16,23 @@ from fractrain.report.values import Cell, Column, Measured
 
 COLUMNS: Final = ("accuracy_last", "perplexity_last", "train_accuracy", "effective_end", "cp_end", "seconds")
 POINT: Final = ("accuracy_best_test", "macs_best")  # what a figure draws
+MODELLED: Final = ("energy", "latency")
 LEARNS: Final = Column("verdict", "Learns [better than a predictor without learning]", "learns", ("all",))
 
 
-def smoke_spec(spec: TableSpec) -> TableSpec:
-    """The specification without all that smoke runs say nothing about, and with the notes of its profile ``smoke``."""
+def smoke_spec(spec: TableSpec, modelled: bool = False) -> TableSpec:
+    """The specification without all that smoke runs say nothing about, and with the notes of its profile ``smoke``.
+
+    What a hardware model says is left out unless it is asked for (``modelled``).
+    """
     relative = tuple(r.model_copy(update={"claim": None}) for r in spec.relative if not BY_KEY[r.quantity].modelled)
     words = any(key.startswith("perplexity") for key in spec.columns)
     shown = tuple(key for key in COLUMNS if words or not key.startswith("perplexity"))
     alone = {"published": None, "published_elsewhere": ()}
     return spec.model_copy(
         update={
-            "hardware": "", "improvement": None, "relative": relative, "parts": 1,
-            "columns": shown + (POINT if spec.figure else ()),
+            "hardware": spec.hardware if modelled else "", "improvement": None, "relative": relative, "parts": 1,
+            "columns": shown + (MODELLED if modelled else ()) + (POINT if spec.figure else ()),
             "rows": tuple(row.model_copy(update=alone) for row in spec.rows),
             "notes": spec.profiles["smoke"].notes if "smoke" in spec.profiles else (),
         }

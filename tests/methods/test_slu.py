@@ -161,6 +161,7 @@ def alone(mask, place, **settings):
     wanted = torch.tensor(mask, dtype=torch.float64)
     block._thresholds = lambda p: torch.where(wanted > 0, -torch.ones_like(p), 2 * torch.ones_like(p))
     block._gate[0].features[0] = block._gate[0].features[GATED.index(place)]
+    block._gate[0].channels = [block._gate[0].channels[GATED.index(place)]]
     block.index = 0  # from now on asked without the gates before it
     h = model.groups[0][0](model.stem(x)).detach()
     if place == "groups.1.1":

@@ -30,6 +30,7 @@ selenium = pytest.importorskip("selenium", reason="no driver of browsers: pip in
 
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 PATIENCE_S = 600  # a guard against hanging, not a measure
 
@@ -263,7 +264,10 @@ def test_precision_over_training_shows_stages_and_names_what_is_constant(open_pa
 
 
 def test_a_number_tells_its_origin_by_keys_alone(open_page: Any, store: RunStore) -> None:
-    open_page.execute_script("document.querySelector('#configurations td[tabindex=\"0\"]').focus()")
+    first = WebDriverWait(open_page, 60).until(
+        lambda driver: driver.find_elements("css selector", '#configurations td[tabindex="0"]')
+    )[0]
+    open_page.execute_script("arguments[0].focus()", first)
     keys = webdriver.ActionChains(open_page)
     keys.send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ENTER).perform()
     dialog = open_page.find_element("css selector", "dialog#origin")

@@ -82,7 +82,7 @@ def test_a_checkpoint_is_read_as_the_page_says(tmp_path: Path) -> None:
     recipe = {"iterations": 1, "eval_every": 1, "batch_size": 8}
     run = fractrain.run("sbm", "resnet20", "digits", recipe=recipe, store=tmp_path, device="cpu", progress=False)
     page = (Path(__file__).parents[2] / "docs" / "library.md").read_text(encoding="utf-8")
-    blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
+    blocks = [part.split("```")[0] for part in page.split("```py\n")[1:]]
     block = next(block for block in blocks if "checkpoint.pt" in block)
     names = {"torch": torch, "io": io}
     exec(block.replace("results/runs/RUN", str(run.record.path)), names)
