@@ -155,7 +155,10 @@ class RecordedSteps:
         self.on = True
 
     def set_rate(self, rate: float) -> torch.Tensor:
-        """The learning rate as the tensor that recordings read, 0-dim float32."""
+        """The learning rate as the tensor that recordings read, 0-dim float32.
+
+        Adam computes with it in double: rates that float32 has not give other last bits than steps never recorded.
+        """
         return self._rate.fill_(rate)
 
     def forget(self) -> None:

@@ -21,6 +21,7 @@ from fractrain.util.seeds import derive_seed
 from fractrain.util.signals import RunInterrupted
 
 CPU = torch.device("cpu")
+SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "schedule": "steps"}  # of the loop by hand
 SKIPPED = {1, 2, 6, 8, 9, 10, 11}  # the third epoch (8 to 11) is skipped altogether
 
 
@@ -54,7 +55,7 @@ class StopAt:
 
 
 def run(folder, known=None, progress=None):
-    return Trainer(fake_config(), Site(folder, device="cpu"), progress, registries=known or Registries()).run()
+    return Trainer(fake_config(**SGD), Site(folder, device="cpu"), progress, registries=known or Registries()).run()
 
 
 def test_a_skipped_step_is_counted_and_calls_no_other_hook(tmp_path):
@@ -88,7 +89,7 @@ def test_an_epoch_without_a_step_has_no_loss_and_is_evaluated_all_the_same(tmp_p
 
 def test_against_a_loop_written_by_hand(tmp_path):
     """Weights and mean losses of a plain loop that leaves the skipped batches out."""
-    config = fake_config()
+    config = fake_config(**SGD)
     record = run(tmp_path)
     known, recipe = FakeRegistries(), config.recipe
     losses = []

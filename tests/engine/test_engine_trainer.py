@@ -25,6 +25,7 @@ from fractrain.util.errors import CheckpointError, ConfigError, DataError, NonFi
 from fractrain.util.signals import RunInterrupted
 
 CPU = torch.device("cpu")
+SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "schedule": "steps"}  # of the loop by hand
 
 
 class SignalAt:
@@ -82,7 +83,7 @@ def test_evaluation_comes_before_the_method_moves_on(tmp_path):
 
 def test_against_a_loop_written_by_hand(tmp_path):
     """The engine gives the weights, losses and accuracies of a plain loop without an engine."""
-    config = fake_config()
+    config = fake_config(**SGD)
     record = trainer(config, tmp_path).run()
 
     known, recipe = FakeRegistries(), config.recipe

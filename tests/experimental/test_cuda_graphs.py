@@ -47,9 +47,13 @@ NOT_RECORDED = {
 
 
 def config(method: str, settings: dict[str, Any], **recipe: Any) -> RunConfig:
-    """Stages move after every second evaluation; where there are none, fewer steps show as much."""
+    """Stages move after every second evaluation; where there are none, fewer steps show as much.
+
+    SGD, because its step has the same bits whether the rate is a number or the float32 tensor that recordings read.
+    """
     length = {"iterations": 8, "eval_every": 2} if settings.get("window") else {"iterations": 6, "eval_every": 3}
-    recipe = {**length, "batch_size": 60, "val_fraction": 0.0, "milestones": [5], **recipe}
+    sgd = {"optimizer": "sgd", "lr": 0.03, "schedule": "steps", "milestones": [5]}
+    recipe = {**length, **sgd, "batch_size": 60, "val_fraction": 0.0, **recipe}
     return RunConfig.create(method=method, model="resnet38", dataset="digits", settings=settings, recipe=recipe)
 
 
@@ -165,6 +169,28 @@ def test_a_run_that_is_stopped_and_loaded_ends_with_the_same_bits(method: str, s
             loop = loop_of(run, device)
             loop.load_state_dict(state)
         same(straight, trained(loop))
+
+
+@pytest.mark.parametrize(("method", "settings"), [("sbm", {}), ("pfq", STAGES)])
+def test_adam_at_rates_that_float32_has_gives_the_bits_of_steps_that_are_never_recorded(
+    method: str, settings: dict[str, Any]
+) -> None:
+    """Other rates are rounded to float32 when recorded, and Adam computes with them in double."""
+    run = config(method, settings, optimizer="adamw", lr=2.0**-7, lr_decay=0.5)
+    with pretending() as device:
+        recorded = trained(loop_of(run, device))
+        assert device.replays >= 3
+        same(recorded, trained(loop_of(run, device, recorded=False)))
+
+
+def test_adam_at_any_rate_differs_in_the_last_bits_only() -> None:
+    """One step, since Adam makes what is in the last bits of small gradients as large as the rate in the next one."""
+    run = config("fp32", {}, optimizer="adamw", lr=0.01, iterations=1, eval_every=1)
+    with pretending() as device:
+        of_tensor, of_number = (trained(loop_of(run, device, r)) for r in (True, False))
+    assert of_tensor["ledger"] == of_number["ledger"]
+    for name, value in of_tensor["weights"].items():
+        assert torch.allclose(value.double(), of_number["weights"][name].double(), rtol=1e-6, atol=1e-8), name
 
 
 def test_adam_clipping_and_a_smaller_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
