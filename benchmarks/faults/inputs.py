@@ -177,7 +177,7 @@ def _spoil(rng: random.Random, args: list[str]) -> None:
 
 
 def _changed(rng: random.Random, text: str) -> str:
-    lines = text.splitlines()
+    lines = text.splitlines() or [""]  # an earlier change may have left nothing
     at = rng.randrange(len(lines))
     match rng.randrange(5):
         case 0:
@@ -186,6 +186,8 @@ def _changed(rng: random.Random, text: str) -> str:
             lines.insert(at, rng.choice(lines))
         case 2:
             values = list(re.finditer(r'"[^"]*"|-?\d[\d.e]*|true|false', text))
+            if not values:
+                return text + '"'
             place = rng.choice(values)
             odd = rng.choice((*NUMBERS, '""', '"x"', '"' + "a" * 3000 + '"', "{ x = 1 }", '["x"]', "1979-05-27"))
             return text[: place.start()] + odd + text[place.end() :]
