@@ -101,4 +101,6 @@ def test_what_is_done_in_the_wrong_order_is_one_line() -> None:
 
 def test_an_optimizer_made_in_time_is_left_alone() -> None:
     session = fractrain.attach("dfq", build("resnet38", 10, (3, 32, 32), 0))
+    before = {name: p.detach().clone() for name, p in session.model.named_parameters()}
     small_loop(session, torch.optim.SGD(session.model.parameters(), lr=0.1, fused=True), range(3))
+    assert any(not torch.equal(p, before[name]) for name, p in session.model.named_parameters())
