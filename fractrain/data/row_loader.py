@@ -84,24 +84,26 @@ class RowFetcher:
         return found
 
     def close(self) -> None:
-        """End the threads."""
+        """Let go of the threads; each ends with the row it is at."""
         self._next, self._queue = None, iter(())
 
     def _run(self, epoch: int, index: int) -> Iterator[Fetched]:
         """Yield the batches of ``epoch`` from ``index`` on, the next ones in preparation."""
+        # Nobody may wait for these threads: the garbage collector ends a fetcher that is dropped, and it runs in any
+        # thread, one that is just being started included. They end by themselves when nobody holds their pool.
+        reader, decoders = ThreadPoolExecutor(1), ThreadPoolExecutor(self.threads)
         waiting: deque[Future[Fetched]] = deque()
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self.threads) as decoders:
-            lanes, rows = self._open(epoch, index)
-            try:
-                for following in range(index, len(self)):
-                    waiting.append(reader.submit(self._make, lanes, rows, decoders, epoch, following))
-                    if len(waiting) > _AHEAD:
-                        yield waiting.popleft().result()
-                while waiting:
+        lanes, rows = self._open(epoch, index)
+        try:
+            for following in range(index, len(self)):
+                waiting.append(reader.submit(self._make, lanes, rows, decoders, epoch, following))
+                if len(waiting) > _AHEAD:
                     yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
     def _open(self, epoch: int, index: int) -> tuple[Lanes, Mapping[int, Iterator[Row]]]:
         """The lanes of this rank, each at its first row of batch ``index``."""

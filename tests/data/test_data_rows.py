@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,6 +94,27 @@ def test_each_rank_reads_its_own_rows_only(parquet, tmp_path, monkeypatch):
     labels, rows = scored(0, 2)
     assert labels == [0, 1, 2]
     assert set(rows) <= set(range(6))  # a few in preparation, at most
+
+
+def test_a_fetcher_that_is_dropped_waits_for_nobody_and_its_threads_end(parquet, tmp_path, monkeypatch):
+    """The collector may run anywhere, in a thread that holds the lock which joining another needs: a run hung there."""
+    data = registry.load("imagenet", tmp_path)
+    before = set(threading.enumerate())
+    fetcher = RowFetcher(data.train, (16, 16), 8, 5, threads=2)
+    fetcher.fetch(0, 0)  # the next ones are in preparation
+    loader = iter(data.eval_stream("test", 3, torch.device("cpu")))
+    next(loader)
+    started = set(threading.enumerate()) - before
+    assert len(started) >= 4
+    monkeypatch.setattr(threading.Thread, "join", lambda *_: pytest.fail("the collector waits for a thread"))
+    fetcher.itself = fetcher  # only the collector of cycles finds it
+    del fetcher, loader
+    gc.collect()
+    deadline = time.monotonic() + 300
+    while any(thread.is_alive() for thread in started):
+        gc.collect()  # a thread that was at work held its fetcher
+        assert time.monotonic() < deadline, "a thread is left"
+        time.sleep(0.01)
 
 
 @given(rows=st.integers(1, 500), batch=st.integers(1, 70), lanes=st.integers(1, 17), world=st.integers(1, 9))
