@@ -112,8 +112,8 @@ _VALUES: Final[dict[str, Callable[[Measured, Measured], float | None]]] = {
 # -- facts of single runs ----------------------------------------------------------------------------------------------
 
 
-def mechanism(place: Place, quantity: str, name: str, seeds: int) -> list[float]:
-    """One number for each finished run of any length."""
+def mechanism(place: Place, quantity: str, name: str, seeds: int) -> list[float | None]:
+    """One number for each finished run of any length; None where its record does not have it."""
     read = {"share_below_final": _below_final, "adaptive_share": _adaptive, "analysis_share": _analysis}[quantity]
     profiles = (*short_lengths(), "paper")
     records = (
@@ -131,9 +131,10 @@ def _below_final(record: Any) -> float:
     return 100 * sum(stage < final for stage in stages) / len(stages)
 
 
-def _analysis(record: Any) -> float:
-    """Percent of the products' MACs that measuring the sensitivity of data takes, at the run's end."""
-    return float(record.metrics()[-1]["method"]["analysis_percent"])
+def _analysis(record: Any) -> float | None:
+    """Percent of the products' MACs that measuring sensitivities takes, at the run's end; old records lack it."""
+    value = record.metrics()[-1].get("method", {}).get("analysis_percent")
+    return None if value is None else float(value)
 
 
 def _adaptive(record: Any) -> float:

@@ -233,11 +233,12 @@ def judge_zone(measured: Estimate, expected: tuple[float, float], rule: VerdictR
 
 def _by_construction(spec: ClaimSpec, place: Place) -> tuple[Verdict, str]:
     """A claim on how a method works: counted over all runs there are, which show it but are no reproduction."""
-    values = [v for pair in spec.pairs for v in mechanism(place, spec.quantity, pair, SEEDS)]
+    found = [v for pair in spec.pairs for v in mechanism(place, spec.quantity, pair, SEEDS)]
+    values = [v for v in found if v is not None]
     if not values:
-        return Verdict("not run"), ""
+        return Verdict("not run", f"not measured in any of {len(found)} runs" if found else ""), ""
     holds = sum(spec.expected[0] <= v <= spec.expected[1] for v in values)
-    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    low, high = (f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in (min(values), max(values)))
     text = f"holds in {holds} of {len(values)} runs: {low if low == high else f'{low} to {high}'} {spec.unit}".rstrip()
     return Verdict("inconclusive", f"reduced length; {text}"), text
 

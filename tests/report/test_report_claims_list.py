@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import scaling_fakes
+from small_registries import SmallRegistries
 from store_fakes import FakeStore
 
 from fractrain.cost import published
+from fractrain.engine.config import RunConfig
+from fractrain.engine.site import Site
+from fractrain.engine.trainer import Trainer
 from fractrain.report.claim_values import _adaptive, _below_final
 from fractrain.report.claims import claim_files, judge_claims, judge_zone, load_claims
 from fractrain.report.claims_text import listing, markdown
@@ -19,6 +24,7 @@ from fractrain.report.published_split import solve
 from fractrain.report.sources import engine_config
 from fractrain.report.spec import load_spec
 from fractrain.report.stats import estimate
+from fractrain.report.values import Measured
 from fractrain.report.verdict import VerdictRule
 from fractrain.util.errors import ConfigError
 
@@ -129,6 +135,42 @@ def test_mechanisms_are_read_from_ledger_and_metrics():
     assert 0 < several < len(taken) == 18
     assert _adaptive(record) == pytest.approx(100 * several / 18)
     assert _below_final(record) == 100.0  # one period, in the first stage of four
+
+
+def test_overhead_is_read_from_a_trained_run_and_not_measured_in_an_old_one(tmp_path):
+    """A run of DYNASTY stands for the first seed of table 6 at 1/64; old records lack what analysis takes."""
+    config = RunConfig.create(
+        method="dynasty", model="resnet38", dataset="digits", settings={"refresh": 2, "observe": 2},
+        recipe={"iterations": 4, "batch_size": 32, "eval_every": 2, "val_fraction": 0.0, "milestones": [3]},
+    )  # fmt: skip
+    record = Trainer(config, Site(tmp_path, "cpu"), registries=SmallRegistries()).run()
+    table = load_spec("table6")
+    pair = next(p for p in table.pairs if p.key == "resnet38/cifar100")
+    wanted = engine_config(table.request(pair, table.row("dynasty"), "1/64"), 0).run_id
+
+    def verdict(lines):
+        run = SimpleNamespace(
+            run_id=wanted,
+            status="done",
+            metrics=lambda: lines,
+            measured=Measured({"accuracy_best_test": 90.0, "accuracy_last": 90.0}),
+        )
+        (claim,) = (
+            c
+            for c in judge_claims(SimpleNamespace(get={wanted: run}.get), scaling_fakes.sources())
+            if c.id == "dynasty-overhead"
+        )
+        return claim
+
+    lines = record.metrics()
+    percent = lines[-1]["method"]["analysis_percent"]
+    assert 0 < percent < 100
+    holds = int(percent <= 1)
+    found = verdict(lines)
+    assert f"holds in {holds} of 1 runs: {percent:.2g} %" in found.reason
+    for old in ({"budget": 4.0}, {}):
+        found = verdict([{**line, "method": old} for line in lines])
+        assert (found.verdict, found.reason) == ("not run", "not measured in any of 1 runs")
 
 
 @pytest.mark.parametrize(
