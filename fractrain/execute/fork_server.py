@@ -3,9 +3,13 @@
 Started as ``python -m fractrain.execute.fork_server FD``.
 
 Importing torch, its optimizers' machinery and the data sets' packages takes several seconds of a core, which short runs
-by the hundred would spend each. It imports only: it runs no kernel, starts no thread and never touches a GPU, so that
-forking is safe. Requests come as packets on the socket ``FD``: a JSON object ``{"env": {...}}`` with four descriptors
-(standard input, output and error of the worker, and a pipe on which its process number and exit code are reported).
+by the hundred would spend each. It imports only: it runs no kernel and never touches a GPU, and no thread lives in it
+when it forks but those of OpenBLAS, which ends them before a fork. So forking is safe. Requests come as packets on the
+socket ``FD``: a JSON object ``{"env": {...}}`` with four descriptors (standard input, output and error of the worker,
+and a pipe on which its process number and exit code are reported).
+
+The standard library's ``multiprocessing`` forkserver imports the script that started everything once more in every
+worker: a script without ``if __name__ == "__main__"`` would run again there. This one knows nothing of that script.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from collections.abc import Callable
 from typing import Final
 
 PACKET: Final = 1 << 16
+POLL_S: Final = 0.05  # how late an exit code may be told
 PRELOAD: Final = (
     "fractrain.execute.worker",
     "torch._dynamo",
@@ -47,28 +52,19 @@ def main(arguments: list[str], worker: Callable[[], int] | None = None, preload:
     for name in preload:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    wake, alarm = os.pipe()
-    os.set_blocking(alarm, False)
-    os.set_blocking(wake, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # only to make the descriptor below speak
-    signal.set_wakeup_fd(alarm, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, exit codes are lost
     children: dict[int, int] = {}  # process number -> pipe for its exit code
     while True:
-        ready = select.select([requests.fileno(), wake], [], [])[0]
-        if wake in ready:
-            with contextlib.suppress(BlockingIOError):
-                os.read(wake, PACKET)
-            _reap(children)
-        if requests.fileno() not in ready:
+        ready = select.select([requests], [], [], POLL_S if children else None)[0]
+        _reap(children)
+        if not ready:
             continue
         packet, descriptors, _, _ = socket.recv_fds(requests, PACKET, 4)
         if not packet:
             return 0  # the executor is gone; workers notice by themselves
         pid = os.fork()
         if pid == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for unused in (wake, alarm, descriptors[3], *children.values()):
+            for unused in (descriptors[3], *children.values()):
                 os.close(unused)
             requests.close()
             return _become(json.loads(packet)["env"], descriptors[:3], worker)

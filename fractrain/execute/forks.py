@@ -10,10 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import IO, Final
 
 COMMAND: Final = (sys.executable, "-m", "fractrain.execute.fork_server")
+# pyarrow, which pandas loads, would start a thread that frees memory: what it holds during a fork, nobody gives back.
+NO_THREAD: Final = MappingProxyType({"JE_ARROW_MALLOC_CONF": "background_thread:false"})
+START_S: Final = 300  # until a worker is there: the first one waits for all imports, on a busy disk
+END_S: Final = 60
+POLL_S: Final = 0.02
 
 
 class ForkServerError(Exception):
@@ -31,27 +39,30 @@ class ForkedProcess:
     def __init__(self, stdin: IO[str], stdout: IO[str], report: int) -> None:
         self.stdin, self.stdout = stdin, stdout
         self.returncode: int | None = None
+        self._lock = threading.Lock()
         self._report = os.fdopen(report)
-        first = self._report.readline()
+        first = self._report.readline() if _readable(self._report, START_S) else None
         if not first:
             for stream in (stdin, stdout, self._report):
                 stream.close()
-            raise ForkServerError("the process that forks workers has ended")
+            what = f"gives no answer for {START_S} s" if first is None else "has ended"
+            raise ForkServerError(f"the process that forks workers {what}")
         self.pid = int(first)
 
     def wait(self) -> int:
         """Wait for its end; return the exit code."""
-        if self.returncode is None:
-            line = self._report.readline()
-            self._report.close()
-            self.returncode = int(line) if line else -signal.SIGKILL  # the server was killed, and it with it or later
-        return self.returncode
+        while (code := self.poll()) is None:
+            time.sleep(POLL_S)
+        return code
 
     def poll(self) -> int | None:
-        """Return the exit code, None while it runs."""
-        if self.returncode is None and select.select([self._report], [], [], 0)[0]:
-            self.wait()
-        return self.returncode
+        """Return the exit code, None while it runs; one thread may wait while another asks."""
+        with self._lock:
+            if self.returncode is None and _readable(self._report, 0):
+                line = self._report.readline()
+                self._report.close()
+                self.returncode = int(line) if line else -signal.SIGKILL  # the server was killed, and it then or later
+            return self.returncode
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
@@ -77,7 +88,7 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, **variables},
+                env={**NO_THREAD, **os.environ, **variables},
                 start_new_session=True,
             )
 
@@ -110,7 +121,16 @@ class ForkServer:
     def close(self) -> None:
         """End it; workers that still run are not touched."""
         self._requests.close()
-        self._process.wait()
+        try:
+            self._process.wait(END_S)  # it may be importing
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _readable(stream: IO[str], seconds: float) -> bool:
+    """Whether there is something to read, or the end, within that time."""
+    return bool(select.select([stream], [], [], seconds)[0])
 
 
 def forks_here() -> bool:

@@ -5,12 +5,14 @@ import os
 import signal
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
+from fractrain.execute import forks
 from fractrain.execute import local as executor_module
 from fractrain.execute.forks import ForkServer, ForkServerError, forks_here
 from fractrain.execute.local import LocalExecutor, run_here
@@ -91,6 +93,33 @@ def test_a_server_that_died_is_said_so_and_replaced_by_plain_processes(tmp_path)
     server.close()
 
 
+def test_a_server_that_gives_no_answer_is_given_up(monkeypatch):
+    monkeypatch.setattr(forks, "START_S", 0.1)
+    monkeypatch.setattr(forks, "END_S", 0.1)
+    server = ForkServer({}, (sys.executable, "-c", "import time; time.sleep(600)"))
+    with tempfile.TemporaryFile("w+") as errors, pytest.raises(ForkServerError, match="no answer"):
+        server.start({}, errors)
+    server.close()
+    assert server._process.returncode == -signal.SIGKILL
+
+
+def test_exit_codes_are_told_to_every_thread_and_where_signals_of_children_are_not_heard():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # both are passed on to the server
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        server = ForkServer({}, COMMAND)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        signal.signal(signal.SIGCHLD, before)
+    with tempfile.TemporaryFile("w+") as errors, ThreadPoolExecutor(4) as threads:
+        worker = server.start({}, errors)
+        codes = [threads.submit(worker.wait) for _ in range(4)]
+        say(worker, "exit 3")
+        assert [code.result(timeout=300) for code in codes] == [3] * 4
+        end(worker)
+    server.close()
+
+
 def test_workers_stop_when_server_and_executor_are_gone():
     server = ForkServer({}, COMMAND)
     with tempfile.TemporaryFile("w+") as errors:
@@ -106,12 +135,13 @@ def test_workers_stop_when_server_and_executor_are_gone():
 
 
 def test_runs_in_forked_workers_have_the_bits_of_runs_in_this_process(tmp_path, monkeypatch):
-    started = []
+    started, threads = [], set()
 
     class Counted(ForkServer):
         def start(self, *args):
             process = super().start(*args)
             started.append(process.pid)
+            threads.update(task.read_text() for task in Path(f"/proc/{self._process.pid}/task").glob("*/comm"))
             return process
 
     monkeypatch.setattr(executor_module, "ForkServer", Counted)
@@ -119,6 +149,7 @@ def test_runs_in_forked_workers_have_the_bits_of_runs_in_this_process(tmp_path, 
     outcomes = LocalExecutor(jobs=2).run(configs, Site(tmp_path / "forked", device="cpu"))
     assert [outcome.status for outcome in outcomes] == ["done", "done"], outcomes
     assert len(started) == 2
+    assert len(threads) == 1, "the server forks beside a thread that a library has named"
     assert run_here(configs[0], Site(tmp_path / "here", device="cpu"), SilentProgress()).status == "done"
     digests = [_weights(tmp_path / folder / configs[0].run_id) for folder in ("forked", "here")]
     assert digests[0] == digests[1]
