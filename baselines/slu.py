@@ -111,8 +111,7 @@ class SLU(Method):
         self._blocks: list[SkipBlock] = []
         for i, name in enumerate(gated):
             block = SkipBlock(model.get_submodule(name), name, i, places[name] or "", gate, self.state, s)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, block)
+            model.set_submodule(name, block)
             self._blocks.append(block)
         # A Sequential would run the gate as one more layer: there it lives in the first gated block.
         (self._blocks[0] if isinstance(model, nn.Sequential) else model).add_module("skip_gate", gate)

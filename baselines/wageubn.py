@@ -308,8 +308,7 @@ class Wageubn(Method):
     def _replace_norms(self, model: nn.Module) -> None:
         for name, m in list(model.named_modules()):
             if isinstance(m, nn.BatchNorm2d):
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, DirectBatchNorm2d(m, name).train(m.training))
+                model.set_submodule(name, DirectBatchNorm2d(m, name).train(m.training))
                 for p in (m.weight, m.bias):
                     _on_gradient(p, partial(direct, bits=NORM_GRADIENT_BITS))
                     self._stored.append(p)

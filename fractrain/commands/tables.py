@@ -237,11 +237,7 @@ def reproduce_command(
     `fractrain table NAME` shows how far one is. Runs that are finished are never repeated; interrupted ones go on where
     they stopped. Exit code 1 when a run failed.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ConfigError(
-            "`fractrain reproduce` starts processes of its own, one run each, and does not go with torchrun: leave it "
-            "out, or use it with `-m fractrain run` for a single run on several GPUs"
-        )
+    _refuse_torchrun()
     from fractrain.engine.length import words
     from fractrain.execute.local import Site
 
@@ -271,6 +267,14 @@ def reproduce_command(
     if as_json:
         emit_json(documents[0] if len(documents) == 1 else {"tables": documents})
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
+
+
+def _refuse_torchrun() -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(
+            "`fractrain reproduce` starts processes of its own, one run each, and does not go with torchrun: leave it "
+            "out, or use it with `-m fractrain run` for a single run on several GPUs"
+        )
 
 
 def _reproduce_campaign(

@@ -105,5 +105,4 @@ def replace_norms(model: nn.Module, ranks: Ranks) -> None:
     for name, module in list(model.named_modules()):
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, CompactBatchNorm2d):
             assert isinstance(module, _BatchNorm)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, RankBatchNorm(module, ranks).train(module.training))
+            model.set_submodule(name, RankBatchNorm(module, ranks).train(module.training))

@@ -177,8 +177,7 @@ def layered(model: nn.Module) -> nn.Module:
         new = made.setdefault(module, LayeredAttention(module))
         if not name:
             return new
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
+        model.set_submodule(name, new)
     return model
 
 

@@ -39,8 +39,7 @@ def smaller(model: nn.Module, state: QuantState) -> nn.Module:
         else:
             continue
         new = made.setdefault(id(module), new.train(module.training))
-        parent, _, child = name.rpartition(".")
         if not name:
             return new
-        setattr(model.get_submodule(parent), child, new)
+        model.set_submodule(name, new)
     return model

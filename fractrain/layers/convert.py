@@ -71,39 +71,53 @@ def convert(
     state = state if state is not None else QuantState()
     model = layered(model)
     places, embedded = _layers(model)
-    names = [where[0] for where in places.values()]
-    _must_match(keep, names)
+    _must_match(keep, [where[0] for where in places.values()])
     kept = _kept(model, places, types, keep, keep_first and not embedded, keep_last)
+    new, replaced = _replace(model, places, kept, precision, state)
+    if new is not model:
+        return new
+    if strict and not replaced:
+        raise ConfigError(f"{type(model).__name__} has no layer to quantize ({_looked_for(types, state)})")
+    if all(layer.precision.is_float for layer in quant_layers(model)):
+        return model
+    if state.left_in_float:
+        log.warning("not quantized: %s", _left(state))
+    unfused(model)
+    return smaller(model, state) if compact else model
+
+
+def _replace(
+    model: nn.Module, places: Mapping[nn.Module, list[str]], kept: Mapping[nn.Module, str], precision: Precision | Rule,
+    state: QuantState,
+) -> tuple[nn.Module, int]:  # fmt: skip
+    """Put the twins in their places; return the model, or the twin of a layer that is one, and how many were wanted."""
     device = next((p.device for p in model.parameters()), None)
     replaced = 0
-    for layer, where in places.items():
-        name = where[0]
+    for layer, names in places.items():
         if (reason := own_way(layer)) is not None:
-            state.left_in_float |= dict.fromkeys(where, reason)
+            state.left_in_float |= dict.fromkeys(names, reason)
             continue
         wanted: Precision | None = None
         if layer in kept:
-            state.kept_in_float[name] = kept[layer]
+            state.kept_in_float[names[0]] = kept[layer]
         else:
-            wanted = precision if isinstance(precision, Precision) else precision(name, layer)
+            wanted = precision if isinstance(precision, Precision) else precision(names[0], layer)
         replaced += wanted is not None
-        new = quantized_layer(layer, wanted if wanted is not None else Precision(), state, name, device)
-        if not name:
-            return new
-        for place in where:
-            parent, _, child = place.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
-    left = "; ".join(f"{name}: {reason}" for name, reason in state.left_in_float.items())
-    if strict and not replaced:
-        looked_for = ", ".join(t.__name__ for t in types) or "nothing"
-        left = f"; {left}" if left else ""
-        raise ConfigError(f"{type(model).__name__} has no layer to quantize (looked for {looked_for}{left})")
-    quantized = any(not layer.precision.is_float for layer in quant_layers(model))
-    if quantized:
-        if left:
-            log.warning("not quantized: %s", left)
-        unfused(model)
-    return smaller(model, state) if compact and quantized else model
+        new = quantized_layer(layer, wanted if wanted is not None else Precision(), state, names[0], device)
+        if layer is model:
+            return new, replaced
+        for name in names:
+            model.set_submodule(name, new)
+    return model, replaced
+
+
+def _left(state: QuantState) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in state.left_in_float.items())
+
+
+def _looked_for(types: tuple[type[nn.Module], ...], state: QuantState) -> str:
+    kinds = f"looked for {', '.join(t.__name__ for t in types) or 'nothing'}"
+    return f"{kinds}; {_left(state)}" if state.left_in_float else kinds
 
 
 def _kept(

@@ -119,7 +119,6 @@ def replace_batch_norm(model: nn.Module, state: QuantState, bits: int, grad_bits
     """Replace every BatchNorm2d of the model in place and return the model."""
     for name, m in list(model.named_modules()):
         if isinstance(m, nn.BatchNorm2d):
-            parent, _, child = name.rpartition(".")
             new = RangeBatchNorm2d(m, state, name, bits, grad_bits).train(m.training)
-            setattr(model.get_submodule(parent), child, new)
+            model.set_submodule(name, new)
     return model

@@ -124,8 +124,7 @@ class DFQ(Method):
                 model.get_submodule(name), name, i, gate, candidates, precisions, self.state, s.forward == "authors",
                 constant, s.forward == "selected",
             )  # fmt: skip
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, block)
+            model.set_submodule(name, block)
             self._blocks.append(block)
         # A Sequential would run the gate as one more layer: there it lives in the first gated block.
         (self._blocks[0] if isinstance(model, nn.Sequential) else model).add_module("precision_gate", gate)

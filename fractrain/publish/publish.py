@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, Final, Literal
@@ -107,22 +107,27 @@ def publish(
         _Item(f"table-{stem}", functools.partial(table_payload, stem, files), tracker.folder / MEMORY)
         for stem, files in groups.items()
     ]
-    results = []
     try:
         with filelock.FileLock(tracker.folder / ".publish.lock", timeout=0):
-            for number, item in enumerate(items, start=1):
-                try:
-                    result, note = _publish_one(tracker, item.make(), item.memory, target, force)
-                except (ConfigError, StoreError) as error:  # of this item alone
-                    result, note = Published(item.name, "", "failed", str(error)), ""
-                said = result.message or result.where
-                say(f"[{number}/{len(items)}] {result.run_id}: {result.action}, {said}{note}")
-                results.append(result)
+            results = list(_publish_all(items, tracker, target, force, say))
     except filelock.Timeout as error:
         raise StoreError(f"another publish is at work in {tracker.folder}; wait, or choose another dir") from error
     if real_mode == "offline" and any(result.where for result in results):
         say(f"to send them: wandb sync {Path(dir) / project / 'wandb'}/offline-run-*")
     return results
+
+
+def _publish_all(
+    items: Sequence[_Item], tracker: Tracker, target: str, force: bool, say: Callable[[str], None]
+) -> Iterator[Published]:
+    """Send one after the other; what is wrong with one of them does not stop the others."""
+    for number, item in enumerate(items, start=1):
+        try:
+            result, note = _publish_one(tracker, item.make(), item.memory, target, force)
+        except (ConfigError, StoreError) as error:
+            result, note = Published(item.name, "", "failed", str(error)), ""
+        say(f"[{number}/{len(items)}] {result.run_id}: {result.action}, {result.message or result.where}{note}")
+        yield result
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,7 @@ def build_table(
     caveats: list[tuple[Row, str]] = []
     whole: dict[str, dict[str, MethodRow]] = {}
     for pair in spec.pairs:
-        built: dict[str, MethodRow] = {}
-        whole[f"{pair.key}/{pair.setting}"] = built
+        built = whole[f"{pair.key}/{pair.setting}"] = {}
         for row in spec.rows_of(pair):
             own = [r for r in runs if r.pair == pair and r.row == row]
             built[row.key] = method_row(spec, pair, row, own, sources, index)

@@ -102,3 +102,14 @@ def test_the_lower_rooms_know_no_method_by_name(room):
         text = path.read_text(encoding="utf-8")
         assert '== "fractrain"' not in text
         assert "methods.fractrain" not in text
+
+
+def test_a_function_fits_on_a_screen():
+    long = {
+        f"{path.relative_to(ROOT)}: {node.name}": node.end_lineno - node.lineno + 1
+        for folder in (PACKAGE, ROOT / "baselines")
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60
+    }
+    assert long == {}
