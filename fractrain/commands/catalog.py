@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fractrain.cost.hardware import HardwareRegistry
     from fractrain.methods.base import Method
     from fractrain.methods.registry import MethodRegistry
+    from fractrain.numerics.registry import FormatRegistry
 
 Entry = dict[str, Any]
 
@@ -91,6 +92,26 @@ def _datasets() -> list[Entry]:
     return [{**_without_callables(info), "protocol": info.protocol} for info in map(registry.info, registry.names())]
 
 
+def _formats() -> list[Entry]:
+    from fractrain.numerics.registry import FormatRegistry
+
+    registry = FormatRegistry.discover()
+    for problem in registry.problems:
+        say(f"fractrain: warning: {problem}")
+    return [_format(registry, name) for name in registry.names()]
+
+
+def _format(registry: FormatRegistry, name: str) -> Entry:
+    """What is known of a number format. One that cannot be loaded is listed too, and hides no other."""
+    try:
+        info = registry.get(name)
+        made = info.make()
+    except Exception as error:  # a plugin may raise anything
+        reason = " ".join(str(error).split())
+        return {"name": name, "description": f"cannot be used: {reason}", "problem": reason, "source": ""}
+    return {"name": name, "description": info.title, "source": info.source, "bits": made.bits}
+
+
 def _without_callables(info: Any) -> Entry:
     listed = [name for name, field in info.__dataclass_fields__.items() if field.metadata.get("listed", True)]
     values = {name: getattr(info, name) for name in listed}
@@ -152,6 +173,7 @@ KINDS: dict[str, Callable[[], list[Entry]]] = {
     "datasets": _datasets,
     "tables": _tables,
     "hardware": _hardware,
+    "formats": _formats,
 }
 CARDS: dict[str, Callable[[bool], list[Entry]]] = {"methods": _methods, "hardware": _hardware}
 
@@ -176,7 +198,7 @@ def _details(kind: str, entry: Entry) -> list[str]:
         stands = f", stands for {entry['stands_for']} in the smoke profile" if entry["stands_for"] else ""
         count = f"{entry['train_size']:,} + {entry['test_size']:,}" if entry["train_size"] else "a folder of"
         return [f"{count} {samples}, {where}{stands}"]
-    return [f"source: {entry['source']}"]
+    return [f"source: {entry['source']}"] if entry["source"] else []
 
 
 def _size(count: int) -> str:
@@ -197,7 +219,7 @@ def _print(kind: str, entries: list[Entry]) -> None:
             click.echo(f"{'':<{width}}    {line}")
 
 
-@click.command("list", short_help="List methods, models, datasets, tables, hardware models or runs.")
+@click.command("list", short_help="List methods, models, datasets, tables, hardware models, number formats or runs.")
 @options(
     click.argument("kind", type=NearestChoice([*KINDS, "runs", "all"]), default="all", metavar="[KIND]"),
     click.option(
@@ -218,7 +240,7 @@ def _print(kind: str, entries: list[Entry]) -> None:
     json_option,
 )
 def list_command(kind: str, verbose: bool, where: tuple[str, ...], results: Path, as_json: bool) -> None:
-    """List what there is: methods, models, datasets, tables, hardware (all of these without KIND), or your runs."""
+    """List what there is: methods, models, datasets, tables, hardware, formats (all without KIND), or your runs."""
     if kind == "runs":
         list_runs(results, where, as_json)
         return

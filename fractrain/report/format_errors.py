@@ -99,7 +99,7 @@ def measure(name: str, quantity: Quantity, seeds: int, shape: tuple[int, int]) -
     """
     import torch
 
-    from fractrain.numerics.catalog import number_format
+    from fractrain.numerics.registry import number_format
     from fractrain.numerics.stochastic_rounding import noise_key
 
     fmt, (_, factor) = number_format(name), UNITS[quantity]
@@ -118,7 +118,7 @@ def measure(name: str, quantity: Quantity, seeds: int, shape: tuple[int, int]) -
 def _bits(name: str, shape: tuple[int, int]) -> float:
     import torch
 
-    from fractrain.numerics.catalog import number_format
+    from fractrain.numerics.registry import number_format
 
     fmt = number_format(name)
     assert fmt.bits is not None

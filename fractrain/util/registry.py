@@ -38,7 +38,7 @@ PLUGIN_VARIABLE = "FRACTRAIN_PLUGINS"
 # derives from that class; this is read from its text, so that listing imports no plugin.
 MAKERS = {
     "methods": "Method",
-    "formats": "Format",
+    "formats": "FormatInfo",
     "models": "ModelInfo",
     "datasets": "DatasetInfo",
     "hardware": "HardwareModel",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fractrain.numerics.catalog import FORMATS, number_format
+from fractrain.numerics.catalog import FORMATS
+from fractrain.numerics.registry import number_format
 from fractrain.report.build import build_table
 from fractrain.report.format_errors import ErrorRow, FormatErrors, error_rows, measure
 from fractrain.report.grid import plan
@@ -63,7 +64,7 @@ def test_nothing_is_run_for_it():
 
 
 def test_every_named_format_has_a_width():
-    assert {number_format(name).bits for name in FORMATS} == {4, 6, 8}
+    assert {number_format(info.name).bits for info in FORMATS} == {4, 6, 8}
     with pytest.raises(ConfigError, match=r"unknown number format 'nvfp5'.*nvfp4"):
         number_format("nvfp5")
 

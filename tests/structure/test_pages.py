@@ -38,16 +38,53 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if not (DOCS / link).is_file()] == []
 
 
-@pytest.mark.parametrize(("page", "file"), [("add-a-model", "three_layers"), ("add-a-data-set", "stripes")])
+@pytest.mark.parametrize(
+    ("page", "file"), [("add-a-model", "three_layers"), ("add-a-data-set", "stripes"), ("add-a-format", "octaves")]
+)
 def test_a_guide_works_word_for_word(page, file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FRACTRAIN_PLUGINS", raising=False)
     Path(f"{file}.py").write_text(blocks(DOCS / f"{page}.md", "python")[0], encoding="utf-8")
+    for block in blocks(DOCS / f"{page}.md", "toml"):
+        Path("errors.toml").write_text(block, encoding="utf-8")
     commands = [line for block in blocks(DOCS / f"{page}.md", "sh") for line in block.splitlines()]
-    assert len(commands) == 2
+    assert len(commands) in (2, 3)
     for command in commands:
-        program, *args = shlex.split(command)
-        assert program == "fractrain"
-        result = CliRunner().invoke(main, args)
-        assert result.exit_code == 0, f"{command}\n{result.output}"
+        result = follow(command)
     assert "done" in result.output
+
+
+def test_the_guide_to_tables_works_word_for_word_but_for_the_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FRACTRAIN_PLUGINS", raising=False)
+    Path("plain6.py").write_text(blocks(DOCS / "add-a-method.md", "python")[0], encoding="utf-8")
+    commands = [line for block in blocks(DOCS / "add-a-table.md", "sh") for line in block.splitlines()]
+    assert len(commands) == 6
+    for command in commands:
+        result = follow(f"{command} --dry-run" if "reproduce" in command else command)
+    assert "mine" in result.output
+
+
+def test_the_guide_to_columns_works_word_for_word():
+    entry = blocks(DOCS / "add-a-table.md", "python")[0].strip()
+    start = "QUANTITIES: Final = ("
+    text = (DOCS.parent / "fractrain" / "report" / "quantities.py").read_text(encoding="utf-8")
+    code = f"""if True:
+        import sys, types
+        module = sys.modules["fractrain.report.quantities"] = types.ModuleType("fractrain.report.quantities")
+        exec({text.replace(start, f"{start}{entry},")!r}, vars(module))
+        from fractrain.report.columns import columns
+        from fractrain.report.spec import load_spec
+        table = load_spec("table2").model_copy(update={{"columns": ("gates",)}})
+        print([column.head for column in columns(table) if column.key == "gates"])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Forward MACs of the gates [of the other layers'] ↓, measured" in done.stdout, done.stderr
+
+
+def follow(command):
+    program, *args = shlex.split(command)
+    assert program == "fractrain"
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, f"{command}\n{result.output}"
+    return result

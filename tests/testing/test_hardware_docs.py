@@ -1,4 +1,4 @@
-"""docs/hardware.md, followed word for word in an empty folder."""
+"""docs/hardware.md and docs/add-a-hardware-model.md, followed word for word in an empty folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from fractrain.cost.hardware import HardwareRegistry
 from fractrain.cost.hardware.registry import names
 
-PAGE = Path(__file__).parents[2] / "docs" / "hardware.md"
+PAGE, GUIDE = (Path(__file__).parents[2] / "docs" / f"{name}.md" for name in ("hardware", "add-a-hardware-model"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: Path = GUIDE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def test_the_example_has_at_most_40_lines() -> None:
@@ -26,7 +26,7 @@ def test_the_example_has_at_most_40_lines() -> None:
 
 def test_every_command_works(cli: Any, tmp_path: Path) -> None:
     (tmp_path / "row_array.py").write_text(blocks("python")[0], encoding="utf-8")
-    commands = [line for block in blocks("sh") for line in block.splitlines()]
+    commands = [line for block in [*blocks("sh", PAGE), *blocks("sh")] for line in block.splitlines()]
     assert len(commands) == 6
     for command in commands:
         program, *args = shlex.split(command)

@@ -26,6 +26,8 @@ FAMILY = tuple(ModelInfo(f"m{n}", "M", "m", "s", "image", 1, 0, {}, {}, lambda c
         ("class Mine(StaticMethod):\n", {"methods"}),  # nothing else: what is wrong with it is told there
         ("def broken(:\n", {"methods"}),
         ("class Mine(HardwareModel):\n", {"hardware"}),
+        ("class Mine(Method): ...\nX = FormatInfo(1)\n", {"formats", "methods"}),
+        ("class Mine(Format): ...\nclass Y(Method): ...\n", {"methods"}),  # a format without a name of its own
     ],
 )
 def test_a_plugin_file_is_sorted_by_its_text(text, kinds, tmp_path):

@@ -1,7 +1,8 @@
 """What a hardware model is given and what it returns.
 
 A model is one class in one file: a subclass of :class:`HardwareModel` that prices one row of the ledger. Everything
-else (finding it, settings, sums over epochs and layers, tables) is done for it; ``docs/hardware.md`` shows how.
+else (finding it, settings, sums over epochs and layers, tables) is done for it: see
+``docs/add-a-hardware-model.md``.
 """
 
 from __future__ import annotations
