@@ -69,12 +69,12 @@ def fit(gaps: Mapping[float, Sequence[float]]) -> Trend | None:
     Returns:
         The line, or None with fewer than two lengths or :data:`LEAST_POINTS` points.
     """
-    from scipy.stats import linregress
-
     pairs = [(math.log2(share), gap) for share, values in sorted(gaps.items()) for gap in values]
     lengths = len({x for x, _ in pairs})
     if lengths < 2 or len(pairs) < LEAST_POINTS:
         return None
+    from scipy.stats import linregress  # takes half a second, which most stores can spare
+
     xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
     line = linregress(xs, ys)
     freedom = len(pairs) - 2
