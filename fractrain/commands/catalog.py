@@ -20,34 +20,41 @@ from fractrain.commands.common import (
     stdout_to_stderr,
 )
 from fractrain.commands.list_runs import list_runs
-from fractrain.util.errors import ConfigError, PluginError
+from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fractrain.cost.hardware import HardwareRegistry
+    from fractrain.cost.hardware import HardwareModel
     from fractrain.methods.base import Method
-    from fractrain.methods.registry import MethodRegistry
-    from fractrain.numerics.registry import FormatRegistry
+    from fractrain.util.registry import Registry
 
 Entry = dict[str, Any]
+
+
+def _entries(kind: type[Registry[Any]], about: Callable[[Any], Entry]) -> list[Entry]:
+    """What is known of everything that a registry finds."""
+    registry = kind.discover()
+    for problem in registry.problems:
+        say(f"fractrain: warning: {problem}")
+    return [_entry(registry, name, about) for name in registry.names()]
+
+
+def _entry(registry: Registry[Any], name: str, about: Callable[[Any], Entry]) -> Entry:
+    """What is known of one. What cannot be loaded is listed too, with the reason, and hides no other."""
+    try:
+        return {"name": name, **about(registry.get(name))}
+    except Exception as error:  # a plugin may raise anything
+        reason = " ".join(str(error).split())
+        return {"name": name, "description": f"cannot be used: {reason}", "problem": reason, "settings": []}
 
 
 def _methods(verbose: bool = False) -> list[Entry]:
     from fractrain.methods.registry import MethodRegistry
 
-    registry = MethodRegistry.discover()
-    for problem in registry.problems:
-        say(f"fractrain: warning: {problem}")
-    return [_method(registry, name, verbose) for name in registry.names()]
+    return _entries(MethodRegistry, lambda kind: _method(kind, verbose))
 
 
-def _method(registry: MethodRegistry, name: str, verbose: bool) -> Entry:
-    """All that is known of a method. One that cannot be loaded is listed too, with the reason, and hides no other."""
-    try:
-        kind = registry.get(name)
-    except PluginError as error:
-        return {"name": name, "description": f"cannot be used: {error}", "problem": str(error), "settings": []}
+def _method(kind: type[Method], verbose: bool) -> Entry:
     return {
-        "name": name,
         "description": kind.summary(),
         "source": kind.source,
         "version": kind.version,
@@ -81,35 +88,23 @@ def _setting(key: str, field: Any) -> Entry:
 
 
 def _models() -> list[Entry]:
-    from fractrain.models import registry
+    from fractrain.models.registry import ModelRegistry
 
-    return [_without_callables(registry.info(name)) for name in registry.names()]
+    return _entries(ModelRegistry, _without_callables)
 
 
 def _datasets() -> list[Entry]:
-    from fractrain.data import registry
+    from fractrain.data.registry import DatasetRegistry
 
-    return [{**_without_callables(info), "protocol": info.protocol} for info in map(registry.info, registry.names())]
+    return _entries(DatasetRegistry, lambda info: {**_without_callables(info), "protocol": info.protocol})
 
 
 def _formats() -> list[Entry]:
     from fractrain.numerics.registry import FormatRegistry
 
-    registry = FormatRegistry.discover()
-    for problem in registry.problems:
-        say(f"fractrain: warning: {problem}")
-    return [_format(registry, name) for name in registry.names()]
-
-
-def _format(registry: FormatRegistry, name: str) -> Entry:
-    """What is known of a number format. One that cannot be loaded is listed too, and hides no other."""
-    try:
-        info = registry.get(name)
-        made = info.make()
-    except Exception as error:  # a plugin may raise anything
-        reason = " ".join(str(error).split())
-        return {"name": name, "description": f"cannot be used: {reason}", "problem": reason, "source": ""}
-    return {"name": name, "description": info.title, "source": info.source, "bits": made.bits}
+    return _entries(
+        FormatRegistry, lambda info: {"description": info.title, "source": info.source, "bits": info.make().bits}
+    )
 
 
 def _without_callables(info: Any) -> Entry:
@@ -138,32 +133,19 @@ def _tables() -> list[Entry]:
 def _hardware(verbose: bool = False) -> list[Entry]:
     from fractrain.cost.hardware import HardwareRegistry
 
-    registry = HardwareRegistry.discover()
-    for problem in registry.problems:
-        say(f"fractrain: warning: {problem}")
-    return [_machine(registry, name, verbose) for name in registry.names()]
+    return _entries(HardwareRegistry, lambda kind: _machine(kind, verbose))
 
 
-def _machine(registry: HardwareRegistry, name: str, verbose: bool) -> Entry:
-    """All that is known of a hardware model. One that cannot be loaded is listed too, and hides no other."""
-    try:
-        kind = registry.get(name)
-        card = kind().card() if verbose else {}
-    except Exception as error:  # a plugin may raise anything
-        reason = " ".join(str(error).split())
-        return {"name": name, "description": f"cannot be used: {reason}", "problem": reason, "settings": []}
+def _machine(kind: type[HardwareModel], verbose: bool) -> Entry:
+    card = kind().card() if verbose else {}
+    lines = [f"{key}: {value}" for key, value in card.items() if key != "source"]
     return {
-        "name": name,
         "description": kind.summary(),
         "source": kind.source,
         "is_not": kind.is_not,
         "settings": [_setting(key, field) for key, field in kind.Settings.model_fields.items()],
         "presets": {key: dict(values) for key, values in kind.presets.items()},
-        **(
-            {"card": card, "card_lines": [f"{key}: {value}" for key, value in card.items() if key != "source"]}
-            if verbose
-            else {}
-        ),
+        **({"card": card, "card_lines": lines} if verbose else {}),
     }
 
 
@@ -180,6 +162,8 @@ CARDS: dict[str, Callable[[bool], list[Entry]]] = {"methods": _methods, "hardwar
 
 def _details(kind: str, entry: Entry) -> list[str]:
     """Lines under an entry's description."""
+    if "problem" in entry:
+        return []
     if kind in ("methods", "hardware"):
         settings = [f"{s['name']}={'required' if s['required'] else _short(s['default'])}" for s in entry["settings"]]
         source = entry.get("source")

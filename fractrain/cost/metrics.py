@@ -100,16 +100,6 @@ def cp(
     return cp_of(sums.values(), weights_by_block(ledger, block_weights))
 
 
-def cp_by_epoch(
-    ledger: Ledger,
-    block_weights: BlockWeights = None,
-    phase: Phase = "train",
-) -> dict[int, float]:
-    """:func:`cp` of each epoch on its own, in percent, by epoch."""
-    weights = weights_by_block(ledger, block_weights)
-    return {epoch: cp_of([s], weights) for epoch, s in collect(ledger, phase, None).items()}
-
-
 def macs_paper(
     ledger: Ledger,
     until_epoch: int | None = None,

@@ -22,23 +22,6 @@ FILTERS = ("paper", "table", "model", "dataset", "method", "precision", "metric"
 
 
 @dataclass(frozen=True)
-class PublishedValue:
-    """A published number with what must be printed beside it.
-
-    Attributes:
-        value: the number, or the text when the paper prints a range or a phrase. Unit: see the metric.
-        source: document (and figure or script) it was taken from.
-        confidence: how it was read, for example ``transcribed``; the README of the data lists all values.
-        note: a known problem with the number (misprint, doubtful reading); empty if none is known.
-    """
-
-    value: float | str
-    source: str
-    confidence: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class PublishedRow:
     """One published number and where it belongs.
 
@@ -47,7 +30,10 @@ class PublishedRow:
         table: table or figure it stands in.
         model, dataset, setting, method, precision: coordinates of the cell, as the paper writes them.
         metric: name of the column, with its unit.
-        value, source, confidence, note: see :class:`PublishedValue`.
+        value: the number, or the text when the paper prints a range or a phrase. Unit: see the metric.
+        source: document (and figure or script) it was taken from.
+        confidence: how it was read, for example ``transcribed``; the README of the data lists all values.
+        note: a known problem with the number (misprint, doubtful reading); empty if none is known.
     """
 
     paper: str
@@ -63,11 +49,6 @@ class PublishedRow:
     confidence: str
     note: str = ""
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
-
-    @property
-    def cell(self) -> PublishedValue:
-        """The value without its coordinates."""
-        return PublishedValue(self.value, self.source, self.confidence, self.note)
 
 
 def data_path(package: Path | None = None) -> Path:
@@ -156,52 +137,6 @@ def rows(
             raise ConfigError(f"no published {column} {text!r}{did_you_mean(text, known)}; known: {'; '.join(known)}")
         found = [row for row in found if matches(getattr(row, column))]
     return tuple(found)
-
-
-def lookup(
-    *,
-    table: str,
-    model: str,
-    dataset: str,
-    method: str,
-    metric: str,
-    precision: str | None = None,
-    paper: str | None = None,
-    path: Path | None = None,
-) -> PublishedValue | None:
-    """Return the one published number of a table cell, or None if nothing was published for it.
-
-    Args:
-        table: table or figure; all arguments are compared as in :func:`rows`.
-        model: model.
-        dataset: data set.
-        method: method as printed.
-        metric: column.
-        precision: precision as printed, where a method has several rows.
-        paper: paper, where two have a table of this name.
-        path: another file of rows.
-
-    Raises:
-        ConfigError: more than one row matches (say which with ``precision`` or ``paper``), or an unknown table, paper
-            or metric.
-    """
-    found = rows(
-        paper=paper,
-        table=table,
-        model=model,
-        dataset=dataset,
-        method=method,
-        precision=precision,
-        metric=metric,
-        path=path,
-    )
-    if len(found) > 1:
-        seen = "; ".join(f"{r.table}: {r.method} {r.precision}".strip() for r in found)
-        raise ConfigError(
-            f"{len(found)} published rows match {table}, {model}, {dataset}, {method}, {metric} ({seen}): "
-            "narrow the search with precision, table or paper"
-        )
-    return found[0].cell if found else None
 
 
 def _normal(text: str) -> str:

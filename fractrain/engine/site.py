@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 RESULTS: Final = Path("results/runs")
 CHECKPOINT_SECONDS: Final = 60.0
@@ -44,10 +44,6 @@ class Site:
         """Return the same site, and changes to it, for a process in another folder or on another machine."""
         data_dir = None if self.data_dir is None else self.data_dir.absolute()
         return replace(self, store=self.store.absolute(), data_dir=data_dir, **changes)
-
-    def with_device(self, device: torch.device) -> Site:
-        """Return the same site with the device that ``auto`` stands for, or that was dealt to this process."""
-        return replace(self, device=str(device))
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fractrain.util.errors import ConfigError, did_you_mean
 from fractrain.util.registry import Origin, Registry
 
 if TYPE_CHECKING:
@@ -56,24 +55,10 @@ class MethodRegistry(Registry["type[Method]"]):
         Raises:
             ConfigError: unknown method or setting, or a value of the wrong type; one line.
         """
-        import pydantic
+        from fractrain.util.settings import configured  # imports pydantic
 
         cls = self.get(name)
-        given = dict(settings or {})
-        for key in given:
-            if key not in cls.Settings.model_fields and key not in cls.Settings.removed:
-                known = list(cls.Settings.model_fields)
-                raise ConfigError(
-                    f"method {name!r} has no setting {key!r}{did_you_mean(key, known)}; it has: "
-                    f"{', '.join(known) or 'none'}"
-                )
-        try:
-            return cls(cls.Settings(**given))
-        except pydantic.ValidationError as problem:
-            first = problem.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            detail = f"setting {where} = {first['input']!r}: " if where else ""
-            raise ConfigError(f"method {name!r}: {detail}{first['msg'].removeprefix('Value error, ')}") from problem
+        return cls(configured(cls.Settings, settings or {}, f"method {name!r}", cls.Settings.removed))
 
 
 def names() -> list[str]:

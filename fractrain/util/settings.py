@@ -14,13 +14,42 @@ from __future__ import annotations
 
 import functools
 import reprlib
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from typing import Any, Final, TypeVar
 
 import pydantic
 
+from fractrain.util.errors import ConfigError, did_you_mean
+
+S = TypeVar("S", bound=pydantic.BaseModel)
+
 LARGEST: Final = 2**31 - 1  # what a number of steps, layers, elements or bits has sense up to
 ADDED: Final[dict[str, Any]] = {"added": True}
+
+
+def configured(kind: type[S], given: Mapping[str, Any], owner: str, removed: Collection[str] = ()) -> S:
+    """Return settings by name.
+
+    Args:
+        kind: the settings' class.
+        given: what is not to be as by default.
+        owner: whose they are, for messages: ``method 'dfq'``.
+        removed: names that were settings once; the class says what became of them.
+
+    Raises:
+        ConfigError: an unknown setting, or a value of the wrong type or out of range; one line.
+    """
+    known = list(kind.model_fields)
+    if unknown := next((key for key in given if key not in known and key not in removed), None):
+        near = did_you_mean(unknown, known)
+        raise ConfigError(f"{owner} has no setting {unknown!r}{near}; it has: {', '.join(known) or 'none'}")
+    try:
+        return kind(**given)
+    except pydantic.ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        detail = f"setting {where} = {first['input']!r}: " if where else ""
+        raise ConfigError(f"{owner}: {detail}{first['msg'].removeprefix('Value error, ')}") from problem
 
 
 def check_sizes(settings: pydantic.BaseModel) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published_forms import published_macs
 
 from fractrain.cost import metrics
-from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, published_macs, static_cp
+from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, static_cp
 from fractrain.cost.hardware import Cost, HardwareModel, Parts, Priced, Workload
 from fractrain.cost.hardware.fitted import FittedModel
 from fractrain.cost.ledger import Entry, Ledger
@@ -64,7 +65,6 @@ def test_hand_count() -> None:
 def test_static_training_has_the_closed_form_cp(a: int, g: int, w: int | None) -> None:
     ledger = static_ledger(a, g, w)
     assert metrics.cp(ledger) == pytest.approx(static_cp(a, g, w), rel=1e-14)
-    assert metrics.cp_by_epoch(ledger) == {0: metrics.cp(ledger), 1: metrics.cp(ledger)}
     assert metrics.macs_paper(ledger) == pytest.approx(published_macs(static_cp(a, g, w), 2, 10, 1000))
 
 
@@ -153,7 +153,6 @@ def test_train_and_eval_are_kept_apart() -> None:
     assert metrics.cp(ledger) == 6.25
     assert metrics.cp(ledger, phase="eval") == 100 * 16 / 1024
     assert metrics.raw_macs(ledger, phase="eval") == 5 * 900
-    assert metrics.cp_by_epoch(ledger, phase="eval") == {0: 100 * 16 / 1024}
 
 
 # -- random ledgers against a slow loop ------------------------------------------------------------------------------
@@ -222,10 +221,6 @@ def test_random_ledgers_agree_with_a_loop_over_single_samples(seed: int) -> None
         forward = [r for r in kept if r["product"] == "FW"]
         gates = sum(r["macs"] for r in forward if "gate" in r["layer"])
         assert metrics.gate_overhead(ledger, until) == gates / (sum(r["macs"] for r in forward) - gates)
-    by_epoch = metrics.cp_by_epoch(ledger)
-    assert list(by_epoch) == ledger.epochs()
-    for epoch, value in by_epoch.items():
-        assert value == pytest.approx(float(slow_cp([r for r in records if r["epoch"] == epoch], blocks)), rel=1e-12)
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,9 +12,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from published_forms import published_macs, published_row
 
-from fractrain.cost import published
-from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, published_macs
+from fractrain.cost.formulas import AUTHORS_FORWARD_MACS
 from fractrain.cost.hardware.base import Cost, Row, Workload
 from fractrain.cost.hardware.fitted import REFERENCES, FittedModel
 from fractrain.util.errors import ConfigError
@@ -43,8 +43,7 @@ TOLERANCE = 0.015
 
 
 def cell(model: str, dataset: str, method: str, metric: str) -> float:
-    value = published.lookup(table="table2", model=model, dataset=dataset, method=method, metric=metric)
-    assert value is not None
+    value = published_row(table="table2", model=model, dataset=dataset, method=method, metric=metric)
     assert isinstance(value.value, float)
     return value.value
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from published_forms import published_row
 
-from fractrain.cost import published
 from fractrain.cost.hardware import HardwareModel, Row, create, create_all
 from fractrain.cost.hardware.registry import names
 from fractrain.util.errors import ConfigError
@@ -53,8 +53,7 @@ def test_the_mean_width_that_saves_4_7_times_the_energy(moved: float, bits: floa
 
 
 def printed(model: str, dataset: str, method: str, metric: str) -> float:
-    value = published.lookup(table="table2", model=model, dataset=dataset, method=method, metric=metric)
-    assert value is not None
+    value = published_row(table="table2", model=model, dataset=dataset, method=method, metric=metric)
     return float(value.value)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from definitions import conv2d
 from quant_helpers import Array, expected, tensor, watch
 from torch import nn
 
@@ -16,7 +17,6 @@ from fractrain.layers.conv_linear import QuantConv2d, QuantLayer, QuantLinear
 from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.numerics.formats import Affine, PerAxis, PerTensor, PerTile, Symmetric
 from fractrain.numerics.precision import FLOAT, Operand, Precision, fractrain_precision
-from fractrain.numerics.reference import conv2d
 from fractrain.numerics.stochastic_rounding import noise_key
 from fractrain.util.errors import ConfigError, NonFiniteError
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from definitions import quantize_group
 
 from fractrain.kernels.cpu.uniform_tiles import probed_tiles
 from fractrain.numerics.formats import Affine, Symmetric
 from fractrain.numerics.quantize import quantize, tile_limits
-from fractrain.numerics.reference import quantize_group
 from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, uniform
 from fractrain.numerics.tiles import PerTile, expand_tiles, fit_map, tile_counts, tile_period, tile_sizes
 from fractrain.util.errors import ConfigError

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from definitions import minifloat_values
 
 from fractrain.numerics.elements import E2M1, E2M3, E3M2, E4M3, E5M2, INT4, INT8, Minifloat
-from fractrain.numerics.reference import minifloat_values
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "format_vectors.json").read_text())
 ELEMENTS = {"e4m3fn": E4M3, "e5m2": E5M2, "e2m1": E2M1, "e2m3": E2M3, "e3m2": E3M2}

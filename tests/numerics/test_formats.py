@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from definitions import quantize_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quant_helpers import SHAPES, expected, groups_of, integer_codes, run, tensor
@@ -14,7 +15,6 @@ from quant_helpers import SHAPES, expected, groups_of, integer_codes, run, tenso
 from fractrain.numerics.formats import Affine, Format, PerAxis, PerTensor, PerTile, Symmetric, expand_tiles, tile_counts
 from fractrain.numerics.precision import Operand
 from fractrain.numerics.quantize import quantize
-from fractrain.numerics.reference import quantize_group
 from fractrain.numerics.stochastic_rounding import NoiseKey
 from fractrain.util.errors import ConfigError
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from definitions import round_to_values
 from format_helpers import ALL, ELEMENTS, VECTORS, hard_inputs, number, values_of
 
 from fractrain.numerics.elements import E4M3, E5M2, INT8, integer, power_of_two
-from fractrain.numerics.reference import round_to_values
 
 
 @pytest.mark.parametrize("element", ALL, ids=lambda e: e.name)

@@ -8,13 +8,13 @@ from itertools import product
 
 import pytest
 import torch
+from definitions import e8m0_exponent, round_to_values
 from format_helpers import VECTORS, number, values_of
 
 from fractrain.numerics.blocks import PerBlock, Place, cut, from_matrices, joined, matrices
 from fractrain.numerics.elements import E2M1, E2M3, E3M2, E4M3, E5M2, INT8, integer
 from fractrain.numerics.formats import PerTensor
 from fractrain.numerics.precision import Operand
-from fractrain.numerics.reference import e8m0_exponent, round_to_values
 from fractrain.numerics.scaled import Scaled
 from fractrain.numerics.scales import E8M0, Multiplier, Step, TwoLevel
 from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, uniform

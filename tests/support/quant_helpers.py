@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from definitions import quantize_group
 
 from fractrain.numerics.backend import Kernels, Quantized
 from fractrain.numerics.formats import Format, PerAxis, PerTensor, PerTile, Symmetric
 from fractrain.numerics.grid import Grid
 from fractrain.numerics.quantize import quantize
-from fractrain.numerics.reference import quantize_group
 from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, uniform
 
 Array = npt.NDArray[np.float64]

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pydantic
-
 from fractrain.cost.hardware.base import HardwareModel
 from fractrain.util.errors import ConfigError, did_you_mean
 from fractrain.util.registry import Origin, Registry
+from fractrain.util.settings import configured
 
 SHIPPED = {
     "fractrain-fitted": "fitted:FittedModel",
@@ -84,20 +83,7 @@ def create(text: str) -> HardwareModel:
 
 def configure(kind: type[HardwareModel], given: Mapping[str, Any]) -> HardwareModel:
     """Return a model with settings by name; see :func:`create`."""
-    fields = kind.Settings.model_fields
-    for key in given:
-        if key not in fields:
-            raise ConfigError(
-                f"hardware model {kind.name!r} has no setting {key!r}{did_you_mean(key, fields)}; it has: "
-                f"{', '.join(fields) or 'none'}"
-            )
-    try:
-        return kind(kind.Settings(**given))
-    except pydantic.ValidationError as problem:
-        first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        detail = f"{where} = {first['input']!r}: " if where else ""
-        raise ConfigError(f"hardware model {kind.name!r}: setting {detail}{first['msg']}") from problem
+    return kind(configured(kind.Settings, given, f"hardware model {kind.name!r}"))
 
 
 def create_all(text: str) -> list[HardwareModel]:
