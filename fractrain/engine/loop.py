@@ -119,7 +119,7 @@ class TrainingLoop:
             ConfigError: so it is; sizes that work are named.
         """
         size, config, images = self.config.recipe.batch_size, self.config, len(self.data.train)
-        if self.task.metric != "accuracy" or images % size != 1:
+        if self.task.metric != "accuracy" or (images % size or size) != 1:
             return
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             plain = self.known.model(config.model, config.dataset, config.seed).train()

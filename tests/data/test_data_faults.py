@@ -214,6 +214,9 @@ def test_a_last_batch_of_one_image_is_refused_before_the_first_step(tmp_path: Pa
         config = RunConfig.create(method="fp32", model=model, dataset="digits32", recipe=recipe)
         return TrainingLoop(config, Site(tmp_path, "cpu"))
 
+    with pytest.raises(ConfigError, match=r"batches of 1 leave one for the last batch.*, for example 3$"):
+        loop("resnet18", 1).check_last_batch()
+    loop("resnet38", 1).check_last_batch()  # its BatchNorms see a picture of several positions
     size = next(n for n in range(40, images) if images % n == 1)
     with pytest.raises(ConfigError, match=r"leave one for the last batch.*choose another recipe.batch_size") as caught:
         loop("resnet18", size).check_last_batch()
