@@ -29,6 +29,7 @@ from fractrain.commands.diff import diff_command
 from fractrain.commands.doctor import doctor_command
 from fractrain.commands.draw import draw_command
 from fractrain.commands.evidence import evidence_group
+from fractrain.commands.export import export_command
 from fractrain.commands.inspect import compare_command, show_command
 from fractrain.commands.new_method import new_method_command
 from fractrain.commands.new_table import new_table_command
@@ -140,6 +141,7 @@ for _command in (
     draw_command,
     publish_command,
     evidence_group,
+    export_command,
     claims_command,
     bench_command,
     data_group,

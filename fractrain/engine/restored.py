@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -10,13 +11,29 @@ from fractrain.cost.ledger import Ledger
 from fractrain.engine import checkpoint
 from fractrain.engine.registries import Registries
 from fractrain.engine.store import RunRecord
-from fractrain.methods.base import MethodContext
+from fractrain.methods.base import Method, MethodContext
+from fractrain.methods.plain import PlainForm
 from fractrain.util.digests import state_sha256
 from fractrain.util.errors import CheckpointError
 
 
-def restored_model(record: RunRecord, registries: Registries | None = None) -> nn.Module:
-    """Return a run's low-precision model on the CPU, in evaluation mode; no data is needed.
+@dataclass(frozen=True)
+class Restored:
+    """What a run's checkpoint holds.
+
+    Attributes:
+        model: the low-precision model on the CPU, in evaluation mode.
+        method: the method that made it.
+        plain: where the plain model's tensors are in it.
+    """
+
+    model: nn.Module
+    method: Method
+    plain: PlainForm
+
+
+def restored(record: RunRecord, registries: Registries | None = None) -> Restored:
+    """Build a run's model anew and give it the weights of the last checkpoint; no data is needed.
 
     Args:
         record: the run; of one that is not done, the last checkpoint counts.
@@ -46,8 +63,9 @@ def restored_model(record: RunRecord, registries: Registries | None = None) -> n
         steps_per_epoch=lines[0]["iteration"] if lines else config.recipe.iterations,
         total_steps=config.recipe.iterations, **weights,
     )  # fmt: skip
-    method = known.method(config.method, config.settings)
+    method, form = known.method(config.method, config.settings), PlainForm(plain)
     model = method.prepare(plain, context)
+    form.settle(model)
     try:
         model.load_state_dict(state["model"])
         method.load_state_dict(state["method"])
@@ -56,4 +74,4 @@ def restored_model(record: RunRecord, registries: Registries | None = None) -> n
         raise CheckpointError(
             f"run {record.run_id}: the checkpoint does not fit the installed code ({reason})"
         ) from error
-    return model.eval()
+    return Restored(model.eval(), method, form)

@@ -33,6 +33,11 @@ class PlainForm:
         self._places = {name: now[id(t)] for name, t in self._tensors.items() if id(t) in now}
         self._tensors = {name: t for name, t in self._tensors.items() if name not in self._places}
 
+    @property
+    def places(self) -> frozenset[str]:
+        """Names of the plain model's tensors in the model that a method has made of it."""
+        return frozenset(self._places.values())
+
     def state_dict(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """The plain model's ``state_dict``, with the values of ``model``.
 

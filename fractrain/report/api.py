@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fractrain.engine.index import RunEntry
 from fractrain.engine.store import RunRecord, RunStore
@@ -83,9 +83,29 @@ class Run:
         Raises:
             CheckpointError: there is no checkpoint (evidence in a repository has none), or it does not fit.
         """
-        from fractrain.engine.restored import restored_model
+        from fractrain.engine.restored import restored
 
-        return restored_model(self.record)
+        return restored(self.record).model
+
+    def export(self, file: Path | str, format: Literal["torch", "safetensors"] = "torch", force: bool = False) -> Path:
+        """Write the trained weights for use without this package; see :mod:`fractrain.engine.export`.
+
+        Args:
+            file: where to.
+            format: of the file.
+            force: replace a file that is there.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            CheckpointError: as for :attr:`model`.
+            ConfigError: the file is there, or the method keeps no counterpart of some of the plain model's tensors.
+            MachineError: safetensors is not installed.
+        """
+        from fractrain.engine.export import export
+
+        return export(self.record, Path(file), format, force)
 
     def __repr__(self) -> str:
         lines = [f"{self.id}: {self.status}", *result_lines(self.record)]
