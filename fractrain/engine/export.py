@@ -47,7 +47,8 @@ def export(record: RunRecord, file: Path, format: FileFormat = "torch", force: b
     Raises:
         CheckpointError: the run has no checkpoint, or it does not fit the installed code.
         ConfigError: the file is there, or the method keeps no counterpart of some of the plain model's tensors.
-        MachineError: safetensors is not installed, or the file cannot be written.
+        MachineError: safetensors is not installed.
+        StoreError: the file cannot be written.
     """
     if file.exists() and not force:
         raise ConfigError(f"{file} is there already: give --force to replace it, or another --out")
