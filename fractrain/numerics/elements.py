@@ -8,7 +8,7 @@ microscaling formats v1.0 (2023).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
@@ -38,7 +38,7 @@ class Minifloat:
     special: float = 0.0
     overflow: Overflow = "saturate"
 
-    @property
+    @cached_property
     def code_bits(self) -> int:
         """Bits of a code as it is kept: one more than ``bits`` where there is one magnitude more than these hold."""
         return 1 + int(self._code(self.max)).bit_length()
@@ -48,7 +48,7 @@ class Minifloat:
         """What a power-of-two scale by the largest exponent must be multiplied by, lest the largest values saturate."""
         return float(2.0 ** (self.max_exponent + 1)) / self.max
 
-    @property
+    @cached_property
     def max_exponent(self) -> int:
         """Exponent of the largest value."""
         return int(torch.frexp(torch.tensor(self.max, dtype=torch.float64)).exponent) - 1
