@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 MODEL, BATCH, SIZE, REPEATS = "resnet38", 128, 32, 10
 QUICK_BATCH, QUICK_SIZE, QUICK_REPEATS = 8, 8, 2
@@ -22,6 +23,10 @@ class PathInfo:
         unit: of the ratio.
         baseline: what it is a ratio to.
         authors: the same ratio for the FracTrain authors' code (to FP32 in contiguous memory), or an empty text.
+        method: whose step it is, where that is all there is to say.
+        settings: of the method that differ from its defaults.
+        batch: samples per step at most, where the row is about small batches.
+        threads: instead of the bench's.
     """
 
     name: str
@@ -30,6 +35,10 @@ class PathInfo:
     unit: str = "x"
     baseline: str = FP32_STEP
     authors: str = ""
+    method: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    batch: int | None = None
+    threads: int | None = None
 
 
 PATHS = (
@@ -86,9 +95,51 @@ PATHS = (
         baseline="the whole step",
     ),
 )
+SMALL = 16  # batch of the rows that compare with emulators at their usual size
+LINEAR_STEP = "forward and backward pass of the same linear layer in FP32"
+
+
+def _step(name: str, title: str, goal: float | None, method: str, **settings: str) -> PathInfo:
+    return PathInfo(name, f"training step of {title}", goal, method=method, settings=settings)
+
+
+def _small(method: str) -> PathInfo:
+    title = f"training step of method {method} at batch {SMALL} with one thread"
+    return PathInfo(f"{method}_small", title, 0.85, method=method, batch=SMALL, threads=1)
+
+
+FORMATS = (
+    _step("fp8_tensorwise", "fp8, recipe tensorwise", 1.3, "fp8"),
+    _step("mxfp8", "mx, MXFP8", 1.5, "mx", format="mxfp8"),
+    _step("mxint8", "mx, MXINT8", 1.2, "mx", format="mxint8"),
+    _step("mxfp4", "mx, MXFP4", 2.2, "mx", format="mxfp4"),
+    _step("nvfp4", "nvfp4 at its defaults: stochastic errors, operands of GC rotated", 2.2, "nvfp4"),
+    _step("quartet2", "quartet2: 4 over 6, MS-EDEN", None, "quartet2"),
+    _step("int8_rowwise", "int8_rowwise", 1.1, "int8_rowwise"),
+    _step("jetfire", "jetfire", 1.1, "jetfire"),
+    _small("sbm"),
+    _small("static8"),
+    PathInfo("fp8_linear", "linear layer 512 to 2048 by fp8, recipe tensorwise", None, baseline=LINEAR_STEP),
+)
+PEERS = (  # other libraries' emulation of the same, from the optional extra `peers`
+    PathInfo(
+        "peer_brevitas", f"brevitas, weights and activations of 8 bits, forward only, batch {SMALL}, one thread", None,
+        batch=SMALL, threads=1,
+    ),
+    PathInfo(
+        "peer_torch_ao", f"torch.ao fake quantization of 8 bits, forward only, batch {SMALL}, one thread", None,
+        batch=SMALL, threads=1,
+    ),
+    PathInfo("peer_torchao_linear", "torchao float8 emulation, linear layer 512 to 2048", None, baseline=LINEAR_STEP),
+    PathInfo("peer_microxcaling_mxfp8", "microxcaling, MXFP8 in all products", None),
+    PathInfo("peer_microxcaling_mxint8", "microxcaling, MXINT8 in all products", None),
+)  # fmt: skip
+MICROXCALING = "FRACTRAIN_MICROXCALING"  # environment variable: folder of a copy of microxcaling, which is on no index
 NAMES = tuple(path.name for path in PATHS)
+EXTRA_NAMES = tuple(path.name for path in FORMATS + PEERS)
+TODAY = (*EXTRA_NAMES, "dfq_typical")  # what `--formats` measures
 
 
 def info(name: str) -> PathInfo:
     """Return what is known of a path."""
-    return PATHS[NAMES.index(name)]
+    return next(path for path in PATHS + FORMATS + PEERS if path.name == name)

@@ -15,7 +15,7 @@ from fractrain.engine import environment
 from fractrain.kernels.cpu.uniform import probed
 from fractrain.util.files import atomic_write, storing
 
-FORMAT_VERSION = 2  # 2: to_contiguous
+FORMAT_VERSION = 3  # 2: to_contiguous; 3: kept
 VERSIONS = ("torch", "numba", "numpy")
 MET = {None: "", True: "yes", False: "no"}
 
@@ -42,9 +42,18 @@ def entry_of(info: PathInfo, found: Measurement) -> dict[str, Any]:
         "met": None if ratio is None or info.goal is None else ratio <= info.goal,
         "to_contiguous": _to_contiguous(info, found),
         "absolute": {"path": median(found.path), "baseline": median(found.base), "unit": found.unit},
+        "kept": _kept(found),
         "rounds": {"ratio": list(found.ratios), "path": list(found.path), "baseline": list(found.base)},
         "note": found.missing or found.note,
     }
+
+
+def _kept(found: Measurement) -> dict[str, Any] | None:
+    """Bytes held for backward in a step, of FP32's, and per element of the quantized activations among them."""
+    if found.kept is None:
+        return None
+    path, base = found.kept
+    return {"path": path, "baseline": base, "ratio": path / base, "per_element": found.kept_per_element}
 
 
 def _to_contiguous(info: PathInfo, found: Measurement) -> dict[str, Any] | None:
@@ -114,8 +123,9 @@ def markdown(found: dict[str, Any]) -> str:
 
 def _paths_table(paths: Sequence[dict[str, Any]]) -> list[str]:
     rows = [
-        "| path | ratio | quartiles | goal | met | to contiguous FP32 | authors' code | path, baseline |",
-        "|---|---|---|---|---|---|---|---|",
+        "| path | ratio | quartiles | goal | met | to contiguous FP32 | authors' code | path, baseline "
+        "| kept for backward, of FP32's | bytes kept per element |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     notes = []
     for p in paths:
@@ -128,6 +138,8 @@ def _paths_table(paths: Sequence[dict[str, Any]]) -> list[str]:
             _beside(p["to_contiguous"], p["unit"]),
             f"{p['authors']}x" if p["authors"] else "",
             ", ".join(amount(p["absolute"][k], p["absolute"]["unit"]) for k in ("path", "baseline") if p["ratio"]),
+            "" if p["kept"] is None else f"{p['kept']['ratio']:.2f}",
+            "" if p["kept"] is None or p["kept"]["per_element"] is None else f"{p['kept']['per_element']:.2f}",
         )
         rows.append("| " + " | ".join(cells) + " |")
         note = f" ({p['note']})" if p["note"] else ""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from fractrain.bench import peers
+from fractrain.bench.catalog import EXTRA_NAMES, info
+from fractrain.bench.kept import kept_bytes, kept_per_element
 from fractrain.bench.memory import memory_fractrain
 from fractrain.bench.overhead import harness_overhead
 from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
-from fractrain.bench.timing import Measurement, Tick, interleaved, median, paired, ratios, seconds_of
+from fractrain.bench.timing import Measurement, Tick, interleaved, median, paired, ratios, seconds_of, threads
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.state import QuantState
 from fractrain.methods import registry
@@ -32,7 +36,10 @@ def _against_fp32(setup: Setup, step: MethodStep, tick: Tick) -> Measurement:
     plain = (PlainStep(setup), PlainStep(setup, torch.contiguous_format))
     path, base, contiguous = interleaved((step, *plain), setup.device, setup.repeats, tick, WARMUP)
     step.check()
-    return Measurement(ratios(path, base), path, base, contiguous)
+    kept = (kept_bytes(step, step.model), kept_bytes(plain[0], plain[0].model))
+    return Measurement(
+        ratios(path, base), path, base, contiguous, kept=kept, kept_per_element=kept_per_element(step, step.model)
+    )
 
 
 def _fp32_contiguous(setup: Setup, tick: Tick) -> Measurement:
@@ -95,6 +102,21 @@ def _quantize_stochastic(setup: Setup, tick: Tick) -> Measurement:
     return Measurement(ratios(path, base), path, base, note=f"read: {fastest}; {x.nbytes / 2**20:.1f} MiB")
 
 
+def _row(name: str) -> Callable[[Setup, Tick], Measurement]:
+    """How a row is measured about which the catalog says all: a method's step at its batch and threads."""
+    row = info(name)
+
+    def measure(setup: Setup, tick: Tick) -> Measurement:
+        count = row.threads or setup.threads
+        own = replace(setup, batch=min(setup.batch, row.batch or setup.batch), threads=count)
+        with threads(count):
+            if row.method:
+                return _against_fp32(own, MethodStep(own, row.method, row.settings), tick)
+            return peers.measure(name, own, tick, WARMUP)
+
+    return measure
+
+
 MEASURES: Mapping[str, Callable[[Setup, Tick], Measurement]] = {
     "fp32_contiguous": _fp32_contiguous,
     "static8_exact": _static8_exact,
@@ -104,4 +126,5 @@ MEASURES: Mapping[str, Callable[[Setup, Tick], Measurement]] = {
     "quantize_stochastic": _quantize_stochastic,
     "memory_fractrain": memory_fractrain,
     "harness_overhead": harness_overhead,
+    **{name: _row(name) for name in EXTRA_NAMES},
 }

@@ -31,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import baselines
 import fractrain
+from fractrain.bench.kept import keeping
 from fractrain.bench.memory import resident
 from fractrain.engine import environment
 from fractrain.engine.config import RunConfig
@@ -226,20 +227,11 @@ def run_here(model: str, method: str, variant: str = "", threads: int = 1) -> Pe
         loop = TrainingLoop(config, Site(device=str(device)), known)
     except ConfigError as error:
         return Peak(model, method, dataset, batch, variant, missing=str(error))
-    kept: dict[int, int] = {}
-    own = {t.untyped_storage().data_ptr() for t in (*loop.model.parameters(), *loop.model.buffers())}
-
-    def pack(x: torch.Tensor) -> torch.Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return x
-
     for _ in range(STEPS):
         loop.advance()
     peak = resident("VmHWM") - base
     tensors = _peak_of_tensors(loop.advance)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    with keeping(loop.model) as kept:
         x, y = loop.stream.batch(0, 0)
         outcome = loop.task.step(loop.model, x, y)  # the graph, and with it what is kept, lives until here
     del outcome

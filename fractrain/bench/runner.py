@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 
 from fractrain.bench.catalog import PathInfo, info
 from fractrain.bench.measure import MEASURES, rounds
 from fractrain.bench.subject import Setup
-from fractrain.bench.timing import Measurement
+from fractrain.bench.timing import Measurement, threads
 from fractrain.bench.view import View, view
 from fractrain.util.progress import Progress
 
@@ -60,14 +57,3 @@ def run(setup: Setup, paths: Sequence[str], views: Sequence[str], progress: Prog
         finally:
             progress.close()
     return found
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Run torch with so many threads inside the block (the compiled kernels take torch's number)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

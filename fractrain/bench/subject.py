@@ -68,12 +68,15 @@ class PlainStep:
     Args:
         setup: model and data.
         memory_format: layout of model and images.
+        model: instead of the plain one.
     """
 
-    def __init__(self, setup: Setup, memory_format: torch.memory_format = torch.channels_last) -> None:
+    def __init__(
+        self, setup: Setup, memory_format: torch.memory_format = torch.channels_last, model: nn.Module | None = None
+    ) -> None:
         x, self.y = setup.data()
         self.x = x.contiguous(memory_format=memory_format)
-        self.model: nn.Module = setup.plain().to(  # type: ignore[call-overload]
+        self.model: nn.Module = (model or setup.plain()).to(  # type: ignore[call-overload]
             device=setup.device, memory_format=memory_format
         )
         self.model.train()

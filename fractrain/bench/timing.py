@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,8 @@ class Measurement:
         unit: of these amounts.
         note: how, where it is not the same every time.
         missing: why there is nothing; empty where there is.
+        kept: bytes that autograd holds for backward in a step of the path and of the baseline; None: not measured.
+        kept_per_element: bytes kept of a quantized activation, per element; None: none is.
     """
 
     ratios: Sequence[float] = ()
@@ -33,6 +36,8 @@ class Measurement:
     unit: str = "s"
     note: str = ""
     missing: str = ""
+    kept: tuple[int, int] | None = None
+    kept_per_element: float | None = None
 
 
 def ratios(path: Sequence[float], base: Sequence[float]) -> list[float]:
@@ -104,3 +109,14 @@ def interleaved(
                 own.append(spent / inner)
         tick()
     return times
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run torch with so many threads inside the block (the compiled kernels take torch's number)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -34,9 +34,15 @@ DEFAULT_OUT = "results/bench"
         "--path",
         "paths",
         multiple=True,
-        type=NearestChoice(catalog.NAMES),
+        type=NearestChoice(catalog.NAMES + catalog.EXTRA_NAMES),
         metavar="NAME",
-        help=f"Only this one; may be repeated: {', '.join(catalog.NAMES)}.",
+        help=f"Only this one; may be repeated: {', '.join(catalog.NAMES + catalog.EXTRA_NAMES)}.",
+    ),
+    click.option(
+        "--formats",
+        is_flag=True,
+        help="Today's formats and other libraries' emulators of them instead (extra: peers; microxcaling where "
+        f"${catalog.MICROXCALING} names a copy's folder).",
     ),
     click.option(
         "--where-time-goes",
@@ -72,6 +78,7 @@ DEFAULT_OUT = "results/bench"
 )
 def bench_command(
     paths: tuple[str, ...],
+    formats: bool,
     views: tuple[str, ...],
     peaks: bool,
     model: str,
@@ -87,8 +94,9 @@ def bench_command(
 ) -> None:
     """Measure what low-precision steps cost: ratios to FP32, paired and interleaved, medians with quartiles.
 
-    The full bench (all paths, default settings) is written to cpu.json and cpu.md (cuda.* on a GPU), any other to files
-    whose name says so. --json prints the list of paths, or of views where only these were asked for.
+    The full bench (default settings) is written to cpu.json and cpu.md (cuda.* on a GPU), that of the formats to
+    cpu-formats.*, any other to files whose name says so. --json prints the list of paths, or of views where only these
+    were asked for.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch loads: the profiler chatters on stderr
     try_folder(out)
@@ -97,8 +105,9 @@ def bench_command(
         return
     with stdout_to_stderr():
         setup = _setup(model, batch, size, repeats, threads, quick, kernels, device)
-        wanted = paths or (() if views else catalog.NAMES)
-        label = _label(setup, paths, views, quick)
+        chosen = (*paths, *(catalog.TODAY if formats else ()))
+        wanted = chosen or (() if views else catalog.NAMES)
+        label = _label(setup, chosen, views, quick)
         from fractrain.bench import document, runner
         from fractrain.methods import registry
         from fractrain.util.progress import make_progress
@@ -106,7 +115,7 @@ def bench_command(
         for method in views:
             registry.get(method)
         usual = catalog.QUICK_VIEWS if quick else catalog.VIEWS
-        found = runner.run(setup, wanted, views or (() if paths else usual), make_progress())
+        found = runner.run(setup, wanted, views or (() if chosen else usual), make_progress())
         result = document.document(setup, found.paths, found.views, label)
         files = document.write(result, out, "-".join(filter(None, (setup.device.type, label))))
     if as_json:
@@ -168,5 +177,6 @@ def _label(setup: Setup, paths: tuple[str, ...], views: tuple[str, ...], quick: 
     if quick:
         return "quick"
     asked = (setup.model, setup.batch, setup.size, setup.kernels)
-    full = not paths and not views and asked == (catalog.MODEL, catalog.BATCH, catalog.SIZE, "auto")
-    return "" if full and setup.repeats >= catalog.REPEATS else "custom"
+    known = {(): "", catalog.TODAY: "formats"}
+    full = paths in known and not views and asked == (catalog.MODEL, catalog.BATCH, catalog.SIZE, "auto")
+    return known[paths] if full and setup.repeats >= catalog.REPEATS else "custom"

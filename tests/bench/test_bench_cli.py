@@ -161,11 +161,13 @@ def test_the_table_by_hand() -> None:
         "path": "a", "ratio": 0.5, "spread": [0.4, 0.6], "goal": 0.65, "unit": "x", "baseline": "b", "title": "t",
         "authors": "1.6", "met": True, "to_contiguous": {"ratio": 0.7, "spread": [0.69, 0.72], "met": False},
         "absolute": {"path": 0.25, "baseline": 0.5, "unit": "s"}, "note": "",
+        "kept": {"path": 3, "baseline": 4, "ratio": 0.75, "per_element": 1.03125},
     }  # fmt: skip
     machine = {"gpu": None, "cpu": "C", "threads": 2, "versions": {"torch": "2"}}
     settings = {"model": "m", "batch": 1, "size": 2, "repeats": 3, "kernels": "auto"}
     document = {"label": "", "paths": [path], "where_time_goes": [], "machine": machine, "settings": settings}
     text = markdown(document)
     beside = "0.70x (0.69x to 0.72x), met: no"
-    assert f"| `a` | 0.50x | 0.40x to 0.60x | at most 0.65x | yes | {beside} | 1.6x | 250 ms, 500 ms |" in text
+    cells = f"| `a` | 0.50x | 0.40x to 0.60x | at most 0.65x | yes | {beside} | 1.6x | 250 ms, 500 ms | 0.75 | 1.03 |"
+    assert cells in text
     assert "m, batch 1, 2x2, C, 2 threads, torch 2, kernels auto." in text
