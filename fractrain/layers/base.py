@@ -291,13 +291,14 @@ class QuantLayer(ProductLayer):
         step = self.state.step if op.format.rounding == "stochastic" else None
         # What was computed outside of a recording is a constant in it, and would stay so in all its replays.
         number = None if self.state.table is None else self.state.table.recording
-        version = (version_of(self.weight), self.weight.data_ptr(), step, number)
+        weight = self.weight
+        version = (version_of(weight), weight.data_ptr(), step, number)
         if self._weights_of != version:
             self._weights, self._weights_of = {}, version
         kept = self._weights.get(key) if self.training else None
         slim = self.keeps_codes and self.state.scope is None
         if kept is None or ((integer or slim) and kept[1] is None):
-            w = op.format.forward_transform(self.as_kernel(widened(self.weight.detach())))
+            w = op.format.forward_transform(self.as_kernel(widened(weight.detach())))
             code_bits = op.widest if integer or slim else 0
             values, codes, _ = self._to_grid(w, op, name, self._noise(op, "W", w), code_bits, "weight")
             assert values is not None

@@ -181,8 +181,9 @@ class _Normalise(torch.autograd.Function):
             )  # fmt: skip
             if finite:
                 known_range.note(dx, float(low.min()), float(high.max()))
-        wanted = ctx.needs_input_grad[1:3]
-        return dx, *(torch.from_numpy(v) if w else None for v, w in zip((dw, db), wanted, strict=True)), *[None] * 4
+        want_w, want_b = ctx.needs_input_grad[1:3]
+        gradients = torch.from_numpy(dw) if want_w else None, torch.from_numpy(db) if want_b else None
+        return dx, *gradients, *[None] * 4
 
 
 def _lines(x: torch.Tensor) -> np.ndarray:

@@ -116,7 +116,7 @@ class _Mix(torch.autograd.Function):
         products = [row_products(g, o, ctx.kernels) for o in distinct] if ctx.needs_input_grad[0] else []
         columns = torch.stack([products[i] for i in ctx.place], dim=1) if products else None
         need = ctx.needs_input_grad[3:]
-        return (columns, None, None, *(_only(choice, k, g) if n else None for k, n in enumerate(need)))
+        return columns, None, None, *[_only(choice, k, g) if n else None for k, n in enumerate(need)]
 
 
 class _Chosen(torch.autograd.Function):

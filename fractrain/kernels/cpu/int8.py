@@ -221,8 +221,8 @@ def _convolve(
 def _row_grid(w: Quantized, like: RowGrid) -> RowGrid:
     """The grid of a weight in plain memory layout, per filter."""
     g = w.grid if isinstance(w.grid, Grid) else w.grid()
-    params = (p.reshape(-1).expand(w.codes.shape[0]).numpy() for p in (g.scale, g.offset, g.qmin, g.qmax))
-    return RowGrid(like.module, like.parallel, *(np.ascontiguousarray(p) for p in params))
+    params = [p.reshape(-1).expand(w.codes.shape[0]).numpy() for p in (g.scale, g.offset, g.qmin, g.qmax)]
+    return RowGrid(like.module, like.parallel, *map(np.ascontiguousarray, params))
 
 
 def _offset(rows: RowGrid) -> np.ndarray:

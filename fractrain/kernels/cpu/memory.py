@@ -17,7 +17,6 @@ import weakref
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
@@ -215,8 +214,10 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32, channels_las
         channels_last: for 4-D tensors ``[N, C, H, W]``: in channels-last memory.
     """
     if dtype in KINDS and math.prod(shape) * dtype.itemsize >= SMALLEST:
-        with suppress(OSError):  # the system gives no more memory, or no more pieces of it: PyTorch may, or says so
+        try:
             return _BLOCKS.tensor(shape, dtype, channels_last)
+        except OSError:  # the system gives no more memory, or no more pieces of it: PyTorch may, or says so
+            pass
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=dtype, memory_format=layout)
 

@@ -63,10 +63,10 @@ def probed() -> ModuleType | None:
 
 def fused_for(x: torch.Tensor, kernels: Kernels) -> tuple[ModuleType, bool] | None:
     """The compiled kernels and whether to run them on several threads, or None where the plain path must do."""
-    if kernels == "reference" or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.uint8, torch.int16):
+    if kernels == "reference" or not readable(x):
         return None
     module = load_fused() if kernels == "fused" else probed()
-    return None if module is None or not readable(x) else (module, parallel(x))
+    return None if module is None else (module, parallel(x))
 
 
 def quantize_grid(
