@@ -108,9 +108,9 @@ class Ranks(Peers):
         return self.first or self._together
 
     @contextlib.contextmanager
-    def apart(self, apart: bool = True) -> Iterator[None]:
+    def on_its_own(self, alone: bool = True) -> Iterator[None]:
         """Inside the block this rank computes for itself: sums and limits are its own."""
-        before, self._together = self._together, self._together and not apart
+        before, self._together = self._together, self._together and not alone
         try:
             yield
         finally:
@@ -143,7 +143,7 @@ class Ranks(Peers):
             raise ConfigError(f"a batch of {total} samples on {self.world} processes: choose another recipe.batch_size")
         low, high = (0, total) if whole else (self.rank * total // self.world, (self.rank + 1) * total // self.world)
         self.samples, self.start, self.rows = total, low, high - low
-        with self.apart(whole):
+        with self.on_its_own(whole):
             yield (x[low:high], y[low:high]) if cut else (x, y)
 
     def must_share(self, samples: int, batch_size: int) -> None:
@@ -159,7 +159,7 @@ class Ranks(Peers):
                 f"{self.world} processes: choose another recipe.batch_size"
             )
 
-    def deal(self, batches: Iterable[T]) -> Iterator[T]:
+    def own_batches(self, batches: Iterable[T]) -> Iterator[T]:
         """Batches of an evaluation for this rank: whole ones, so that each is computed as on one process.
 
         Loaders give a part of them without reading the others; of what is in memory each rank takes every ``world``-th.

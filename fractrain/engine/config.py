@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import pydantic
 from pydantic import Field, JsonValue
 
-from fractrain.data.parts import unsuitable
+from fractrain.data.transfer_splits import unsuitable
 from fractrain.engine.length import Profile, check_profile
 from fractrain.engine.recipes import (
     SETTINGS,

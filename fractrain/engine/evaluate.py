@@ -62,7 +62,7 @@ def evaluate(
     samples = 0
     try:
         with torch.no_grad():
-            for x, y in batches if ranks is None else ranks.deal(batches):
+            for x, y in batches if ranks is None else ranks.own_batches(batches):
                 if should_stop() and (ranks is None or not ranks.several):
                     raise EvaluationStopped
                 ledger.samples(len(y))

@@ -266,7 +266,7 @@ class TrainingLoop:
         before = self.ledger.state_dict()
         self.ledger.begin("eval", self.epoch)
         try:
-            with self.ranks.apart():
+            with self.ranks.on_its_own():
                 scores = {name: self._evaluate(batches) for name, batches in self.eval_streams.items()}
         except EvaluationStopped:
             self.ledger.load_state_dict(before)
@@ -351,7 +351,7 @@ class TrainingLoop:
         x, y = self._batch(bad.step)
         self.ledger.enabled = False
         noted = self.method.state.bad_site()  # on a GPU, the layers took notes
-        with self.ranks.apart():
+        with self.ranks.on_its_own():
             layer = noted[0] if noted else first_nonfinite(self.model, lambda: self.task.step(self.model, x, y).loss)
         message = (
             f"run {self.config.run_id} diverged: loss is {bad.value} at step {bad.step}, first non-finite values in "

@@ -5,10 +5,10 @@ source: the authors' training scripts). How it is scaled to a share of its lengt
 ``smoke`` is for the embedded data sets; on a real data set it is a reduced run that only shows that everything works.
 
 Adaptation and fine-tuning come after another run. The papers' protocols are not available to us. Ours: the source run
-is full-precision training by the standard recipe on its part of the data (:mod:`fractrain.data.parts`); the run itself
-starts from its final weights, with a new optimizer, half of the standard recipe's iterations and a tenth of its
-learning rate. In adaptation the classifier (the model's last linear layer) starts as the seed initialises it, since the
-classes are others; everything else, and in fine-tuning the classifier as well, comes from the source run.
+is full-precision training by the standard recipe on its part of the data (:mod:`fractrain.data.transfer_splits`); the
+run itself starts from its final weights, with a new optimizer, half of the standard recipe's iterations and a tenth of
+its learning rate. In adaptation the classifier (the model's last linear layer) starts as the seed initialises it, since
+the classes are others; everything else, and in fine-tuning the classifier as well, comes from the source run.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fractrain.data.parts import part_data, part_info
+from fractrain.data.transfer_splits import part_data, part_info
 
 if TYPE_CHECKING:
     import torch

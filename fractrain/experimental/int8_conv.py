@@ -29,7 +29,7 @@ from typing import Any, Final, Literal
 import torch
 from torch.nn import functional as F
 
-from fractrain.kernels.cpu.cpu_features import tried
+from fractrain.kernels.cpu.cpu_features import runs_exactly
 from fractrain.kernels.cpu.int8 import MAX_TERMS
 from fractrain.kernels.cpu.int8_backward import Plan
 from fractrain.kernels.cuda.launch import EXACT, _current
@@ -180,7 +180,7 @@ def _tried(g: Geometry, product: Product, device: torch.device) -> bool:
         except Exception as problem:  # no compiler, too little shared memory: Triton has no base class for them
             raise RuntimeError(f"{type(problem).__name__}: {problem}") from problem
 
-    return load() is not None and tried(exact)
+    return load() is not None and runs_exactly(exact)
 
 
 def _exact(g: Geometry, product: Product, device: torch.device) -> bool:

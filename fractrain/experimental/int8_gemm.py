@@ -22,7 +22,7 @@ from typing import Final
 
 import torch
 
-from fractrain.kernels.cpu.cpu_features import tried
+from fractrain.kernels.cpu.cpu_features import runs_exactly
 from fractrain.kernels.cuda.launch import rescale
 from fractrain.numerics.backend import Quantized
 from fractrain.numerics.grid import Grid
@@ -70,7 +70,7 @@ def possible(shape: Shape, device: torch.device) -> bool:
 
 @lru_cache(maxsize=4096)
 def _tried(shape: Shape, device: torch.device) -> bool:
-    return tried(lambda: _exact(shape, device))
+    return runs_exactly(lambda: _exact(shape, device))
 
 
 def _exact(shape: Shape, device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from fractrain.layers.residual import CompactSumReLU, SumReLU
 from fractrain.layers.state import QuantState
 
 
-def smaller(model: nn.Module, state: QuantState) -> nn.Module:
+def compact_layers(model: nn.Module, state: QuantState) -> nn.Module:
     """Replace ``nn.BatchNorm2d``, ``nn.ReLU``, ``SumReLU`` and ``nn.MaxPool2d`` (no derived classes) in place.
 
     Args:

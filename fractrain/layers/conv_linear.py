@@ -9,7 +9,14 @@ from torch.nn import functional as F
 from fractrain.experimental import int8_conv, int8_gemm
 from fractrain.experimental.int8_gemm import GemmPlan, Shape
 from fractrain.kernels.cpu.gemm import linear, matmul
-from fractrain.kernels.cpu.int8 import convolve, pays, suits, suits_some, suits_tensor, suits_weight
+from fractrain.kernels.cpu.int8 import (
+    convolve,
+    fit_int8,
+    runs_on_int8,
+    some_samples_fit_int8,
+    tensor_fits_int8,
+    weight_fits_int8,
+)
 from fractrain.kernels.cpu.int8_backward import Plan, possible, products
 from fractrain.kernels.geometry import Geometry
 from fractrain.layers.base import QuantLayer
@@ -55,11 +62,12 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     def integer_geometry(self, x: torch.Tensor) -> Geometry | None:
         """How FW runs on integer codes: dense, both operands at up to 8 bits; :mod:`fractrain.kernels.cpu.int8`."""
         p, on_gpu = self.precision, x.device.type in int8_conv.DEVICES
-        suited = suits(p.fw_a, p.fw_w) and (_of_one_grid(p.fw_a) or not on_gpu)
+        suited = fit_int8(p.fw_a, p.fw_w) and (_of_one_grid(p.fw_a) or not on_gpu)
         geometry = self._geometry(x) if suited else None
         if geometry is None:
             return None
-        return geometry if (int8_conv.possible(geometry, "forward", x.device) if on_gpu else pays(geometry)) else None
+        possible_here = int8_conv.possible(geometry, "forward", x.device) if on_gpu else runs_on_int8(geometry)
+        return geometry if possible_here else None
 
     def integer_backward(self, x: torch.Tensor) -> Plan | None:
         """Which of EB and GC run on integer codes, see :mod:`fractrain.kernels.cpu.int8_backward`."""
@@ -68,8 +76,8 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
             eb = _of_one_grid(p.eb_e) and _of_one_grid(p.eb_w)
             gc = _of_one_grid(p.gc_e) and _of_one_grid(p.gc_a)
         else:
-            eb = suits_some(p.eb_e) and suits_weight(p.eb_w)
-            gc = suits_some(p.gc_e) and suits_tensor(p.gc_a)
+            eb = some_samples_fit_int8(p.eb_e) and weight_fits_int8(p.eb_w)
+            gc = some_samples_fit_int8(p.gc_e) and tensor_fits_int8(p.gc_a)
         geometry = self._geometry(x) if eb or gc else None
         if geometry is None:
             return None
@@ -182,7 +190,7 @@ class QuantLinear(QuantLayer, nn.Linear):
     def integer_geometry(self, x: torch.Tensor) -> Shape | None:
         """How FW runs on integer codes, see :mod:`fractrain.experimental.int8_gemm`."""
         shape = Shape(x.numel() // self.in_features, self.in_features, self.out_features)
-        suited = _of_one_grid(self.precision.fw_a) and suits_weight(self.precision.fw_w)
+        suited = _of_one_grid(self.precision.fw_a) and weight_fits_int8(self.precision.fw_w)
         return shape if suited and self._multiplies(x, shape) else None
 
     def integer_backward(self, x: torch.Tensor) -> GemmPlan | None:
@@ -261,4 +269,4 @@ def zero_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
 
 def _of_one_grid(operand: Operand) -> bool:
     """Whether an operand has codes of at most 8 bits on one grid."""
-    return isinstance(operand.bits, int) and suits_tensor(operand)
+    return isinstance(operand.bits, int) and tensor_fits_int8(operand)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fractrain.layers.attention import Projection, QuantProjection, layered, unfused
-from fractrain.layers.compact import smaller
+from fractrain.layers.compact import compact_layers
 from fractrain.layers.conv_linear import PaddedQuantConv2d, QuantConv2d, QuantLayer, QuantLinear, zero_padding
 from fractrain.layers.matmul import Matmul, QuantMatmul
 from fractrain.layers.other_convs import KINDS as OTHER_CONVOLUTIONS
@@ -83,7 +83,7 @@ def convert(
     if state.left_in_float:
         log.warning("not quantized: %s", _left(state))
     unfused(model)
-    return smaller(model, state) if compact else model
+    return compact_layers(model, state) if compact else model
 
 
 def _replace(

@@ -102,7 +102,7 @@ def rectify_gradient(signs: torch.Tensor, g: torch.Tensor, layout: torch.memory_
     assert fused is not None
     module, parallel = fused
     da = blocks.empty_like(g)
-    live = known_range.every(g) if samples is None else samples
+    live = known_range.all_samples(g) if samples is None else samples
     module.where[parallel](flat(signs), flat(g), live, flat(da))
     if samples is not None:
         known_range.note_samples(da, samples)

@@ -40,6 +40,6 @@ def samples_of(x: torch.Tensor) -> np.ndarray | None:
     return live
 
 
-def every(x: torch.Tensor) -> np.ndarray:
+def all_samples(x: torch.Tensor) -> np.ndarray:
     """All samples, as :func:`samples_of` has them."""
     return np.ones(x.shape[0], np.uint8)

@@ -1,8 +1,8 @@
 """Maps of widths per tile from the sensitivity of each tile: reverse water-filling under a budget, with hysteresis.
 
 A tile of sensitivity ``s`` (expected loss per unit of noise, times the noise variance at 0 bits) that takes part in
-``c`` MACs loses ``s * noise(b)`` at ``b`` bits. Minimising the sum of losses while the mean of ``b`` over all MACs
-stays within a budget gives, for noise ``4^-b``, the classical solution::
+``c`` MACs loses ``s * noise_variance(b)`` at ``b`` bits. Minimising the sum of losses while the mean of ``b`` over all
+MACs stays within a budget gives, for noise ``4^-b``, the classical solution::
 
     b = mean + 1/2 log2((s / c) / geometric mean of s / c)
 
@@ -27,7 +27,7 @@ BISECTIONS = 22
 RANGE_BITS = 32  # of a tile: its least and its greatest value in 16 bits each (ours)
 
 
-def noise(bits: int) -> float:
+def noise_variance(bits: int) -> float:
     """Noise variance of a grid of ``2^b`` points over a range, relative to 0 bits (uniform distribution over it)."""
     return 1.0 if bits == 0 else 1.0 / (2**bits - 1) ** 2
 
@@ -35,13 +35,14 @@ def noise(bits: int) -> float:
 def rounding_points(widths: Sequence[int]) -> list[float]:
     """Continuous widths at which the next allowed width begins to pay, one between each two neighbours.
 
-    Going from width ``v`` to ``w`` gains ``s * (noise(v) - noise(w))`` for ``c * (w - v)`` bits; the continuous
-    solution has ``ln 4 * (s / c) * 4^-b`` = price of a bit. The next width pays when its gain per bit is above it.
+    Going from width ``v`` to ``w`` gains ``s * (noise_variance(v) - noise_variance(w))`` for ``c * (w - v)`` bits; the
+    continuous solution has ``ln 4 * (s / c) * 4^-b`` = price of a bit. The next width pays when its gain per bit is
+    above it.
 
     Args:
         widths: ascending.
     """
-    gains = [(noise(v) - noise(w)) / (w - v) for v, w in itertools.pairwise(widths)]
+    gains = [(noise_variance(v) - noise_variance(w)) / (w - v) for v, w in itertools.pairwise(widths)]
     return [0.5 * math.log2(math.log(4.0) / gain) for gain in gains]
 
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from fractrain.report.figure_data import FigureData, Panel, Point
 from fractrain.report.labels import Box, place
-from fractrain.report.points import FigureData, Panel, Point
 from fractrain.util.errors import MachineError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def draw(figure: FigureData, form: str, look: Look = "page") -> bytes:
     """Return the figure as a file.
 
     Args:
-        figure: from :func:`fractrain.report.points.build_figure`.
+        figure: from :func:`fractrain.report.figure_data.build_figure`.
         form: one of :data:`FORMATS`.
         look: ``page``: with title, caption and source inside. ``paper``: as wide as one column of two, with none of
             them; panels of reduced runs still say what they are.
@@ -156,7 +156,7 @@ def compose(figure: FigureData, look: Look = "page") -> Figure:
     """Lay out and draw all panels that have points; to be called, and saved, inside :func:`style`.
 
     Args:
-        figure: from :func:`fractrain.report.points.build_figure`.
+        figure: from :func:`fractrain.report.figure_data.build_figure`.
         look: as for :func:`draw`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

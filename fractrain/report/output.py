@@ -13,8 +13,8 @@ from fractrain.report.build import build_table
 from fractrain.report.cost_draw import draw_costs
 from fractrain.report.cost_points import CostFigure, build_costs, costs_csv
 from fractrain.report.draw import FORMATS, Look, draw, require_matplotlib
+from fractrain.report.figure_data import FigureData, build_figure, only, points_csv
 from fractrain.report.latex import narrow
-from fractrain.report.points import FigureData, build_figure, only, points_csv
 from fractrain.report.selection import selected
 from fractrain.report.sources import Sources, Store
 from fractrain.report.spec import TableSpec
@@ -42,7 +42,7 @@ class Wanted:
     Attributes:
         columns, rows: see :func:`fractrain.report.selection.selected`; empty: all. LaTeX of chosen columns fits one
             column of a page.
-        panel: see :func:`fractrain.report.points.only`; empty: all.
+        panel: see :func:`fractrain.report.figure_data.only`; empty: all.
         look: see :func:`fractrain.report.draw.draw`; ``paper`` also makes LaTeX fit one column.
         modelled: see :func:`fractrain.report.build.build_table`.
     """

@@ -15,9 +15,9 @@ For example::
 from __future__ import annotations
 
 from fractrain.report.build import build_table
+from fractrain.report.figure_data import FigureData, Point, build_figure
 from fractrain.report.grid import PlannedRun, plan, plan_text
 from fractrain.report.output import text, write
-from fractrain.report.points import FigureData, Point, build_figure
 from fractrain.report.render import FORMATS, render, write_all
 from fractrain.report.sources import Sources, default_sources
 from fractrain.report.spec import TableSpec, load_spec, table_names

@@ -8,7 +8,7 @@ from typing import Any
 
 from fractrain.cost import metrics
 from fractrain.cost.ledger import Ledger
-from fractrain.testing import choices
+from fractrain.testing import other_settings
 from fractrain.testing.report import ContractViolation
 from fractrain.testing.subject import Subject
 
@@ -30,7 +30,7 @@ def cost(subject: Subject) -> str:
     if figures["effective MACs"] > metrics.raw_macs(ledger):
         raise ContractViolation("effective MACs exceed the MACs of the same products in floating point")
     free = {**subject.kind.contract_inert, **subject.kind.contract_costless}
-    widths = [n for n in choices.width_settings(subject.kind, subject.busy) if n not in free]
+    widths = [n for n in other_settings.width_settings(subject.kind, subject.busy) if n not in free]
     told = [t for t in (_grows(subject, name) for name in widths) if t]
     return f"cp {figures['cp']:.3f} %; " + ("; ".join(told) or "no setting is a width")
 
@@ -41,13 +41,13 @@ def _grows(subject: Subject, name: str) -> str:
     Returns:
         What was found; empty where no two widths are valid.
     """
-    given = choices.variation(subject.kind, name)
+    given = other_settings.variation(subject.kind, name)
     base = {**subject.busy, **(given.given if given else {})}
-    value = choices.current(subject.kind, base, name)
+    value = other_settings.current(subject.kind, base, name)
     valid = [
         v
         for by in (-4, -2, -1, 0, 1, 2, 4)
-        if choices.accepted(subject.kind, {**base, name: (v := choices.shifted(value, by))})
+        if other_settings.accepted(subject.kind, {**base, name: (v := other_settings.shifted(value, by))})
     ]
     if len(valid) < 2:
         return ""

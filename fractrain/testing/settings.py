@@ -7,7 +7,7 @@ from typing import Any
 
 import annotated_types
 
-from fractrain.testing import choices
+from fractrain.testing import other_settings
 from fractrain.testing.report import ContractViolation, NotApplicable
 from fractrain.testing.subject import Subject, effect
 from fractrain.util.errors import ConfigError
@@ -29,11 +29,11 @@ def _wrong(subject: Subject) -> Iterator[tuple[str, Any]]:
     """Pairs (setting, value that must be refused)."""
     yield UNKNOWN, 1
     kind = subject.kind
-    widths = choices.width_settings(kind, subject.settings)
+    widths = other_settings.width_settings(kind, subject.settings)
     for name, field in kind.Settings.model_fields.items():
-        value = choices.current(kind, subject.settings, name)
+        value = other_settings.current(kind, subject.settings, name)
         yield name, {"not": ["a", "value"]}
-        if choices.literal_choices(field.annotation):
+        if other_settings.literal_choices(field.annotation):
             yield name, "no-such-choice"
         elif isinstance(value, bool | int | float | tuple | list):
             yield name, "not-a-value"
@@ -103,16 +103,16 @@ def settings_act(subject: Subject) -> str:
 
 
 def _acts(subject: Subject, name: str, known: dict[str, dict[str, str]]) -> bool:
-    given = choices.variation(subject.kind, name)
+    given = other_settings.variation(subject.kind, name)
     base = {**subject.busy, **(given.given if given else {})}
     base.pop(name, None)
     if name in subject.settings:  # the caller's choice is what is varied
         base[name] = subject.settings[name]
-    values = [given.value] if given else list(choices.other_values(subject.kind, base, name))[:3]
+    values = [given.value] if given else list(other_settings.other_values(subject.kind, base, name))[:3]
     if not values:
         raise ContractViolation(
-            f"no other valid value for {name} = {choices.current(subject.kind, base, name)!r} was found: give one in "
-            "contract_variations"
+            f"no other valid value for {name} = {other_settings.current(subject.kind, base, name)!r} was found: "
+            "give one in contract_variations"
         )
     plain = _effect(subject, base, known)
     return any(_effect(subject, {**base, name: value}, known) != plain for value in values)

@@ -289,7 +289,7 @@ def test_fewer_samples_than_ranks_are_done_by_all_and_counted_once():
 
 
 def test_batches_are_dealt_out():
-    dealt = [list(Ranks(CPU, rank, 3).deal(range(8))) for rank in range(3)]
+    dealt = [list(Ranks(CPU, rank, 3).own_batches(range(8))) for rank in range(3)]
     assert dealt == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 

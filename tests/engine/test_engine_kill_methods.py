@@ -7,7 +7,7 @@ from kill_helper import killed_and_straight
 
 from fractrain.engine.config import RunConfig
 from fractrain.kernels.cpu import cpu_features as capability
-from fractrain.kernels.cpu.int8 import pays
+from fractrain.kernels.cpu.int8 import runs_on_int8
 from fractrain.kernels.cpu.int8_backward import Plan, possible
 from fractrain.kernels.geometry import Geometry
 from fractrain.methods.registry import names
@@ -39,7 +39,7 @@ def test_a_killed_run_whose_products_are_of_integers_ends_with_the_same_bits(met
     )  # fmt: skip
     geometry = Geometry((16, 32, 32), 16, (3, 3), (1, 1), (1, 1))  # of most layers of the small model
     if capability.byte_products():
-        assert pays(geometry)
+        assert runs_on_int8(geometry)
         assert possible(geometry) == Plan(geometry, True, True)
     killed, straight, kills = killed_and_straight(
         config, tmp_path, kills=2, seed=3, checkpoint_seconds=(0.0, 0.3), registries="small_registries:SmallRegistries"

@@ -11,7 +11,7 @@ from torch import nn
 
 from fractrain.data import registry
 from fractrain.data.images import ImageData, Split
-from fractrain.data.parts import half_of_classes, part_data, part_info, unsuitable
+from fractrain.data.transfer_splits import half_of_classes, part_data, part_info, unsuitable
 from fractrain.engine import checkpoint
 from fractrain.engine.config import RunConfig
 from fractrain.engine.init_weights import head_name, source_weights, start_from

@@ -23,9 +23,9 @@ from fractrain.kernels.cpu import int8_forward as integer_forward
 from fractrain.kernels.cpu import int8_forward_loops as fused_forward
 from fractrain.kernels.cpu import quantize as fused  # fmt: skip
 from fractrain.kernels.cpu import quantize_tiles as fused_tiles
-from fractrain.kernels.cpu.int8 import convolve, pays, suits
+from fractrain.kernels.cpu.int8 import convolve, fit_int8, runs_on_int8
 from fractrain.kernels.geometry import Geometry
-from fractrain.layers.compact import smaller
+from fractrain.layers.compact import compact_layers
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.relu import CompactReLU
 from fractrain.layers.state import QuantState
@@ -37,7 +37,7 @@ P = fractrain_precision(8, 8, 8)
 
 
 def available() -> bool:
-    return pays(Geometry((16, 32, 32), 16, (3, 3), (1, 1), (1, 1)))
+    return runs_on_int8(Geometry((16, 32, 32), 16, (3, 3), (1, 1), (1, 1)))
 
 
 needs_int8 = pytest.mark.skipif(not available(), reason="no exact int8 convolution on this machine")
@@ -46,7 +46,7 @@ needs_int8 = pytest.mark.skipif(not available(), reason="no exact int8 convoluti
 @pytest.fixture
 def forget():
     """Undo what a test makes the probe find."""
-    caches = (integer.pays, integer._own, integer._report)
+    caches = (integer.runs_on_int8, integer._own, integer._report)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -77,7 +77,7 @@ def test_equals_float64_about_as_well_as_the_float32_convolution_does(data) -> N
     kernel = (draw(1, 4), draw(1, 4))
     stride, padding = (draw(1, 3), draw(1, 3)), (draw(0, kernel[0] - 1), draw(0, kernel[1] - 1))
     g = Geometry((draw(2, 40), draw(kernel[0], 9), draw(kernel[1], 9)), draw(1, 35), kernel, stride, padding)
-    assume(integer._exact(g, integer._sums))  # as pays does; what the probe lets through must be right
+    assume(integer._exact(g, integer._sums))  # as runs_on_int8 does; what the probe lets through must be right
     a_format, w_format = data.draw(st.sampled_from(
         [(Affine(), Affine(PerAxis(0))), (Affine(), Affine()), (Symmetric(), Symmetric(PerAxis(0)))]
     ))  # fmt: skip
@@ -111,8 +111,8 @@ def test_sums_of_the_most_extreme_codes_are_exact(channels: int) -> None:
 @needs_int8
 def test_one_channel_goes_the_float32_way() -> None:
     """oneDNN's sums are wrong for some of these geometries, such as (1, 9, 4) with strides (1, 3)."""
-    assert not pays(Geometry((1, 64, 64), 32, (3, 3), (1, 1), (1, 1)))
-    assert pays(Geometry((2, 64, 64), 32, (3, 3), (1, 1), (1, 1)))
+    assert not runs_on_int8(Geometry((1, 64, 64), 32, (3, 3), (1, 1), (1, 1)))
+    assert runs_on_int8(Geometry((2, 64, 64), 32, (3, 3), (1, 1), (1, 1)))
 
 
 @needs_int8
@@ -188,16 +188,16 @@ def test_training_resumes_to_the_same_bits_and_nan_in_evaluation_passes_through(
 
 def test_which_operands_and_sizes_qualify() -> None:
     a, w = Operand(8), Operand(8, Affine(PerAxis(0)))
-    assert suits(a, w)
-    assert suits(Operand(2, Symmetric()), Operand(3, Symmetric()))
+    assert fit_int8(a, w)
+    assert fit_int8(Operand(2, Symmetric()), Operand(3, Symmetric()))
     for bad in (Operand(), Operand(9), Operand(8, Affine(PerAxis(1))), Operand(8, Affine(PerTile(4, 4))),
                 Operand(torch.tensor([3, 9])), Operand(torch.tensor([3, 4]), Symmetric())):  # fmt: skip
-        assert not suits(bad, w)
-        assert not suits(a, bad)
-    assert not suits(Operand(8, Affine(PerAxis(0))), w)
-    assert not pays(Geometry((16, 8, 8), 16, (3, 3), (1, 1), (1, 1)))  # too small
-    assert not pays(Geometry((70000, 8, 8), 16, (1, 1), (1, 1), (0, 0)))  # int32 could overflow
-    assert suits(a, Operand(8, Affine(PerTensor())))
+        assert not fit_int8(bad, w)
+        assert not fit_int8(a, bad)
+    assert not fit_int8(Operand(8, Affine(PerAxis(0))), w)
+    assert not runs_on_int8(Geometry((16, 8, 8), 16, (3, 3), (1, 1), (1, 1)))  # too small
+    assert not runs_on_int8(Geometry((70000, 8, 8), 16, (1, 1), (1, 1), (0, 0)))  # int32 could overflow
+    assert fit_int8(a, Operand(8, Affine(PerTensor())))
 
 
 @pytest.mark.parametrize("fault", ["absent", "signature", "wrong"])
@@ -285,5 +285,5 @@ def test_autograd_sees_that_the_relu_has_overwritten_its_input() -> None:
 
 
 def test_replaced_relus_overwrite_where_the_model_s_own_did() -> None:
-    model = smaller(nn.Sequential(nn.ReLU(inplace=True), nn.ReLU()), QuantState())
+    model = compact_layers(nn.Sequential(nn.ReLU(inplace=True), nn.ReLU()), QuantState())
     assert [m.inplace for m in model] == [True, False]

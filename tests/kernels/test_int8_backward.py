@@ -33,7 +33,13 @@ needs_vnni = pytest.mark.skipif(not capability.byte_products(), reason="no AVX51
 @pytest.fixture
 def forget():
     """Undo what a test makes the probes find."""
-    caches = (integer.pays, integer._own, integer_backward.possible, capability.byte_products, capability.report)
+    caches = (
+        integer.runs_on_int8,
+        integer._own,
+        integer_backward.possible,
+        capability.byte_products,
+        capability.report,
+    )
     for cache in caches:
         cache.cache_clear()
     yield

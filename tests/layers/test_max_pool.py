@@ -13,7 +13,7 @@ from quant_helpers import tensor
 from torch import nn
 
 from fractrain.kernels.cpu import max_pool as fused_pool
-from fractrain.layers.compact import smaller
+from fractrain.layers.compact import compact_layers
 from fractrain.layers.max_pool import CompactMaxPool2d, _nhwc
 from fractrain.layers.state import QuantState
 
@@ -109,10 +109,10 @@ def test_layers_of_a_model_are_replaced_and_others_are_not() -> None:
 
     model = nn.Sequential(nn.MaxPool2d(3, 2, 1, ceil_mode=True), Own(2), nn.ReLU(inplace=True)).eval()
     plain = copy.deepcopy(model)
-    assert smaller(model, QuantState()) is model
+    assert compact_layers(model, QuantState()) is model
     assert [type(m).__name__ for m in model] == ["CompactMaxPool2d", "Own", "CompactReLU"]
     assert model[0].ceil_mode
     assert not model[0].training
     x = tensor((2, 3, 9, 9), 0)
     assert torch.equal(model(x.clone()), plain(x.clone()))
-    assert type(smaller(nn.MaxPool2d(2), QuantState())) is CompactMaxPool2d
+    assert type(compact_layers(nn.MaxPool2d(2), QuantState())) is CompactMaxPool2d

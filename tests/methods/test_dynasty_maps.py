@@ -14,7 +14,7 @@ from fractrain.methods.bit_maps import (
     allocate,
     average,
     fold_rows,
-    noise,
+    noise_variance,
     round_widths,
     rounding_points,
     tile_mean_squares,
@@ -29,7 +29,7 @@ def f64(*values):
 
 
 def loss(relative, cost, bits):
-    return sum(r * c * noise(b) for r, c, b in zip(relative, cost, bits, strict=True))
+    return sum(r * c * noise_variance(b) for r, c, b in zip(relative, cost, bits, strict=True))
 
 
 def spent(cost, bits):

@@ -26,7 +26,7 @@ from methods_twin import on_grid, products_of, restored_in_the_dtype_of_the_grid
 from torch import nn
 
 from fractrain.bench.choices import force_choices
-from fractrain.kernels.cpu.int8 import MIN_MACS, pays
+from fractrain.kernels.cpu.int8 import MIN_MACS, runs_on_int8
 from fractrain.kernels.cpu.int8_backward import possible
 from fractrain.kernels.cpu.uniform import probed
 from fractrain.kernels.geometry import Geometry
@@ -51,7 +51,10 @@ from fractrain.numerics.scaled import Scaled
 CLASSES, WORDS = 4, 24
 REL = 1e-11  # of the largest value of a tensor: what the project asks for in float64
 SAMPLE = Geometry((16, 32, 32), 16, (3, 3), (1, 1), (1, 1))
-INT8, VNNI = pays(SAMPLE), bool(possible(SAMPLE))  # whether this machine has exact products on codes, FW's and others
+INT8, VNNI = (
+    runs_on_int8(SAMPLE),
+    bool(possible(SAMPLE)),
+)  # whether this machine has exact products on codes, FW's and others
 
 
 # -- the subjects ----------------------------------------------------------------------------------------------------

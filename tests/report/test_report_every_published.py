@@ -11,7 +11,7 @@ import pytest
 
 from fractrain.cost.published import data_path
 from fractrain.report.build import build_table
-from fractrain.report.points import build_figure
+from fractrain.report.figure_data import build_figure
 from fractrain.report.quantities import QUANTITIES
 from fractrain.report.sources import default_sources
 from fractrain.report.spec import load_spec, table_names

@@ -27,8 +27,8 @@ from fractrain.engine.index import RunEntry
 from fractrain.engine.length import words
 from fractrain.report import charts, output, page_detail
 from fractrain.report.draw import compose, draw, style
+from fractrain.report.figure_data import build_figure, only, points_csv
 from fractrain.report.labels import Box, place
-from fractrain.report.points import build_figure, only, points_csv
 from fractrain.report.spec import load_spec
 from fractrain.util.errors import ConfigError, MachineError
 
@@ -300,7 +300,8 @@ def test_same_points_same_bytes_whatever_the_users_style(smoke, form):
 
 def test_same_bytes_in_another_process(sources):
     code = (
-        "import sys; from fractrain.report.spec import load_spec; from fractrain.report.points import build_figure;"
+        "import sys; from fractrain.report.spec import load_spec;"
+        "from fractrain.report.figure_data import build_figure;"
         "from fractrain.report.draw import draw; import figure_fakes;"
         "figure = build_figure(load_spec('figure-pfq'), None, 'paper', 1, figure_fakes.sources());"
         "sys.stdout.buffer.write(draw(figure, 'svg'))"

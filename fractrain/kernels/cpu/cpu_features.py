@@ -38,7 +38,7 @@ def report(why: str) -> None:
     log.warning("own kernels for products of integer codes %s; using slower ones", why)
 
 
-def tried(exact: Callable[[], bool]) -> bool:
+def runs_exactly(exact: Callable[[], bool]) -> bool:
     """Whether a trial of the kernels ran and was exact; one log line if not."""
     try:
         if exact():

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from fractrain.kernels.cpu import int8_forward as integer_forward
 from fractrain.kernels.cpu import memory as blocks
-from fractrain.kernels.cpu.cpu_features import tried
+from fractrain.kernels.cpu.cpu_features import runs_exactly
 from fractrain.kernels.cpu.uniform import probed
 from fractrain.kernels.geometry import Geometry
 from fractrain.numerics.backend import Quantized
@@ -43,26 +43,26 @@ MAX_TERMS = (2**31 - 1) // (255 * 128)  # products that int32 holds whatever the
 log = logging.getLogger(__name__)
 
 
-def suits(a: Operand, w: Operand) -> bool:
+def fit_int8(a: Operand, w: Operand) -> bool:
     """Whether the operands of FW have codes of at most 8 bits on grids per tensor (A) and per filter or tensor (W)."""
-    return suits_tensor(a) and suits_weight(w)
+    return tensor_fits_int8(a) and weight_fits_int8(w)
 
 
-def suits_tensor(operand: Operand) -> bool:
+def tensor_fits_int8(operand: Operand) -> bool:
     """Whether an activation or error has codes of at most 8 bits on one grid, or on one per sample."""
     if isinstance(operand.bits, torch.Tensor):
         return _per_sample(operand) and operand.widest <= 8
     return _narrow(operand) and operand.format.granularity == PerTensor()
 
 
-def suits_some(operand: Operand) -> bool:
-    """As :func:`suits_tensor`; with one width per sample it is enough that some have at most 8 bits."""
+def some_samples_fit_int8(operand: Operand) -> bool:
+    """As :func:`tensor_fits_int8`; with one width per sample it is enough that some have at most 8 bits."""
     if isinstance(operand.bits, torch.Tensor):
         return _per_sample(operand) and int(operand.bits.min()) <= 8
-    return suits_tensor(operand)
+    return tensor_fits_int8(operand)
 
 
-def suits_weight(operand: Operand) -> bool:
+def weight_fits_int8(operand: Operand) -> bool:
     """Whether a weight has codes of at most 8 bits on one grid, or one per filter."""
     return _narrow(operand) and operand.format.granularity in (PerTensor(), PerAxis(0))
 
@@ -78,7 +78,7 @@ def _narrow(operand: Operand) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def pays(geometry: Geometry) -> bool:
+def runs_on_int8(geometry: Geometry) -> bool:
     """Whether the int8 convolution of this geometry is worth it, exact and at hand.
 
     By the size of a sample, not of the batch, so that the number of workers does not change the path.
@@ -107,7 +107,7 @@ def _report(why: str) -> None:
 @lru_cache(maxsize=4096)
 def _own(geometry: Geometry) -> bool:
     """Whether the sums are made by this package's own kernels."""
-    return integer_forward.possible(geometry) and tried(lambda: _exact(geometry, _own_sums))
+    return integer_forward.possible(geometry) and runs_exactly(lambda: _exact(geometry, _own_sums))
 
 
 def _exact(g: Geometry, sums: Callable[..., torch.Tensor]) -> bool:
@@ -157,23 +157,23 @@ def convolve(a: Quantized, w: Quantized, bias: torch.Tensor | None, g: Geometry)
     """Convolve a quantized activation ``[N, C, H, W]`` with a quantized weight ``[F, C, kh, kw]``.
 
     Args:
-        a, w: operands that :func:`suits` accepts.
+        a, w: operands that :func:`fit_int8` accepts.
         bias: per filter, or None.
-        g: geometry that :func:`pays`.
+        g: geometry that :func:`runs_on_int8`.
 
     Returns:
         float32 ``[N, F, H', W']`` in channels-last memory; None where compiled kernels did not quantize the activation.
     """
     if a.rows is None or (a.rows.vary and not _own(g)):
         return None
-    groups = alike(a)
+    groups = samples_by_grid(a)
     y = blocks.empty((a.codes.shape[0], g.filters, *g.output), channels_last=True) if _own(g) else None
     for which in groups:
         y = _convolve(a, w, bias, g, which, y)
     return y
 
 
-def alike(*operands: Quantized) -> list[np.ndarray]:
+def samples_by_grid(*operands: Quantized) -> list[np.ndarray]:
     """The samples by equal grids of all operands; those that have no codes are left out."""
     rows = [q.rows for q in operands if q.rows is not None]
     vary = [r for r in rows if r.vary]

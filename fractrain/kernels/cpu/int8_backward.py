@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from fractrain.kernels.cpu import memory as blocks
-from fractrain.kernels.cpu.cpu_features import byte_products, nhwc, parts_of, room, tried
-from fractrain.kernels.cpu.int8 import MIN_MACS, _centre, _offset, _row_grid, alike
+from fractrain.kernels.cpu.cpu_features import byte_products, nhwc, parts_of, room, runs_exactly
+from fractrain.kernels.cpu.int8 import MIN_MACS, _centre, _offset, _row_grid, samples_by_grid
 from fractrain.kernels.cpu.uniform import probed
 from fractrain.kernels.geometry import Geometry
 from fractrain.numerics.backend import Quantized
@@ -62,7 +62,7 @@ def possible(g: Geometry) -> Plan:
     if g.macs < MIN_MACS or not byte_products():
         return Plan(g, False, False)
     plan = _plan(g)
-    if not plan or tried(lambda: _exact(plan)):
+    if not plan or runs_exactly(lambda: _exact(plan)):
         return plan
     return Plan(g, False, False)
 
@@ -130,7 +130,7 @@ def products(
     """
     g = plan.geometry
     da = blocks.empty((e.codes.shape[0], *g.image) if plan.eb else (0, 1, 1, 1), channels_last=True)
-    groups = alike(e, a) if plan.gc and a is not None else alike(e)
+    groups = samples_by_grid(e, a) if plan.gc and a is not None else samples_by_grid(e)
     parts = [_products(e, a, w, plan, which, da) for which in groups]
     dw = None
     if plan.gc:
