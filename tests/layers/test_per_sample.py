@@ -16,7 +16,7 @@ from fractrain.kernels.cpu import cpu_features as capability
 from fractrain.kernels.cpu import int8 as integer
 from fractrain.kernels.cpu import int8_backward as integer_backward
 from fractrain.kernels.cpu import int8_forward as integer_forward
-from fractrain.kernels.cpu.int8 import alike, convolve
+from fractrain.kernels.cpu.int8 import convolve, samples_by_grid
 from fractrain.kernels.geometry import Geometry
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.state import QuantState
@@ -119,13 +119,13 @@ def test_samples_are_put_together_by_the_grids_of_all_operands() -> None:
     a, e = measured(x, [4, 6, 4, 6, 4, 6]).codes, measured(x, [6, 6, 6, 8, 12, 8]).codes
     assert a is not None
     assert e is not None
-    assert [g.tolist() for g in alike(a)] == [[0, 2, 4], [1, 3, 5]]
-    assert [g.tolist() for g in alike(e, a)] == [[0, 2], [1], [3, 5]]  # the fourth of E has no codes
+    assert [g.tolist() for g in samples_by_grid(a)] == [[0, 2, 4], [1, 3, 5]]
+    assert [g.tolist() for g in samples_by_grid(e, a)] == [[0, 2], [1], [3, 5]]  # the fourth of E has no codes
     fmt = Affine()
     one = quantize(channels_last(x), fmt.grid(fmt.limits(x), 8, x), code_bits=8)[1]
     assert one is not None
-    assert [g.tolist() for g in alike(one)] == [[0, 1, 2, 3, 4, 5]]
-    assert [g.tolist() for g in alike(one, a)] == [[0, 2, 4], [1, 3, 5]]
+    assert [g.tolist() for g in samples_by_grid(one)] == [[0, 1, 2, 3, 4, 5]]
+    assert [g.tolist() for g in samples_by_grid(one, a)] == [[0, 2, 4], [1, 3, 5]]
 
 
 def run(kernels: Any, a: list[int], e: list[int], rounding: str, bias: bool = True) -> dict[str, torch.Tensor | None]:
