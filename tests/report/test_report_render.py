@@ -260,15 +260,19 @@ def test_latex_is_plain_ascii_and_balanced(nasty):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-def test_latex_compiles(nasty, tmp_path):
-    if subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, check=False).returncode:
-        pytest.skip("needs booktabs.sty")
-    (tmp_path / "table.tex").write_text(render(nasty[0], "tex"))
-    packages = r"\documentclass{article}\usepackage{booktabs}\usepackage{graphicx}"
+@pytest.mark.parametrize("chosen", [False, True])
+def test_latex_compiles(nasty, table, tmp_path, chosen):
+    for package in ("booktabs", "adjustbox"):
+        if subprocess.run(["kpsewhich", f"{package}.sty"], capture_output=True, check=False).returncode:
+            pytest.skip(f"needs {package}.sty")
+    columns = ["accuracy_best_test", "macs_best"]
+    (tmp_path / "table.tex").write_text(narrow(selected(table, columns, [])) if chosen else render(nasty[0], "tex"))
+    packages = r"\documentclass[twocolumn]{article}\usepackage{booktabs}\usepackage{graphicx}\usepackage{adjustbox}"
     (tmp_path / "main.tex").write_text(packages + r"\begin{document}\input{table.tex}\end{document}")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "main.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+    assert not chosen or "Overfull" not in done.stdout  # it fits a column
 
 
 def test_latex_of_chosen_columns_and_rows_fits_a_column(table):
