@@ -25,7 +25,7 @@ from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from fractrain.engine.store import RunRecord, RunStore
-    from fractrain.report.run_cost import Priced
+    from fractrain.report.run_cost import PricedRun
 
 DEFAULT_HARDWARE = "fractrain-fitted,bit-product,bitfusion"
 BY = ("layer", "product", "stage", "width", "epoch")
@@ -132,7 +132,7 @@ def _names(record: RunRecord) -> dict[str, Any]:
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-def _text(record: RunRecord, priced: Sequence[Priced], by: str) -> str:
+def _text(record: RunRecord, priced: Sequence[PricedRun], by: str) -> str:
     """One run: a column for each hardware model."""
     from tabulate import tabulate
 
@@ -145,7 +145,7 @@ def _text(record: RunRecord, priced: Sequence[Priced], by: str) -> str:
     return "\n".join([record.run_id, *told])
 
 
-def _group_lines(priced: Sequence[Priced], by: str) -> list[list[str]]:
+def _group_lines(priced: Sequence[PricedRun], by: str) -> list[list[str]]:
     names = list(dict.fromkeys(group.name for p in priced for group in p.groups))
     lines = []
     for name in names:
@@ -163,7 +163,7 @@ def _group_lines(priced: Sequence[Priced], by: str) -> list[list[str]]:
     return [[f"time and energy by {by}"], *lines] if lines else []
 
 
-def _cell(p: Priced, read: Callable[[Any, int], str]) -> str:
+def _cell(p: PricedRun, read: Callable[[Any, int], str]) -> str:
     """One figure at the end of the run, and at its best epoch where that is another."""
     if p.cost is None or p.best is None:
         return "-"

@@ -29,7 +29,7 @@ _LONG_S: Final = 100 * 3600
 
 
 @dataclass(frozen=True)
-class Place:
+class DiskFolder:
     """A folder that is there, or will be: its disk, and bytes that are free on it."""
 
     folder: Path
@@ -37,7 +37,7 @@ class Place:
     free: int
 
     @classmethod
-    def of(cls, folder: Path) -> Place:
+    def of(cls, folder: Path) -> DiskFolder:
         """Look at the folder, or the nearest above it that is there."""
         there = folder.absolute()
         while not there.exists():
@@ -65,8 +65,8 @@ class Forecast:
     loading: dict[str, Loading | str]
     needs: list[DiskNeed]
     kind: str
-    results: Place
-    data: Place
+    results: DiskFolder
+    data: DiskFolder
     load: float | None
     cluster: Cluster | None = None
 
@@ -244,7 +244,7 @@ def make_forecast(
         trials = _trials(list(configs.values()), where, loading)
     kind = "GPU" if where.type == "cuda" else "CPU"
     return Forecast(
-        configs, trials, loading, needs, kind, Place.of(results), Place.of(root_of(data_dir)), load, cluster
+        configs, trials, loading, needs, kind, DiskFolder.of(results), DiskFolder.of(root_of(data_dir)), load, cluster
     )
 
 

@@ -76,7 +76,7 @@ class CompactBatchNorm2d(nn.BatchNorm2d):
 
     def _normalise(self, x: torch.Tensor, floor: float, fused: tuple[ModuleType, bool]) -> torch.Tensor:
         """By compiled kernels; what is below ``floor`` is raised to it."""
-        found = Found()
+        found = BatchStatistics()
         y: torch.Tensor = _Normalise.apply(x, self.weight, self.bias, self.eps, floor, found, fused)
         known_range.note(y, *found.limits)
         if self.training and self.track_running_stats and not recomputing():
@@ -98,7 +98,7 @@ class CompactBatchNorm2d(nn.BatchNorm2d):
         return fused_norm, found[1]
 
     @torch.no_grad()
-    def _track(self, found: Found) -> None:
+    def _track(self, found: BatchStatistics) -> None:
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -111,7 +111,7 @@ class CompactBatchNorm2d(nn.BatchNorm2d):
 
 
 @dataclass
-class Found:
+class BatchStatistics:
     """What one pass has found.
 
     Attributes:
@@ -130,7 +130,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, floor: float,
-        found: Found, fused: tuple[ModuleType, bool],
+        found: BatchStatistics, fused: tuple[ModuleType, bool],
     ) -> torch.Tensor:  # fmt: skip
         kernels, parallel = fused
         channels, lines = x.shape[1], _lines(x)

@@ -21,7 +21,7 @@ NAMED: Final = {"A": ("FW", "bits1"), "W": ("FW", "bits2"), "E": ("EB", "bits1")
 """Where the width of each operand is read: the product, and the column of :func:`breakdown`."""
 
 
-class Parts:
+class ModelParts:
     """The part of a model that each layer belongs to: its gateable block, itself outside of all, or ``gates``.
 
     Args:
@@ -59,7 +59,7 @@ def breakdown(ledger: Ledger, phase: str = "train") -> pd.DataFrame:
     """
     import pandas as pd
 
-    part_of = Parts(ledger)
+    part_of = ModelParts(ledger)
     sums: dict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for row in ledger.rows():
         if row.phase == phase:
@@ -112,7 +112,7 @@ def choices(ledger: Ledger) -> pd.DataFrame:
         products. Empty where no part had several widths within one period (chosen by a gate for each sample, or by a
         map for each tile).
     """
-    part_of = Parts(ledger)
+    part_of = ModelParts(ledger)
     macs: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     seen: dict[tuple[str, int], set[int]] = defaultdict(set)
     for row in ledger.rows():

@@ -25,7 +25,7 @@ def short_lengths() -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Place:
+class ClaimPlace:
     """Where a claim's numbers are.
 
     Attributes:
@@ -69,7 +69,7 @@ class Place:
         return {s: self.sources.measure(r, self.table.hardware) for s, r in self.records(row, pair, profile, seeds)}
 
 
-def paired(place: Place, quantity: str, name: str, profile: str, seeds: int) -> dict[object, float]:
+def paired(place: ClaimPlace, quantity: str, name: str, profile: str, seeds: int) -> dict[object, float]:
     """The quantity over seeds (and settings of the pair) that the row and its rival both have."""
     found: dict[object, float] = {}
     for pair in place.pairs(name):
@@ -112,7 +112,7 @@ _VALUES: Final[dict[str, Callable[[Measured, Measured], float | None]]] = {
 # -- facts of single runs ----------------------------------------------------------------------------------------------
 
 
-def mechanism(place: Place, quantity: str, name: str, seeds: int) -> list[float | None]:
+def mechanism(place: ClaimPlace, quantity: str, name: str, seeds: int) -> list[float | None]:
     """One number for each finished run of any length; None where its record does not have it."""
     read = {"share_below_final": _below_final, "adaptive_share": _adaptive, "analysis_share": _analysis}[quantity]
     profiles = (*short_lengths(), "paper")
@@ -162,7 +162,7 @@ _METRICS: Final[dict[str, tuple[str, Callable[[float, Sequence[float]], float]]]
 }
 
 
-def published_text(place: Place, quantity: str, names: Sequence[str]) -> str:
+def published_text(place: ClaimPlace, quantity: str, names: Sequence[str]) -> str:
     """What the published rows give for the quantity, pair by pair; of latency and MACs also what it consists of."""
     if quantity not in _METRICS:
         return ""
@@ -180,18 +180,18 @@ def published_text(place: Place, quantity: str, names: Sequence[str]) -> str:
     return "; ".join(filter(None, (", ".join(parts), split)))
 
 
-def _number(place: Place, index: PublishedIndex, pair: Pair, row: str, metric: str) -> float | None:
+def _number(place: ClaimPlace, index: PublishedIndex, pair: Pair, row: str, metric: str) -> float | None:
     found = published_value(pair, place.table.row(row), metric, index)
     return None if found is None else float(found.value)
 
 
-def _split(place: Place, index: PublishedIndex, names: Sequence[str]) -> str:
+def _split(place: ClaimPlace, index: PublishedIndex, names: Sequence[str]) -> str:
     pair = place.pairs(names[0])[0]
     own, other = (_solved(place, index, pair, row) for row in (place.row, place.against[0]))
     return split_text(own, other) if own and other else ""
 
 
-def _solved(place: Place, index: PublishedIndex, pair: Pair, row: str) -> Solved | None:
+def _solved(place: ClaimPlace, index: PublishedIndex, pair: Pair, row: str) -> Solved | None:
     macs = _number(place, index, pair, row, "effective_MACs")
     latency = _number(place, index, pair, row, "latency_min")
     return None if macs is None or latency is None else solve(pair.model, pair.model_label, macs, latency)

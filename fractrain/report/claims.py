@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import pydantic
 
-from fractrain.report.claim_values import Place, mechanism, paired, published_text, short_lengths
+from fractrain.report.claim_values import ClaimPlace, mechanism, paired, published_text, short_lengths
 from fractrain.report.improve import CIRCULAR
 from fractrain.report.sources import Config, Sources, Store, default_sources
 from fractrain.report.spec import RunRequest, TableSpec, benchmark_folders, load_spec, read_closed
@@ -182,7 +182,7 @@ def _judge(
 ) -> Claim:
     verdict, trend, evidence, said = Verdict("not run", spec.note), "", "", ""
     if table is not None:
-        place = Place(table, spec.row, spec.against, store, sources, printed)
+        place = ClaimPlace(table, spec.row, spec.against, store, sources, printed)
         said = published_text(place, spec.quantity, spec.pairs)
         if spec.length == "any":
             verdict, evidence = _by_construction(spec, place)
@@ -199,7 +199,7 @@ def _judge(
 # -- by runs of the length the claim needs -----------------------------------------------------------------------------
 
 
-def _at_length(spec: ClaimSpec, place: Place) -> tuple[Verdict, str]:
+def _at_length(spec: ClaimSpec, place: ClaimPlace) -> tuple[Verdict, str]:
     """The verdict of runs of the paper's length; the least favourable of several pairs counts."""
     rule = place.table.verdict.rule()
     found: dict[str, Estimate] = {}
@@ -231,7 +231,7 @@ def judge_zone(measured: Estimate, expected: tuple[float, float], rule: VerdictR
     return within(measured, *expected)
 
 
-def _by_construction(spec: ClaimSpec, place: Place) -> tuple[Verdict, str]:
+def _by_construction(spec: ClaimSpec, place: ClaimPlace) -> tuple[Verdict, str]:
     """A claim on how a method works: counted over all runs there are, which show it but are no reproduction."""
     found = [v for pair in spec.pairs for v in mechanism(place, spec.quantity, pair, SEEDS)]
     values = [v for v in found if v is not None]
@@ -246,7 +246,7 @@ def _by_construction(spec: ClaimSpec, place: Place) -> tuple[Verdict, str]:
 # -- by shorter ones ---------------------------------------------------------------------------------------------------
 
 
-def _trend(spec: ClaimSpec, place: Place) -> tuple[str, str]:
+def _trend(spec: ClaimSpec, place: ClaimPlace) -> tuple[str, str]:
     """What shorter runs say of a claim, its own pairs first, then related ones; and the numbers."""
     words, numbers = [], []
     for pair in (*spec.pairs, *spec.related):

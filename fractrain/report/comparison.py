@@ -22,7 +22,7 @@ COMPARED: Final = (
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparedQuantity:
     """One quantity of both sides.
 
     Attributes:
@@ -54,7 +54,7 @@ class Comparison:
     seeds_a: Sequence[int]
     seeds_b: Sequence[int]
     test: str
-    lines: Sequence[Line]
+    lines: Sequence[ComparedQuantity]
 
 
 def compare(entries: Sequence[RunEntry], a: str, b: str, paired: bool) -> Comparison:
@@ -100,7 +100,7 @@ def _test(a: int, b: int, paired: bool) -> str:
     return f"Welch's t test of {a} against {b} independent seeds, {CONFIDENCE:.0%} interval"
 
 
-def _line(q: Quantity, a: Mapping[int, RunEntry], b: Mapping[int, RunEntry], paired: bool) -> Line | None:
+def _line(q: Quantity, a: Mapping[int, RunEntry], b: Mapping[int, RunEntry], paired: bool) -> ComparedQuantity | None:
     """One quantity; None where a run of either side lacks it."""
     x, y = ([q.read(e.summary or {}) for e in side.values()] for side in (a, b))
     left, right = [v for v in x if v is not None], [v for v in y if v is not None]
@@ -111,7 +111,7 @@ def _line(q: Quantity, a: Mapping[int, RunEntry], b: Mapping[int, RunEntry], pai
     change = mean_b - mean_a
     low, high = (None, None) if half is None else (change - half, change + half)
     ratio = mean_b / mean_a if mean_a and not q.is_quality else None
-    return Line(q.key, q.unit, mean_a, mean_b, change, low, high, p, ratio)
+    return ComparedQuantity(q.key, q.unit, mean_a, mean_b, change, low, high, p, ratio)
 
 
 def _interval(a: Sequence[float], b: Sequence[float], paired: bool) -> tuple[float | None, float | None]:

@@ -16,7 +16,7 @@ from fractrain.engine.index import RunEntry, read_index
 from fractrain.engine.length import longest_first, words
 from fractrain.engine.store import RunStore
 from fractrain.report import charts, page_detail
-from fractrain.report.page_detail import TASK, Chart, Section, run_label, task_title
+from fractrain.report.page_detail import TASK, Chart, DrawingGroup, run_label, task_title
 from fractrain.report.page_tables import (
     PageTable,
     benchmark_tables,
@@ -171,7 +171,7 @@ VIEWS: Final = {
 """Quantities of the axes: the whole model after the last step, and as the paper counts."""
 
 
-def _tasks(means: pd.DataFrame, methods: Sequence[str]) -> Iterator[Section]:
+def _tasks(means: pd.DataFrame, methods: Sequence[str]) -> Iterator[DrawingGroup]:
     """For each model, data set and profile: accuracy against cost, in both ways of counting."""
     tasks = sorted(means.groupby(TASK, sort=False), key=lambda task: -task[1]["group"].nunique())
     for number, (key, own) in enumerate(tasks):
@@ -188,7 +188,7 @@ def _tasks(means: pd.DataFrame, methods: Sequence[str]) -> Iterator[Section]:
                 svg = charts.scatter(f"c{number}{view}", words, dots, (_axis(x), _axis(y))).element()
                 drawn.append(Chart(svg, "", view))
         if drawn:
-            yield Section(title, drawn)
+            yield DrawingGroup(title, drawn)
 
 
 def _axis(key: str) -> str:

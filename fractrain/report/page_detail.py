@@ -13,7 +13,7 @@ from fractrain.engine.index import RunEntry
 from fractrain.engine.length import words
 from fractrain.engine.store import RunRecord, RunStore
 from fractrain.report import charts
-from fractrain.report.breakdown import NAMED, Parts, bits_by_part, breakdown, choices, mean_bits, quantized_parts
+from fractrain.report.breakdown import NAMED, ModelParts, bits_by_part, breakdown, choices, mean_bits, quantized_parts
 from fractrain.report.charts import SIZE
 from fractrain.report.page_tables import PageColumn, PageRow, PageTable
 from fractrain.report.svg import Mark
@@ -55,7 +55,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Section:
+class DrawingGroup:
     """A group of drawings: one task, or one configuration."""
 
     title: str
@@ -148,7 +148,7 @@ def _priced(record: RunRecord, ledger: Ledger, hardware: HardwareModel) -> pd.Da
     from fractrain.report.run_cost import price_record
 
     frame = price_record(record, Counts.of(ledger), hardware).frame()
-    part_of = Parts(ledger)
+    part_of = ModelParts(ledger)
     columns = {name: frame.filter(like=f"{name}_").sum(axis=1, skipna=False) for name in ("joules", "seconds")}
     parts = frame["layer"].map(lambda layer: layer if layer.startswith("(") else part_of(layer)).rename("part")
     return frame.assign(**columns).groupby([parts, "product"], sort=False)[list(columns)].sum(min_count=1)
@@ -166,12 +166,12 @@ def by_task(found: Sequence[Detail]) -> Iterator[tuple[str, list[Detail]]]:
 # -- learning curves ---------------------------------------------------------------------------------------------------
 
 
-def curves(found: Sequence[Detail], methods: Sequence[str]) -> Iterator[Section]:
+def curves(found: Sequence[Detail], methods: Sequence[str]) -> Iterator[DrawingGroup]:
     """Test accuracy (or perplexity) over steps, and over the cost so far; runs judged once have no curve."""
     for number, (title, own) in enumerate(by_task(found)):
         drawn = [curve(f"l{number}{over[0]}", title, own, methods, over) for over in OVER]
         if all(drawn):
-            yield Section(title, [Chart(one.element()) for one in drawn if one])
+            yield DrawingGroup(title, [Chart(one.element()) for one in drawn if one])
 
 
 def curve(
@@ -205,7 +205,7 @@ def curve(
 # -- precision ---------------------------------------------------------------------------------------------------------
 
 
-def precision(found: Sequence[Detail]) -> Iterator[Section]:
+def precision(found: Sequence[Detail]) -> Iterator[DrawingGroup]:
     """How widths move over training, differ between parts and are chosen; constant ones are named in one note."""
     constant: dict[str, list[str]] = defaultdict(list)
     for number, d in enumerate(found):
@@ -216,9 +216,9 @@ def precision(found: Sequence[Detail]) -> Iterator[Section]:
             constant[f"{d.label}: {width}"].append(d.entry.run_id)
             continue
         svg = charts.precision(f"p{number}", f"{d.title}: precision over training", view).element()
-        yield Section(d.title, [Chart(svg, _caption(view), panels=view.panels)])
+        yield DrawingGroup(d.title, [Chart(svg, _caption(view), panels=view.panels)])
     if constant:
-        yield Section("Constant precision", (), "; ".join(constant) + ".")
+        yield DrawingGroup("Constant precision", (), "; ".join(constant) + ".")
 
 
 def widths(d: Detail) -> charts.Widths:
@@ -266,7 +266,7 @@ def _caption(view: charts.Widths) -> str:
 # -- where the work goes -----------------------------------------------------------------------------------------------
 
 
-def work(found: Sequence[Detail], hardware: str) -> Iterator[Section]:
+def work(found: Sequence[Detail], hardware: str) -> Iterator[DrawingGroup]:
     """Where effective MACs, energy and time go by product: a bar for each configuration of a task."""
     for number, (title, own) in enumerate(by_task(found)):
         drawn = []
@@ -277,7 +277,7 @@ def work(found: Sequence[Detail], hardware: str) -> Iterator[Section]:
                 label += "" if measure == "effective" else f", modelled by {hardware}"
                 svg = charts.stacked(f"w{number}{measure[0]}", f"{title}: {label} by product", bars, label).element()
                 drawn.append(Chart(svg, "", measure))
-        yield Section(title, drawn)
+        yield DrawingGroup(title, drawn)
 
 
 def _by_product(d: Detail, measure: str) -> dict[str, float]:
@@ -315,6 +315,6 @@ def work_table(found: Sequence[Detail], hardware: str) -> PageTable:
 
 
 __all__ = [
-    "AT_BEST", "MEASURES", "OVER", "TASK", "Chart", "Detail", "Section", "by_task", "curve", "curves", "details",
+    "AT_BEST", "MEASURES", "OVER", "TASK", "Chart", "Detail", "DrawingGroup", "by_task", "curve", "curves", "details",
     "look_into", "precision", "run_label", "stages", "task_title", "widths", "work", "work_table",
 ]  # fmt: skip

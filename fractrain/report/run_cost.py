@@ -21,7 +21,7 @@ BY: Final = ("layer", "product", "stage", "width", "epoch")
 
 
 @dataclass(frozen=True)
-class Priced:
+class PricedRun:
     """One run on one hardware model.
 
     Attributes:
@@ -69,7 +69,7 @@ class Group:
     joules: float
 
 
-def price_run(record: RunRecord, models: Sequence[HardwareModel], by: str = "") -> list[Priced]:
+def price_run(record: RunRecord, models: Sequence[HardwareModel], by: str = "") -> list[PricedRun]:
     """Price a finished run with several hardware models; one that cannot says why.
 
     Args:
@@ -120,14 +120,14 @@ def costs_on(record: Any, ledger: Ledger, model: HardwareModel) -> tuple[dict[st
     return {key: value for key, value in found.items() if not math.isnan(value)}, priced.note(best)
 
 
-def _priced(record: RunRecord, counts: Counts, model: HardwareModel, by: str) -> Priced:
+def _priced(record: RunRecord, counts: Counts, model: HardwareModel, by: str) -> PricedRun:
     try:
         cost = price_record(record, counts, model)
     except FractrainError as problem:
-        return Priced(model.title, None, problem=str(problem))
+        return PricedRun(model.title, None, problem=str(problem))
     epoch = int((record.summary or {})["best_test_epoch"])
     groups = tuple(_groups(cost, record, by)) if by else ()
-    return Priced(model.title, cost, (cost.until(epoch), cost.samples(epoch)), groups=groups)
+    return PricedRun(model.title, cost, (cost.until(epoch), cost.samples(epoch)), groups=groups)
 
 
 def _groups(cost: RunCost, record: RunRecord, by: str) -> Iterator[Group]:

@@ -24,7 +24,7 @@ COUNTS = (1, 4, 16, 64, 256)
 
 
 @dataclass(frozen=True)
-class Curve:
+class ConcentrationCurve:
     """How one gradient concentrates.
 
     Attributes:
@@ -53,7 +53,7 @@ class Curve:
         return f"{self.gradient}: slope {self.slope:+.2f}, floor {self.floor:.1e} (error of the mean of {errors})"
 
 
-def concentration(kind: type[Method], settings: Mapping[str, Any]) -> tuple[Curve, ...]:
+def concentration(kind: type[Method], settings: Mapping[str, Any]) -> tuple[ConcentrationCurve, ...]:
     """Curves of a linear layer's two gradients, on normal numbers; none where no operand of theirs is stochastic."""
     method = kind(kind.Settings(**settings))
     with torch.random.fork_rng(devices=[]):
@@ -84,7 +84,7 @@ def concentration(kind: type[Method], settings: Mapping[str, Any]) -> tuple[Curv
             if step + 1 in COUNTS:
                 error = (sums[g] / (step + 1) - exact[g]).square().sum() / exact[g].square().sum()
                 errors[g].append(float(error))
-    return tuple(Curve(g, COUNTS, tuple(errors[g])) for g in noisy)
+    return tuple(ConcentrationCurve(g, COUNTS, tuple(errors[g])) for g in noisy)
 
 
 def _without_noise(precision: Precision) -> Precision:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fractrain.testing.concentration import Curve
+from fractrain.testing.concentration import ConcentrationCurve
 from fractrain.util.errors import FractrainError
 
 Status = Literal["pass", "fail", "skip", "expected failure"]
@@ -145,7 +145,7 @@ class ContractReport(Report):
     model: str
     dataset: str
     checks: tuple[CheckResult, ...]
-    concentration: tuple[Curve, ...] | None = None
+    concentration: tuple[ConcentrationCurve, ...] | None = None
 
     def about(self) -> dict[str, str]:
         """The method, and what it was trained on."""

@@ -205,13 +205,13 @@ def test_one_pair_is_really_tried(monkeypatch: pytest.MonkeyPatch, cli: Any, tin
 
 def test_too_little_disk_is_named(monkeypatch: pytest.MonkeyPatch, cli: Any, tmp_path: Path) -> None:
     """Of ImageNet twice 154,642,401,280 bytes while it is unpacked, and less than that once it is there."""
-    real = forecast.Place.of
+    real = forecast.DiskFolder.of
 
     def disk(free: int, disks: int) -> None:
-        def of(folder: Path) -> forecast.Place:
-            return forecast.Place(folder, disks and len(real(folder).folder.parts), free)
+        def of(folder: Path) -> forecast.DiskFolder:
+            return forecast.DiskFolder(folder, disks and len(real(folder).folder.parts), free)
 
-        monkeypatch.setattr(forecast.Place, "of", of)
+        monkeypatch.setattr(forecast.DiskFolder, "of", of)
 
     args = ("plan", "table3", "--profile", "paper", "--device", "cpu")
     disk(308_000_000_000, disks=0)

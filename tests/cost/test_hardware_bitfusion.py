@@ -13,7 +13,7 @@ import pytest
 
 from fractrain.cost.hardware import Geometry, Product, Row, create
 from fractrain.cost.hardware.bitfusion import BitFusion
-from fractrain.cost.hardware.tiling import Found, Machine, Problem, best_tiling, lanes
+from fractrain.cost.hardware.tiling import BestTiling, Machine, Problem, best_tiling, lanes
 from fractrain.models import registry
 from fractrain.models.geometry import geometries
 from fractrain.util.errors import ConfigError
@@ -48,7 +48,7 @@ def test_all_369_products() -> None:
         assert found.core + found.sram + found.dram == pytest.approx(energy["total"], rel=1e-9), where
 
 
-def slow(p: Problem, m: Machine) -> Found | None:
+def slow(p: Problem, m: Machine) -> BestTiling | None:
     """The same search, one tiling and order after the other, in plain Python."""
 
     def sides(n: int, unit: int = 1) -> list[int]:
@@ -90,7 +90,7 @@ def slow(p: Problem, m: Machine) -> Found | None:
             made = n * b * r * c * o
             sram = made * i * taps * (p.bits2 * m.read[0] + p.bits1 * m.read[1]) + moved["w"] * m.write[0]
             sram += moved["a"] * m.write[1] + (moved["o"] + made * m.sum_bits) * (m.read[2] + m.write[2])
-            found = Found(compute + stalls, stalls, compute * m.core, sram, dram * m.dram)
+            found = BestTiling(compute + stalls, stalls, compute * m.core, sram, dram * m.dram)
             key = (found.cycles, found.core + found.sram + found.dram)
             if best is None or key < best[0]:
                 best = (key, found)

@@ -74,7 +74,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Found:
+class BestTiling:
     """The best tiling's cost.
 
     Attributes:
@@ -101,7 +101,7 @@ def lanes(bits1: int, bits2: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=100_000)
-def best_tiling(p: Problem, m: Machine) -> Found | None:
+def best_tiling(p: Problem, m: Machine) -> BestTiling | None:
     """Return the cost of the best tiling; None where not even the smallest tiles fit.
 
     The layers of a network and the widths of a run repeat, so answers are kept.
@@ -148,7 +148,7 @@ def best_tiling(p: Problem, m: Machine) -> Found | None:
     core, off = compute * m.core, dram * m.dram
     fewest = np.argwhere(cycles == cycles.min())
     order, tile = min(fewest, key=lambda at: core[at[1]] + sram[at[0], at[1]] + off[at[0], at[1]])
-    return Found(
+    return BestTiling(
         int(cycles[order, tile]), int(waits[order, tile]), float(core[tile]), float(sram[order, tile]),
         float(off[order, tile]),
     )  # fmt: skip
