@@ -60,7 +60,10 @@ class Minifloat:
 
     def step_exponents(self, x: torch.Tensor) -> torch.Tensor:
         """Exponent (int32) of the distance between the values around each element."""
-        exponents = torch.where(x == 0, self.min_exponent, torch.frexp(x).exponent - 1)
+        if x.dtype == torch.float32:  # its own bits, below every format's smallest exponent for zero and subnormals
+            exponents = ((x.view(torch.int32) >> 23) & 0xFF) - 127
+        else:
+            exponents = torch.where(x == 0, self.min_exponent, torch.frexp(x).exponent - 1)
         return exponents.clamp(min=self.min_exponent, max=self.max_exponent + 1) - self.mantissa_bits
 
     def round(self, x: torch.Tensor, u: torch.Tensor | None = None) -> torch.Tensor:

@@ -79,7 +79,7 @@ class Eden(Scaled):
         return
 
     def _rounded(
-        self, blocks: torch.Tensor, scales: Scales, u: torch.Tensor | None, key: NoiseKey | None
+        self, blocks: torch.Tensor, scales: Scales, shape: torch.Size, key: NoiseKey | None
     ) -> tuple[torch.Tensor, Scales]:
         assert isinstance(self.scale, TwoLevel)
         assert scales.tensor is not None

@@ -18,6 +18,8 @@ from fractrain.numerics.formats import Bits, Format, Limits, Rounded
 from fractrain.numerics.scaled import Scaled
 from fractrain.numerics.stochastic_rounding import NoiseKey, noise_key, uniform
 
+FIXED = noise_key(0, 0, "signs of rotations")
+
 
 @dataclass
 class RotatedCodes(Kept):
@@ -128,9 +130,9 @@ class Rotated(Format):
 
     def signs(self, key: NoiseKey | None, device: torch.device) -> torch.Tensor:
         """The signs of the rotation, float32 ``[size]``: of the step, where they are fresh, else always the same."""
-        fixed = noise_key(0, 0, "signs of rotations")
-        source = fixed if key is None or not self.fresh else NoiseKey(key.k0, key.k1 ^ fixed.k1)
-        return torch.where(uniform(source, torch.arange(self.size, device=device)) < 0.5, -1.0, 1.0)
+        if key is None or not self.fresh:
+            return _fixed_signs(self.size, device)
+        return _signs(NoiseKey(key.k0, key.k1 ^ FIXED.k1), self.size, device)
 
     def _turn(self, blocks: torch.Tensor, signs: torch.Tensor, back: bool = False) -> torch.Tensor:
         """Blocks ``[G, block rows, rows, block columns, columns]`` times ``H diag(signs)`` or its inverse."""
@@ -138,13 +140,21 @@ class Rotated(Format):
         matrix = matrix.T if back else matrix
         if blocks.shape[2] == 1:
             return blocks @ matrix.T
-        turned: torch.Tensor = torch.einsum("ij,gajbc->gaibc", matrix, blocks)
-        return turned
+        return (matrix @ blocks.flatten(3)).view(blocks.shape)
 
 
 def _padded(blocks: torch.Tensor) -> torch.Size:
     """Shape of the matrices that blocks make up, padding included."""
     return torch.Size((blocks.shape[0], blocks.shape[1] * blocks.shape[2], blocks.shape[3] * blocks.shape[4]))
+
+
+def _signs(key: NoiseKey, size: int, device: torch.device) -> torch.Tensor:
+    return torch.where(uniform(key, torch.arange(size, device=device)) < 0.5, -1.0, 1.0)
+
+
+@lru_cache(maxsize=16)
+def _fixed_signs(size: int, device: torch.device) -> torch.Tensor:
+    return _signs(FIXED, size, device)
 
 
 @lru_cache(maxsize=16)

@@ -119,10 +119,9 @@ class Scaled(Format):
             if fast.codes is not None:
                 codes = BlockCodes(fast.codes, self, x.shape, replace(place, reduce=None), fast.tensor)
             return Rounded(values, codes, (-fast.amax, fast.amax))
-        u = None if noise is None else uniform(noise, element_numbers(m.shape, m.device))
         blocks = cut(m, self.block)
         scales, amax = self._scales(blocks, limits, place)
-        q, scales = self._rounded(blocks, scales, u, noise)
+        q, scales = self._rounded(blocks, scales, m.shape, noise)
         values = from_matrices(joined(q * scales.back.to(x.dtype), m.shape), x.shape, place, self.block)
         kept = self._kept(joined(q, m.shape), scales, x.shape, place) if place.keep else None
         return Rounded(values, kept, (-amax, amax))
@@ -156,9 +155,13 @@ class Scaled(Format):
         return self.scale.scales(amax, self.element, whole), measured
 
     def _rounded(
-        self, blocks: torch.Tensor, scales: Scales, u: torch.Tensor | None, key: NoiseKey | None
+        self, blocks: torch.Tensor, scales: Scales, shape: torch.Size, key: NoiseKey | None
     ) -> tuple[torch.Tensor, Scales]:
-        """The elements in units of the scales, and the scales, which may depend on them."""
+        """The elements in units of the scales, and the scales, which may depend on them.
+
+        ``shape`` is that of the matrices the blocks were cut from.
+        """
+        u = None if key is None else uniform(key, element_numbers(shape, blocks.device))
         return self._elements(blocks, scales, u), scales
 
     def _elements(self, blocks: torch.Tensor, scales: Scales, u: torch.Tensor | None) -> torch.Tensor:

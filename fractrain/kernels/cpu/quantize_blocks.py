@@ -231,8 +231,12 @@ def _restore(codes, table, high, width, scales, values):  # type: ignore[no-unty
     paired = codes.shape[1] != columns
     for band in prange(scales.shape[0]):
         back = np.empty(columns, np.float32)
-        for block in range(scales.shape[1]):
-            back[block * width : (block + 1) * width] = scales[band, block]
+        if scales.shape[1] == columns:
+            for c in range(columns):
+                back[c] = scales[band, c]
+        else:
+            for block in range(scales.shape[1]):
+                back[block * width : (block + 1) * width] = scales[band, block]
         for r in range(band * high, min(rows, (band + 1) * high)):
             code, out = codes[r], values[r]
             if paired:

@@ -61,9 +61,10 @@ def quantize_fused(
     data = m.detach().reshape(rows, columns).numpy()
     amax = whole = None
     if fmt.block.rows == 0 or fmt.scale.whole or known is not None:
-        tops = np.empty((min(PARTS, rows), columns), np.int32)
-        kernels.column_tops[parallel](data.view(np.int32), len(tops), tops)
-        amax = torch.from_numpy(tops.max(0).view(np.float32))
+        long = _long_rows(data).view(np.int32)
+        tops = np.empty((min(PARTS, len(long)), long.shape[1]), np.int32)
+        kernels.column_tops[parallel](long, len(tops), tops)
+        amax = torch.from_numpy(tops.reshape(-1, columns).max(0).view(np.float32))
         whole = amax.amax()
         whole = whole if place.reduce is None else place.reduce(whole)
     if fmt.block.rows == 0:
@@ -95,13 +96,18 @@ def restore_fused(
     straddles = shape[0] > 1 and fmt.block.rows != 1 and (fmt.block.rows == 0 or shape[1] % fmt.block.rows != 0)
     if module is None or straddles or (paired and columns % 2):
         return None
-    grid = _Grid(rows, columns, rows, fmt.block.cols or columns)
+    values = blocks.empty(shape)
     if fmt.block.rows:
         grid = _grid(rows, columns, fmt.block.rows, fmt.block.cols)
-    values = blocks.empty(shape)
-    table = fmt.element.table().numpy()
+        scales = back.reshape(grid.counts).numpy()
+    else:  # the same scales for every row: long rows, and as many bands as there are pieces of work
+        many = _together(rows, columns)
+        high = -(-(rows // many) // PARTS)
+        grid = _Grid(rows // many, columns * many, high, 1)
+        spread = back.reshape(-1).repeat_interleave(fmt.block.cols or columns)[:columns].repeat(many)
+        scales = spread.expand(grid.counts).contiguous().numpy()
     module.restore[in_parallel(values)](
-        codes.numpy().reshape(grid.rows, -1), table, grid.high, grid.width, back.reshape(grid.counts).numpy(),
+        codes.numpy().reshape(grid.rows, -1), fmt.element.table().numpy(), grid.high, grid.width, scales,
         values.numpy().reshape(grid.rows, grid.columns),
     )  # fmt: skip
     return values
@@ -127,11 +133,22 @@ def _grid(rows: int, columns: int, high: int, cols: int) -> _Grid:
     """Short rows whose blocks end with them are taken several at a time."""
     width = min(cols or columns, columns)
     if high == 1 and columns % width == 0:
-        many = max(ROW // columns, 1)
-        while rows % many:
-            many -= 1
+        many = _together(rows, columns)
         return _Grid(rows // many, columns * many, 1, width)
     return _Grid(rows, columns, high, width)
+
+
+def _together(rows: int, columns: int) -> int:
+    """How many short rows are taken as one long one."""
+    many = max(ROW // columns, 1)
+    while rows % many:
+        many -= 1
+    return many
+
+
+def _long_rows(data: Array) -> Array:
+    """The same elements in the same order, in rows long enough to be fast."""
+    return data.reshape(len(data) // _together(*data.shape), -1)
 
 
 def _column_amax(fmt: ScaledFormat, amax: torch.Tensor, known: torch.Tensor | None, place: Place) -> torch.Tensor:
@@ -166,18 +183,21 @@ def _run(
     byte, halved = rule[0] >= BYTE_SCALES, e.code_bits == 4
     kept = np.empty((bands, across if byte else 0), np.uint8)
     wide = np.empty((bands, 0 if byte else across), np.float32)
-    values, codes = blocks.empty(data.shape), np.empty((0, grid.columns), np.uint8)
-    buffer = None
+    high, buffer = grid.high, None
+    if given is not None:
+        data = _long_rows(data)
+        rule, high = (0, *rule[1:]), -(-len(data) // PARTS)
+    values, codes = blocks.empty(data.shape), np.empty((0, data.shape[1]), np.uint8)
     if place.keep:
         count = -(-data.size // 2) if halved else data.size
         buffer = blocks.empty((count + kept.nbytes + wide.nbytes,), torch.uint8)
         codes = (blocks.empty((data.size,), torch.uint8) if halved else buffer[:count]).numpy().reshape(data.shape)
-    factors, high = np.empty((2, grid.columns), np.float32), grid.high
+    factors = np.empty((2, data.shape[1]), np.float32)
     if given is not None:
-        rule, high = (0, *rule[1:]), max(1, -(-grid.rows // PARTS))
         for row, factor in enumerate((given.to, given.back)):
-            factors[row] = factor.reshape(-1).repeat_interleave(grid.width)[: grid.columns].numpy()
-    tops = np.empty(max(1, min(PARTS, -(-grid.rows // high))), np.int32)
+            spread = factor.reshape(-1).repeat_interleave(grid.width)[: grid.columns].numpy()
+            factors[row] = np.tile(spread, len(factors[row]) // grid.columns)
+    tops = np.empty(min(PARTS, -(-len(data) // high)), np.int32)
     kernels.round_blocks[parallel](
         data, data.view(np.int32), high, grid.width, rule, _element(e), factors, values.numpy(), codes, kept, wide,
         tops, _key(noise),
