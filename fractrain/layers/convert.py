@@ -19,6 +19,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from fractrain.layers.attention import Projection, QuantProjection, layered, unfused
 from fractrain.layers.compact import compact_layers
 from fractrain.layers.conv_linear import PaddedQuantConv2d, QuantConv2d, QuantLayer, QuantLinear, zero_padding
+from fractrain.layers.functional import redirect
 from fractrain.layers.matmul import Matmul, QuantMatmul
 from fractrain.layers.other_convs import KINDS as OTHER_CONVOLUTIONS
 from fractrain.layers.state import QuantState
@@ -78,6 +79,7 @@ def convert(
         return new
     if strict and not replaced:
         raise ConfigError(f"{type(model).__name__} has no layer to quantize ({_looked_for(types, state)})")
+    redirect(model)
     if all(layer.precision.is_float for layer in quant_layers(model)):
         return model
     if state.left_in_float:

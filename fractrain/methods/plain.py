@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fractrain.layers.attention import fused
+from fractrain.layers.functional import direct
 from fractrain.util.errors import ConfigError
 
 
@@ -97,4 +98,5 @@ class PlainForm:
             owner = self._model.get_submodule(parent)
             (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = now[place]
         fused(self._model)
+        direct(self._model)
         return self._model

@@ -111,3 +111,26 @@ class CrossAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.patch(x).flatten(2).mT
         return self.head(self.decoder(y[:, :5], y).mean(1))
+
+
+class Borrowing(nn.Module):
+    """Layers that are never called: the model's own code multiplies their weights, as torchvision's Swin does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.grow = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2)
+        self.mix, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.stem(x))
+        y = F.conv2d(y, self.grow.weight, self.grow.bias, stride=2, padding=(1, 1), groups=2).flatten(2).mT
+        return self.head(torch.relu(F.linear(y, self.mix.weight, bias=self.mix.bias)).mean(1))
+
+
+class Lending(Borrowing):
+    """One of the layers is called as well, another one's kernel is used with another stride."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.conv2d(torch.relu(self.stem(x)), self.grow.weight, self.grow.bias, 1, 1, groups=2).flatten(2).mT
+        return self.head(self.mix(y).mean(1) + F.linear(y.mean(1), self.mix.weight))
