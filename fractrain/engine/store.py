@@ -15,7 +15,7 @@ import datetime
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,8 +61,11 @@ class RunStore:
         path = self.path(run_id)
         return read_record(path) if _names(path) else None
 
-    def ids(self) -> list[str]:
+    def ids(self, but: Collection[str] = ()) -> list[str]:
         """Return the ids of all runs, sorted: the folders with any file of a run's record.
+
+        Args:
+            but: ids that are left out; their folders are not looked into.
 
         Raises:
             StoreError: the store cannot be looked into.
@@ -71,8 +74,8 @@ class RunStore:
             return []
         known = {files.CONFIG, files.MANIFEST, *SEALED}
         with storing(self.root, "read"):
-            folders = sorted(entry for entry in self.root.iterdir() if entry.is_dir())
-        return [folder.name for folder in folders if known.intersection(_names(folder))]
+            names = sorted(entry.name for entry in os.scandir(self.root) if entry.name not in but and entry.is_dir())
+        return [name for name in names if known.intersection(_names(self.root / name))]
 
     def records(self) -> Iterator[RunRecord]:
         """Yield all runs, by id; a damaged one as :meth:`get` gives it."""

@@ -144,7 +144,7 @@ def _counts(
 
 def _left_out(entries: Sequence[RunEntry], store: RunStore) -> list[str]:
     """Which runs are nowhere on the page, because nobody can say what they are."""
-    names = sorted(set(store.ids()) - {e.run_id for e in entries})
+    names = store.ids(but={e.run_id for e in entries})
     some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return [f"{len(names):,} left out, their config.json is damaged: {some}"] if names else []
 
