@@ -73,7 +73,7 @@ def test_what_is_called_too_or_multiplied_otherwise_is_counted_once_and_named() 
 
 def test_copies_pickles_and_compiled_models_use_their_own_layers() -> None:
     x = next(batches(1))[0]
-    session = fractrain.attach("sbm", seeded(Borrowing), layers="all")
+    session = fractrain.attach("pfq", seeded(Borrowing), layers="all")  # not a plugin, which other tests read anew
     session.model(x)
     model = session.model.eval()
     want = model(x)
