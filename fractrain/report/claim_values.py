@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from fractrain.cost.hardware import create
@@ -114,7 +115,12 @@ _VALUES: Final[dict[str, Callable[[Measured, Measured], float | None]]] = {
 
 def mechanism(place: ClaimPlace, quantity: str, name: str, seeds: int) -> list[float | None]:
     """One number for each finished run of any length; None where its record does not have it."""
-    read = {"share_below_final": _below_final, "adaptive_share": _adaptive, "analysis_share": _analysis}[quantity]
+    read: Callable[[Any], float | None] = {
+        "share_below_final": _below_final,
+        "adaptive_share": _adaptive,
+        "analysis_share": partial(_last_metric, name="analysis_percent"),
+        "storage_share": partial(_last_metric, name="storage_percent"),
+    }[quantity]
     profiles = (*short_lengths(), "paper")
     records = (
         record for pair in place.pairs(name) for profile in profiles
@@ -131,9 +137,9 @@ def _below_final(record: Any) -> float:
     return 100 * sum(stage < final for stage in stages) / len(stages)
 
 
-def _analysis(record: Any) -> float | None:
-    """Percent of the products' MACs that measuring sensitivities takes, at the run's end; old records lack it."""
-    value = record.metrics()[-1].get("method", {}).get("analysis_percent")
+def _last_metric(record: Any, name: str) -> float | None:
+    """What the method said of itself at the run's end; None where an old record lacks it."""
+    value = record.metrics()[-1].get("method", {}).get(name)
     return None if value is None else float(value)
 
 

@@ -25,7 +25,7 @@ from fractrain.report.verdict import Verdict, VerdictRule, Word, within
 
 Quantity = Literal[
     "accuracy_gap", "saving_macs", "saving_latency", "saving_energy", "ratio_bitops", "ratio_energy",
-    "share_below_final", "adaptive_share", "analysis_share", "late_drop", "none",
+    "share_below_final", "adaptive_share", "analysis_share", "storage_share", "late_drop", "none",
 ]  # fmt: skip
 UNITS: Final = {"accuracy_gap": "points", "saving_macs": "%", "saving_latency": "%", "saving_energy": "%"}
 MODELLED: Final = ("saving_latency", "saving_energy", "ratio_energy")

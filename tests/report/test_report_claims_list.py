@@ -148,29 +148,25 @@ def test_overhead_is_read_from_a_trained_run_and_not_measured_in_an_old_one(tmp_
     pair = next(p for p in table.pairs if p.key == "resnet38/cifar100")
     wanted = engine_config(table.request(pair, table.row("dynasty"), "1/64"), 0).run_id
 
-    def verdict(lines):
+    def verdict(lines, claim):
         run = SimpleNamespace(
             run_id=wanted,
             status="done",
             metrics=lambda: lines,
             measured=Measured({"accuracy_best_test": 90.0, "accuracy_last": 90.0}),
         )
-        (claim,) = (
-            c
-            for c in judge_claims(SimpleNamespace(get={wanted: run}.get), scaling_fakes.sources())
-            if c.id == "dynasty-overhead"
-        )
-        return claim
+        judged = judge_claims(SimpleNamespace(get={wanted: run}.get), scaling_fakes.sources())
+        return next(c for c in judged if c.id == claim)
 
     lines = record.metrics()
-    percent = lines[-1]["method"]["analysis_percent"]
-    assert 0 < percent < 100
-    holds = int(percent <= 1)
-    found = verdict(lines)
-    assert f"holds in {holds} of 1 runs: {percent:.2g} %" in found.reason
-    for old in ({"budget": 4.0}, {}):
-        found = verdict([{**line, "method": old} for line in lines])
-        assert (found.verdict, found.reason) == ("not run", "not measured in any of 1 runs")
+    for claim, metric in (("dynasty-overhead", "analysis_percent"), ("dynasty-storage", "storage_percent")):
+        percent = lines[-1]["method"][metric]
+        assert 0 < percent < 100
+        found = verdict(lines, claim)
+        assert f"holds in {int(percent <= 1)} of 1 runs: {percent:.2g} %" in found.reason
+        for old in ({"budget": 4.0}, {}):
+            found = verdict([{**line, "method": old} for line in lines], claim)
+            assert (found.verdict, found.reason) == ("not run", "not measured in any of 1 runs")
 
 
 @pytest.mark.parametrize(
