@@ -104,12 +104,13 @@ def test_products_are_those_of_the_quantized_operands(name):
 # -- delayed scaling -------------------------------------------------------------------------------------------------
 
 
-def test_delayed_scales_come_from_earlier_amaxes_and_are_one_at_first():
+@pytest.mark.parametrize("sizes", [[1.0, 100.0, 0.01, 0.0, 5.0], [0.0, 5.0, 0.0, 0.0, 0.0, 2.0]])
+def test_delayed_scales_come_from_earlier_amaxes_and_are_one_at_first(sizes):
     method, layer = linear("fp8", recipe="delayed", history=2)
     seen: dict[str, torch.Tensor] = {}
     layer.observer = lambda _l, n, _o, _x, values: seen.__setitem__(n, values)
     history: dict[str, list[float]] = {"fw_a": [], "E": []}
-    for step, size in enumerate([1.0, 100.0, 0.01, 0.0, 5.0]):
+    for step, size in enumerate(sizes):
         method.on_step_start(step)
         x = (torch.randn(8, 48) * size).requires_grad_()
         e = torch.randn(8, 48) * size * 1e-3
