@@ -31,6 +31,15 @@ def test_every_room_is_on_the_page():
     assert [room for room in sorted(rooms) if f"`{room}`" not in text] == []
 
 
+def test_decisions_are_where_the_page_says():
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8").split("## Where it is decided")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| .* \| `([\w/]+\.py)` \| `(\w+)`", text, re.MULTILINE)
+    assert len(rows) >= 10
+    for file, name in rows:
+        code = (DOCS.parent / "fractrain" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(def|class) {name}\b|^{name}\b", code, re.MULTILINE), (file, name)
+
+
 @pytest.mark.parametrize("page", ["README.md", "architecture.md"])
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([\w.-]+\.md)\)", (DOCS / page).read_text(encoding="utf-8"))
