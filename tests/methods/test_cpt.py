@@ -172,35 +172,6 @@ def test_equal_bounds_are_static_training_bit_for_bit():
     assert all(torch.equal(ours[k], static[k]) for k in static)
 
 
-def test_resumed_bit_for_bit_in_the_middle_of_a_cycle():
-    def fresh():
-        session = digits_net(12, cycles=2)
-        return session, torch.optim.SGD(session.model.parameters(), lr=0.05, momentum=0.9)
-
-    straight, optimizer = fresh()
-    run(straight, optimizer, range(9), size=8)
-    first, optimizer = fresh()
-    run(first, optimizer, range(4), size=8)
-    saved = first.model.state_dict(), optimizer.state_dict(), first.state_dict()
-    second, optimizer = fresh()
-    for part, state in zip((second.model, optimizer, second), saved, strict=True):
-        part.load_state_dict(state)
-    run(second, optimizer, range(4, 9), size=8)
-    ours, theirs = second.model.state_dict(), straight.model.state_dict()
-    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
-    assert second.ledger.digest() == straight.ledger.digest()
-
-
-def test_learns():
-    session = digits_net(96)
-    run(session, torch.optim.SGD(session.model.parameters(), lr=0.03, momentum=0.9), range(96))
-    x, y = digits()
-    session.model.eval()
-    with torch.no_grad():
-        accuracy = float((session.model(x[1500:]).argmax(1) == y[1500:]).double().mean())
-    assert accuracy > 0.8
-
-
 @pytest.mark.parametrize(
     ("settings", "match"),
     [({"bits": [8, 3]}, "ascend"), ({"bits": [1, 8]}, "greater than or equal to 2"), ({"grad_bits": [8, 32]}, "16")],

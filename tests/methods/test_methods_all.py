@@ -1,4 +1,4 @@
-"""Every method that can be found, on a small ResNet: it trains, it is deterministic, it leaves global state alone."""
+"""What the contract of methods leaves out for some: two builds train alike, with the cost known in closed form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
 from fractrain.models import registry as models
 
-VARIANTS = [*((n, {}) for n in registry.names()), ("sbm", {"variant": "banner"}), ("dfq", {"forward": "authors"})]
+# Not those that tests/testing/test_contract_methods.py trains twice and whose cost has a test of its own.
+ELSEWHERE = {"static", "dorefa", "wageubn", "cpt", "slu", "dynasty"}
+OTHERS = [("sbm", {"variant": "banner"}), ("dfq", {"forward": "authors"})]
+VARIANTS = [*((n, {}) for n in registry.names() if n not in ELSEWHERE), *OTHERS]
 CP = {
     ("fp32",): 100.0,
     ("static8",): 6.25,
@@ -87,16 +90,7 @@ def test_another_seed_gives_another_run(name):
     assert not torch.equal(runs[0]["head.weight"], runs[1]["head.weight"])
 
 
-@pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=IDS)
-def test_state_goes_into_a_fresh_method_without_pickle(name, settings, tmp_path):
-    method, _model, *_ = train(name, settings, steps=1)
-    torch.save(method.state_dict(), tmp_path / "state")
-    other, *_ = train(name, settings, steps=1)
-    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    assert other.metrics() == method.metrics()
-
-
-@pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=IDS)
+@pytest.mark.parametrize(("name", "settings"), OTHERS, ids=["banner", "authors"])
 def test_a_few_steps_on_one_batch_lower_its_loss(name, settings):
     *_, losses, _ = train(name, settings, steps=6, rate=0.01, same=True)
     assert min(losses[-2:]) < 0.9 * losses[0]

@@ -442,7 +442,7 @@ def test_an_epoch_of_dropped_mini_batches_only_has_no_loss():
         session.epoch()
 
 
-@pytest.mark.parametrize("settings", [{}, {"smd": 0.5, "bits": 6, "grad_bits": 8}, {"closed": "computed"}])
+@pytest.mark.parametrize("settings", [{"smd": 0.5, "bits": 6, "grad_bits": 8}, {"closed": "computed"}])
 def test_resumed_bit_for_bit(settings):
     straight, optimizer = session_of(**settings)
     run(straight, optimizer, range(8), size=8)
@@ -462,7 +462,7 @@ def test_resumed_bit_for_bit(settings):
     assert second.method.metrics() == straight.method.metrics()
 
 
-@pytest.mark.parametrize("settings", [{}, {"bits": 8, "grad_bits": 8, "threshold": "skipnet"}, {"smd": 0.5}])
+@pytest.mark.parametrize("settings", [{"bits": 8, "grad_bits": 8, "threshold": "skipnet"}, {"smd": 0.5}])
 def test_learns(settings):
     session, optimizer = session_of(n=1, **settings)
     run(session, optimizer, range(90))

@@ -7,11 +7,8 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import nn
 
-import fractrain
 from fractrain.cost import metrics
 from fractrain.layers.convert import quant_layers
 from fractrain.layers.state import QuantState
@@ -20,9 +17,6 @@ from fractrain.methods.base import MethodContext
 from fractrain.models.resnet_cifar import ResNetCifar
 from fractrain.numerics.quantize import quantize
 from fractrain.numerics.stochastic_rounding import element_numbers, noise_key, uniform
-from fractrain.report.grid import plan
-from fractrain.report.spec import load_spec
-from fractrain.util.errors import ConfigError
 
 wageubn = sys.modules[registry.get("wageubn").__module__]
 
@@ -303,72 +297,3 @@ def test_evaluation_does_not_depend_on_the_batch() -> None:
     model[1].observer = lambda layer, name, op, original, values: seen.update({name: values.clone()})
     model[1](large)
     assert seen["fw_a"].unique().tolist() == [127 / 32]
-
-
-@pytest.mark.parametrize("settings", [{"bits": 1}, {"update_bits": 17}, {"fraction_bits": -1}, {"error": "none"}])
-def test_wrong_settings_are_refused_in_one_line(settings) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings))) as caught:
-        registry.create("wageubn", settings)
-    assert "\n" not in str(caught.value)
-
-
-# -- training ----------------------------------------------------------------------------------------------------------
-
-
-def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """Scikit-learn's digits as images ``[1797, 3, 8, 8]`` of zero mean, in their order, which is by writer."""
-    data = load_digits()
-    x = torch.tensor(data.images, dtype=torch.float32).view(-1, 1, 8, 8).expand(-1, 3, -1, -1)
-    return (x - x.mean()) / x.std(), torch.tensor(data.target)
-
-
-def session():
-    s = fractrain.attach("wageubn", resnet())
-    return s, torch.optim.SGD(s.model.parameters(), lr=0.05, momentum=0.9)
-
-
-def train(s, optimizer, steps: range) -> None:
-    x, y = digits()
-    s.model.train()
-    for i in steps:
-        pick = torch.randint(0, 1400, (32,), generator=torch.Generator().manual_seed(i))
-        s.loss(F.cross_entropy(s.model(x[pick]), y[pick])).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        s.step()
-
-
-def test_it_learns_the_digits() -> None:
-    s, optimizer = session()
-    train(s, optimizer, range(60))
-    x, y = digits()
-    s.model.eval()
-    with torch.no_grad():
-        right = float((s.model(x[1400:]).argmax(1) == y[1400:]).float().mean())
-    assert right > 0.6  # writers it has not seen; guessing gives 0.1
-
-
-def test_a_resumed_run_goes_on_bit_for_bit() -> None:
-    straight, optimizer = session()
-    train(straight, optimizer, range(5))
-    first, optimizer = session()
-    train(first, optimizer, range(2))
-    saved = (first.model.state_dict(), optimizer.state_dict(), first.state_dict())
-    second, optimizer = session()
-    second.model.load_state_dict(saved[0])
-    optimizer.load_state_dict(saved[1])
-    second.load_state_dict(saved[2])
-    train(second, optimizer, range(2, 5))
-    for name, value in straight.model.state_dict().items():
-        assert torch.equal(value, second.model.state_dict()[name]), name
-    assert straight.ledger.digest() == second.ledger.digest()
-
-
-def test_table2_plans_its_rows() -> None:
-    runs = [r for r in plan(load_spec("table2"), "smoke", 1) if r.request.method == "wageubn"]
-    assert {(r.request.model, r.request.dataset) for r in runs} == {
-        (model, data) for model in ("resnet38", "resnet74") for data in ("digits", "digits100")
-    }
-    left = {r.request.model: r.state for r in runs if r.request.dataset == "digits100"}
-    assert left == {"resnet38": "to run", "resnet74": "left out"}
-    assert {r.state for r in runs if r.request.dataset == "digits"} == {"to run"}
