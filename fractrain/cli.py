@@ -9,45 +9,48 @@ the program ends.
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
 import fractrain
-from fractrain.commands.bench import bench_command
-from fractrain.commands.catalog import list_command
-from fractrain.commands.check import check_command, check_hardware_command
-from fractrain.commands.claims import claims_command
 from fractrain.commands.common import NearestGroup, debug_wanted, say
-from fractrain.commands.cost import cost_command
-from fractrain.commands.data import data_group
-from fractrain.commands.diff import diff_command
-from fractrain.commands.doctor import doctor_command
-from fractrain.commands.draw import draw_command
-from fractrain.commands.evidence import evidence_group
-from fractrain.commands.export import export_command
-from fractrain.commands.inspect import compare_command, show_command
-from fractrain.commands.new_method import new_method_command
-from fractrain.commands.new_table import new_table_command
-from fractrain.commands.planning import plan_command
-from fractrain.commands.publish import publish_command
-from fractrain.commands.report import report_command
-from fractrain.commands.runs import config_group, run_command
-from fractrain.commands.sweep import sweep_command
-from fractrain.commands.tables import reproduce_command, table_command
-from fractrain.commands.verify_runs import verify_runs_command
 from fractrain.util.errors import FractrainError
 from fractrain.util.signals import interruptible
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+VERBS: Final = {  # module of fractrain.commands and what it calls the verb
+    "bench": "bench:bench_command", "check-hardware": "check:check_hardware_command",
+    "check-method": "check:check_command", "claims": "claims:claims_command", "compare": "inspect:compare_command",
+    "config": "runs:config_group", "cost": "cost:cost_command", "data": "data:data_group", "diff": "diff:diff_command",
+    "doctor": "doctor:doctor_command", "draw": "draw:draw_command", "evidence": "evidence:evidence_group",
+    "export": "export:export_command", "list": "catalog:list_command", "new-method": "new_method:new_method_command",
+    "new-table": "new_table:new_table_command", "plan": "planning:plan_command",
+    "publish": "publish:publish_command", "report": "report:report_command", "reproduce": "tables:reproduce_command",
+    "run": "runs:run_command", "show": "inspect:show_command", "sweep": "sweep:sweep_command",
+    "table": "tables:table_command", "verify-runs": "verify_runs:verify_runs_command",
+}  # fmt: skip
 
 
 class CommandLine(NearestGroup):
     """The whole command line: reports errors in one line and ends with the documented codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, in alphabetical order."""
+        return sorted({*VERBS, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Load a verb when it is asked for."""
+        found = super().get_command(ctx, name)
+        if found is None and name in VERBS:
+            module, _, attribute = VERBS[name].partition(":")
+            found = getattr(importlib.import_module(f"fractrain.commands.{module}"), attribute)
+        return found
 
     def main(  # type: ignore[override]  # never returns in standalone mode, which is the only one used
         self, args: Sequence[str] | None = None, prog_name: str | None = "fractrain", **extra: Any
@@ -123,35 +126,6 @@ def main(debug: bool) -> None:
     Start with `fractrain doctor`, then `fractrain reproduce table2`.
     """
 
-
-for _command in (
-    list_command,
-    run_command,
-    config_group,
-    sweep_command,
-    reproduce_command,
-    table_command,
-    cost_command,
-    show_command,
-    compare_command,
-    diff_command,
-    verify_runs_command,
-    plan_command,
-    report_command,
-    draw_command,
-    publish_command,
-    evidence_group,
-    export_command,
-    claims_command,
-    bench_command,
-    data_group,
-    doctor_command,
-    check_command,
-    check_hardware_command,
-    new_method_command,
-    new_table_command,
-):
-    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,15 +44,25 @@ def _peak_of(setup: Setup, method: str) -> float:
         "method": method, "model": setup.model, "batch": setup.batch, "size": setup.size, "repeats": STEPS,
         "device": str(setup.device), "kernels": setup.kernels, "threads": setup.threads,
     }  # fmt: skip
-    variables = {**os.environ, "OMP_NUM_THREADS": str(setup.threads)}
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, json.dumps(job)], capture_output=True, text=True, env=variables, check=False
-    )
+    answer = in_process(__name__, job)
+    return float(answer["peak"] - answer["base"])
+
+
+def in_process(module: str, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a module that takes a job as JSON (with its ``threads``) in a process of its own; return its JSON answer.
+
+    Raises:
+        RunError: the process failed.
+    """
+    variables = {**os.environ, "OMP_NUM_THREADS": str(job["threads"])}
+    command = [sys.executable, "-m", module, json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RunError(f"bench: the process that measures memory ended with code {done.returncode}: {last}")
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return float(answer["peak"] - answer["base"])
+        what = f"{job['method'] or 'fp32'} on {job['model']}"
+        raise RunError(f"bench: the process that measures memory of {what} ended with code {done.returncode}: {last}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def resident(field: str) -> int:

@@ -11,7 +11,7 @@ import io
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
 from fractrain.engine.site import Site
+from fractrain.plan.calibrate import RandomRegistries
 from fractrain.util.progress import make_progress
 
 WARMUP = 2
@@ -130,39 +131,16 @@ def _loop(setup: Setup) -> TrainingLoop:
     return TrainingLoop(config, Site(device=str(setup.device), kernels=setup.kernels), known)
 
 
-@dataclass(frozen=True)
-class _Data:
-    """One batch, again and again."""
-
-    batch_xy: tuple[torch.Tensor, torch.Tensor]
-    length: int
-    digest: str = "synthetic"
-    val: None = None
-
-    def __len__(self) -> int:
-        return self.length
-
-    def batch(self, epoch: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.batch_xy
-
-    def train_stream(self, *_: Any) -> _Data:
-        return self
-
-    def eval_stream(self, *_: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [self.batch_xy]
-
-
-class _Synthetic(Registries):
-    """The package's registries, with one synthetic data set in place of all."""
+class _Synthetic(RandomRegistries):
+    """Random data of the bench's size, as much of it as is trained on."""
 
     def __init__(self, setup: Setup) -> None:
+        super().__init__(Registries())
         self._setup = setup
 
     def dataset_info(self, name: str) -> Any:
-        return replace(super().dataset_info(name), shape=(3, self._setup.size, self._setup.size))
-
-    def data(self, *_: Any, **__: Any) -> Any:
-        return _Data(self._setup.data(), WARMUP + self._setup.repeats + 1)
+        size, steps = self._setup.size, WARMUP + self._setup.repeats + 1
+        return replace(super().dataset_info(name), shape=(3, size, size), train_size=steps * self._setup.batch)
 
     def model(self, name: str, dataset: str, seed: int) -> nn.Module:
         return self._setup.plain()

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -32,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 import baselines
 import fractrain
 from fractrain.bench.kept import keeping
-from fractrain.bench.memory import resident
+from fractrain.bench.memory import in_process, resident
 from fractrain.engine import environment
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
@@ -196,14 +195,8 @@ def markdown(peaks: Iterable[Peak]) -> str:
 
 
 def _in_a_process(model: str, method: str, variant: str, threads: int) -> Peak:
-    job = json.dumps({"model": model, "method": method, "variant": variant, "threads": threads})
-    variables = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", __name__, job]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RunError(f"bench: {method} on {model} ended with code {done.returncode}: {last}")
-    return Peak(**json.loads(done.stdout.splitlines()[-1]))
+    job = {"model": model, "method": method, "variant": variant, "threads": threads}
+    return Peak(**in_process(__name__, job))
 
 
 def run_here(model: str, method: str, variant: str = "", threads: int = 1) -> Peak:

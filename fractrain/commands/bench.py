@@ -77,21 +77,10 @@ DEFAULT_OUT = "results/bench"
     json_option,
 )
 def bench_command(
-    paths: tuple[str, ...],
-    formats: bool,
-    views: tuple[str, ...],
-    peaks: bool,
-    model: str,
-    batch: int | None,
-    size: int | None,
-    repeats: int | None,
-    threads: int | None,
-    quick: bool,
-    kernels: str,
-    device: str,
-    out: Path,
+    paths: tuple[str, ...], formats: bool, views: tuple[str, ...], peaks: bool, model: str, batch: int | None,
+    size: int | None, repeats: int | None, threads: int | None, quick: bool, kernels: str, device: str, out: Path,
     as_json: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Measure what low-precision steps cost: ratios to FP32, paired and interleaved, medians with quartiles.
 
     The full bench (default settings) is written to cpu.json and cpu.md (cuda.* on a GPU), that of the formats to

@@ -20,7 +20,7 @@ from fractrain.commands.common import (
     stdout_to_stderr,
 )
 from fractrain.commands.list_runs import list_runs
-from fractrain.util.errors import ConfigError
+from fractrain.util.errors import ConfigError, message_line, typed_line
 
 if TYPE_CHECKING:
     from fractrain.cost.hardware import HardwareModel
@@ -43,7 +43,7 @@ def _entry(registry: Registry[Any], name: str, about: Callable[[Any], Entry]) ->
     try:
         return {"name": name, **about(registry.get(name))}
     except Exception as error:  # a plugin may raise anything
-        reason = " ".join(str(error).split())
+        reason = message_line(error)
         return {"name": name, "description": f"cannot be used: {reason}", "problem": reason, "settings": []}
 
 
@@ -71,7 +71,7 @@ def _card(kind: type[Method]) -> Entry:
     try:
         card = precision_card(kind)
     except Exception as error:  # a plugin may raise anything, and must not hide the others
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = typed_line(error)
         return {"card": {"problem": reason}, "card_lines": [f"no precision card: {reason}"]}
     return {"card": card.as_dict(), "card_lines": card.lines()}
 

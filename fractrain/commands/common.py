@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -144,6 +143,23 @@ results_option = click.option(
 )
 
 
+def site_options(command: F) -> F:
+    """The options that say where and how runs are executed; a command gets a :class:`~fractrain.engine.site.Site`."""
+
+    @functools.wraps(command)
+    def with_site(
+        *args: Any, results: Path, device: str, data_dir: Path | None, download: bool, kernels: Any, graphs: Any,
+        **others: Any,
+    ) -> Any:  # fmt: skip
+        from fractrain.engine.site import Site
+
+        return command(*args, site=Site(results, device, data_dir, download, kernels=kernels, graphs=graphs), **others)
+
+    return options(kernels_option, graphs_option, device_option, data_option, download_option, results_option)(
+        with_site
+    )  # type: ignore[return-value]
+
+
 def _add_plugins(ctx: click.Context, _: click.Parameter, files: tuple[str, ...]) -> None:
     """Make plugin files known to this process and its workers until the command ends."""
     if not files:
@@ -172,20 +188,10 @@ plugin_option = click.option(
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` as something JSON knows; a float that is not finite becomes None."""
-    if hasattr(value, "model_dump"):
-        return plain(value.model_dump(mode="json"))
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return str(value)
+    """Return ``value`` as JSON knows it: a float that is not finite becomes None, what JSON cannot say its text."""
+    from pydantic_core import to_json
+
+    return json.loads(to_json(value, inf_nan_mode="null", fallback=str))
 
 
 def emit_json(value: Any) -> None:

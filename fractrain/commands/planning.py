@@ -103,20 +103,10 @@ seeds_option = click.option(
     json_option,
 )
 def plan_command(
-    tables: tuple[str, ...],
-    profile: str,
-    seeds: int | None,
-    added: tuple[str, ...],
-    no_times: bool,
-    gpus: int | None,
-    losses: float,
-    minutes: int | None,
-    executor: str,
-    device: str,
-    data_dir: Path | None,
-    results: Path,
+    tables: tuple[str, ...], profile: str, seeds: int | None, added: tuple[str, ...], no_times: bool, gpus: int | None,
+    losses: float, minutes: int | None, executor: str, device: str, data_dir: Path | None, results: Path,
     as_json: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Show the runs of TABLE (figure, campaign): what is cached already, what would run, how long it takes, its disk.
 
     Several tables, or "all" of them, are shown as the one job that `fractrain reproduce` makes of them.

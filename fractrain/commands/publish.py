@@ -38,16 +38,9 @@ from fractrain.commands.common import NearestChoice, emit_json, json_option, opt
     json_option,
 )
 def publish_command(
-    run_ids: tuple[str, ...],
-    project: str,
-    entity: str | None,
-    mode: Literal["auto", "online", "offline"],
-    tables: tuple[Path, ...],
-    no_tables: bool,
-    force: bool,
-    results: Path,
-    as_json: bool,
-) -> int:
+    run_ids: tuple[str, ...], project: str, entity: str | None, mode: Literal["auto", "online", "offline"],
+    tables: tuple[Path, ...], no_tables: bool, force: bool, results: Path, as_json: bool,
+) -> int:  # fmt: skip
     """Send finished runs, their ledgers and the tables to wandb, each exactly once (all runs, or RUN_ID ...).
 
     RUN_ID may be the beginning of a run id. Exit code 1 where one could not be sent; the others are.

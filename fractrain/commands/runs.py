@@ -12,17 +12,13 @@ import click
 from fractrain.commands.choose import chosen_config, config_lines, run_options
 from fractrain.commands.common import (
     NearestChoice,
-    data_option,
-    device_option,
-    download_option,
     emit_json,
-    graphs_option,
     json_option,
-    kernels_option,
     options,
     plugin_option,
     results_option,
     say,
+    site_options,
     stdout_to_stderr,
 )
 from fractrain.commands.executing import check_site
@@ -31,6 +27,7 @@ from fractrain.util.errors import ConfigError, FractrainError
 if TYPE_CHECKING:
     from fractrain.engine.config import RunConfig
     from fractrain.engine.listener import RunListener
+    from fractrain.engine.site import Site
     from fractrain.engine.store import RunRecord, RunStore
 
 SWEEP: Final = "WANDB_SWEEP_ID"  # set by wandb's agent
@@ -62,51 +59,32 @@ SWEEP: Final = "WANDB_SWEEP_ID"  # set by wandb's agent
         help="Where trackers keep their files: DIR/wandb, DIR/tensorboard.",
     ),
     click.option("--project", default="fractrain", show_default=True, metavar="NAME", help="wandb's project."),
-    kernels_option,
-    graphs_option,
-    device_option,
-    data_option,
-    download_option,
-    results_option,
+    site_options,
     plugin_option,
     json_option,
 )
 def run_command(
-    assignments: tuple[str, ...],
-    force: bool,
-    dry_run: bool,
-    trackers: tuple[str, ...],
-    track_dir: Path,
-    project: str,
-    kernels: Any,
-    graphs: Any,
-    device: str,
-    data_dir: Path | None,
-    download: bool,
-    results: Path,
-    as_json: bool,
-    **chosen: Any,
-) -> None:
+    assignments: tuple[str, ...], force: bool, dry_run: bool, trackers: tuple[str, ...], track_dir: Path, project: str,
+    site: Site, as_json: bool, **chosen: Any,
+) -> None:  # fmt: skip
     """Train one model with one method; a finished run is shown at once, an interrupted one goes on.
 
     KEY=VALUE is the same as --set KEY=VALUE; it is what a wandb sweep writes (docs/tracking.md).
     """
     from fractrain.distributed.ranks import connect
-    from fractrain.engine.site import Site
     from fractrain.engine.store import RunStore
     from fractrain.engine.trainer import Trainer
     from fractrain.util.progress import make_progress
 
     chosen["sets"] = (*chosen["sets"], *assignments)
     with stdout_to_stderr():
-        config, store = chosen_config(**chosen), RunStore(results)
+        config, store = chosen_config(**chosen), RunStore(site.store)
     if dry_run:
         _show_config(config, chosen, store, as_json)
         return
-    with stdout_to_stderr(), connect(device) as ranks:
+    with stdout_to_stderr(), connect(site.device) as ranks:
         if ranks.first:
             say(f"run {config.run_id}" + (f" on {ranks.world} processes" if ranks.several else ""))
-        site = Site(results, device, data_dir, download, kernels=kernels, graphs=graphs)
         if not ranks.several:  # before anything is written; several processes find out together
             found = store.get(config.run_id)
             if found is None or found.status not in ("done", "damaged"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,18 +12,13 @@ import click
 from fractrain.commands.choose import SETTINGS, chosen_config
 from fractrain.commands.common import (
     NearestChoice,
-    data_option,
-    device_option,
-    download_option,
     emit_json,
-    graphs_option,
     json_option,
-    kernels_option,
     options,
     plugin_option,
     profile_option,
-    results_option,
     say,
+    site_options,
     stdout_to_stderr,
 )  # fmt: skip
 from fractrain.commands.executing import execute, executor_option, jobs_option, remote_executor, resources_option
@@ -35,7 +29,8 @@ from fractrain.util.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from fractrain.engine.config import RunConfig
     from fractrain.engine.index import RunEntry
-    from fractrain.execute.local import Executor, Outcome, Site
+    from fractrain.engine.site import Site
+    from fractrain.execute.jobs import Executor, Outcome
     from fractrain.execute.search import Axis, Point
     from fractrain.report.quantities import Quantity
     from fractrain.report.stats import Estimate
@@ -140,26 +135,22 @@ class Sweep:
         "[default: accuracy_val, of a language model perplexity_val: the test set must not choose]",
     ),
     click.option("--dry-run", is_flag=True, help="Show the points of a grid and stop."),
-    jobs_option, executor_option, resources_option, kernels_option, graphs_option, device_option, data_option,
-    download_option, results_option, plugin_option, json_option,
+    jobs_option, executor_option, resources_option, site_options, plugin_option, json_option,
 )  # fmt: skip
 def sweep_command(
     methods: tuple[str, ...], sets: tuple[str, ...], grids: tuple[str, ...], ranges: tuple[str, ...], seeds: int,
     trials: int | None, batch: int, wanted: tuple[str, ...], dry_run: bool, jobs: int | None, executor: str,
-    resources: tuple[str, ...], kernels: Any, graphs: Any, device: str, data_dir: Path | None, download: bool,
-    results: Path, as_json: bool, **chosen: Any,
+    resources: tuple[str, ...], site: Site, as_json: bool, **chosen: Any,
 ) -> int:  # fmt: skip
     """Run methods with varied settings; runs are those of `fractrain run`, so none is made twice.
 
     A sweep that was interrupted goes on with the same command; with more values, seeds or trials it is extended. A run
     that fails ends alone; exit code 1 at the end.
     """
-    from fractrain.execute.local import Site
     from fractrain.execute.search import grid, parse_grid, parse_range, search
 
     axes = [*map(parse_grid, grids), *map(parse_range, ranges)]
     methods = tuple(dict.fromkeys(methods))
-    site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels, graphs=graphs)
     remote = remote_executor(executor, resources, jobs)
     objectives = _objectives(wanted, chosen["dataset"])
     sweep = Sweep(sets, chosen, seeds, site, jobs, remote, objectives)

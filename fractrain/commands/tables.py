@@ -12,18 +12,14 @@ import click
 
 from fractrain.commands.common import (
     NearestChoice,
-    data_option,
-    device_option,
-    download_option,
     emit_json,
-    graphs_option,
     json_option,
-    kernels_option,
     options,
     plugin_option,
     profile_option,
     results_option,
     say,
+    site_options,
     stdout_to_stderr,
 )
 from fractrain.commands.evidence import evidence_option, origin_option
@@ -51,7 +47,8 @@ from fractrain.util.errors import ConfigError
 from fractrain.util.files import try_folder
 
 if TYPE_CHECKING:
-    from fractrain.execute.local import Executor, Outcome, Site
+    from fractrain.engine.site import Site
+    from fractrain.execute.jobs import Executor, Outcome
     from fractrain.report.campaign import Campaign
     from fractrain.report.draw import Look
     from fractrain.report.grid import PlannedRun
@@ -120,21 +117,9 @@ out_option = click.option(
     plugin_option,
 )
 def table_command(
-    table: str,
-    form: str,
-    panel: str,
-    look: Look,
-    columns: str,
-    rows: tuple[str, ...],
-    hardware: str | None,
-    origin: str,
-    profile: str,
-    seeds: int | None,
-    added: tuple[str, ...],
-    against: str,
-    results: Path,
-    evidence: Path,
-) -> None:
+    table: str, form: str, panel: str, look: Look, columns: str, rows: tuple[str, ...], hardware: str | None,
+    origin: str, profile: str, seeds: int | None, added: tuple[str, ...], against: str, results: Path, evidence: Path,
+) -> None:  # fmt: skip
     """Print TABLE (figure, campaign) from the runs there are; nothing is run."""
     from fractrain.cost.hardware import create
     from fractrain.engine.store import RunStore
@@ -199,35 +184,15 @@ def _put(content: bytes, form: str) -> None:
     executor_option,
     resources_option,
     click.option("--dry-run", is_flag=True, help="Show the plan and stop."),
-    kernels_option,
-    graphs_option,
-    device_option,
-    data_option,
-    download_option,
-    results_option,
+    site_options,
     out_option,
     plugin_option,
     json_option,
 )
 def reproduce_command(
-    tables: tuple[str, ...],
-    profile: str,
-    seeds: int | None,
-    added: tuple[str, ...],
-    against: str,
-    jobs: int | None,
-    executor: str,
-    resources: tuple[str, ...],
-    dry_run: bool,
-    kernels: Any,
-    graphs: Any,
-    device: str,
-    data_dir: Path | None,
-    download: bool,
-    results: Path,
-    out: Path | None,
-    as_json: bool,
-) -> int:
+    tables: tuple[str, ...], profile: str, seeds: int | None, added: tuple[str, ...], against: str, jobs: int | None,
+    executor: str, resources: tuple[str, ...], dry_run: bool, site: Site, out: Path | None, as_json: bool,
+) -> int:  # fmt: skip
     """Run what is missing of TABLE (figure, campaign), then print it and write it to DIR in all formats.
 
     "scaling" is a campaign: a list of runs at several lengths, made one after the other in its order (more at a time
@@ -239,17 +204,15 @@ def reproduce_command(
     """
     _refuse_torchrun()
     from fractrain.engine.length import words
-    from fractrain.execute.local import Site
 
     remote = remote_executor(executor, resources, jobs)
-    site = Site(store=results, device=device, data_dir=data_dir, download=download, kernels=kernels, graphs=graphs)
-    campaign = plan_campaign_of(tables, profile, seeds, results, (*added, *filter(None, [against])))
+    campaign = plan_campaign_of(tables, profile, seeds, site.store, (*added, *filter(None, [against])))
     if campaign is not None:
         return _reproduce_campaign(*campaign, site, jobs or 1, remote, dry_run, out, as_json)
     say(f"{', '.join(tables)}, {words(profile)}: planning ...")
     from fractrain.report.output import check
 
-    plans = plan_tables(tables, profile, seeds, results, added, against)
+    plans = plan_tables(tables, profile, seeds, site.store, added, against)
     runs = merged(plans)
     if dry_run:
         show_plan(runs, as_json)
@@ -321,15 +284,9 @@ def _folder(spec: TableSpec, out: Path | None) -> Path:
 
 
 def _finish(
-    spec: TableSpec,
-    profile: str,
-    seeds: int | None,
-    site: Site,
-    out: Path | None,
-    jobs: int | None,
-    outcomes: list[Outcome],
-    as_json: bool,
-) -> dict[str, Any]:
+    spec: TableSpec, profile: str, seeds: int | None, site: Site, out: Path | None, jobs: int | None,
+    outcomes: list[Outcome], as_json: bool,
+) -> dict[str, Any]:  # fmt: skip
     """Build the table from the store, write it, print it unless the document returned is to be printed instead."""
     from fractrain.engine.store import RunStore
     from fractrain.report.closing import closing

@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from fractrain.cost.hardware.base import FIGURES, Cost, Geometry, HardwareModel, Priced, Product, Row, Workload
 from fractrain.cost.sums import GATE, block_of, collect, cp_of, weights_by_block
-from fractrain.util.errors import ConfigError, FractrainError, PluginError
-from fractrain.util.registry import one_line
+from fractrain.util.errors import ConfigError, FractrainError, PluginError, typed_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +79,7 @@ class Counts:
         sums = collect(ledger, "train", None)
         if not sums:
             raise ConfigError("the ledger holds no work of phase 'train': train first, or take another run's ledger")
-        weights = weights_by_block(ledger, None)
+        weights = weights_by_block(ledger)
         units = list(ledger.units("train"))
         work = {name: _executed(ledger.entries(name)) for _, name, _ in units}
         epochs, keys = tuple(sums), tuple(sorted({key for entries in work.values() for key, _ in entries}))
@@ -281,7 +280,7 @@ def _asked(model: HardwareModel, row: Row) -> tuple[float, ...]:
     except FractrainError as problem:
         raise ConfigError(f"{where}: {problem}") from problem
     except Exception as problem:
-        raise PluginError(f"{where}: {one_line(problem)}") from problem
+        raise PluginError(f"{where}: {typed_line(problem)}") from problem
 
 
 def _worked(model: HardwareModel, work: Workload) -> Priced:
@@ -293,7 +292,7 @@ def _worked(model: HardwareModel, work: Workload) -> Priced:
     except FractrainError:
         raise
     except Exception as problem:
-        raise PluginError(f"{model.name}: {one_line(problem)}") from problem
+        raise PluginError(f"{model.name}: {typed_line(problem)}") from problem
 
 
 def _check(rows: Array, overhead: Array, counts: Counts, model: HardwareModel) -> None:

@@ -111,15 +111,14 @@ def block_of(layer: str, blocks: frozenset[str]) -> str | None:
     return None
 
 
-def weights_by_block(ledger: Ledger, given: Sequence[float] | Mapping[str, float] | None) -> dict[str, float]:
-    """Return the weight of each block by name; ``given`` None means ``meta["block_weights"]``, else 1 for each.
+def weights_by_block(ledger: Ledger) -> dict[str, float]:
+    """Return the weight of each block by name: ``meta["block_weights"]``, else 1 for each.
 
     Raises:
         ConfigError: the weights do not fit the blocks, one is negative, or all are zero.
     """
     blocks: list[str] = list(ledger.meta.get("blocks") or [""])
-    if given is None:
-        given = ledger.meta.get("block_weights") or [1.0] * len(blocks)
+    given: Sequence[float] | Mapping[str, float] = ledger.meta.get("block_weights") or [1.0] * len(blocks)
     if isinstance(given, Mapping):
         if set(given) != set(blocks):
             wrong = ", ".join(sorted(set(given) ^ set(blocks)))

@@ -16,7 +16,7 @@ from filelock import FileLock
 from fractrain.data.download import cannot_write, download
 from fractrain.data.images import ArraySource
 from fractrain.data.info import DatasetInfo
-from fractrain.data.places import chosen_by, mirrored, root_of, what_is_there
+from fractrain.data.places import mirrored, root_of, what_is_there
 from fractrain.data.status import DataStatus, FileStatus, check_file
 from fractrain.util.errors import DataError
 
@@ -61,19 +61,11 @@ class Cifar(ArraySource):
             message = f"{info.name}: not in {root}{_instead(info.name, root)}"
         else:
             message = f"{info.name}: {len(bad)} of {len(checks)} files are bad; {bad[0].problem}"
-        return DataStatus(
-            name=info.name,
-            title=info.title,
-            embedded=False,
-            looked_in=str(root),
-            chosen_by=chosen_by(data_dir),
-            ok=not bad,
-            bytes=sum(check.bytes for check in checks),
-            download_bytes=info.bytes if bad else 0,
-            files=tuple(checks),
-            message=message,
+        return info.status_in(
+            data_dir, root, ok=not bad, bytes=sum(check.bytes for check in checks),
+            download_bytes=info.bytes if bad else 0, files=tuple(checks), message=message,
             advice=how_to_mend(info.name, root) if bad else "",
-        )
+        )  # fmt: skip
 
     def fetch(self, info: DatasetInfo, data_dir: str | Path | None) -> DataStatus:
         """Put the files in place; see :meth:`DataSource.fetch`.

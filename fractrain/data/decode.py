@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from fractrain.util.errors import message_line
+
 SCALE: Final = (0.08, 1.0)
 RATIO: Final = (3 / 4, 4 / 3)
 _TRIES: Final = 10
@@ -49,7 +51,7 @@ def decode(data: bytes) -> Image.Image:
     except (MemoryError, BadImage):
         raise
     except Exception as error:  # Pillow's decoders raise about anything on damaged input, TypeError for a TIFF's tags
-        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+        raise BadImage(message_line(error)) from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fractrain.data.offline import offline
 from fractrain.data.status import md5_of
-from fractrain.util.errors import DataError, MachineError
+from fractrain.util.errors import DataError, MachineError, message_line
 
 _TIMEOUT_S = 30.0
 _CHUNK = 1 << 16
@@ -80,7 +80,7 @@ def _receive_with_resume(url: str, part: Path, timeout_s: float) -> str:
             size = part.stat().st_size if part.exists() else 0
             if size <= best:
                 reason = getattr(error, "reason", None) or error
-                return " ".join(str(reason).split()) or type(error).__name__
+                return message_line(reason)
             best = size
 
 

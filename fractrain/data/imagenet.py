@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from fractrain.data.cifar import RECIPE
 from fractrain.data.info import DatasetInfo, DataSource
-from fractrain.data.places import chosen_by, mirrored, root_of
+from fractrain.data.places import mirrored, root_of
 from fractrain.data.status import DataStatus
 from fractrain.util.errors import DataError, FractrainError, MachineError
 
@@ -96,11 +96,8 @@ class Photos(DataSource):
         from fractrain.data.folder_data import FolderData
 
         folder, hub = self.folder(info, data_dir), self.hub(info)
-        base = DataStatus(
-            name=info.name, title=info.title, embedded=False, looked_in=hub or str(folder),
-            chosen_by=self.hub_variable if hub else chosen_by(data_dir), ok=False, bytes=0, download_bytes=info.bytes,
-            files=(), message="", advice="",
-        )  # fmt: skip
+        base = info.status_in(data_dir, hub or folder, download_bytes=info.bytes)
+        base = replace(base, chosen_by=self.hub_variable) if hub else base
         try:
             data = self.load(info, data_dir, False, 0.0, 0)
         except FractrainError as error:

@@ -41,10 +41,7 @@ class DataSource:
 
     def status(self, info: DatasetInfo, data_dir: str | Path | None) -> DataStatus:
         """Look for a data set; fast. How far it is checked, see :attr:`DataStatus.ok`."""
-        return DataStatus(
-            info.name, info.title, info.embedded, str(root_of(data_dir)), chosen_by(data_dir), ok=True, bytes=0,
-            download_bytes=0, files=(), message=f"{info.name}: checked when it is loaded", advice="",
-        )  # fmt: skip
+        return info.status_in(data_dir, ok=True, message=f"{info.name}: checked when it is loaded")
 
     def verify(self, info: DatasetInfo, data_dir: str | Path | None) -> DataStatus:
         """Check every checksum, load the data set and count its samples.
@@ -99,8 +96,7 @@ class DatasetInfo:
         kind: ``image`` or ``text``.
         val_size: words in the validation part that a text has of its own.
         stride: words from one window of a text's evaluation to the next.
-        unknowns: of a text: ``<unk>`` in the training, validation and test part; 0 where that is not known.
-        checksums: likewise SHA-256 of the official token file, which every form of it must come to
+        checksums: of a text: SHA-256 of the official token file, which every form of it must come to
             (:mod:`fractrain.data.text_official`); empty where anything goes.
         usual_train_size: where ``train_size`` is 0: what it is for most, from which evaluation periods are derived.
         recipe: keys of :class:`fractrain.engine.recipes.Recipe` for the profile ``paper`` (of an embedded set:
@@ -127,7 +123,6 @@ class DatasetInfo:
     kind: Literal["image", "text"] = "image"
     val_size: int = 0
     stride: int = 0
-    unknowns: tuple[int, int, int] = (0, 0, 0)
     checksums: tuple[str, str, str] = ("", "", "")
     disk_bytes: int = 0
     usual_train_size: int = 0
@@ -137,6 +132,12 @@ class DatasetInfo:
     def read_while_training(self) -> bool:
         """Whether its images stay on disk and are decoded batch by batch, instead of being held in memory."""
         return self.access.reads_while_training
+
+    def status_in(self, data_dir: str | Path | None, where: str | Path | None = None, **found: Any) -> DataStatus:
+        """Return a status with what was ``found`` in ``where``, by default the folder of data sets."""
+        return DataStatus(
+            self.name, self.title, self.embedded, str(where or root_of(data_dir)), chosen_by(data_dir), **found
+        )
 
     @property
     def protocol(self) -> str:
@@ -149,7 +150,7 @@ class DatasetInfo:
 def package_status(info: DatasetInfo, problem: str = "") -> DataStatus:
     """Return the status of a data set that comes with scikit-learn: ready, unless there is a ``problem``."""
     message = f"{info.name}: {problem or 'comes with scikit-learn, nothing to download'}"
+    advice = "mend with `pip install scikit-learn`" if problem else ""
     return DataStatus(
-        info.name, info.title, embedded=True, looked_in="scikit-learn", chosen_by="embedded", ok=not problem, bytes=0,
-        download_bytes=0, files=(), message=message, advice="mend with `pip install scikit-learn`" if problem else "",
-    )  # fmt: skip
+        info.name, info.title, True, "scikit-learn", "embedded", ok=not problem, message=message, advice=advice
+    )

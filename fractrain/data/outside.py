@@ -25,8 +25,7 @@ from fractrain.data.info import DatasetInfo
 from fractrain.data.offline import offline
 from fractrain.data.places import root_of
 from fractrain.data.row_data import COMMIT, Layout, RowData, hub_data
-from fractrain.data.rows import line_of
-from fractrain.util.errors import ConfigError, DataError, MachineError, did_you_mean
+from fractrain.util.errors import ConfigError, DataError, MachineError, did_you_mean, message_line
 
 SIZE: Final = 224
 # torchvision's data sets of images of one size: classes, shape, and how its two parts are asked for.
@@ -129,7 +128,7 @@ def _hub(name: str, place: str, size: int) -> DatasetInfo:
     except ImportError as error:
         raise MachineError(f"data set {name!r} needs datasets ({error}); mend with `pip install datasets`") from error
     except Exception as error:  # what fsspec and the hub's client raise
-        raise MachineError(f"data set {name!r}: the hub cannot be asked: {line_of(error)}") from error
+        raise MachineError(f"data set {name!r}: the hub cannot be asked: {message_line(error)}") from error
     features, splits = dict(found.features or {}), dict(found.splits or {})
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -163,7 +162,7 @@ class TorchvisionArrays(ArraySource):
             except (RuntimeError, OSError) as error:
                 remedy = "check the network" if download else "mend with --download"
                 wrong = MachineError if download else DataError
-                raise wrong(f"{info.name} is not (whole) in {root}: {line_of(error)}; {remedy}") from error
+                raise wrong(f"{info.name} is not (whole) in {root}: {message_line(error)}; {remedy}") from error
             labels = part.labels if hasattr(part, "labels") else part.targets
             images = np.asarray(part.data)
             parts.append((images[:, None] if images.ndim == 3 else images, np.asarray(labels)))

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from fractrain.data.info import DatasetInfo
-from fractrain.data.places import chosen_by, root_of
 from fractrain.data.status import DataStatus
-from fractrain.util.errors import FractrainError
+from fractrain.util.errors import FractrainError, typed_line
 from fractrain.util.registry import Origin, Registry
 
 _MODULES: Final = {
@@ -94,16 +93,8 @@ def status(name: str, data_dir: str | Path | None = None) -> DataStatus:
     try:
         return entry.access.status(entry, data_dir)
     except Exception as error:  # whatever a broken set makes its readers raise: the others go on
-        why = (
-            str(error)
-            if isinstance(error, FractrainError)
-            else f"{type(error).__name__}: {' '.join(str(error).split())}"
-        )
-        return DataStatus(
-            name=name, title=entry.title, embedded=entry.embedded, looked_in=str(root_of(data_dir)),
-            chosen_by=chosen_by(data_dir), ok=False, bytes=0, download_bytes=0, files=(),
-            message=why if why.startswith(name) else f"{name}: {why}", advice="",
-        )  # fmt: skip
+        why = str(error) if isinstance(error, FractrainError) else typed_line(error)
+        return entry.status_in(data_dir, message=why if why.startswith(name) else f"{name}: {why}")
 
 
 def verify(name: str, data_dir: str | Path | None = None) -> DataStatus:

@@ -15,8 +15,8 @@ from fractrain.data.info import DatasetInfo
 from fractrain.data.loader import EvalLoader, TrainLoader
 from fractrain.data.offline import offline
 from fractrain.data.row_loader import eval_loader, train_loader
-from fractrain.data.rows import RowPart, line_of
-from fractrain.util.errors import ConfigError, DataError, MachineError
+from fractrain.data.rows import RowPart
+from fractrain.util.errors import ConfigError, DataError, MachineError, message_line
 
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _ORDER: Final = 2  # raised when the order of the rows changes
@@ -139,4 +139,4 @@ def _rows(path: Path) -> int:
     try:
         return int(parquet.read_metadata(path).num_rows)
     except (ArrowException, OSError) as error:
-        raise DataError(f"{path} is no whole parquet file: {line_of(error)}") from error
+        raise DataError(f"{path} is no whole parquet file: {message_line(error)}") from error

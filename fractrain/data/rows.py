@@ -24,7 +24,7 @@ import numpy as np
 
 from fractrain.data.images import permutation
 from fractrain.data.shards import LANES, Lanes
-from fractrain.util.errors import DataError, MachineError
+from fractrain.util.errors import DataError, MachineError, message_line
 from fractrain.util.seeds import derive_seed
 
 WINDOW: Final = 2048  # rows over all lanes: 0.2 GB of ImageNet's files
@@ -141,7 +141,7 @@ class RowPart:
             raise self._broken(f"row {number:,} cannot be read", error) from error
 
     def _broken(self, what: str, error: Exception) -> DataError | MachineError:
-        text = f"{self.origin}: {what}: {type(error).__name__}: {line_of(error)}"
+        text = f"{self.origin}: {what}: {type(error).__name__}: {message_line(error)}"
         if self.hub:
             return MachineError(f"{text}; check the network, then resume the run, or use files on disk")
         return DataError(text)
@@ -188,7 +188,7 @@ class RowPart:
             return stream.cast_column(self.image, datasets.Image(decode=False))
         except Exception as error:  # datasets lets through what pyarrow, fsspec and the hub's client raise
             kind = MachineError if self.hub else DataError
-            raise kind(f"cannot open {self.origin}: {type(error).__name__}: {line_of(error)}") from error
+            raise kind(f"cannot open {self.origin}: {type(error).__name__}: {message_line(error)}") from error
 
     def _checked(self, number: int, row: dict[str, Any]) -> Row:
         image, label = row.get(self.image), row.get(self.label)
@@ -239,8 +239,3 @@ def _rows_at(url: str) -> int:
 
     with fsspec.open(url, "rb") as handle:
         return int(parquet.read_metadata(handle).num_rows)
-
-
-def line_of(error: BaseException) -> str:
-    """Return an exception's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

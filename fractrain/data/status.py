@@ -71,12 +71,12 @@ class DataStatus:
     embedded: bool
     looked_in: str
     chosen_by: str
-    ok: bool
-    bytes: int
-    download_bytes: int
-    files: tuple[FileStatus, ...]
-    message: str
-    advice: str
+    ok: bool = False
+    bytes: int = 0
+    download_bytes: int = 0
+    files: tuple[FileStatus, ...] = ()
+    message: str = ""
+    advice: str = ""
     digest: str | None = None
     train_size: int | None = None
     test_size: int | None = None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from fractrain.data.info import DatasetInfo, DataSource
-from fractrain.data.places import chosen_by, root_of, what_is_there
+from fractrain.data.places import root_of, what_is_there
 from fractrain.data.status import DataStatus, FileStatus
 from fractrain.data.text_cache import CACHE_VARIABLE, RECORD, cache_folder, check, prepare, read
 from fractrain.data.text_files import PARTS, HubText, Text, TextFiles, find_files
@@ -158,7 +158,6 @@ DATASETS = (
         classes=267_735,
         train_size=103_227_021,
         bytes=313_093_838,
-        unknowns=(0, 1_657, 2_492),
         checksums=(
             "",
             "9aee9f52d6e77de6c7751fc5e7c44287db3ec0eaf15477098acc6b93c1c4250b",
@@ -174,7 +173,6 @@ DATASETS = (
         classes=33_278,
         train_size=2_088_628,
         bytes=7_371_282,
-        unknowns=(54_625, 11_718, 15_218),
         checksums=(
             "",  # whoever has its articles in another order has the same vocabulary and may train
             "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
@@ -196,7 +194,7 @@ def verify_text(source: DataSource, entry: DatasetInfo, data_dir: str | Path | N
     """
     data = source.load(entry, data_dir, False, 0.0, 0)
     folder = getattr(data, "folder", None)
-    if folder is not None and (problem := check(entry, read(entry, folder))):
+    if folder is not None and (problem := check(read(entry, folder))):
         raise DataError(f"{entry.name}: {problem}")
     train, val, test = len(data.train), len(data.val or ()), len(data.test)
     if (train, val, test) != (entry.train_size, entry.val_size, entry.test_size):
@@ -318,8 +316,7 @@ def _record(
     ok: bool = True,
 ) -> DataStatus:
     files = tuple(sorted(files, key=lambda file: file.path))
-    return DataStatus(
-        name=entry.name, title=entry.title, embedded=False, looked_in=str(where or root_of(data_dir)),
-        chosen_by=chosen_by(data_dir), ok=ok and where is not None, bytes=sum(file.bytes for file in files),
+    return entry.status_in(
+        data_dir, where, ok=ok and where is not None, bytes=sum(file.bytes for file in files),
         download_bytes=0 if where else entry.bytes, files=files, message=message, advice=advice,
     )  # fmt: skip

@@ -23,10 +23,10 @@ from filelock import FileLock
 
 from fractrain.data.info import DatasetInfo
 from fractrain.data.text_files import PARTS, Text
-from fractrain.data.text_official import check_official, difference, expected_sha256, official_sha256, prepared_blocks
+from fractrain.data.text_official import check_official
 from fractrain.data.tokens import FileTokens
-from fractrain.data.vocabulary import UNK, Vocabulary, by_frequency, count_words, number_type
-from fractrain.util.errors import DataError
+from fractrain.data.vocabulary import Vocabulary, by_frequency, count_words, number_type
+from fractrain.util.errors import DataError, message_line
 
 FORMAT: Final = 1
 CACHE_VARIABLE: Final = "FRACTRAIN_CACHE"
@@ -48,10 +48,6 @@ class Prepared:
     words: int
     parts: Mapping[str, FileTokens]
     digest: str
-
-    def vocabulary(self) -> Vocabulary:
-        """Read the words."""
-        return Vocabulary((self.folder / WORDS).read_text(encoding="utf-8").split("\n")[:-1])
 
 
 def cache_folder(name: str, texts: Mapping[str, Text], beside: Path) -> Path:
@@ -98,47 +94,38 @@ def read(entry: DatasetInfo, folder: Path) -> Prepared:
         parts = {part: FileTokens.open(folder / f"{part}.npy") for part in PARTS}
         sizes = {part: int(record["parts"][part]["tokens"]) for part in PARTS}
         words, digest = int(record["words"]), str(record["digest"])
-        unknowns = _unknowns(entry, folder, parts)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} is damaged ({' '.join(str(error).split())}); {mend}") from error
+        raise DataError(f"{folder} is damaged ({message_line(error)}); {mend}") from error
     for part, tokens in parts.items():
         if len(tokens) != sizes[part]:
             raise DataError(f"{tokens.path} has {len(tokens):,} tokens, expected {sizes[part]:,}; {mend}")
-    check_release(entry, words, sizes, unknowns)
+    check_release(entry, words, sizes)
     return Prepared(folder, words, parts, digest)
 
 
-def check(entry: DatasetInfo, prepared: Prepared) -> str:
-    """Read everything, compare it with the record and the official files; return what is wrong, or an empty string."""
+def check(prepared: Prepared) -> str:
+    """Read everything and compare it with the record; return what is wrong, or an empty string."""
     record = json.loads((prepared.folder / RECORD).read_text(encoding="utf-8"))
     expected = {WORDS: record["vocabulary_sha256"], **{f"{p}.npy": record["parts"][p]["file_sha256"] for p in PARTS}}
     for file, digest in expected.items():
         with open(prepared.folder / file, "rb") as handle:
             if hashlib.file_digest(handle, "sha256").hexdigest() != digest:
                 return f"{prepared.folder / file} has changed since it was made; delete {prepared.folder}"
-    vocabulary = prepared.vocabulary()
-    for part, tokens in prepared.parts.items():  # a checkout that knew no checksums may have made it
-        if expected_sha256(entry, part):
-            found = official_sha256(prepared_blocks(vocabulary, tokens))
-            if problem := difference(entry, part, str(tokens.path), found):
-                return f"{problem}; delete {prepared.folder}, and take the official {part} file"
     return ""
 
 
-def check_release(entry: DatasetInfo, words: int, sizes: Mapping[str, int], unknowns: Mapping[str, int]) -> None:
-    """Compare a text with what is known of the data set; 0 means that anything goes.
+def check_release(entry: DatasetInfo, words: int, sizes: Mapping[str, int]) -> None:
+    """Compare a text's sizes with what is known of the data set; 0 means that anything goes.
 
-    The validation and test texts of the two WikiTexts are the same articles and have the same number of words; only the
-    number of those replaced by ``<unk>`` tells them apart.
+    The validation and test texts of the two WikiTexts have the same number of words: their checksums tell them apart.
 
     Args:
         entry: the data set.
         words: of the vocabulary.
         sizes: tokens by part, of those parts that are to be compared.
-        unknowns: ``<unk>`` by part, likewise.
 
     Raises:
-        DataError: another number of words, tokens or ``<unk>``.
+        DataError: another number of words or tokens.
     """
     if entry.classes not in (0, words):
         raise DataError(
@@ -152,40 +139,17 @@ def check_release(entry: DatasetInfo, words: int, sizes: Mapping[str, int], unkn
                 f"{entry.name}: the {part} part has {size:,} tokens, that of the data set {known[part]:,}: it is of "
                 "another release or not complete"
             )
-    for part, count in unknowns.items():
-        expected = _expected(entry, part)
-        if expected not in (0, count):
-            raise DataError(
-                f"{entry.name}: the {part} part has {count:,} <unk>, that of the data set {expected:,}: it is of "
-                "another release (the two WikiTexts share these articles, with other words replaced); take all three "
-                "files from the same one"
-            )
-
-
-def _expected(entry: DatasetInfo, part: str) -> int:
-    return entry.unknowns[PARTS.index(part)]
-
-
-def _unknowns(entry: DatasetInfo, folder: Path, parts: Mapping[str, FileTokens]) -> dict[str, int]:
-    """Count ``<unk>`` in the prepared parts of which the right number is known (the small ones, a few ms)."""
-    wanted = [part for part in PARTS if _expected(entry, part)]
-    if not wanted:
-        return {}
-    with open(folder / WORDS, encoding="utf-8", newline="\n") as lines:
-        number = next((number for number, line in enumerate(lines) if line == f"{UNK}\n"), None)
-    return {part: 0 if number is None else parts[part].count(number) for part in wanted}
 
 
 def _make(entry: DatasetInfo, texts: Mapping[str, Text], folder: Path) -> None:
     counts = count_words(texts["train"].blocks())
-    sizes, unknowns = {"train": counts.total()}, {"train": counts[UNK]}
+    sizes = {"train": counts.total()}
     words = by_frequency(counts)
     del counts
-    check_release(entry, len(words), sizes, unknowns)
+    check_release(entry, len(words), sizes)
     for part in PARTS[1:]:  # before the training text is written: that takes longest
-        counts = count_words(texts[part].blocks())
-        sizes[part], unknowns[part] = counts.total(), counts[UNK]
-    check_release(entry, len(words), sizes, unknowns)
+        sizes[part] = count_words(texts[part].blocks()).total()
+    check_release(entry, len(words), sizes)
     for part in PARTS:
         check_official(entry, part, texts[part])
     vocabulary = Vocabulary(words)

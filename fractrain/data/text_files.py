@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from fractrain.data.offline import offline
-from fractrain.util.errors import DataError, MachineError
+from fractrain.util.errors import DataError, MachineError, message_line
 
 LONGEST: Final = 1 << 22  # bytes of a line: WikiText's have a few thousand
 BLOCK: Final = 1 << 20  # bytes of text held at a time; its words take about ten times as much
@@ -74,7 +74,7 @@ class TextFiles:
                     with opener(path, "rb") as handle:
                         yield from _file_blocks(handle)
             except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError, ValueError) as error:
-                raise DataError(f"{path} cannot be read as text: {_line(error)}") from error
+                raise DataError(f"{path} cannot be read as text: {message_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class HubText:
         except Exception as error:  # datasets lets through what pyarrow, fsspec and the hub's client raise
             forbidden = f"; {variable} is set" if variable else ""
             raise MachineError(
-                f"cannot get {self.origin}: {type(error).__name__}: {_line(error)}{forbidden}; {_BY_HAND}, or "
+                f"cannot get {self.origin}: {type(error).__name__}: {message_line(error)}{forbidden}; {_BY_HAND}, or "
                 "try again with a network"
             ) from error
         for batch in rows.iter(batch_size=ROWS):
@@ -195,7 +195,3 @@ def _parquet_blocks(path: Path) -> Iterator[str]:
 def _rows_block(rows: Iterable[str]) -> str:
     """A row is a line, with or without its end."""
     return "".join(row if row.endswith("\n") else f"{row}\n" for row in rows)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

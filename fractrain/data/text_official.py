@@ -8,12 +8,10 @@ way again, and the checksum is that of the result: for an untouched ``wiki.test.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from fractrain.data.info import DatasetInfo
 from fractrain.data.text_files import PARTS, Text
-from fractrain.data.tokens import Tokens
-from fractrain.data.vocabulary import EOS, Vocabulary
 from fractrain.util.errors import DataError
 
 
@@ -36,35 +34,15 @@ def expected_sha256(entry: DatasetInfo, part: str) -> str:
     return entry.checksums[PARTS.index(part)]
 
 
-def difference(entry: DatasetInfo, part: str, origin: str, found: str) -> str:
-    """Say that a part differs from the official file; empty where it does not, or nothing is known.
-
-    Args:
-        entry: the data set.
-        part: ``train``, ``val`` or ``test``.
-        origin: where the part comes from.
-        found: from :func:`official_sha256`.
-    """
-    expected = expected_sha256(entry, part)
-    if expected in ("", found):
-        return ""
-    return f"{origin} differs from the official file: its text has sha256 {found}, that of {entry.name} {expected}"
-
-
 def check_official(entry: DatasetInfo, part: str, text: Text) -> None:
     """Compare a part with the official file.
 
     Raises:
         DataError: it differs, or cannot be read.
     """
-    if not expected_sha256(entry, part):
-        return
-    if problem := difference(entry, part, text.origin, official_sha256(text.blocks())):
-        raise DataError(f"{entry.name}: {problem}; take the official {part} file")
-
-
-def prepared_blocks(vocabulary: Vocabulary, tokens: Tokens) -> Iterator[str]:
-    """Yield the text that numbers stand for, of a part that fits into memory."""
-    numbers = tokens.windows([0], len(tokens))[0].tolist()
-    words = vocabulary.words
-    yield " ".join("\n" if words[n] == EOS else words[n] for n in numbers)
+    expected = expected_sha256(entry, part)
+    if expected and (found := official_sha256(text.blocks())) != expected:
+        raise DataError(
+            f"{entry.name}: {text.origin} differs from the official file: its text has sha256 {found}, that of "
+            f"{entry.name} {expected}; take the official {part} file"
+        )

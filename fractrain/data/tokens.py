@@ -91,10 +91,6 @@ class FileTokens:
             total += np.bincount(self._map()[start : start + (1 << 20)], minlength=words)
         return total
 
-    def count(self, number: int) -> int:
-        """How often one word occurs."""
-        return int(np.count_nonzero(self._map() == number))
-
     def _map(self) -> TokenArray:
         return np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=(self.length,))
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
-if TYPE_CHECKING:
-    pass
+import pydantic
 
 RESULTS: Final = Path("results/runs")
 CHECKPOINT_SECONDS: Final = 60.0
@@ -47,20 +46,13 @@ class Site:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
-        data_dir = None if self.data_dir is None else str(self.data_dir)
-        return {
-            "store": str(self.store),
-            "device": self.device,
-            "data_dir": data_dir,
-            "download": self.download,
-            "checkpoint_seconds": self.checkpoint_seconds,
-            "kernels": self.kernels,
-            "graphs": self.graphs,
-            "wait_s": self.wait_s,
-        }
+        values: dict[str, Any] = _SITE.dump_python(self, mode="json")
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Site:
         """Read what :meth:`as_json` returned."""
-        data_dir = None if values["data_dir"] is None else Path(values["data_dir"])
-        return cls(**{**values, "store": Path(values["store"]), "data_dir": data_dir})
+        return _SITE.validate_python(values)
+
+
+_SITE: Final = pydantic.TypeAdapter(Site)

@@ -25,9 +25,9 @@ from fractrain.engine.summary import best_line, summarize_run, trivial_result
 from fractrain.experimental.cuda_graphs import recorder_for
 from fractrain.util.device import determinism, resolve_device
 from fractrain.util.digests import weights_sha256
-from fractrain.util.errors import DiskError, NonFiniteError, RunError, StoreError
+from fractrain.util.errors import DiskError, NonFiniteError, RunError, StoreError, typed_line
 from fractrain.util.files import without_folders
-from fractrain.util.progress import Progress, SilentProgress
+from fractrain.util.progress import Progress
 from fractrain.util.signals import GracefulStop, RunInterrupted
 
 FOREVER: Final = -1.0
@@ -61,7 +61,7 @@ class Trainer:
         self.ranks = ranks or Ranks(resolve_device(site.device))
         self.device = self.ranks.device
         self.config, self.site, self.store = config, site, RunStore(site.store)
-        self.progress = progress if progress is not None and self.ranks.first else SilentProgress()
+        self.progress = progress if progress is not None and self.ranks.first else Progress()
         self.registries, self.fresh = registries or Registries(), fresh
         self.listeners = tuple(listeners) if self.ranks.first else ()
 
@@ -142,7 +142,7 @@ class Trainer:
             _end(writer, "failed", message)
             raise RunError(message) from error
         except Exception as error:
-            _end(writer, "failed", without_folders(" ".join(f"{type(error).__name__}: {error}".split())))
+            _end(writer, "failed", without_folders(typed_line(error)))
             raise
         finally:
             self.progress.close()

@@ -9,7 +9,7 @@ from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.execute.jobs import Outcome
-from fractrain.util.progress import Progress, SilentProgress
+from fractrain.util.progress import Progress
 
 
 class ScheduledExecutor(abc.ABC):
@@ -27,7 +27,7 @@ class ScheduledExecutor(abc.ABC):
             elif config.run_id not in outcomes:
                 todo[config.run_id] = config
         if todo:
-            ran = self.run_all(list(todo.values()), site, progress or SilentProgress(), cached=len(outcomes))
+            ran = self.run_all(list(todo.values()), site, progress or Progress(), cached=len(outcomes))
             outcomes.update({outcome.run_id: outcome for outcome in ran})
         return [outcomes[config.run_id] for config in configs]
 

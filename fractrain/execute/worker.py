@@ -21,12 +21,13 @@ from fractrain.engine.site import Site
 from fractrain.engine.trainer import Trainer
 from fractrain.execute.jobs import Outcome, outcome_of
 from fractrain.util.console import tell
-from fractrain.util.errors import FractrainError
+from fractrain.util.errors import FractrainError, typed_line
+from fractrain.util.progress import Progress
 
 REPORT_S: Final = 0.5
 
 
-class JsonProgress:
+class JsonProgress(Progress):
     """Writes progress as lines of JSON, at most one every ``REPORT_S`` seconds."""
 
     def __init__(self, stream: IO[str]) -> None:
@@ -47,9 +48,6 @@ class JsonProgress:
     def note(self, text: str) -> None:
         """Write to standard error."""
         tell(text)
-
-    def close(self) -> None:
-        """Do nothing."""
 
     def _write(self, step: int, loss: float | None) -> None:
         self._written = time.monotonic()
@@ -83,7 +81,7 @@ def _run(config: RunConfig, site: Site, progress: JsonProgress, registries: Regi
         return 130, Outcome(config.run_id, "interrupted", "stopped before it began")
     except Exception as error:
         traceback.print_exc()
-        return 1, Outcome(config.run_id, "failed", " ".join(f"{type(error).__name__}: {error}".split()))
+        return 1, Outcome(config.run_id, "failed", typed_line(error))
     return 0, Outcome(config.run_id, "done")
 
 

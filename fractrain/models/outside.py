@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fractrain.models.info import ModelInfo
-from fractrain.util.errors import ConfigError, MachineError, PluginError, did_you_mean
-from fractrain.util.registry import Origin, import_file, line_of, one_line
+from fractrain.util.errors import ConfigError, MachineError, PluginError, did_you_mean, typed_line
+from fractrain.util.registry import Origin, import_file, line_of
 
 MIN_SIZE = 32  # pixels; what torchvision's models divide height and width by
 
@@ -69,7 +69,8 @@ def _from_file(file: str, factory: str) -> Callable[[int, tuple[int, ...]], Any]
             function = getattr(import_file(path.stem, path), factory)
             model = function(classes, shape)
         except Exception as problem:  # whatever somebody's file raises
-            raise PluginError(f"model {file}:{factory} ({line_of(origin, problem)}): {one_line(problem)}") from problem
+            where = f"{file}:{factory} ({line_of(origin, problem)})"
+            raise PluginError(f"model {where}: {typed_line(problem)}") from problem
         if not isinstance(model, nn.Module):
             raise PluginError(f"model {file}:{factory} returned {type(model).__name__}, expected a torch.nn.Module")
         return model

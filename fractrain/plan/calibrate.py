@@ -112,7 +112,8 @@ class _RandomData:
                 # Held in memory: cropped and mirrored within the step.
                 pixels = torch.randint(256, (batch, *info.shape), generator=generator, dtype=torch.uint8)
                 self._stream = TrainStream(Split(pixels, y), info, batch, 0, device)
-        self._batch = (x.to(device), y.to(device))
+        form = torch.channels_last if x.dim() == 4 else torch.preserve_format  # as real streams have it
+        self._batch = (x.to(device, memory_format=form), y.to(device))
 
     def __len__(self) -> int:
         return self._length

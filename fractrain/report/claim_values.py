@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any, Final
 
 from fractrain.cost.hardware import create
+from fractrain.engine.record import RunRecord
 from fractrain.report.published_split import Solved, solve, split_text
 from fractrain.report.rows import published_value
-from fractrain.report.sources import PublishedIndex, Record, Sources, Store
+from fractrain.report.sources import PublishedIndex, Sources, Store
 from fractrain.report.spec import Pair, TableSpec
 from fractrain.report.values import Measured
 from fractrain.util.errors import FractrainError
@@ -52,7 +53,7 @@ class ClaimPlace:
         """The table's pairs called ``model/dataset``, in each of their settings."""
         return [pair for pair in self.table.pairs if pair.key == name]
 
-    def records(self, row: str, pair: Pair, profile: str, seeds: int) -> Iterator[tuple[int, Record]]:
+    def records(self, row: str, pair: Pair, profile: str, seeds: int) -> Iterator[tuple[int, RunRecord]]:
         """Finished runs of a row by seed."""
         if self.store is None:
             return

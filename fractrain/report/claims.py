@@ -14,9 +14,10 @@ from typing import Any, Final, Literal
 
 import pydantic
 
+from fractrain.engine.config import RunConfig
 from fractrain.report.claim_values import ClaimPlace, mechanism, paired, published_text, short_lengths
 from fractrain.report.improve import CIRCULAR
-from fractrain.report.sources import Config, Sources, Store, default_sources
+from fractrain.report.sources import Sources, Store, default_sources
 from fractrain.report.spec import RunRequest, TableSpec, benchmark_folders, load_spec, read_closed
 from fractrain.report.spec_relative import Strict
 from fractrain.report.stats import Estimate, estimate
@@ -159,9 +160,9 @@ def judge_claims(
 
 def _remembering(sources: Sources) -> Sources:
     """Sources that make each configuration once: several claims are about the same runs."""
-    made: dict[tuple[str, int], Config] = {}
+    made: dict[tuple[str, int], RunConfig] = {}
 
-    def make(request: RunRequest, seed: int) -> Config:
+    def make(request: RunRequest, seed: int) -> RunConfig:
         key = (repr(request), seed)
         if key not in made:
             made[key] = sources.make_config(request, seed)

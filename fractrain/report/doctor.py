@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from fractrain.util.errors import FractrainError
+from fractrain.util.errors import FractrainError, message_line
 
 State = Literal["works", "limited", "does not work"]
 Importer = Callable[[str], ModuleType]
@@ -115,7 +115,7 @@ def torch_check(importer: Importer) -> Check:
     try:
         torch = importer("torch")
     except (ImportError, OSError) as error:
-        return Check("torch", "does not work", _line(error), "reinstall it: make clean setup", essential=True)
+        return Check("torch", "does not work", message_line(error), "reinstall it: make clean setup", essential=True)
     version = str(torch.__version__)
     try:
         vision = importer("torchvision")
@@ -125,7 +125,7 @@ def torch_check(importer: Importer) -> Check:
             "install both from the same source, or run make clean setup"
         )
         return Check(
-            "torch", "does not work", f"torch {version}, but torchvision: {_line(error)}", mend, essential=True
+            "torch", "does not work", f"torch {version}, but torchvision: {message_line(error)}", mend, essential=True
         )
     return Check("torch", "works", f"torch {version} with torchvision {vision.__version__}", essential=True)
 
@@ -155,7 +155,7 @@ def kernel_check() -> Check:
     try:
         from fractrain.kernels.cpu.uniform import probed
     except (ImportError, OSError) as error:
-        return Check("kernels", "does not work", _line(error), "see torch above", essential=True)
+        return Check("kernels", "does not work", message_line(error), "see torch above", essential=True)
     if probed() is None:
         mend = "runs work, only slower; check that numba imports and can write its cache (NUMBA_CACHE_DIR)"
         return Check("kernels", "limited", "fused CPU quantizers are not usable, the plain path is", mend)
@@ -167,7 +167,7 @@ def data_checks(data_dir: Path | None) -> Iterator[Check]:
     try:
         from fractrain.data import registry
     except (ImportError, OSError) as error:
-        yield Check("data", "does not work", _line(error), "see packages above")
+        yield Check("data", "does not work", message_line(error), "see packages above")
         return
     for name in registry.names():
         try:
@@ -198,7 +198,3 @@ def nearest_folder(path: Path) -> Path:
     """Return ``path`` or the nearest folder above it that exists."""
     path = path.absolute()
     return next((p for p in (path, *path.parents) if p.is_dir()), Path(path.anchor))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

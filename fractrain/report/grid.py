@@ -10,7 +10,8 @@ from typing import Final, Literal, NamedTuple
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.length import check_profile
-from fractrain.report.sources import Config, NotInRelease, Record, SourceConfig, Sources, Store, default_sources
+from fractrain.engine.record import RunRecord
+from fractrain.report.sources import NotInRelease, Sources, Store, default_sources
 from fractrain.report.spec import Pair, RowSpec, RunRequest, TableSpec
 from fractrain.util.errors import ConfigError, FractrainError, PluginError
 
@@ -40,12 +41,12 @@ class PlannedRun:
     row: RowSpec
     seed: int
     request: RunRequest
-    config: Config | None
+    config: RunConfig | None
     state: State
     reason: str = ""
-    record: Record | None = None
-    source: SourceConfig | None = None
-    source_record: Record | None = None
+    record: RunRecord | None = None
+    source: RunConfig | None = None
+    source_record: RunRecord | None = None
 
     @property
     def run_id(self) -> str:
@@ -64,7 +65,7 @@ class SourceRun:
         targets: ids of the runs that start from it, each once.
     """
 
-    config: SourceConfig
+    config: RunConfig
     state: SourceState
     reason: str
     targets: tuple[str, ...]
@@ -125,21 +126,20 @@ def planned_run(
     except FractrainError as error:
         return PlannedRun(pair, row, seed, request, None, "incompatible", str(error))
     record = _record(store, config)
-    source: SourceConfig | None = getattr(config, "source", None)  # of the engine's configurations alone
     state: State = "cached" if _is_done(record) else "to run"
-    beside = _record(store, source)
-    return PlannedRun(pair, row, seed, request, config, state, _ending(record), record, source, beside)
+    beside = _record(store, config.source)
+    return PlannedRun(pair, row, seed, request, config, state, _ending(record), record, config.source, beside)
 
 
-def _record(store: Store | None, config: Config | None) -> Record | None:
+def _record(store: Store | None, config: RunConfig | None) -> RunRecord | None:
     return None if store is None or config is None else store.get(config.run_id)
 
 
-def _is_done(record: Record | None) -> bool:
+def _is_done(record: RunRecord | None) -> bool:
     return record is not None and record.status == "done"
 
 
-def _ending(record: Record | None) -> str:
+def _ending(record: RunRecord | None) -> str:
     """How an earlier attempt ended; empty where there was none, or the run is finished."""
     if record is None or record.status == "done":
         return ""
@@ -236,4 +236,4 @@ def waiting(runs: Sequence[PlannedRun]) -> dict[str, RunConfig]:
     """Return what is still to be done, by run id: source runs, then runs."""
     sources = [source.config for source in source_runs(runs) if source.state == "to run"]
     configs = [*sources, *(run.config for run in runs if run.state == "to run")]
-    return {config.run_id: config for config in configs if isinstance(config, RunConfig)}
+    return {config.run_id: config for config in configs if config is not None}

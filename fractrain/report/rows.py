@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fractrain.cost.published import PublishedRow
+from fractrain.engine.record import RunRecord
 from fractrain.engine.record_files import FileDamaged
 from fractrain.report.columns import columns
 from fractrain.report.grid import PlannedRun
 from fractrain.report.quantities import BY_PUBLISHED, IN_TABLES
 from fractrain.report.smoke import learns
-from fractrain.report.sources import PublishedIndex, Record, Sources
+from fractrain.report.sources import PublishedIndex, Sources
 from fractrain.report.spec import Pair, RowSpec, TableSpec
 from fractrain.report.stats import estimate
 from fractrain.report.values import Cell, Measured, Row
@@ -190,7 +191,9 @@ def _measured_cells(measured: Mapping[int, Measured], hardware: str, how: str) -
     return cells
 
 
-def _measure(records: Mapping[int, Record], hardware: str, sources: Sources) -> tuple[dict[int, Measured], list[str]]:
+def _measure(
+    records: Mapping[int, RunRecord], hardware: str, sources: Sources
+) -> tuple[dict[int, Measured], list[str]]:
     """Numbers of finished runs by seed, or one remark for each whose files do not hold any."""
     measured, remarks = {}, []
     for seed, record in records.items():

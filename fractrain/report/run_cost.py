@@ -105,7 +105,7 @@ def price_record(record: Any, counts: Counts, model: HardwareModel) -> RunCost:
 def costs_on(record: Any, ledger: Ledger, model: HardwareModel) -> tuple[dict[str, float], str]:
     """Return a finished run's energy and latency on a hardware model, and why they are an extrapolation (or nothing).
 
-    The numbers have the names of :class:`fractrain.cost.metrics.CostSummary`: ``energy_j@best``, ``latency_s@end``, ...
+    The numbers are called as :class:`fractrain.cost.metrics.CostSummary` calls its own: ``energy_j@best``, ...
     What the model does not know (a clock or meter that was not read) is left out.
 
     Raises:

@@ -1,17 +1,18 @@
 """Where tables get their numbers from: the run store, the published rows, and the cost of a finished run.
 
-Everything a table needs from elsewhere comes through :class:`Sources`, so that a table can be built from any store
-(and tested with a plain one), and so that importing this package loads neither torch nor the engine.
+Everything a table needs from elsewhere comes through :class:`Sources`, so that a table can be built from any store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fractrain.cost import published
 from fractrain.cost.published import PublishedRow
+from fractrain.engine.config import RunConfig
+from fractrain.engine.record import RunRecord
 from fractrain.report.arrays import Work, run_work
 from fractrain.report.quantities import numbers
 from fractrain.report.spec import RunRequest
@@ -22,77 +23,10 @@ if TYPE_CHECKING:
     from fractrain.engine.registries import Registries
 
 
-class Config(Protocol):
-    """What is used of a run's configuration."""
-
-    @property
-    def run_id(self) -> str:
-        """Hash of everything that can change the result."""
-
-
-class SourceConfig(Config, Protocol):
-    """What is used of the configuration of a source run: one that another run starts from."""
-
-    @property
-    def method(self) -> str:
-        """Registry name of its method."""
-
-    @property
-    def model(self) -> str:
-        """Registry name of its model."""
-
-    @property
-    def dataset(self) -> str:
-        """Registry name of its data set."""
-
-    @property
-    def profile(self) -> str:
-        """``smoke``, ``short`` or ``paper``."""
-
-    @property
-    def setting(self) -> str:
-        """``adaptation-source`` or ``fine-tuning-source``."""
-
-    @property
-    def seed(self) -> int:
-        """Its seed."""
-
-
-class Record(Protocol):
-    """What is used of a stored run."""
-
-    @property
-    def run_id(self) -> str:
-        """Same as the configuration's."""
-
-    @property
-    def status(self) -> str:
-        """``done``, ``failed``, ``diverged``, ``interrupted``, ``running`` or ``damaged``."""
-
-    @property
-    def message(self) -> str:
-        """Why it is not done, or what is damaged."""
-
-    @property
-    def verified(self) -> bool:
-        """Whether its files agree with its manifest."""
-
-    @property
-    def summary(self) -> Mapping[str, Any] | None:
-        """Accuracies in percent and epochs; None unless the status is ``done``."""
-
-    @property
-    def config(self) -> Any:
-        """What was run."""
-
-    def ledger(self) -> Any:
-        """Counted work."""
-
-
 class Store(Protocol):
     """What is used of the run store."""
 
-    def get(self, run_id: str) -> Record | None:
+    def get(self, run_id: str) -> RunRecord | None:
         """The record of this run, or None."""
 
 
@@ -106,7 +40,7 @@ class Stores:
     def __init__(self, *stores: Store) -> None:
         self._stores = stores
 
-    def get(self, run_id: str) -> Record | None:
+    def get(self, run_id: str) -> RunRecord | None:
         """The finished record of this run; else that of the first store that has any."""
         found = [record for store in self._stores if (record := store.get(run_id)) is not None]
         return next((record for record in found if record.status == "done"), found[0] if found else None)
@@ -124,8 +58,8 @@ class NotInRelease(ConfigError):
         self.state: Literal["no model", "no data"] = "no model" if kind == "model" else "no data"
 
 
-MakeConfig = Callable[[RunRequest, int], Config]
-Measure = Callable[[Record, str], Measured]
+MakeConfig = Callable[[RunRequest, int], RunConfig]
+Measure = Callable[[RunRecord, str], Measured]
 
 
 @dataclass(frozen=True)
@@ -155,7 +89,7 @@ def default_sources() -> Sources:
     return Sources(lambda request, seed: engine_config(request, seed, known), measure_run, rows, run_work)
 
 
-def engine_config(request: RunRequest, seed: int, registries: Registries | None = None) -> Config:
+def engine_config(request: RunRequest, seed: int, registries: Registries | None = None) -> RunConfig:
     """The engine's configuration of one run.
 
     Raises:
@@ -164,7 +98,6 @@ def engine_config(request: RunRequest, seed: int, registries: Registries | None 
         ConfigError: method, settings, model, data set and profile do not go together.
     """
     from fractrain.data import registry as datasets
-    from fractrain.engine.config import RunConfig  # these load the method's plugin, and torch with it
     from fractrain.engine.registries import Registries
     from fractrain.models import registry as models
 
@@ -178,7 +111,7 @@ def engine_config(request: RunRequest, seed: int, registries: Registries | None 
     except FractrainError as error:
         raise PluginError(str(error)) from error
 
-    config: Config = RunConfig.create(
+    return RunConfig.create(
         method=request.method,
         model=request.model,
         dataset=request.dataset,
@@ -189,10 +122,9 @@ def engine_config(request: RunRequest, seed: int, registries: Registries | None 
         setting=request.setting,
         registries=known,
     )
-    return config
 
 
-def measure_run(record: Record, hardware: str) -> Measured:
+def measure_run(record: RunRecord, hardware: str) -> Measured:
     """The numbers of one finished run, by quantity.
 
     Args:
@@ -223,7 +155,7 @@ def measure_run(record: Record, hardware: str) -> Measured:
     return Measured({q.key: value for q, value in numbers({**summary, "cost": costs})}, note, not_priced)
 
 
-def _in_authors_unit(record: Record, ledger: Any, macs: Any) -> float | None:
+def _in_authors_unit(record: RunRecord, ledger: Any, macs: Any) -> float | None:
     """MACs counted with the forward MACs of the published rows; None where those are not known.
 
     The exact count of a ResNet-38 is 1.9 % below the authors' constant: so far the same run would be off.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fractrain.testing.concentration import ConcentrationCurve
-from fractrain.util.errors import FractrainError
+from fractrain.util.errors import FractrainError, message_line, typed_line
 
 Status = Literal["pass", "fail", "skip", "expected failure"]
 
@@ -67,14 +67,11 @@ def run_one(name: str, check: Callable[[], str], expected: str | None = None) ->
 
 def _told(error: Exception) -> str:
     """One line: the message, for unforeseen errors with their type and the line they come from."""
-    text = " ".join(str(error).split())
     if isinstance(error, ContractViolation):
-        return text
-    if isinstance(error, FractrainError):
-        return f"{type(error).__name__}: {text}"
-    frames = traceback.extract_tb(error.__traceback__)
+        return message_line(error)
+    frames = [] if isinstance(error, FractrainError) else traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text}{where}"
+    return f"{typed_line(error)}{where}"
 
 
 class Report:

@@ -67,6 +67,16 @@ class NonFiniteError(RunError):
         self.step = step
 
 
+def message_line(error: BaseException) -> str:
+    """Return the message of an exception without line breaks; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def typed_line(error: BaseException) -> str:
+    """Return type and message of an exception without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest known name, or an empty string."""
     small = {one.lower(): one for one in known}

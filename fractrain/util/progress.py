@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import IO, Any, Final, Literal, Protocol, cast
+from typing import IO, Any, Final, Literal, cast
 
 from tqdm import tqdm
 
@@ -17,43 +17,23 @@ _BAR_WITHOUT_ETA: Final = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}
 Kind = Literal["auto", "bar", "line", "silent"]
 
 
-class Progress(Protocol):
-    """Told about the steps of one run, or of several runs added up."""
+class Progress:
+    """Told about the steps of one run, or of several runs added up; this one shows nothing."""
 
     def start(self, label: str, total: int, done: int = 0) -> None:
         """Begin: ``done`` of ``total`` steps are behind us."""
-        ...
 
     def update(self, done: int, loss: float | None = None, label: str | None = None) -> None:
         """``done`` steps are behind us now; a new ``label`` replaces the old one."""
-        ...
 
     def note(self, text: str) -> None:
         """Show a line of text without spoiling the bar."""
-        ...
 
     def close(self) -> None:
         """End; may be called twice, and without a start."""
-        ...
 
 
-class SilentProgress:
-    """Shows nothing."""
-
-    def start(self, label: str, total: int, done: int = 0) -> None:
-        """Do nothing."""
-
-    def update(self, done: int, loss: float | None = None, label: str | None = None) -> None:
-        """Do nothing."""
-
-    def note(self, text: str) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class BarProgress:
+class BarProgress(Progress):
     """A bar with the time left, on stderr or another terminal."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
@@ -92,7 +72,7 @@ class BarProgress:
             self._bar = None
 
 
-class LineProgress:
+class LineProgress(Progress):
     """A line every ``interval`` seconds, the first one at once: for logs."""
 
     def __init__(
@@ -203,7 +183,7 @@ def make_progress(kind: Kind = "auto", stream: IO[str] | None = None) -> Progres
     if kind == "auto":
         kind = "bar" if stream.isatty() or in_notebook() else "line"
     if kind == "silent":
-        return SilentProgress()
+        return Progress()
     return BarProgress(stream) if kind == "bar" else LineProgress(stream)
 
 

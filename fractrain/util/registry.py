@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from fractrain.util.errors import ConfigError, FractrainError, PluginError, did_you_mean
+from fractrain.util.errors import ConfigError, FractrainError, PluginError, did_you_mean, typed_line
 
 T = TypeVar("T")
 R = TypeVar("R", bound="Registry[Any]")
@@ -164,7 +164,7 @@ class Registry(Generic[T]):
         except FractrainError:
             raise
         except (Exception, SystemExit) as problem:  # a script that ends itself is no plugin
-            raise PluginError(f"{self.noun} {name!r} ({line_of(origin, problem)}): {one_line(problem)}") from problem
+            raise PluginError(f"{self.noun} {name!r} ({line_of(origin, problem)}): {typed_line(problem)}") from problem
         found = [getattr(module, attribute, None)] if attribute else self._entries(module)
         matching = [entry for entry in found if self._fits(entry) and getattr(entry, "name", None) == name]
         if len(matching) != 1:
@@ -256,11 +256,6 @@ def line_of(origin: Origin, problem: BaseException) -> str:
         return f"{origin.target}:{own[-1].lineno}" if own else origin.target
     foreign = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
     return f"{origin.target}, {foreign[-1].filename}:{foreign[-1].lineno}" if foreign else origin.target
-
-
-def one_line(problem: BaseException) -> str:
-    """Return type and message of an exception without line breaks."""
-    return f"{type(problem).__name__}: {' '.join(str(problem).split())}"
 
 
 def _import_origin(name: str, origin: Origin) -> tuple[ModuleType, str]:

@@ -13,7 +13,7 @@ import torch
 from fractrain.bench import peaks
 from fractrain.methods import registry
 from fractrain.util.errors import RunError
-from fractrain.util.progress import SilentProgress
+from fractrain.util.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +101,20 @@ def test_an_interrupted_measurement_goes_on_where_it_was(monkeypatch: pytest.Mon
     monkeypatch.setattr(peaks, "_in_a_process", measured)
     wanted = peaks.pairs(("resnet38",), ("fp32", "dfq", "sbm"))
     with pytest.raises(RunError, match="stopped"):
-        peaks.measure(SilentProgress(), wanted, 1, tmp_path)
+        peaks.measure(Progress(), wanted, 1, tmp_path)
     assert [p["method"] for p in json.loads((tmp_path / "memory.json").read_text())["peaks"]] == ["fp32", "dfq", "dfq"]
-    value = peaks.measure(SilentProgress(), wanted, 1, tmp_path)
+    value = peaks.measure(Progress(), wanted, 1, tmp_path)
     assert len(asked) == len(wanted) + 1
     assert value == json.loads((tmp_path / "memory.json").read_text())
     assert [(p["model"], p["method"], p["variant"]) for p in value["peaks"]] == wanted
     monkeypatch.setattr(peaks, "_code", lambda: "other code")
-    peaks.measure(SilentProgress(), wanted, 1, tmp_path)
+    peaks.measure(Progress(), wanted, 1, tmp_path)
     assert len(asked) == 2 * len(wanted) + 1
 
 
 def test_the_page_says_on_what_it_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(peaks, "_in_a_process", lambda *pair: peaks.Peak(*pair[:2], "cifar10", 4, pair[2], 1, 2, 3))
-    value = peaks.measure(SilentProgress(), peaks.pairs(("resnet38",), ("fp32", "fractrain")), 1, tmp_path)
+    value = peaks.measure(Progress(), peaks.pairs(("resnet38",), ("fp32", "fractrain")), 1, tmp_path)
     page = peaks.page(value)
     machine = value["machine"]
     for text in (

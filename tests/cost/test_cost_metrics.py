@@ -14,8 +14,6 @@ from published_forms import published_macs
 
 from fractrain.cost import metrics
 from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, static_cp
-from fractrain.cost.hardware import Cost, HardwareModel, Parts, Priced, Workload
-from fractrain.cost.hardware.fitted import FittedModel
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.sums import block_of
 from fractrain.util.errors import ConfigError
@@ -57,15 +55,15 @@ def test_hand_count() -> None:
     assert metrics.bitops(ledger) == bits
     assert metrics.effective_macs(ledger) == bits / 1024
     assert metrics.cp(ledger) == pytest.approx(100 * (16 + 32 + 32) / 3 / 1024, rel=1e-14)
-    assert metrics.gate_overhead(ledger) == 3 / 30
-    assert metrics.macs_paper(ledger) == pytest.approx(metrics.cp(ledger) / 100 * 2 * 3 * 30)
+    assert metrics.summarize(ledger, 0).gate_overhead == 3 / 30
+    assert metrics.summarize(ledger, 0).end.macs_paper == pytest.approx(metrics.cp(ledger) / 100 * 2 * 3 * 30)
 
 
 @pytest.mark.parametrize(("a", "g", "w"), [(8, 8, None), (8, 12, None), (8, 16, None), (6, 8, None), (6, 12, 4)])
 def test_static_training_has_the_closed_form_cp(a: int, g: int, w: int | None) -> None:
     ledger = static_ledger(a, g, w)
     assert metrics.cp(ledger) == pytest.approx(static_cp(a, g, w), rel=1e-14)
-    assert metrics.macs_paper(ledger) == pytest.approx(published_macs(static_cp(a, g, w), 2, 10, 1000))
+    assert metrics.summarize(ledger, 0).end.macs_paper == pytest.approx(published_macs(static_cp(a, g, w), 2, 10, 1000))
 
 
 def test_floating_point_is_100_percent_and_effective_equals_raw() -> None:
@@ -83,8 +81,9 @@ def test_published_dfq_macs_from_a_ledger() -> None:
         # (21 * 4*8 + 4 * 6*4) / (25 * 1024) = 0.03
         count(ledger, "b", 390 * 128, [Entry("b.conv", "FW", 4, 8, 21), Entry("b.conv", "GC", 6, 4, 4)])
     assert metrics.cp(ledger) == pytest.approx(3.0, rel=1e-14)
-    assert round(metrics.macs_paper(ledger, until_epoch=129) / 1e13, 2) == 4.96
-    assert metrics.macs_paper(ledger, until_epoch=129) == pytest.approx(published_macs(3, 50_700, 128, 84.9e6))
+    macs = metrics.summarize(ledger, best_epoch=129).best.macs_paper
+    assert macs == pytest.approx(4.96e13, abs=5e10)
+    assert macs == pytest.approx(published_macs(3, 50_700, 128, 84.9e6))
 
 
 # -- blocks, gates, weights ------------------------------------------------------------------------------------------
@@ -119,11 +118,9 @@ def test_blocks_count_alike_whatever_their_size_unless_weighted() -> None:
     count(ledger, "x", 1, layer("x.c", 1, 8, 8))
     count(ledger, "y", 1, layer("y.c", 999, 16, 16))
     assert metrics.cp(ledger) == pytest.approx((6.25 + 25) / 2)
-    assert metrics.cp(ledger, block_weights=[3, 1]) == pytest.approx((3 * 6.25 + 25) / 4)
-    assert metrics.cp(ledger, block_weights={"y": 1, "x": 3}) == pytest.approx((3 * 6.25 + 25) / 4)
-    assert metrics.cp(ledger, block_weights=[0, 2]) == pytest.approx(25)
-    ledger.meta["block_weights"] = [3.0, 1.0]
-    assert metrics.cp(ledger) == pytest.approx((3 * 6.25 + 25) / 4)
+    for weights, expected in (([3, 1], 10.9375), ({"y": 1, "x": 3}, 10.9375), ([0, 2], 25)):
+        ledger.meta["block_weights"] = weights
+        assert metrics.cp(ledger) == pytest.approx(expected)
     ledger.meta.pop("blocks"), ledger.meta.pop("block_weights")
     assert metrics.cp(ledger) == pytest.approx((6.25 + 999 * 25) / 1000)  # all layers as one
 
@@ -141,7 +138,7 @@ def test_a_skipped_product_costs_nothing_but_stays_in_the_denominator() -> None:
     count(ledger, "skip", 1, layer("x.c", 10, 0, 0))
     assert metrics.cp(ledger) == 75.0
     assert metrics.raw_macs(ledger) == metrics.effective_macs(ledger) == 90
-    assert metrics.macs_paper(ledger) == 90
+    assert metrics.summarize(ledger, 0).end.macs_paper == 90
 
 
 def test_train_and_eval_are_kept_apart() -> None:
@@ -215,12 +212,14 @@ def test_random_ledgers_agree_with_a_loop_over_single_samples(seed: int) -> None
         assert metrics.cp(ledger, until) == pytest.approx(float(slow_cp(kept, blocks)), rel=1e-12)
         samples = sum(r["layer"] == "stem" and r["product"] == "FW" for r in kept)
         # cp is linear in samples, so the sum over epochs equals the pooled cp times all samples
-        assert metrics.macs_paper(ledger, until) == pytest.approx(
+        summary = metrics.summarize(ledger, max(ledger.epochs()) if until is None else until)
+        assert summary.best.macs_paper == pytest.approx(
             float(slow_cp(kept, blocks)) / 100 * samples * 3 * 12345, rel=1e-12
         )
         forward = [r for r in kept if r["product"] == "FW"]
         gates = sum(r["macs"] for r in forward if "gate" in r["layer"])
-        assert metrics.gate_overhead(ledger, until) == gates / (sum(r["macs"] for r in forward) - gates)
+        if until is None:
+            assert summary.gate_overhead == gates / (sum(r["macs"] for r in forward) - gates)
 
 
 @settings(max_examples=60, deadline=None)
@@ -242,11 +241,11 @@ def test_every_cost_rises_strictly_with_each_width(bits: list[tuple[int, ...]], 
     raised = [list(b) for b in bits]
     raised[block][operand] += 1
     low, high = build(bits), build([tuple(b) for b in raised])
-    for figure in (metrics.cp, metrics.effective_macs, metrics.bitops, metrics.macs_paper):
+    for figure in (metrics.cp, metrics.effective_macs, metrics.bitops):
         assert figure(high) > figure(low)
     assert metrics.raw_macs(high) == metrics.raw_macs(low)
-    hardware = FittedModel()
-    assert metrics.summarize(high, 0, hardware).end.energy_j > metrics.summarize(low, 0, hardware).end.energy_j  # type: ignore[operator]
+    more, less = (metrics.summarize(ledger, 0).end.macs_paper for ledger in (high, low))
+    assert more > less  # type: ignore[operator]
 
 
 # -- summary ---------------------------------------------------------------------------------------------------------
@@ -255,22 +254,17 @@ def test_every_cost_rises_strictly_with_each_width(bits: list[tuple[int, ...]], 
 def test_summary_at_best_and_at_end() -> None:
     ledger = static_ledger(8, 8, epochs=5)
     ledger.meta["forward_macs"] = 83_280_512
-    summary = metrics.summarize(ledger, best_epoch=2, hardware="fractrain-fitted")
-    hardware = FittedModel()
+    summary = metrics.summarize(ledger, best_epoch=2)
     for point, epochs in ((summary.best, 3), (summary.end, 5)):
         assert (point.epoch, point.samples) == (epochs - 1, 10 * epochs)
         assert point.raw_macs == 3000 * 10 * epochs
         assert point.effective_macs == metrics.effective_macs(ledger, epochs - 1) == point.bitops / 1024
         assert point.cp_percent == 6.25
         assert point.macs_paper == pytest.approx(0.0625 * 10 * epochs * 3 * 83_280_512)
-        assert point.energy_j == pytest.approx(hardware.energy_j(10 * epochs, 6.25, 83_280_512))
-        assert point.latency_s == pytest.approx(hardware.latency_s(10 * epochs, 6.25, 83_280_512))
-        assert (point.extrapolated, point.note) == (False, "")
-    assert (summary.gate_overhead, summary.hardware) == (0.0, "fractrain-fitted")
+    assert summary.gate_overhead == 0.0
     flat = summary.as_dict()
     assert flat["macs_paper@best"] == summary.best.macs_paper
-    assert flat["energy_j@end"] == summary.end.energy_j
-    assert len(flat) == 2 * 13 + 2
+    assert len(flat) == 2 * 9 + 1
 
 
 def test_cost_of_the_whole_model_counts_stem_and_gates_against_full_precision_without_gates() -> None:
@@ -290,46 +284,10 @@ def test_cost_of_the_whole_model_counts_stem_and_gates_against_full_precision_wi
     assert metrics.summarize(ledger, 0).end.cost_percent == 100
 
 
-def test_summary_says_when_the_hardware_model_is_asked_outside_its_range() -> None:
-    ledger = static_ledger(32, 32)
-    ledger.meta["forward_macs"] = 83_280_512
-    point = metrics.summarize(ledger, 0, "fractrain-fitted").best
-    assert point.extrapolated
-    assert "cp 100 %" in point.note
-
-
-def test_hardware_models_of_ones_own_are_applied_epoch_by_epoch() -> None:
-    class Square(HardwareModel):
-        """Not linear in cp."""
-
-        name, additive = "square", False
-
-        def work(self, work: Workload) -> Priced:
-            cost = Cost(Parts(compute=7.0 * work.samples), Parts(dram=work.samples * work.cp_percent**2))
-            return Priced([Cost()] * len(work.rows), cost, "low" if work.cp_percent < 5 else "")
-
-    ledger = Ledger({"blocks": ["b"], "forward_macs": 7})
-    for epoch, bits in enumerate((4, 8)):
-        ledger.begin("train", epoch)
-        ledger.samples(3)
-        count(ledger, str(bits), 3, layer("b.c", 10, bits, bits))
-    summary = metrics.summarize(ledger, 0, Square())
-    assert summary.end.energy_j == pytest.approx(3 * (1.5625**2 + 6.25**2))
-    assert summary.end.latency_s == 2 * 3 * 7
-    assert summary.end.note == "low"
-    assert summary.hardware == "square"
-
-
-def test_summary_without_hardware_or_forward_macs() -> None:
+def test_summary_without_forward_macs() -> None:
     ledger = static_ledger(8, 8)
     del ledger.meta["forward_macs"]
-    point = metrics.summarize(ledger, 1).end
-    assert (point.macs_paper, point.energy_j, point.latency_s) == (None, None, None)
-    with pytest.raises(ConfigError, match="forward_macs"):
-        metrics.summarize(ledger, 1, "fractrain-fitted")
-    with pytest.raises(ConfigError, match="forward_macs"):
-        metrics.macs_paper(ledger)
-    assert metrics.macs_paper(ledger, forward_macs=1000) == pytest.approx(0.0625 * 20 * 3 * 1000)
+    assert metrics.summarize(ledger, 1).end.macs_paper is None
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
@@ -339,7 +297,7 @@ def test_an_empty_ledger_is_refused_where_a_ratio_is_asked() -> None:
     ledger = Ledger({"forward_macs": 1})
     assert metrics.raw_macs(ledger) == 0
     assert metrics.effective_macs(ledger) == 0
-    for figure in (metrics.cp, metrics.gate_overhead, metrics.macs_paper):
+    for figure in (metrics.cp, metrics.cost_percent):
         with pytest.raises(ConfigError, match="no work of phase 'train'"):
             figure(ledger)
     with pytest.raises(ConfigError, match="no work"):
@@ -352,15 +310,15 @@ def test_wrong_names_and_numbers_are_refused() -> None:
     ledger = static_ledger(8, 8)
     with pytest.raises(ConfigError, match="best_epoch=2: the ledger holds epochs 0 to 1"):
         metrics.summarize(ledger, 2)
-    with pytest.raises(ConfigError, match="unknown hardware model 'bitfussion'"):
-        metrics.summarize(ledger, 0, "bitfussion")
-    with pytest.raises(ConfigError, match="3 block weights for 2 blocks"):
-        metrics.cp(ledger, block_weights=[1, 1, 1])
-    with pytest.raises(ConfigError, match=r"b\.2 missing or unknown"):
-        metrics.cp(ledger, block_weights={"b.0": 1, "b.1": 1, "b.2": 1})
-    for weights in ([0, 0], [2, -1]):
-        with pytest.raises(ConfigError, match="negative"):
-            metrics.cp(ledger, block_weights=weights)
+    named = {"b.0": 1, "b.1": 1, "b.2": 1}
+    for weights, wrong in (
+        ([1, 1, 1], "3 block weights for 2 blocks"), (named, r"b\.2 missing or unknown"), ([0, 0], "negative"),
+        ([2, -1], "negative"),
+    ):  # fmt: skip
+        ledger.meta["block_weights"] = weights
+        with pytest.raises(ConfigError, match=wrong):
+            metrics.cp(ledger)
+    del ledger.meta["block_weights"]
     ledger.meta["blocks"] = ["b.0", "b.7"]
     with pytest.raises(ConfigError, match=r"'b\.7' of the ledger did no work"):
         metrics.cp(ledger)
@@ -370,7 +328,7 @@ def test_work_without_samples_is_refused() -> None:
     ledger = Ledger({"forward_macs": 1})
     count(ledger, "x", 1, layer("x", 1, 8, 8))
     with pytest.raises(ConfigError, match="no samples in epoch 0"):
-        metrics.macs_paper(ledger)
+        metrics.summarize(ledger, 0)
 
 
 def test_quantized_bit_operations_leave_out_what_has_a_floating_point_operand() -> None:

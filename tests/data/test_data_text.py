@@ -40,7 +40,7 @@ def test_vocabulary_and_tokens_against_a_slow_loop(corpus, monkeypatch):
     data = load(entry, root)
     counts = Counter(loop_tokens(texts["train"]))
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
-    words = text_cache.read(entry, data.folder).vocabulary().words
+    words = (data.folder / text_cache.WORDS).read_text(encoding="utf-8").splitlines()
     assert list(words) == ranked
     for part, name in ((data.train, "train"), (data.val, "valid"), (data.test, "test")):
         expected = [ranked.index(word) for word in loop_tokens(texts[name])]
@@ -130,56 +130,6 @@ def test_another_vocabulary_is_an_error(corpus):
         load(replace(entry, test_size=5), root)
 
 
-@pytest.mark.parametrize(("part", "name"), [("valid", "val"), ("test", "test")])
-@pytest.mark.parametrize("more", [True, False])  # WikiText-2's text in WikiText-103 has more <unk>, the other way fewer
-def test_a_part_of_the_other_wikitext_is_an_error(corpus, part, name, more):
-    root, texts, entry = corpus
-    few = texts[part] + " <unk> \n"
-    many = few.replace(" w2 ", " <unk> ")
-    own, other = (few, many) if more else (many, few)
-    expected, found = (loop_tokens(content).count("<unk>") for content in (own, other))
-    assert len(loop_tokens(own)) == len(loop_tokens(other))
-    assert (found > expected) == more
-    known = {"train": entry.unknowns[0], "val": entry.unknowns[1], "test": entry.unknowns[2], name: expected}
-    entry = replace(entry, unknowns=tuple(known.values()), **{f"{name}_size": len(loop_tokens(own))})
-    path = root / "wikitext-2" / f"wiki.{part}.tokens"
-    path.write_text(own, encoding="utf-8")
-    load(entry, root)
-    path.write_text(other, encoding="utf-8")
-    with pytest.raises(DataError, match=f"the {name} part has {found} <unk>, that of the data set {expected}: "):
-        load(entry, root)
-    assert len(list(root.rglob("record.json"))) == 1  # that of the right texts
-
-
-def test_a_mixture_that_was_prepared_before_is_an_error(corpus):
-    root, texts, entry = corpus
-    load(replace(entry, unknowns=(0, 0, 0)), root)  # 0: nothing is known, anything goes
-    for place, part in enumerate(("train", "val", "test")):
-        right = entry.unknowns[place] or 7
-        wrong = tuple(right + 1 if i == place else 0 for i in range(3))
-        with pytest.raises(DataError, match=rf"the {part} part has {entry.unknowns[place]} <unk>") as caught:
-            load(replace(entry, unknowns=wrong), root)
-        assert "\n" not in str(caught.value)
-    without = {part: content.replace("<unk>", "w1") for part, content in texts.items()}
-    for part, content in without.items():
-        (root / "wikitext-2" / f"wiki.{part}.tokens").write_text(content, encoding="utf-8")
-    known = replace(entry, classes=entry.classes - 1, unknowns=(0, 0, 0))
-    load(known, root)
-    with pytest.raises(DataError, match="the train part has 0 <unk>"):
-        load(replace(known, unknowns=entry.unknowns), root)
-
-
-def test_the_two_wikitexts_are_told_apart_in_both_directions():
-    two, big = registry.info("wikitext2"), registry.info("wikitext103")
-    for entry, other in ((two, big), (big, two)):
-        sizes = {"train": entry.train_size, "val": entry.val_size, "test": entry.test_size}
-        own = dict(zip(sizes, entry.unknowns, strict=True))
-        text_cache.check_release(entry, entry.classes, sizes, own)
-        for part, count in zip(("val", "test"), other.unknowns[1:], strict=True):
-            with pytest.raises(DataError, match=f"{entry.name}: the {part} part has {count:,} <unk>"):
-                text_cache.check_release(entry, entry.classes, sizes, {**own, part: count})
-
-
 @pytest.mark.parametrize("damage", ["record", "tokens", "gone"])
 def test_a_damaged_preparation_is_named(corpus, damage):
     root, _, entry = corpus
@@ -198,12 +148,12 @@ def test_a_damaged_preparation_is_named(corpus, damage):
 def test_verify_reads_the_tokens(corpus):
     root, _, entry = corpus
     folder = load(entry, root).folder
-    assert text_cache.check(entry, text_cache.read(entry, folder)) == ""
+    assert text_cache.check(text_cache.read(entry, folder)) == ""
     path = folder / "test.npy"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert "test.npy has changed" in text_cache.check(entry, text_cache.read(entry, folder))
+    assert "test.npy has changed" in text_cache.check(text_cache.read(entry, folder))
 
 
 def test_missing_files(corpus, tmp_path):
@@ -377,7 +327,7 @@ from fractrain.data import registry, text_cache, text_files, text_stream
 def peak():  # not ru_maxrss, which a process inherits from its parent: growth below that would not be seen
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 folder = Path(sys.argv[1])
-entry = replace(registry.info("wikitext2"), classes=0, train_size=0, val_size=0, test_size=0, unknowns=(0, 0, 0),
+entry = replace(registry.info("wikitext2"), classes=0, train_size=0, val_size=0, test_size=0,
                 checksums=("", "", ""))
 texts = text_files.find_files(folder, "wikitext-2")
 before = peak()
@@ -529,18 +479,16 @@ def test_embedded_status():
 def test_the_real_wikitext2(monkeypatch, tmp_path):
     monkeypatch.setenv("FRACTRAIN_CACHE", str(tmp_path))
     data = registry.load("wikitext2", Path(str(REAL)))
-    words = text_cache.read(data.info, data.folder).vocabulary().words
+    words = (data.folder / text_cache.WORDS).read_text(encoding="utf-8").splitlines()
     assert len(words) == 33_278
     assert (len(data.train), len(data.val), len(data.test)) == (2_088_628, 217_646, 245_569)
-    assert words[:4] == ("the", ",", ".", "of")
+    assert words[:4] == ["the", ",", ".", "of"]
     assert data.test.counts(33_278)[words.index("<unk>")] == 15_218
     for name in ("wikitext-2", "wikitext-103"):
         info = registry.info(name.replace("-", ""))
-        known = dict(zip(text_files.PARTS, info.unknowns, strict=True))
         for part, files in text_files.find_files(Path(str(REAL)), name).items():  # WikiText-103 may be there in part
-            counts = count_words(files.blocks())
             sizes = {"train": info.train_size, "val": info.val_size, "test": info.test_size}
-            assert (counts.total(), counts[UNK]) == (sizes[part], known[part])
+            assert count_words(files.blocks()).total() == sizes[part]
             if part != "train":  # WikiText-2's at hand may have its articles in another order
                 assert official_sha256(files.blocks()) == expected_sha256(info, part)
     assert data.test.windows([0], 5)[0].tolist() == [words.index(w) for w in ("<eos>", "=", "Robert", "<unk>", "=")]

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from text_corpus import load, loop_tokens
 
 from fractrain.cli import main
-from fractrain.data import registry, text_cache, text_files
+from fractrain.data import registry, text_files
 from fractrain.data.text_official import official_sha256
 from fractrain.util.errors import DataError
 
@@ -154,18 +154,6 @@ def test_a_text_of_the_hub_is_compared_too(official, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("record.json"))
     hub(monkeypatch, texts)
     assert load(entry, tmp_path / "new", download=True).digest == load(entry, root).digest
-
-
-def test_what_was_prepared_without_checksums_is_found_by_verify(official):
-    root, texts, entry = official
-    (root / "wikitext-2" / "wiki.test.tokens").write_text(swapped(texts["test"]), encoding="utf-8")
-    old = load(replace(entry, checksums=("", "", "")), root)
-    prepared = text_cache.read(entry, old.folder)
-    assert text_cache.check(replace(entry, checksums=("", "", "")), prepared) == ""
-    problem = text_cache.check(entry, prepared)
-    assert problem.startswith(f"{old.folder / 'test.npy'} differs from the official file")
-    with pytest.raises(DataError, match=r"test\.npy differs from the official file: .*; delete "):
-        registry.verify("wikitext2", root)
 
 
 def test_a_file_that_is_no_text_is_unreadable(official):

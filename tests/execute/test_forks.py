@@ -17,7 +17,7 @@ from fractrain.execute import local as executor_module
 from fractrain.execute.forks import ForkServer, ForkServerError, forks_here
 from fractrain.execute.local import LocalExecutor, run_here
 from fractrain.execute.processes import Workers
-from fractrain.util.progress import SilentProgress
+from fractrain.util.progress import Progress
 
 pytestmark = pytest.mark.skipif(not forks_here(), reason="workers are not forked on this system")
 
@@ -150,7 +150,7 @@ def test_runs_in_forked_workers_have_the_bits_of_runs_in_this_process(tmp_path, 
     assert [outcome.status for outcome in outcomes] == ["done", "done"], outcomes
     assert len(started) == 2
     assert len(threads) == 1, "the server forks beside a thread that a library has named"
-    assert run_here(configs[0], Site(tmp_path / "here", device="cpu"), SilentProgress()).status == "done"
+    assert run_here(configs[0], Site(tmp_path / "here", device="cpu"), Progress()).status == "done"
     digests = [_weights(tmp_path / folder / configs[0].run_id) for folder in ("forked", "here")]
     assert digests[0] == digests[1]
     assert _weights(tmp_path / "forked" / configs[1].run_id) != digests[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fractrain.cost.metrics import gate_overhead
+from fractrain.cost.metrics import summarize
 from fractrain.methods.base import MethodContext
 from fractrain.methods.dfq import DFQ
 from fractrain.methods.gate import GateNetwork, straight_through
@@ -49,8 +49,9 @@ def test_resnet38_gets_gates_of_these_sizes_and_the_ledger_sees_their_overhead()
     context = MethodContext()
     model = method.prepare(models.build("resnet38", 10, (3, 32, 32)), context)
     assert model.precision_gate.channels == CHANNELS
+    context.ledger.samples(1)
     model(torch.randn(1, 3, 32, 32)).sum().backward()
-    share = gate_overhead(context.ledger)
+    share = summarize(context.ledger, 0).gate_overhead
     assert share == 67_488 / 83_280_512
     assert 0.0008 <= share <= 0.0009
     rows = [r for r in context.ledger.rows() if r.layer.endswith(".gate")]

@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @dataclass(frozen=True)
 class FakeConfig:
     run_id: str
+    source: None = None
 
 
 MISSING = ("wageubn", "dorefa")

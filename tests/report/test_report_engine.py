@@ -10,8 +10,10 @@ import torch
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.engine.trainer import Trainer
+from fractrain.report.build import build_table
+from fractrain.report.grid import plan
+from fractrain.report.render import render
 from fractrain.report.sources import measure_run
-from fractrain.report.tables import build_table, plan, render
 
 BATCH = 16
 

@@ -13,7 +13,9 @@ from scipy import stats as scipy_stats
 from synthetic_runs import METHODS, config_of, ledger_of, small_store, summary_of, write_run
 
 import fractrain
+from fractrain.cost.hardware import create
 from fractrain.cost.metrics import summarize
+from fractrain.cost.price import Counts, price
 from fractrain.engine.config import group_id
 from fractrain.engine.index import INDEX_NAME, read_index
 from fractrain.engine.manifest import write_manifest
@@ -74,8 +76,8 @@ def test_hardware_models_add_energy_that_is_derived(store: RunStore) -> None:
     own = frame[frame["quantity"] == "energy_end"]
     assert list(own["origin"]) == ["derived"] * 3
     assert set(own["source"]) == {"modelled: fractrain-fitted"}
-    expected = summarize(ledger_of("sbm"), 0, "fractrain-fitted").end.energy_j
-    assert own["value"].iloc[0] == pytest.approx(expected / 1e3)  # type: ignore[operator]
+    expected = price(Counts.of(ledger_of("sbm")), create("fractrain-fitted")).until().joules.total
+    assert own["value"].iloc[0] == pytest.approx(expected / 1e3)
 
 
 def test_published_numbers_speak_the_same_vocabulary(store: RunStore) -> None:

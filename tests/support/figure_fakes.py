@@ -15,6 +15,7 @@ MODELS = ["resnet38", "resnet74"]
 @dataclass(frozen=True)
 class Config:
     run_id: str
+    source: None = None
 
 
 def make_config(request: RunRequest, seed: int) -> Config:
