@@ -47,6 +47,7 @@ from fractrain.layers.eager import eager
 from fractrain.layers.recomputation import recomputing
 from fractrain.layers.state import QuantState
 from fractrain.methods.base import Method, MethodContext, MethodSettings, Variation, Width
+from fractrain.methods.block_call import BlockWrapper, Call, entrance, pooled
 from fractrain.methods.blocks import gateable_blocks
 from fractrain.methods.gate import GateNetwork
 from fractrain.numerics.precision import fractrain_precision
@@ -106,7 +107,7 @@ class SLU(Method):
             raise ConfigError(f"slu has nothing to gate in {len(names)} blocks: the first one always runs")
         precision = fractrain_precision(s.bits, s.weight_bits or s.bits, s.grad_bits, s.running)
         convert_body(model, precision, self.state)
-        gate = _seeded_gate([_input_channels(model.get_submodule(n), n) for n in gated], context.seed)
+        gate = _seeded_gate([entrance(model.get_submodule(n), n).channels for n in gated], context.seed)
         gate.to(next(model.parameters()).device)
         self._blocks: list[SkipBlock] = []
         for i, name in enumerate(gated):
@@ -169,8 +170,10 @@ class Shortcut(nn.Module):
         return self.inner(x) if self.ready is None else self.ready
 
 
-class SkipBlock(nn.Module):
+class SkipBlock(BlockWrapper):
     """A residual block that runs on the samples whose gate is open; the others take its shortcut.
+
+    Other arguments go on to the block, tensors with as many rows as there are samples with the open samples' alone.
 
     Args:
         block: the block, its layers already quantized.
@@ -189,14 +192,9 @@ class SkipBlock(nn.Module):
         self, block: nn.Module, name: str, index: int, place: str, gate: GateNetwork, state: QuantState,
         settings: SLUSettings,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.block = block
-        self.name = name
-        self.index = index
+        super().__init__(block, name, index, gate, state)
         self.place = place
-        self.state = state
         self.settings = settings
-        self._gate = (gate,)  # in a tuple: shared by all blocks, so it must not be registered in each
         self.mask: torch.Tensor | None = None
         if place:
             setattr(block, place, Shortcut(getattr(block, place)))
@@ -206,11 +204,13 @@ class SkipBlock(nn.Module):
         return {**self.__dict__, "mask": None}
 
     @eager
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return mask * block(x) + (1 - mask) * shortcut(x), ``[N, ...]``; the block runs on open samples only."""
+        call = self.call(args, kwargs)
+        x = call.input
         if x.shape[0] == 0:
             raise ConfigError(f"{self.name}: empty batch (input shape {tuple(x.shape)}); drop empty batches")
-        p = torch.sigmoid(self._gate[0].logits(self.index, x)[:, 0])
+        p = torch.sigmoid(self._gate[0].logits(self.index, pooled(x, call.axis))[:, 0])
         hard = (p.detach() > self._thresholds(p)).to(p.dtype)
         straight = p - p.detach()  # 0, with the gradient of p
         if not recomputing():
@@ -218,7 +218,7 @@ class SkipBlock(nn.Module):
         shortcut = getattr(self.block, self.place) if self.place else None
         base = x if shortcut is None else shortcut.inner(x)
         rows = hard.nonzero().squeeze(1)
-        self._count(x, base, len(rows))
+        self._count(call, base, len(rows))
         computed = self.settings.closed == "computed" and self.training
         if computed:
             rows = torch.arange(len(hard), device=x.device)
@@ -227,7 +227,7 @@ class SkipBlock(nn.Module):
         straight = straight[rows]
         if self.settings.threshold == "bernoulli" and not computed:
             straight = straight / p.detach()[rows]  # each open sample speaks for 1 / p of them
-        return self._mixed(x, base, rows, hard[rows] + straight)
+        return self._mixed(call, base, rows, hard[rows] + straight)
 
     def _thresholds(self, p: torch.Tensor) -> torch.Tensor:
         """What the probabilities must exceed: a pure function of (seed, step, block, sample)."""
@@ -238,15 +238,16 @@ class SkipBlock(nn.Module):
         key = noise_key(s.seed, step, f"{self.name}.gate.{phase}", s.sample_offset)
         return uniform(key, torch.arange(len(p), device=p.device)).to(p.dtype)
 
-    def _mixed(self, x: torch.Tensor, base: torch.Tensor, rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _mixed(self, call: Call, base: torch.Tensor, rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Run the block on ``rows`` and mix by their ``mask``; the other samples take the shortcut ``base``."""
+        x = call.input
         every = len(rows) == len(x)
-        part_x, part_base = (x, base) if every else (x[rows], base[rows])
+        part_base = base if every else base[rows]
         with ExitStack() as stack:
             stack.enter_context(_uncounted(self.state.ledger))
             if self.training and len(rows) == 1 < len(x):
                 stack.enter_context(_running_statistics(self.block))
-            part = self._run(part_x, part_base)
+            part = self._run(call, x if every else x[rows], part_base, None if every else rows)
         if part.shape != part_base.shape:
             raise ConfigError(
                 f"block {self.name!r} turns {tuple(x.shape[1:])} into {tuple(part.shape[1:])}, its shortcut into "
@@ -256,46 +257,52 @@ class SkipBlock(nn.Module):
         mixed = m * part + (1 - m) * part_base
         return mixed if every else base.index_put((rows,), mixed)
 
-    def _run(self, x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-        """The block on some samples, given the projection of these samples."""
+    def _run(self, call: Call, x: torch.Tensor, base: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """The block on some samples (None: all), given the projection of these samples."""
         shortcut = getattr(self.block, self.place) if self.place else None
-        if shortcut is None:
-            return self.block(x)  # type: ignore[no-any-return]
-        shortcut.ready = base
+        if shortcut is not None:
+            shortcut.ready = base
         try:
-            return self.block(x)  # type: ignore[no-any-return]
+            part = call.run(self.block, x) if rows is None else call.run_rows(self.block, x, rows)
         finally:
-            shortcut.ready = None
+            if shortcut is not None:
+                shortcut.ready = None
+        if not isinstance(part, torch.Tensor):
+            raise ConfigError(
+                f"{self.title} returns {type(part).__name__}, and of a sample that skips it there is its shortcut "
+                "alone: slu needs blocks that return one tensor; leave it out: attach(..., blocks=[...])"
+            )
+        return part
 
     # -- accounting --------------------------------------------------------------------------------------------------
 
-    def _count(self, x: torch.Tensor, base: torch.Tensor, run: int) -> None:
+    def _count(self, call: Call, base: torch.Tensor, run: int) -> None:
         ledger = self.state.ledger
         if not ledger.enabled:
             return
         again = recomputing()
         train = self.training and torch.is_grad_enabled() and not again
         learns = "".join("G" if m.learns else "-" for m in quant_layers(self.block))
-        shape = "x".join(str(s) for s in x.shape[1:])
-        work = f"{self.name}|{shape}|{f'{learns}{x.requires_grad}' if train else 'FW'}"
+        x = call.input
+        work = f"{self.name}|{call.shape}|{f'{learns}{x.requires_grad}' if train else 'FW'}"
         skipped, gate = len(x) - run, self._gate[0]
         with ledger.during("recompute" if again else ledger.phase):
-            ledger.count(work, run, lambda: self._entries(x, base, train))
+            ledger.count(work, run, lambda: self._entries(call, base, train))
             if skipped:
                 ledger.count(
                     f"{work}|skipped", skipped,
-                    lambda: [e._replace(bits1=0, bits2=0) for e in self._entries(x, base, train)],
+                    lambda: [e._replace(bits1=0, bits2=0) for e in self._entries(call, base, train)],
                 )  # fmt: skip
             ledger.count(f"{self.name}.gate|{train}", len(x), lambda: gate.entries(self.index, self.name, train))
 
-    def _entries(self, x: torch.Tensor, base: torch.Tensor, train: bool) -> list[Entry]:
+    def _entries(self, call: Call, base: torch.Tensor, train: bool) -> list[Entry]:
         """What one sample costs in this block without its projection: found by one sample in evaluation mode."""
         found: list[Entry] = []
 
         def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             assert isinstance(layer, QuantLayer)
             eb, gc = (train and wanted for wanted in layer.wants(*inputs))
-            found.extend(layer.entries(layer.precision, layer.sample_macs(output), eb, gc))
+            found.extend(layer.entries(layer.precision, layer.sample_macs(output) * len(output), eb, gc))
 
         modes = {m: m.training for m in self.block.modules()}
         hooks = [layer.register_forward_hook(note) for layer in quant_layers(self.block)]
@@ -303,7 +310,8 @@ class SkipBlock(nn.Module):
             self.block.eval()
             # Activation checkpointing must not take what this pass keeps for what the block keeps.
             with _uncounted(self.state.ledger), saved_tensors_hooks(lambda t: t, lambda t: t):
-                self._run(x[:1].detach().requires_grad_(x.requires_grad), base[:1].detach())
+                one = call.input[:1].detach().requires_grad_(call.input.requires_grad)
+                self._run(call, one, base[:1].detach(), torch.zeros(1, dtype=torch.int64, device=one.device))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -357,14 +365,6 @@ def shortcut_place(block: nn.Module, name: str) -> str | None:
         f"slu finds no shortcut in block {name!r} ({type(block).__name__}): it skips residual blocks with an attribute "
         "shortcut, downsample or use_res_connect"
     )
-
-
-def _input_channels(block: nn.Module, name: str) -> int:
-    for m in block.modules():
-        for size in ("in_channels", "in_features"):
-            if isinstance(getattr(m, size, None), int):
-                return int(getattr(m, size))
-    raise ConfigError(f"block {name!r} has no convolution or linear layer to gate")
 
 
 def _seeded_gate(channels: list[int], seed: int) -> GateNetwork:

@@ -1,15 +1,22 @@
 """Write docs/coverage.md: what attaching a method to public architectures covers. Needs timm and transformers.
 
-    python benchmarks/coverage/architectures.py
+    python benchmarks/coverage/architectures.py --minutes 60
 
-Weights are random, inputs small, configurations of transformers tiny; nothing is downloaded.
+Weights are random, inputs small, configurations of transformers tiny; nothing is downloaded. What was run is kept in
+record.json beside this file, each result with its time, and the page is made of that: a call goes on with what was
+never run, or not since ``--since``, in one thread at the lowest priority, until its minutes are over.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import json
 import logging
+import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +24,10 @@ import torch
 from torch import nn
 
 import fractrain
+from fractrain.methods import registry
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
+RECORD = Path(__file__).with_name("record.json")
 STEPS, BATCH, CLASSES, RATE = 10, 4, 8, 1e-4
 METHODS: dict[str, dict[str, Any]] = {"sbm": {"layers": "all"}, "fp8": {}}
 HEAD = f"""# What `attach` covers
@@ -28,7 +37,9 @@ Written by `benchmarks/coverage/architectures.py`: public architectures with ran
 left in floating point by the method. What is outside runs at 32 bits, is named by `session.report()` and counted by
 `session.costs()`. *fp32* says whether a model with method `fp32` gives the plain model's output, bit for bit, in
 training and in evaluation. Columns of methods: {STEPS} training steps (SGD, rate {RATE:g}) and an evaluation with
-finite results; `sbm` with `layers=all`. Other methods, and export, were not run here. Operations `bmm` and
+finite results; `sbm` with `layers=all`. *Run*: when (UTC) and on what input these columns were last run; on images of
+32 pixels some networks end in maps of one pixel, of which a BatchNorm sees {BATCH} values. *Other methods*: how many
+went through the same of those that were run; the rest was not run. Export was not run here. Operations `bmm` and
 `scaled_dot_product...` are products of two activations in a model's own attention; methods reach those of
 `nn.MultiheadAttention` alone. transformers' `Conv1D` (GPT-2) is no `nn.Linear`: it keeps its weight transposed.
 
@@ -64,16 +75,17 @@ def _text(kind: str, part: str = "", **options: Any) -> Callable[[], tuple[nn.Mo
     return make
 
 
+SIZE = 64  # pixels: no map that a BatchNorm sees is of one pixel
 SMALL = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "densenet121",
     "efficientnet_b0", "regnet_y_400mf", "mnasnet0_5", "convnext_tiny", "swin_t",
 )  # fmt: skip
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 MODELS: dict[str, Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]]] = {
-    **{f"torchvision {name}": _image(f"torchvision:{name}", 32) for name in SMALL},
+    **{f"torchvision {name}": _image(f"torchvision:{name}", SIZE) for name in SMALL},
     "torchvision alexnet": _image("torchvision:alexnet", 64),
     "torchvision vit_b_16": _image("torchvision:vit_b_16", 32, image_size=32),
-    "timm resnet10t": _image("timm:resnet10t", 32),
+    "timm resnet10t": _image("timm:resnet10t", SIZE),
     "timm vit_tiny_patch16_224": _image("timm:vit_tiny_patch16_224", 32, img_size=32),
     "transformers BERT": _text("Bert", **TINY),
     "transformers Llama": _text("Llama", num_key_value_heads=2, **TINY),
@@ -104,7 +116,9 @@ def _trains(make: Callable[[], Any], method: str, settings: dict[str, Any]) -> t
     model, inputs = make()
     session = None
     try:
-        session = fractrain.attach(method, model, **settings)
+        session = fractrain.attach(
+            method, model, steps_per_epoch=STEPS, total_steps=STEPS, batch_size=BATCH, **settings
+        )
         optimizer = torch.optim.SGD(session.model.parameters(), RATE)
         for _ in range(STEPS):
             session.loss(_run(session.model, inputs).square().mean()).backward()
@@ -132,27 +146,82 @@ def _shares(session: fractrain.Session | None) -> list[str] | None:
     return [f"{report.covered:.2f}", f"{report.percent('quantized'):.1f}", why]
 
 
-def _row(name: str, make: Callable[[], Any]) -> str:
+def _base(make: Callable[[], Any]) -> dict[str, Any]:
+    """The columns of an architecture but that of the other methods."""
     ran = {method: _trains(make, method, settings) for method, settings in METHODS.items()}
     found = next((shares for _, session in ran.values() if (shares := _shares(session))), None)
     if found is None:  # refused by all: what fp32 shows tells why
         found = _shares(_trains(make, "fp32", {})[1]) or ["-", "-", ""]
-    covered, quantized, why = found
-    results = " | ".join(said for said, _ in ran.values())
-    return f"| {name} | {covered} | {quantized} | {_equal(make)} | {results} | {why} |"
+    said = {method: text for method, (text, _) in ran.items()}
+    size = "x".join(str(n) for n in next(iter(make()[1].values())).shape[1:])
+    return {"time": _now(), "input": size, "shares": found, "fp32": _equal(make), "methods": said}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _due(record: dict[str, Any], since: str) -> Iterator[tuple[str, str]]:
+    """Architectures, the longest not run first, then each with its other methods (empty: the columns)."""
+    times = {name: record.get(name, {}).get("time", "") for name in MODELS}
+    yield from ((name, "") for name in sorted(MODELS, key=lambda n: times[n]) if times[name] < since)
+    for method in registry.names():
+        if method not in (*METHODS, "fp32"):
+            yield from (
+                (name, method) for name in MODELS
+                if record.get(name, {}).get("others", {}).get(method, {}).get("time", "") < since
+            )  # fmt: skip
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    if not row.get("time"):
+        return f"| {name} | not run |" + " |" * (6 + len(METHODS))
+    others = {method: one["said"] for method, one in row.get("others", {}).items()}
+    well = [method for method, said in others.items() if said == "yes"]
+    cells = [f"{len(well)} of {len(others)}" if others else "not run"]
+    cells += [f"{method}: {said}" for method, said in others.items() if said != "yes"]
+    covered, quantized, why = row["shares"]
+    results = [row["methods"].get(method, "not run") for method in METHODS]
+    run = f"{row['time']}, {row['input']}"
+    return f"| {' | '.join([name, covered, quantized, row['fp32'], *results, run, '; '.join(cells), why])} |"
+
+
+def _write(record: dict[str, Any]) -> None:
+    quantized = f"quantized % by {next(iter(METHODS))}"
+    head = ["Architecture", "covered %", quantized, "fp32", *METHODS, "run", "other methods", "outside"]
+    lines = [
+        f"| {' | '.join(head)} |",
+        "|" + "---|" * (7 + len(METHODS)),
+        *(_line(name, record.get(name, {})) for name in MODELS),
+    ]
+    RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    PAGE.write_text(HEAD + "\n".join(lines) + "\n")
 
 
 def main() -> None:
-    """Run all and write the page."""
+    """Run what is due and write record and page after each part."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=0.0, help="begin nothing after that; 0: only write the page")
+    parser.add_argument("--since", default="2000-01-01", metavar="TIME", help="run anew what was last run before")
+    parser.add_argument("names", nargs="*", metavar="ARCHITECTURE", help="these first")
+    chosen = parser.parse_args()
+    os.nice(19)
+    torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    lines = [
-        f"| Architecture | covered % | quantized % by {next(iter(METHODS))} | fp32 | {' | '.join(METHODS)} | outside |",
-        "|" + "---|" * (5 + len(METHODS)),
-    ]
-    for name, make in MODELS.items():
-        lines.append(_row(name, make))
-        print(lines[-1], file=sys.stderr, flush=True)
-        PAGE.write_text(HEAD + "\n".join(lines) + "\n")
+    began = time.monotonic()
+    record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    for name, method in sorted(_due(record, chosen.since), key=lambda due: due[0] not in chosen.names or bool(due[1])):
+        if time.monotonic() - began > 60 * chosen.minutes:
+            break
+        row = record.setdefault(name, {})
+        if method:
+            said, _ = _trains(MODELS[name], method, {})
+            row.setdefault("others", {})[method] = {"said": said, "time": _now()}
+        else:
+            row.update(_base(MODELS[name]))
+        print(f"{time.monotonic() - began:6.0f} s", name, method or row["methods"], file=sys.stderr, flush=True)
+        _write(record)
+    _write(record)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ SCOPES = (
     ("conv", "fractrain.experimental.int8_gemm:input_gradient"),
     ("conv", "fractrain.experimental.int8_gemm:weight_gradient"),
     ("gate", "fractrain.methods.gate:GateNetwork.forward"),
+    ("gate", "fractrain.methods.gated_block:pooled"),
     ("gate", "fractrain.methods.gated_block:straight_through"),
     ("gate", "fractrain.methods.dfq:DFQ.extra_loss"),
     ("ledger", "fractrain.layers.base:QuantLayer.report"),

@@ -19,6 +19,7 @@ from fractrain.commands.common import (
     say,
     stdout_to_stderr,
 )
+from fractrain.commands.list_coverage import list_coverage
 from fractrain.commands.list_runs import list_runs
 from fractrain.util.errors import ConfigError, message_line, typed_line
 
@@ -219,12 +220,24 @@ def _print(kind: str, entries: list[Entry]) -> None:
         help="Of runs: only those with this method, model, dataset, setting, profile, seed, status, setting of the "
         "method or recipe.KEY; may be repeated.",
     ),
+    click.option("--model", metavar="NAME", help="List what a method reaches in this model, operation by operation."),
+    click.option("--method", metavar="NAME", help="With --model: the method.  [default: sbm]"),
+    click.option("--dataset", metavar="NAME", help="With --model: gives size and number of inputs."),
+    click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="With --model: a setting of the method."),
     results_option,
     plugin_option,
     json_option,
 )
-def list_command(kind: str, verbose: bool, where: tuple[str, ...], results: Path, as_json: bool) -> None:
+def list_command(
+    kind: str, verbose: bool, where: tuple[str, ...], model: str | None, method: str | None, dataset: str | None,
+    sets: tuple[str, ...], results: Path, as_json: bool,
+) -> None:  # fmt: skip
     """List what there is: methods, models, datasets, tables, hardware, formats (all without KIND), or your runs."""
+    if model is not None:
+        list_coverage(model, method or "sbm", dataset, sets, as_json)
+        return
+    if method or dataset or sets:
+        raise ConfigError("--method, --dataset and --set say more of a model: fractrain list --model NAME ...")
     if kind == "runs":
         list_runs(results, where, as_json)
         return

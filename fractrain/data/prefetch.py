@@ -7,8 +7,11 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import spawn
 from typing import Any, Final, Protocol
+from unittest.mock import patch
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -22,6 +25,7 @@ _MOST_WORKERS: Final = 16
 # What DataLoader says of a worker that is gone, and of means that ran out; anything else is an error of our own.
 _DIED: Final = re.compile(r"DataLoader worker \(pid.*\) (?:is killed|exited)")
 _SHORT: Final = re.compile(r"shared memory|\bshm\b|Too many open files")
+_STARTING: Final = threading.Lock()  # one at a time changes how processes start
 
 At = tuple[int, int]
 
@@ -139,7 +143,8 @@ class WorkerFetcher:
             pin_memory=self._pin,
             generator=torch.Generator(),  # else it draws from the global one, which belongs to the training
         )
-        return iter(loader)
+        with _without_script():
+            return iter(loader)
 
 
 def worker_count(device: torch.device, variables: os._Environ[str] | dict[str, str] | None = None) -> int:
@@ -199,6 +204,20 @@ def _start_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Have processes that start inside not run the script that started everything, whose names they do not need.
+
+    The standard library imports it in each of them: one without ``if __name__ == "__main__"`` would run again there.
+    """
+    with _STARTING, patch.object(spawn, "get_preparation_data", _no_main(spawn.get_preparation_data)):
+        yield
+
+
+def _no_main(asked: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+    return lambda name: {key: value for key, value in asked(name).items() if not key.startswith("init_main")}
 
 
 def _leave_signals(worker: int) -> None:

@@ -45,6 +45,7 @@ class QuantLayer(ProductLayer):
 
     groups = 1
     axes = 2  # least axes of the input
+    gated = False  # whether a gated block sets the precision anew for each of its passes
     paired = False  # whether the operand in the weight's place has a sample axis, too
     running_low: torch.Tensor
     running_high: torch.Tensor
@@ -138,6 +139,17 @@ class QuantLayer(ProductLayer):
             raise ConfigError(f"{self.site}: empty batch (input shape {tuple(x.shape)}); drop empty batches")
         if x.dim() < self.axes:
             raise ConfigError(f"{self.site}: input of shape {tuple(x.shape)} has no sample axis; unsqueeze(0) adds one")
+        scope = self.state.scope
+        if scope is None and self.gated and recomputing():
+            raise ConfigError(
+                f"{self.site}: activation checkpointing inside of a gated block would run it again at another "
+                "precision: checkpoint whole blocks, from outside, with use_reentrant=False"
+            )
+        if scope is not None and len(x) != len(scope.input) and not self.precision.is_constant:
+            raise ConfigError(
+                f"{self.site}: {len(x)} rows of {len(scope.input)} samples, so that a width per sample has no place; "
+                "use forward=all"
+            )
 
     def report(self, x: torch.Tensor, y: torch.Tensor, wants: tuple[bool, bool]) -> None:
         """Count one forward pass, and the backward products that will follow, from input ``x`` to output ``y``."""
@@ -145,7 +157,7 @@ class QuantLayer(ProductLayer):
         train = self.training and torch.is_grad_enabled()
         want = (train and wants[0], train and wants[1])
         if scope is not None:
-            scope.sites.append((self, self.sample_macs(y), *want))
+            scope.ran(self, self.sample_macs(y) * y.shape[0], *want)
         elif not ledger.enabled:
             return
         elif not recomputing():

@@ -36,7 +36,8 @@ def eager(forward: Forward) -> Forward:
             if torch.compiler.is_exporting():
                 raise ConfigError(NOT_TRACED)
             return torch.compiler.disable(forward, reason=REASON)(self, *args, **kwargs)  # type: ignore[no-untyped-call]
-        symbolic = bool(args) and type(args[0]) is not torch.Tensor and isinstance(args[0], fx.Proxy | FakeTensor)
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        symbolic = type(first) is not torch.Tensor and isinstance(first, fx.Proxy | FakeTensor)
         if symbolic or torch._C._get_tracing_state() is not None:
             raise ConfigError(NOT_TRACED)
         return forward(self, *args, **kwargs)

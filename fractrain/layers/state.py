@@ -39,6 +39,14 @@ class CandidateScope:
     memo: dict[Any, Any]
     sites: list[Any] = field(default_factory=list)
 
+    def ran(self, layer: Any, macs: int, eb: bool, gc: bool) -> None:
+        """Note a layer and its forward MACs in this pass.
+
+        A layer may have other rows along its first axis than samples: windows of an image, a table for all of them.
+        """
+        n = len(self.input)
+        self.sites.append((layer, (macs + n // 2) // n, eb, gc))
+
 
 class QuantState:
     """Shared by reference between a method and its layers.

@@ -50,10 +50,7 @@ def gateable_blocks(model: nn.Module, context: MethodContext) -> list[str]:
 def proposed(model: nn.Module) -> list[str]:
     """Names of the longest row of modules of one type that have layers, or of an empty one: likely blocks."""
     rows: list[list[str]] = [[]]
-    fixed = {id(m.layers) for m in model.modules() if isinstance(m, nn.TransformerEncoder)}  # it looks into them
     for name, module in model.named_modules():
-        if id(module) in fixed:
-            continue
         inside = list(module.named_children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
         kinds = {type(child) for _, child in inside}
         if len(inside) > 1 and len(kinds) == 1 and all(list(child.children()) for _, child in inside):

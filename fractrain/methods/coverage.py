@@ -168,9 +168,9 @@ class Watch:
         self._add(Product(name, operation, "outside", why, macs - known, eb, gc))
 
     def _counts(self) -> bool:
-        """Whether what runs now is counted: of the passes of a gated block in training, one for each candidate, one."""
+        """Whether what runs now is counted: of the passes of a gated block that all see the whole batch, one."""
         frame = next((f for f in reversed(self._frames) if isinstance(f.module, GatedBlock)), None)
-        if frame is None or not frame.module.training:
+        if frame is None or frame.module.shares_batch:
             return True
         scope = frame.module.state.scope  # type: ignore[union-attr]
         frame.first = frame.first or scope  # type: ignore[assignment]

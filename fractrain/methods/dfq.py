@@ -11,6 +11,7 @@ from torch import nn
 
 from fractrain.layers.convert import convert
 from fractrain.methods.base import Kept, Method, MethodContext, MethodSettings, Width
+from fractrain.methods.block_call import entrance
 from fractrain.methods.blocks import block_weights, gateable_blocks
 from fractrain.methods.depthwise import (
     DEPTHWISE_BITS,
@@ -21,7 +22,6 @@ from fractrain.methods.depthwise import (
 from fractrain.methods.gate import GateNetwork
 from fractrain.methods.gated_block import Candidate, GatedBlock
 from fractrain.numerics.precision import Precision, fractrain_precision
-from fractrain.util.errors import ConfigError
 from fractrain.util.seeds import derive_seed
 from fractrain.util.settings import ADDED
 
@@ -115,7 +115,7 @@ class DFQ(Method):
             return (constant if is_depthwise(layer) else precisions[0]) if inside else None
 
         convert(model, rule, self.state, keep_last=False, keep=s.keep)
-        channels = [_input_channels(model.get_submodule(n), n) for n in names]
+        channels = [entrance(model.get_submodule(n), n).channels for n in names]
         gate = _seeded_gate(channels, len(candidates), s, context.seed)
         gate.to(next(model.parameters()).device)
         self._blocks: list[GatedBlock] = []
@@ -240,16 +240,6 @@ class DFQ(Method):
         self._cp_steps = state["cp_steps"]
         device = self._costs.device if not self._blocks else next(self._blocks[0].block.parameters()).device
         self._cp_sum = state["cp_sum"].to(device) if self._cp_steps else 0.0
-
-
-def _input_channels(block: nn.Module, name: str) -> int:
-    for m in block.modules():
-        weight = getattr(m, "weight", None)
-        if hasattr(m, "in_channels"):
-            return int(m.in_channels)  # type: ignore[arg-type]
-        if hasattr(m, "in_features") and weight is not None:
-            return int(m.in_features)  # type: ignore[arg-type]
-    raise ConfigError(f"block {name!r} has no convolution or linear layer to gate")
 
 
 def _seeded_gate(channels: list[int], candidates: int, settings: DFQSettings, seed: int) -> GateNetwork:

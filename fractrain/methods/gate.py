@@ -89,13 +89,13 @@ class GateNetwork(nn.Module):
                 nn.init.normal_(m.weight, 0.0, math.sqrt(2.0 / m.out_features))
         nn.init.normal_(self.head.weight, 0.0, math.sqrt(2.0 / (self.head.in_features * self.head.out_features)))
 
-    def forward(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """Probabilities ``[N, K]`` for block ``index`` from its input; see :meth:`logits`."""
-        return F.softmax(self.logits(index, x), dim=1)
+    def forward(self, index: int, pooled: torch.Tensor) -> torch.Tensor:
+        """Probabilities ``[N, K]`` for block ``index`` from its pooled input; see :meth:`logits`."""
+        return F.softmax(self.logits(index, pooled), dim=1)
 
     @without_autocast
-    def logits(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """Scores ``[N, K]`` (float32 or float64) for block ``index`` from its input ``[N, C, H, W]`` or ``[N, T, C]``.
+    def logits(self, index: int, pooled: torch.Tensor) -> torch.Tensor:
+        """Scores ``[N, K]`` (float32 or float64) for block ``index`` from its pooled input ``[N, C]``.
 
         Blocks must be asked in order; block 0 starts a new pass.
 
@@ -104,13 +104,7 @@ class GateNetwork(nn.Module):
         Raises:
             ConfigError: a block is asked out of turn, or by checkpointing that hides the gate from the loss.
         """
-        pooled = (x.mean(dim=(2, 3)) if x.dim() == 4 else x.mean(dim=1)).to(self.head.weight.dtype)
-        if pooled.shape[1] != self.channels[index]:
-            raise ConfigError(
-                f"gated block number {index} got an input of {pooled.shape[1]} channels, its first layer takes "
-                f"{self.channels[index]}: it is no block that a gate can be put before; name others: "
-                "attach(..., blocks=[...])"
-            )
+        pooled = pooled.to(self.head.weight.dtype)
         if recomputing():
             h, _ = self.cell(self.features[index](pooled), self._before(index, pooled))
             return widened(self.head(h))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from fractrain.layers.convert import quant_layers
 from fractrain.layers.eager import eager
 from fractrain.layers.recomputation import recomputing
 from fractrain.layers.state import CandidateScope, QuantState
+from fractrain.methods.block_call import BlockWrapper, Call, Output, combined, pooled
 from fractrain.methods.depthwise import is_depthwise
 from fractrain.methods.gate import GateNetwork, straight_through
 from fractrain.methods.select import chosen_only, mix, per_sample
 from fractrain.numerics.precision import Precision
 
+Finish = Callable[[], Any]
 RANDOM_TYPES = ("StochasticDepth", "DropPath")
 
 
@@ -38,7 +41,7 @@ class Candidate:
         return (self.a * self.w + self.e * self.w + self.a * self.e) / 1024
 
 
-class GatedBlock(nn.Module):
+class GatedBlock(BlockWrapper):
     """Wraps a block whose convolutions are quantized layers.
 
     Training computes the block at every *distinct* forward precision (the gate's gradient needs every candidate's
@@ -46,7 +49,9 @@ class GatedBlock(nn.Module):
     zero, because their mask is. Candidates that differ only in the error's width share their forward products (not in
     blocks with dropout: there every pass draws its own mask).
     BatchNorm's running statistics are updated once per distinct forward precision, from the whole batch. Evaluation
-    computes each sample at its own precision only.
+    computes each sample at its own precision only; where other arguments than the input have as many rows as there are
+    samples, it cannot know whether these are the samples' (of a mask they may be words), so that the whole batch runs
+    at each chosen precision and each sample's row is taken.
 
     With ``selected`` training does so, too: one pass, each sample quantized at its own widths. What that changes:
 
@@ -73,6 +78,7 @@ class GatedBlock(nn.Module):
 
     Attributes:
         mask, choice: of the last forward pass, ``[N, K]`` with the gate's gradient and ``[N]``.
+        shares_batch: whether the passes of the last evaluation saw the batch in parts.
         constant_share: share (0..1) of the block's MACs, as last run, that ``constant`` holds for; layers in floating
             point are left out.
     """
@@ -82,21 +88,19 @@ class GatedBlock(nn.Module):
         precisions: Sequence[Precision], state: QuantState, every_pass: bool = False,
         constant: Precision | None = None, selected: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.block = block
-        self.name = name
-        self.index = index
+        super().__init__(block, name, index, gate, state)
         self.candidates = list(candidates)
         self.precisions = list(precisions)
-        self.state = state
         self.every_pass = every_pass
         self.constant = constant
         self.selected = selected
         self.constant_share = 0.0
+        for layer in quant_layers(block):
+            layer.gated = True
         self._kept = frozenset(layer.site for layer in quant_layers(block) if layer.precision.is_float)
         # Each pass through a block that draws random numbers has forward values of its own: nothing can be shared.
         self._random = any(isinstance(m, _DropoutNd) or type(m).__name__ in RANDOM_TYPES for m in block.modules())
-        self._gate = (gate,)  # in a tuple: shared by all blocks, so it must not be registered in each
+        self.shares_batch = True
         self.mask: torch.Tensor | None = None
         self.choice: torch.Tensor | None = None
 
@@ -105,29 +109,28 @@ class GatedBlock(nn.Module):
         return {**self.__dict__, "mask": None, "choice": None}
 
     @eager
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the block's output ``[N, ...]``, each sample at the precision its gate chose."""
-        if x.dim() == 4:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the block returns, each sample ``[N, ...]`` at the precision its gate chose."""
+        call = self.call(args, kwargs)
+        x = call.input
+        if x.dim() == 4 and call.axis == 1:
             x = x.contiguous(memory_format=torch.channels_last)
-        mask, choice = straight_through(self._gate[0](self.index, x))
+        mask, choice = straight_through(self._gate[0](self.index, pooled(x, call.axis)))
         if not recomputing():
             self.mask, self.choice = mask, choice
         counts = self._counts(choice)
+        self.shares_batch = not self.training and not call.further
         if self.training and self.selected:
-            outs, sites = self._train_selected(x, choice)
+            finish, sites = self._train_selected(call, x, mask, choice)
         elif self.training:  # candidates that a sample of any process chose run on all of them: they share statistics
-            outs, sites = self._train(x, self._live(counts))
+            finish, sites = self._train(call, x, mask, choice, self._live(counts))
         else:
-            outs, sites = self._evaluate(x, choice, counts.tolist())
+            finish, sites = self._evaluate(call, x, choice, counts.tolist())
         held = sum(macs for layer, macs, *_ in sites if is_depthwise(layer)) if self.constant else 0
         quantized = sum(macs for layer, macs, *_ in sites if layer.site not in self._kept)
         self.constant_share = held / quantized if held else 0.0
-        self._count(x, counts, sites)
-        if not self.training:
-            return outs[0]
-        if self.selected:
-            return chosen_only(mask, choice, outs[0], self.state.kernels)
-        return mix(mask, choice, outs, self.state.kernels)
+        self._count(call, counts, sites)
+        return finish()  # last: activation checkpointing breaks off where nothing more is needed for backward
 
     def _counts(self, choice: torch.Tensor) -> torch.Tensor:
         """How many samples chose each candidate, int64 ``[K]``."""
@@ -169,75 +172,100 @@ class GatedBlock(nn.Module):
             groups.setdefault(k if alone else (c.a, c.w), []).append(k)
         return groups
 
-    def _train(self, x: torch.Tensor, counts: list[int]) -> tuple[list[torch.Tensor], list[Any]]:
-        """Output of every candidate, and what ran."""
-        outs: list[torch.Tensor | None] = [None] * len(self.candidates)
+    def _train(
+        self, call: Call, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor, counts: list[int]
+    ) -> tuple[Finish, list[Any]]:
+        """What makes the output of every sample at its choice from those of every candidate, and what ran."""
+        outs: list[Output | None] = [None] * len(self.candidates)
         sites: list[Any] = []
         memo: dict[Any, Any] = {}
         for key, members in self._groups().items():
             live = [k for k in members if counts[k] or self.every_pass]
             for k in live:
                 with frozen_statistics(self.block, k != live[0]):
-                    outs[k], ran = self._run(k, CandidateScope(k, x, key, memo))
+                    outs[k], ran = self._run(k, call, CandidateScope(k, x, key, memo))
                 sites = sites or ran
             if not live:  # only its output is needed, for the gate's gradient
                 with torch.no_grad():
-                    outs[members[0]], _ = self._run(members[0], CandidateScope(members[0], x, key, memo))
+                    outs[members[0]], _ = self._run(members[0], call, CandidateScope(members[0], x, key, memo))
             for name in [name for name in memo if name[0] == "product"]:
                 del memo[name]  # of no use to the next group
-            shared = next(o for k in members if (o := outs[k]) is not None).detach()
+            shared = next(o for k in members if (o := outs[k]) is not None).detached()
             for k in members:
                 outs[k] = shared if outs[k] is None else outs[k]
-        return [o for o in outs if o is not None], sites
 
-    def _train_selected(self, x: torch.Tensor, choice: torch.Tensor) -> tuple[list[torch.Tensor], list[Any]]:
-        """The output of every sample at its choice, and what ran."""
+        def chosen(values: list[torch.Tensor]) -> torch.Tensor:
+            if not values[0].is_floating_point():
+                return torch.stack(values)[choice, torch.arange(len(choice), device=choice.device)]
+            return mix(mask, choice, values, self.state.kernels)
+
+        first = next((k for k, count in enumerate(counts) if count), 0)  # with a graph, which others have not
+        return partial(combined, [o for o in outs if o is not None], chosen, self.title, first), sites
+
+    def _train_selected(
+        self, call: Call, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor
+    ) -> tuple[Finish, list[Any]]:
+        """What makes the output of every sample at its choice, and what ran."""
         mixed = per_sample(self.precisions, choice)
-        out, sites = self._pass(lambda layer: self._held(layer) or mixed, CandidateScope(0, x, "selected", {}))
-        return [out], sites
+        scope = CandidateScope(0, x, "selected", {})
+        out, sites = self._pass(lambda layer: self._held(layer) or mixed, call, scope)
+
+        def learning(values: list[torch.Tensor]) -> torch.Tensor:
+            if not values[0].is_floating_point():
+                return values[0]
+            return chosen_only(mask, choice, values[0], self.state.kernels)
+
+        return partial(combined, [out], learning, self.title), sites
 
     def _evaluate(
-        self, x: torch.Tensor, choice: torch.Tensor, counts: list[int]
-    ) -> tuple[list[torch.Tensor], list[Any]]:
-        """The output of every sample at its choice, and what ran."""
-        out: torch.Tensor | None = None
+        self, call: Call, x: torch.Tensor, choice: torch.Tensor, counts: list[int]
+    ) -> tuple[Finish, list[Any]]:
+        """What makes the output of every sample at its choice, and what ran."""
+        outs: list[Output] = []
+        places: list[torch.Tensor] = []
         sites: list[Any] = []
         for key, members in self._groups().items():
             if not any(counts[k] for k in members):
                 continue
             chosen = sum((choice == k for k in members[1:]), choice == members[0])
             rows = chosen.nonzero().squeeze(1)
-            part, ran = self._run(members[0], CandidateScope(members[0], x[rows], key, {}))
+            scope = CandidateScope(members[0], x[rows] if self.shares_batch else x, key, {})
+            part, ran = self._run(members[0], call, scope)
             sites = sites or ran
-            out = part.new_empty((x.shape[0], *part.shape[1:])) if out is None else out
-            out[rows] = part
-        assert out is not None
-        return [out], sites
+            outs.append(part)
+            places.append(rows)
 
-    def _run(self, k: int, scope: CandidateScope) -> tuple[torch.Tensor, list[Any]]:
-        return self._pass(lambda layer: self._precision(layer, k), scope)
+        def joined(values: list[torch.Tensor]) -> torch.Tensor:
+            out = values[0].new_empty((len(x), *values[0].shape[1:]))
+            for rows, part in zip(places, values, strict=True):
+                out[rows] = part if self.shares_batch else part[rows]
+            return out
+
+        return partial(combined, outs, joined, self.title), sites
+
+    def _run(self, k: int, call: Call, scope: CandidateScope) -> tuple[Output, list[Any]]:
+        return self._pass(lambda layer: self._precision(layer, k), call, scope)
 
     def _pass(
-        self, precision: Callable[[nn.Module], Precision], scope: CandidateScope
-    ) -> tuple[torch.Tensor, list[Any]]:
+        self, precision: Callable[[nn.Module], Precision], call: Call, scope: CandidateScope
+    ) -> tuple[Output, list[Any]]:
         for layer in quant_layers(self.block):
             layer.precision = precision(layer)
         self.state.scope = scope
         try:
-            return self.block(scope.input), scope.sites
+            return Output.of(call.run(self.block, scope.input), len(scope.input), self.title), scope.sites
         finally:
             self.state.scope = None
 
-    def _count(self, x: torch.Tensor, counts: torch.Tensor, sites: list[Any]) -> None:
+    def _count(self, call: Call, counts: torch.Tensor, sites: list[Any]) -> None:
         ledger = self.state.ledger
         if not ledger.enabled:
             return
         again = recomputing()
         learns = self.training and not again
         sites = [(layer, macs, eb and learns, gc and learns) for layer, macs, eb, gc in sites]
-        shape = "x".join(str(s) for s in x.shape[1:])
         ran = "".join(f"{'E' if eb else ''}{'G' if gc else ''}." for _, _, eb, gc in sites)  # frozen layers, no_grad
-        works = tuple(f"{self.name}#{k}|{c.a},{c.w},{c.e}|{shape}|{ran}" for k, c in enumerate(self.candidates))
+        works = tuple(f"{self.name}#{k}|{c.a},{c.w},{c.e}|{call.shape}|{ran}" for k, c in enumerate(self.candidates))
 
         def define(k: int) -> list[Entry]:
             own: list[Entry] = []
@@ -249,7 +277,8 @@ class GatedBlock(nn.Module):
         gate, train = self._gate[0], learns and torch.is_grad_enabled()
         with ledger.during("recompute" if again else ledger.phase):
             ledger.count_selected(works, counts, define)
-            ledger.count(f"{self.name}.gate|{train}", x.shape[0], lambda: gate.entries(self.index, self.name, train))
+            samples = len(call.input)
+            ledger.count(f"{self.name}.gate|{train}", samples, lambda: gate.entries(self.index, self.name, train))
 
 
 @contextmanager

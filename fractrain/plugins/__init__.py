@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -25,11 +24,12 @@ class _Finder(MetaPathFinder):
         if package != __name__:
             return None
         from fractrain.methods.registry import baselines_folder
-        from fractrain.util.registry import PLUGIN_VARIABLE
+        from fractrain.util.registry import PLUGIN_VARIABLE, content_name, plugin_spec
 
         given = [Path(p) for p in os.environ.get(PLUGIN_VARIABLE, "").split(os.pathsep) if p]
-        files = [baselines_folder() / f"{name}.py", *(p for p in given if p.stem == name)]
-        return next((spec_from_file_location(fullname, p.resolve()) for p in files if p.is_file()), None)
+        files = [baselines_folder() / f"{name}.py", *(p for p in given if name.startswith(p.stem))]
+        there = (p for p in files if p.is_file() and name in (p.stem, content_name(p.stem, p)))
+        return next((plugin_spec(fullname, p) for p in there), None)
 
 
 sys.meta_path.append(_Finder())

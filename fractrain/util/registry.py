@@ -13,6 +13,7 @@ A name with a prefix, such as ``torchvision:resnet50``, is handed to :meth:`Regi
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -24,6 +25,7 @@ import traceback
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -223,7 +225,10 @@ def kinds_in(plugin: Path) -> set[str]:
 
 
 def import_file(name: str, path: Path) -> ModuleType:
-    """Import a Python file as ``fractrain.plugins.<name>``.
+    """Import a Python file as ``fractrain.plugins.<name>``; one that is loaded and has not changed stays as it is.
+
+    So its classes stay the same objects, which pickling asks for. Where the name stands for another file, or for an
+    earlier text of this one, the module is called :func:`content_name`, and what is made of the earlier one lives on.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -232,13 +237,51 @@ def import_file(name: str, path: Path) -> ModuleType:
     """
     if not path.is_file():
         raise FileNotFoundError("no such file")
-    full = f"fractrain.plugins.{name}"
-    spec = importlib.util.spec_from_file_location(full, path)
-    if spec is None or spec.loader is None:
+    for own in (name, content_name(name, path)):
+        full = f"fractrain.plugins.{own}"
+        known = sys.modules.get(full)
+        if known is None:
+            return _load(full, path)
+        made_of = (getattr(known, "__file__", ""), getattr(known, "__digest__", ""))
+        if made_of == (str(path.resolve()), _digest(path)):
+            return known
+    del sys.modules[full]  # a twin in another folder
+    return _load(full, path)
+
+
+def content_name(name: str, path: Path) -> str:
+    """Name of a plugin's module where the plain one is taken: it says which text it is made of."""
+    return f"{name}_{_digest(path)[:8]}"
+
+
+def plugin_spec(full: str, path: Path) -> ModuleSpec:
+    """How a plugin file is imported under a full name."""
+    path = path.resolve()
+    spec = importlib.util.spec_from_file_location(full, path, loader=_PluginLoader(full, str(path)))
+    assert spec is not None
+    return spec
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class _PluginLoader(SourceFileLoader):
+    """Notes in the module which text it was made of."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__["__digest__"] = _digest(Path(self.path))
+        super().exec_module(module)
+
+
+def _load(full: str, path: Path) -> ModuleType:
+    if path.suffix != ".py":
         raise ImportError("not a Python file")
+    spec = plugin_spec(full, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[full] = module  # pydantic and pickling look the module up by name
     try:
+        assert spec.loader is not None
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[full]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -338,6 +340,32 @@ def test_a_worker_that_dies_is_one_line(monkeypatch):
     with pytest.raises(MachineError, match="FRACTRAIN_WORKERS") as caught:
         WorkerFetcher(_Dies(), 1).fetch(0, 0)
     one_line(caught)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from image_folders import entry
+from fractrain.data.folder_data import read_folder
+from fractrain.data.loader import train_loader
+
+print("the script runs")
+data = read_folder(entry(), Path(sys.argv[1]))
+loader = train_loader(data.train, data.info, 4, 7, "cpu", workers=1)
+print(tuple(loader.batch(0, 0)[0].shape))
+loader.close()
+"""
+
+
+def test_a_script_without_a_guard_for_its_main_part_may_read_folders(folder, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    paths = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "the script runs\n(4, 3, 32, 32)\n"), done.stderr
 
 
 class _Fails:

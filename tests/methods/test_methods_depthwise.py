@@ -143,7 +143,7 @@ def test_gates_of_both_shapes(sizes: tuple[int, int, int | None], macs: int, par
     gate = GateNetwork([24], 5, *sizes)
     assert gate.macs(0) == macs
     assert sum(p.numel() for p in gate.parameters()) == parameters
-    assert gate(0, torch.randn(3, 24, 4, 4, generator=torch.Generator().manual_seed(0))).sum(1).tolist() == (
+    assert gate(0, torch.randn(3, 24, generator=torch.Generator().manual_seed(0))).sum(1).tolist() == (
         pytest.approx([1.0] * 3)
     )
 

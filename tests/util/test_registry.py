@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import pickle
+import sys
 
 import pytest
+import torch
+from torch import nn
 
+import fractrain
+from fractrain.methods.registry import MethodRegistry
 from fractrain.models.registry import ModelRegistry
 from fractrain.util.errors import PluginError
 from fractrain.util.registry import Origin, kinds_in
@@ -35,6 +42,43 @@ def test_a_plugin_file_is_sorted_by_its_text(text, kinds, tmp_path):
     path.write_text(text)
     assert kinds_in(path) == kinds
     assert kinds_in(tmp_path / "gone.py") == {"methods"}
+
+
+PLUGIN = """
+from fractrain.layers.convert import convert_body
+from fractrain.methods.base import Method
+from fractrain.numerics.precision import fractrain_precision
+
+class Mine(Method):
+    name = "{name}"
+
+    def convert(self, model, context):
+        return convert_body(model, fractrain_precision(8, 8, 8), self.state)
+"""
+
+
+def test_a_model_is_pickled_though_its_plugin_was_read_anew(tmp_path, monkeypatch):
+    path = tmp_path / "pickled_anew.py"
+    path.write_text(PLUGIN.format(name="pickled_anew"))
+    monkeypatch.setenv("FRACTRAIN_PLUGINS", str(path))
+    session = fractrain.attach("pickled_anew", nn.Sequential(nn.Conv2d(3, 4, 3)))
+    assert MethodRegistry.discover().get("pickled_anew") is type(session.method)
+    twice = pickle.loads(pickle.dumps(session.model))
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(twice(x), session.model(x))
+    path.write_text(path.read_text() + "# another text\n")
+    other = MethodRegistry.discover().get("pickled_anew")
+    assert other is not type(session.method)
+    assert MethodRegistry.discover().get("pickled_anew") is other
+    for kind in (type(session.method), other):
+        assert pickle.loads(pickle.dumps(kind)) is kind
+    del sys.modules[other.__module__]  # as in another process, which finds it by its text
+    assert pickle.loads(pickle.dumps(session.model)) is not None
+    assert importlib.import_module(other.__module__).Mine.__module__ == other.__module__
+    path.write_text(PLUGIN.format(name="pickled_anew") + "# a third text\n")
+    del sys.modules[other.__module__]
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(other.__module__)
 
 
 def test_a_family_of_models_in_one_module_is_found_by_entry_points(tmp_path, monkeypatch):

@@ -1,0 +1,61 @@
+"""``fractrain list --model``: every operation of a model that multiplies, by what happens to it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+FILE = """
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gru, self.head = nn.Conv2d(3, 4, 3), nn.GRU(4, 4, batch_first=True), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.head(self.gru(F.relu(self.conv(x)).flatten(2).mT)[0].mean(1))
+
+def make(classes, shape):
+    return Net()
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Any) -> str:
+    (tmp_path / "with_gru.py").write_text(FILE)
+    return f"{tmp_path / 'with_gru.py'}:make"
+
+
+def test_every_operation_is_named_with_its_share(cli: Any, model: str) -> None:
+    result = cli("list", "--model", model, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    status = {p["name"]: p["status"] for p in found["products"]}
+    assert (status["conv"], status["gru"], status["head"]) == ("quantized", "outside", "float")
+    macs = {name: sum(p["macs"] for p in found["products"] if p["name"] == name) for name in status}
+    assert macs == {"conv": 2 * 36 * 27 * 4, "gru": 2 * 36 * 12 * 8, "head": 2 * 4 * 10}
+    assert found["dataset"] == "digits"
+    assert found["covered_percent"] == pytest.approx(100 * (macs["conv"] + macs["head"]) / sum(macs.values()))
+    text = cli("list", "--model", model, "--method", "fp32").stdout
+    assert "gru" in text
+    assert "recurrent layers stay in floating point" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("--model", "resnet38", "--dataset", "docs_text"), "resnet38 takes images, docs_text has none"),
+        (("--model", "resnet83"), "unknown model 'resnet83'"),
+        (("--model", "resnet38", "--set", "recipe.lr=1"), "settings of the method only"),
+        (("--method", "sbm"), "fractrain list --model NAME"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line(cli: Any, args: tuple[str, ...], told: str) -> None:
+    result = cli("list", *args)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
