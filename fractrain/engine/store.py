@@ -6,15 +6,18 @@ when its status is ``done`` and its files agree with the manifest (:mod:`fractra
 beside any other status is not shown.
 
 Two writers: the first holds the lock of the run's folder, the second gets a :class:`StoreError` (or waits, if it asked
-to). The lock belongs to the process: when the writer dies, the operating system releases it.
+to). The lock belongs to the process: when the writer dies, the operating system releases it. A file system without such
+locks is refused: a file that stands for a lock would outlive a dead node, and nobody could go on with its run.
 """
 
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import logging
 import os
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -132,7 +135,7 @@ class RunWriter:
         with storing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
-                self._lock.acquire(poll_interval=0.05)
+                self._acquire()
             except filelock.Timeout as error:
                 raise StoreError(
                     f"run {self.path.name} is being written by another process: wait for it, or stop it"
@@ -146,6 +149,22 @@ class RunWriter:
 
     def __exit__(self, *exception: object) -> None:
         self._lock.release()
+
+    def _acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            OSError: the file system has none; filelock would put a file in its place, with a warning.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._lock.acquire(poll_interval=0.05)
+        except NotImplementedError as error:  # older releases of filelock
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
+        if isinstance(self._lock, filelock.SoftFileLock):
+            self._lock.release()
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     def _prepare(self) -> None:
         with storing(self.path):

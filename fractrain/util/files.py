@@ -20,6 +20,10 @@ _HINTS = {
     errno.ENOTDIR: "a file is in the way of a folder: move it, or set FRACTRAIN_RESULTS to another folder",
     errno.EEXIST: "a file is in the way of a folder: move it, or set FRACTRAIN_RESULTS to another folder",
 }
+_HINTS |= dict.fromkeys(
+    (errno.ENOSYS, errno.ENOLCK),
+    "its file system has no locks: mount it with them (Lustre: -o flock), or set FRACTRAIN_RESULTS to another folder",
+)
 _RUN_TIME = (errno.ENOSPC, errno.EDQUOT)  # nothing was wrong when the run began
 _ABSOLUTE = re.compile(r"(?<![\w.:/\\-])(?:[A-Za-z]:[\\/]|/)(?:[^\s/\\:'\"]+[/\\])+")
 _VANISHED = "its folder has vanished: something else deletes there; give the same command again"

@@ -226,6 +226,19 @@ def test_second_writer_is_told_and_a_killed_writer_frees_the_lock(store, config)
     assert store.get(config.run_id).metrics() == [{"epoch": 0}, {"epoch": 1}]
 
 
+def test_a_file_system_whose_locks_would_outlive_a_dead_node_is_refused(store, config, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with (
+        pytest.raises(StoreError, match=r"its file system has no locks: mount it .* FRACTRAIN_RESULTS"),
+        store.open(config),
+    ):
+        pass
+    assert os.listdir(store.path(config.run_id)) == []
+
+
 def test_config_json_is_readable(store, config):
     with store.open(config):
         pass
