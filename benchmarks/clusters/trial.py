@@ -1,11 +1,14 @@
 """The same runs by every executor, with nodes, jobs and processes taken away in between: are their digests equal?
 
     python benchmarks/clusters/trial.py --out results/bench/clusters.json [--engines local,ray,submitit,slurm]
+    python benchmarks/clusters/trial.py --out FILE --uncut --folder DIR --engines local,ray,submitit
 
-The runs are those of table 2, profile smoke, ResNet-38, cut to a few steps. ``ray`` is a cluster of two nodes on this
-machine, one of which is removed; ``submitit`` its local executor, with a preemption; ``slurm`` a real Slurm of one node
-(Debian: slurm-wlm, munge; root), whose configuration and state lie in a temporary folder: one of its jobs is preempted,
-another one killed. An opt-in trial, minutes on two cores; its record is committed.
+The runs are those of table 2, profile smoke: ResNet-38 cut to a few steps, or all of them as they are (``--uncut``),
+two at a time with one thread each. ``ray`` is a cluster of two nodes on this machine, one of which is removed;
+``submitit`` its local executor, with a preemption; ``slurm`` a real Slurm of one node (Debian: slurm-wlm, munge; root),
+whose configuration and state lie in a temporary folder: one of its jobs is preempted, another one killed. An opt-in
+trial: minutes on two cores, uncut ten or more for each engine. With ``--folder`` it may be stopped (Ctrl-C): the same
+command goes on with it. Its records are committed.
 """
 
 from __future__ import annotations
@@ -29,10 +32,13 @@ from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.execute.jobs import Outcome
 from fractrain.execute.local import LocalExecutor
+from fractrain.execute.resources import LocalResources
+from fractrain.report.grid import plan
 from fractrain.report.spec import load_spec
 
 ENGINES = ("local", "ray", "submitit", "slurm")
 HANG_S = 900
+AT_ONCE = 2
 SLURM_CONF = """ClusterName=trial
 SlurmctldHost=localhost
 SlurmUser=root
@@ -71,6 +77,12 @@ def configs(rows: Sequence[str], iterations: int) -> list[RunConfig]:
     ]  # fmt: skip
 
 
+def uncut_configs() -> list[RunConfig]:
+    """All runs of table 2, profile smoke, as ``fractrain reproduce table2`` makes them."""
+    runs = [run.config for run in plan(load_spec("table2"), "smoke") if isinstance(run.config, RunConfig)]
+    return list({config.run_id: config for config in runs}.values())
+
+
 def wait_for(ready: Callable[[], Any], what: str) -> Any:
     """Return what ``ready`` returns as soon as that is true.
 
@@ -85,9 +97,14 @@ def wait_for(ready: Callable[[], Any], what: str) -> Any:
     raise TimeoutError(what)
 
 
-def has_checkpoint(store: Path, config: RunConfig) -> Callable[[], bool]:
-    """Whether a run has one: it is in the middle."""
-    return lambda: (store / config.run_id / "checkpoint.pt").exists()
+def in_the_middle(store: Path, configs: Sequence[RunConfig], since: float) -> list[RunConfig]:
+    """Runs that train and have written a checkpoint since then."""
+    found = []
+    for config in configs:
+        checkpoint, record = store / config.run_id / "checkpoint.pt", RunStore(store).get(config.run_id)
+        if record is not None and record.status == "running" and checkpoint.exists():
+            found += [config] if checkpoint.stat().st_mtime > since else []
+    return found
 
 
 def children(parent: int, word: str) -> list[int]:
@@ -109,64 +126,86 @@ def processes(*words: str) -> list[int]:
 
 
 class Trial:
-    """One engine: what it ran, what was done to it."""
+    """One engine: what it ran, what was done to it.
 
-    def __init__(self, store: Path, runs: Sequence[RunConfig]) -> None:
-        self.store, self.runs = store, list(runs)
-        self.site = Site(store, device="cpu", checkpoint_seconds=0)
-        self.events: list[str] = []
-        self._threads: list[threading.Thread] = []
+    Args:
+        folder: of its store; what was done to it by an earlier command is noted there, too.
+        runs: what it runs.
+        checkpoint_seconds: between two checkpoints of a run.
+    """
 
-    def disturb(self, event: str, config: RunConfig, act: Callable[[], None]) -> None:
-        """Do something as soon as a run has a checkpoint."""
+    def __init__(self, folder: Path, runs: Sequence[RunConfig], checkpoint_seconds: float) -> None:
+        self.store, self.runs, self.began, self._notes = folder / "runs", list(runs), time.time(), folder / "trial.json"
+        self.site = Site(self.store, device="cpu", checkpoint_seconds=checkpoint_seconds)
+        before = json.loads(self._notes.read_text()) if self._notes.exists() else {"events": [], "seconds": 0}
+        self.events: list[str] = before["events"]
+        self.seconds: float = before["seconds"]
+        self.left = [c for c in self.runs if (r := RunStore(self.store).get(c.run_id)) is None or r.status != "done"]
+
+    def keep_notes(self) -> None:
+        """Write down what was done and how long it took."""
+        notes = {"events": self.events, "seconds": self.seconds + time.time() - self.began}
+        self._notes.parent.mkdir(parents=True, exist_ok=True)
+        self._notes.write_text(json.dumps(notes))
+
+    def disturb(self, what: str, config: RunConfig, act: Callable[[], None]) -> None:
+        """Do something as soon as a run is in the middle, once."""
 
         def body() -> None:
-            wait_for(has_checkpoint(self.store, config), config.run_id)
+            wait_for(lambda: in_the_middle(self.store, [config], self.began), config.run_id)
             act()
-            self.events.append(f"{event}: {config.method}")
+            self.events.append(f"{what} during {config.run_id}")
 
-        self._threads.append(threading.Thread(target=body, daemon=True))
-        self._threads[-1].start()
+        if not any(event.startswith(what) for event in self.events):
+            threading.Thread(target=body, daemon=True).start()
 
     def local(self) -> list[Outcome]:
-        """In this process, one after the other."""
-        return LocalExecutor(jobs=1, isolate=False).run(self.runs, self.site)
+        """In processes of this machine."""
+        return LocalExecutor(jobs=AT_ONCE, resources=LocalResources(cores=1)).run(self.runs, self.site)
 
     def ray(self) -> list[Outcome]:
-        """Two nodes, one of which is removed without a word."""
+        """Two nodes, one of which is removed without a word while both train; a new one takes its place."""
         import ray
         from ray.cluster_utils import Cluster
 
-        from fractrain.execute.on_ray import RayExecutor, RayResources
+        from fractrain.execute.on_ray import RayExecutor, RayResources, RayTask
 
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's is 15: beside other programs runs would starve
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        lost = cluster.add_node(num_cpus=1)
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(AT_ONCE)]
+        trial = self
+
+        class Watched(RayExecutor):
+            def result(self, handle: RayTask) -> dict[str, str] | None:  # not in a thread: Ray sets a signal's handler
+                if not trial.events:
+                    lost = in_the_middle(trial.store, trial.runs, trial.began)
+                    if len(lost) >= min(AT_ONCE, len(trial.left)):
+                        cluster.remove_node(nodes[0], allow_graceful=False)
+                        cluster.add_node(num_cpus=1)
+                        names = " and ".join(config.run_id for config in lost)
+                        trial.events.append(f"one of two nodes removed during {names}")
+                return super().result(handle)
+
         try:
             ray.init(address=cluster.address, log_to_driver=False)
-
-            class Growing(RayExecutor):
-                def submit(self, runs: Sequence[Any], site: Site) -> list[Any]:
-                    handles = super().submit(runs, site)
-                    cluster.add_node(num_cpus=1)  # not in a thread: Ray sets a signal's handler
-                    return handles
-
-            self.disturb("node removed", self.runs[0], lambda: cluster.remove_node(lost, allow_graceful=False))
-            return Growing(RayResources(address=cluster.address)).run(self.runs, self.site)
+            return Watched(RayResources(address=cluster.address)).run(self.runs, self.site)
         finally:
             ray.shutdown()
             cluster.shutdown()
 
     def submitit(self) -> list[Outcome]:
-        """Submitit's local executor; one job is preempted as Slurm would do it."""
+        """Submitit's local executor, which starts whatever it gets; one job is preempted as Slurm would do it."""
         from fractrain.execute.on_slurm import SlurmExecutor, SlurmResources
 
         def preempt() -> None:
-            for pid in children(os.getpid(), "submitit.core._submit"):
-                os.kill(pid, signal.SIGUSR2)
+            os.kill(children(os.getpid(), "submitit.core._submit")[0], signal.SIGUSR2)
 
-        self.disturb("jobs preempted", self.runs[0], preempt)
-        return SlurmExecutor(SlurmResources(cluster="local", minutes=30, signal_seconds=60)).run(self.runs, self.site)
+        executor, ended = SlurmExecutor(SlurmResources(cluster="local", minutes=60, on_interrupt="cancel")), []
+        if self.left:
+            self.disturb("job preempted", self.left[0], preempt)
+        for at in range(0, len(self.runs), AT_ONCE):
+            ended += executor.run(self.runs[at : at + AT_ONCE], self.site)
+        return ended
 
     def slurm(self) -> list[Outcome]:
         """A real Slurm; one job is preempted, the process of another one is killed."""
@@ -243,28 +282,41 @@ def versions() -> dict[str, str]:
     return found
 
 
+def tried(name: str, trial: Trial) -> dict[str, Any]:
+    """Run all by one engine; what is to be told of it."""
+    try:
+        outcomes = getattr(trial, name)()
+    finally:
+        trial.keep_notes()
+    found = {
+        "done": sum(outcome.status == "done" for outcome in outcomes), "events": trial.events,
+        "failed": [f"{o.run_id}: {o.message}" for o in outcomes if o.status != "done"],
+        "seconds": round(trial.seconds + time.time() - trial.began), "digests": digests(trial.store, trial.runs),
+    }  # fmt: skip
+    print(f"{name}: {found['done']} of {len(trial.runs)} done, {trial.events}", flush=True)
+    return found
+
+
 def main() -> int:
-    """Run it; return 1 where digests differ."""
+    """Run it; return 1 where digests differ, or nothing was taken away."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--rows", default="fp32,sbm,dfq,fractrain", help="two or more")
     parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--uncut", action="store_true", help="all rows, models and data sets, with all their steps")
+    parser.add_argument("--folder", type=Path, help="keeps the runs, so that the same command goes on with them")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    runs, engines = configs(options.rows.split(","), options.iterations), {}
+    runs = uncut_configs() if options.uncut else configs(options.rows.split(","), options.iterations)
+    seconds, engines = 5.0 if options.uncut else 0.0, {}
     for name in options.engines.split(","):
-        folder = Path(tempfile.mkdtemp(prefix=f"trial-{name}-"))
-        trial, began = Trial(folder / "runs", runs), time.monotonic()
-        outcomes = getattr(trial, name)()
-        engines[name] = {
-            "done": sum(outcome.status == "done" for outcome in outcomes), "events": trial.events,
-            "failed": [f"{o.run_id}: {o.message}" for o in outcomes if o.status != "done"],
-            "seconds": round(time.monotonic() - began), "digests": digests(trial.store, runs),
-        }  # fmt: skip
-        print(f"{name}: {engines[name]['done']} of {len(runs)} done, {trial.events}", flush=True)
+        folder = options.folder / name if options.folder else Path(tempfile.mkdtemp(prefix=f"trial-{name}-"))
+        engines[name] = tried(name, Trial(folder.absolute(), runs, seconds))
     first = next(iter(engines.values()))["digests"]
     equal = {name: found["digests"] == first and len(first) == len(runs) for name, found in engines.items()}
-    what = f"table 2, profile smoke, ResNet-38 on digits, rows {options.rows}, cut to {options.iterations} steps"
+    what = "table 2, profile smoke, uncut"
+    if not options.uncut:
+        what = f"table 2, profile smoke, ResNet-38 on digits, rows {options.rows}, cut to {options.iterations} steps"
     told = {name: {k: v for k, v in found.items() if k != "digests"} for name, found in engines.items()}
     before = json.loads(options.out.read_text()) if options.out.exists() else {}
     if (before.get("what"), before.get("digests")) == (what, first):  # engines that were tried before
@@ -273,7 +325,8 @@ def main() -> int:
         "what": what, "runs": len(runs), "equal": equal, "digests": first, "versions": versions(), "engines": told,
     }  # fmt: skip
     options.out.write_text(json.dumps(record, indent=2) + "\n")
-    return 0 if all(equal.values()) else 1
+    disturbed = all(found["events"] for name, found in told.items() if name != "local")
+    return 0 if all(equal.values()) and disturbed else 1
 
 
 if __name__ == "__main__":
