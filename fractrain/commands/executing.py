@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,7 @@ from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from fractrain.execute.local import Executor, Outcome, Site
+    from fractrain.execute.resources import LocalResources
 
 jobs_option = click.option(
     "--jobs",
@@ -32,52 +34,72 @@ resources_option = click.option(
     "resources",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Of each run on Ray or Slurm: cores, gpus, memory_gb, retries, on_interrupt=leave|cancel; Ray: address; "
-    "Slurm: minutes, partition, account, constraint, parallel, cluster=slurm|local; may be repeated.",
+    help="Of each run: cores, gpus, memory_gb, retries; Ray and Slurm: minutes, signal_seconds, "
+    "on_interrupt=leave|cancel; Ray: address; Slurm: partition, account, constraint, parallel, cluster=slurm|local; "
+    "may be repeated.",
 )
 
 
-def remote_executor(name: str, resources: Sequence[str], jobs: int | None) -> Executor | None:
-    """The executor for other machines, None for this one.
+@dataclass(frozen=True)
+class Execution:
+    """What the options ask for.
+
+    Attributes:
+        jobs: runs at the same time on this machine; None: by its cores and GPUs.
+        remote: the executor for other machines, None for this one.
+        resources: of each run on this machine.
+    """
+
+    jobs: int | None
+    remote: Executor | None
+    resources: LocalResources
+
+    def executor(self, device: str) -> Executor:
+        """The executor of runs on that device."""
+        from fractrain.execute.local import LocalExecutor
+
+        if self.remote is not None:
+            return self.remote
+        return LocalExecutor(jobs_at_once(self.jobs, device), _gpus(device), self.resources)
+
+
+def chosen_execution(name: str, resources: Sequence[str], jobs: int | None) -> Execution:
+    """Read the options.
 
     Raises:
-        ConfigError: options that do not go with it.
+        ConfigError: options that do not go together.
     """
-    from fractrain.execute.remote import parse_resources
+    from fractrain.execute.resources import LocalResources, parse_resources
 
     if name == "local":
-        if resources:
-            raise ConfigError("--executor-set goes with --executor ray or slurm")
-        return None
+        return Execution(jobs, None, parse_resources(LocalResources, resources))
     if jobs is not None:
         raise ConfigError(f"--jobs is for this machine: --executor {name} starts as many runs as there is room for")
     if name == "ray":
         from fractrain.execute.on_ray import RayExecutor, RayResources
 
-        return RayExecutor(parse_resources(RayResources, resources))
+        return Execution(None, RayExecutor(parse_resources(RayResources, resources)), LocalResources())
     from fractrain.execute.on_slurm import SlurmExecutor, SlurmResources
 
-    return SlurmExecutor(parse_resources(SlurmResources, resources))
+    return Execution(None, SlurmExecutor(parse_resources(SlurmResources, resources)), LocalResources())
 
 
-def execute(configs: Sequence[Any], site: Site, jobs: int | None, remote: Executor | None = None) -> list[Outcome]:
+def execute(configs: Sequence[Any], site: Site, how: Execution) -> list[Outcome]:
     """Run all configurations; say how those ended that failed."""
     if not configs:
         return []
-    from fractrain.execute.local import LocalExecutor
+    from fractrain.execute.processes import logs_of
     from fractrain.util.progress import make_progress
 
     with stdout_to_stderr():
-        if remote is not None:  # whose machines have devices and data of their own: each run looks for itself
-            outcomes = remote.run(configs, site, make_progress())
-        else:
+        if how.remote is None:  # other machines have devices and data of their own: each run looks for itself
             check_site(configs, site)
-            outcomes = LocalExecutor(jobs_at_once(jobs, site.device), _gpus(site.device)).run(
-                configs, site, make_progress()
-            )
-    for outcome in outcomes:
-        if outcome.status != "done":
-            say(f"{outcome.run_id}: {outcome.status}: {outcome.message}")
+        outcomes = how.executor(site.device).run(configs, site, make_progress())
+    failed = [outcome for outcome in outcomes if outcome.status != "done"]
+    for outcome in failed:
+        say(f"{outcome.run_id}: {outcome.status}: {outcome.message}")
+    if any((logs_of(site) / f"{outcome.run_id}.log").exists() for outcome in failed):
+        say(f"what their processes said: {logs_of(site)}/RUN.log")
     return outcomes
 
 

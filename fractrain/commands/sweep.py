@@ -21,7 +21,14 @@ from fractrain.commands.common import (
     site_options,
     stdout_to_stderr,
 )  # fmt: skip
-from fractrain.commands.executing import execute, executor_option, jobs_option, remote_executor, resources_option
+from fractrain.commands.executing import (
+    Execution,
+    chosen_execution,
+    execute,
+    executor_option,
+    jobs_option,
+    resources_option,
+)  # fmt: skip
 from fractrain.commands.planning import NumberOfSeeds
 from fractrain.engine.length import MAX_SEEDS
 from fractrain.util.errors import ConfigError, did_you_mean
@@ -30,7 +37,7 @@ if TYPE_CHECKING:
     from fractrain.engine.config import RunConfig
     from fractrain.engine.index import RunEntry
     from fractrain.engine.site import Site
-    from fractrain.execute.jobs import Executor, Outcome
+    from fractrain.execute.jobs import Outcome
     from fractrain.execute.search import Axis, Point
     from fractrain.report.quantities import Quantity
     from fractrain.report.stats import Estimate
@@ -46,7 +53,8 @@ class Sweep:
         fixed: ``--set`` of every run.
         chosen: model, data set and what else :func:`fractrain.commands.choose.chosen_config` takes.
         seeds: of each point.
-        site: where runs are executed, and how many at a time: ``jobs``, or by ``remote``.
+        site: where runs are kept.
+        how: how they are executed.
         objectives: what decides which point is best.
         outcomes: how the runs ended that were not done before.
     """
@@ -55,8 +63,7 @@ class Sweep:
     chosen: Mapping[str, Any]
     seeds: int
     site: Site
-    jobs: int | None
-    remote: Executor | None
+    how: Execution
     objectives: Sequence[Quantity]
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -75,7 +82,7 @@ class Sweep:
                 record = store.get(config.run_id)
                 if record is None or record.status != "done":
                     todo[config.run_id] = config
-        self.outcomes += execute(list(todo.values()), self.site, self.jobs, self.remote)
+        self.outcomes += execute(list(todo.values()), self.site, self.how)
         found = self.entries()
         values = [[self.value(point, quantity, found) for quantity in self.objectives] for point in points]
         return [None if any(v is None for v in row) else [v.mean for v in row if v] for row in values]
@@ -151,9 +158,9 @@ def sweep_command(
 
     axes = [*map(parse_grid, grids), *map(parse_range, ranges)]
     methods = tuple(dict.fromkeys(methods))
-    remote = remote_executor(executor, resources, jobs)
+    how = chosen_execution(executor, resources, jobs)
     objectives = _objectives(wanted, chosen["dataset"])
-    sweep = Sweep(sets, chosen, seeds, site, jobs, remote, objectives)
+    sweep = Sweep(sets, chosen, seeds, site, how, objectives)
     if trials is None:
         points = grid(methods, axes)
         with stdout_to_stderr():  # every wrong key or value before the first run

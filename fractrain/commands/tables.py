@@ -24,11 +24,12 @@ from fractrain.commands.common import (
 )
 from fractrain.commands.evidence import evidence_option, origin_option
 from fractrain.commands.executing import (
+    Execution,
+    chosen_execution,
     execute,
     executor_option,
     jobs_at_once,
     jobs_option,
-    remote_executor,
     resources_option,
 )
 from fractrain.commands.planning import (
@@ -48,7 +49,7 @@ from fractrain.util.files import try_folder
 
 if TYPE_CHECKING:
     from fractrain.engine.site import Site
-    from fractrain.execute.jobs import Executor, Outcome
+    from fractrain.execute.jobs import Outcome
     from fractrain.report.campaign import Campaign
     from fractrain.report.draw import Look
     from fractrain.report.grid import PlannedRun
@@ -205,10 +206,10 @@ def reproduce_command(
     _refuse_torchrun()
     from fractrain.engine.length import words
 
-    remote = remote_executor(executor, resources, jobs)
+    how = chosen_execution(executor, resources, jobs)
     campaign = plan_campaign_of(tables, profile, seeds, site.store, (*added, *filter(None, [against])))
     if campaign is not None:
-        return _reproduce_campaign(*campaign, site, jobs or 1, remote, dry_run, out, as_json)
+        return _reproduce_campaign(*campaign, site, dataclasses.replace(how, jobs=jobs or 1), dry_run, out, as_json)
     say(f"{', '.join(tables)}, {words(profile)}: planning ...")
     from fractrain.report.output import check
 
@@ -221,7 +222,7 @@ def reproduce_command(
         check(spec)
         try_folder(_folder(spec, out))
     say(counts_text(runs))
-    outcomes = execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
+    outcomes = execute([run.config for run in runs if run.state == "to run"], site, how)
     documents = []
     for spec, planned in plans:
         ids = {run.run_id for run in planned}
@@ -241,7 +242,7 @@ def _refuse_torchrun() -> None:
 
 
 def _reproduce_campaign(
-    campaign: Campaign, runs: list[PlannedRun], site: Site, jobs: int, remote: Executor | None, dry_run: bool,
+    campaign: Campaign, runs: list[PlannedRun], site: Site, how: Execution, dry_run: bool,
     out: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Run what is missing of a campaign, in its order; print its table, and write it and the figure where DIR is given.
@@ -261,7 +262,7 @@ def _reproduce_campaign(
         require_matplotlib()
         try_folder(out)
     say(f"{campaign.name}: {counts_text(runs)}")
-    outcomes = execute([run.config for run in runs if run.state == "to run"], site, jobs, remote)
+    outcomes = execute([run.config for run in runs if run.state == "to run"], site, how)
     with stdout_to_stderr():
         scaling = build_scaling(campaign, RunStore(site.store))
         files = scaling_output.write(scaling, out, out) if out else []

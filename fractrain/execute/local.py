@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from fractrain.engine.config import RunConfig
@@ -21,6 +21,7 @@ from fractrain.engine.site import Site
 from fractrain.execute.forks import ForkServer, forks_here
 from fractrain.execute.jobs import Executor, Outcome, outcome_of
 from fractrain.execute.processes import Workers
+from fractrain.execute.resources import LocalResources, Machine
 from fractrain.execute.schedule import ScheduledExecutor
 from fractrain.util.errors import FractrainError
 from fractrain.util.progress import Progress, TableProgress
@@ -38,27 +39,36 @@ class LocalExecutor(ScheduledExecutor):
     """One process per run, ``jobs`` at a time, cores and GPUs divided among them.
 
     Attributes:
-        jobs: runs at the same time.
+        jobs: runs at the same time, fewer where ``resources`` leave no room for so many.
         gpus: GPU numbers, dealt out to the slots in turn; empty leaves the choice to each run.
-        isolate: False runs everything in this process, one after the other; None does so when there is one run to do.
+        resources: of each run.
+        isolate: False runs everything in this process, one after the other; None does so when there is one run to do
+            and no resources are asked for.
         worker: command line of the worker process.
     """
 
     jobs: int = 1
     gpus: Sequence[str] = ()
+    resources: LocalResources = field(default_factory=LocalResources)
     isolate: bool | None = None
     worker: Sequence[str] = WORKER
 
     def run_all(self, configs: list[RunConfig], site: Site, progress: Progress, cached: int) -> list[Outcome]:
-        """See :meth:`fractrain.execute.schedule.ScheduledExecutor.run_all`."""
-        if len(configs) > 1 if self.isolate is None else self.isolate:
-            return self._run_processes(configs, site, TableProgress(progress), cached)
+        """See :meth:`fractrain.execute.schedule.ScheduledExecutor.run_all`.
+
+        Raises:
+            MachineError: a run asks for more than this machine has.
+        """
+        several = len(configs) > 1 or self.resources != LocalResources()
+        if several if self.isolate is None else self.isolate:
+            room = Machine.here(len(self.gpus)).room(self.resources) or len(configs)
+            jobs = max(1, min(self.jobs, room, len(configs)))
+            return self._run_processes(configs, site, TableProgress(progress), cached, jobs)
         return [run_here(config, site, progress) for config in configs]
 
     def _run_processes(
-        self, configs: list[RunConfig], site: Site, progress: TableProgress, cached: int
+        self, configs: list[RunConfig], site: Site, progress: TableProgress, cached: int, jobs: int
     ) -> list[Outcome]:
-        jobs = max(1, min(self.jobs, len(configs)))
         server = self._server(site, jobs)
         workers = Workers(self.worker, site, server)
         events: _Events = queue.SimpleQueue()  # of all threads, shown by this one
@@ -73,6 +83,7 @@ class LocalExecutor(ScheduledExecutor):
                     config,
                     self._variables(slot, jobs),
                     lambda done: events.put(functools.partial(progress.update, config.run_id, done)),
+                    self.resources.retries,
                 )
             finally:
                 slots.put(slot)
@@ -116,9 +127,13 @@ class LocalExecutor(ScheduledExecutor):
         """Environment variables of the workers in a slot."""
         from fractrain.engine.environment import cores  # imports torch
 
-        variables = dict.fromkeys(THREAD_VARIABLES, str(max(1, cores() // jobs)))
+        threads = self.resources.cores or max(1, cores() // jobs)
+        variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
         variables.setdefault("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "passive"))
-        if self.gpus:
+        own = self.resources.gpus
+        if own is not None:
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[slot * own : (slot + 1) * own])
+        elif self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         return variables
 

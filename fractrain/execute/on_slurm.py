@@ -20,7 +20,8 @@ from typing import Any, Final, Literal
 from pydantic import Field, model_validator
 
 from fractrain.engine.site import Site
-from fractrain.execute.remote import RemoteExecutor, RemoteRun, Resources
+from fractrain.execute.remote import RemoteExecutor, RemoteRun
+from fractrain.execute.resources import Resources
 from fractrain.util.errors import MachineError
 from fractrain.util.files import atomic_write
 
@@ -150,9 +151,10 @@ class SlurmExecutor(RemoteExecutor[SlurmRun]):
             return None
         return ended
 
-    def cancel(self, handle: SlurmRun) -> None:
-        """End the job; its worker notices that its parent is gone and stops with a checkpoint."""
-        handle.job.cancel(check=False)
+    def cancel(self, handles: Sequence[SlurmRun]) -> None:
+        """End the jobs; their workers notice that their parents are gone and stop with checkpoints."""
+        for handle in handles:
+            handle.job.cancel(check=False)
 
     def _state(self, handle: SlurmRun) -> Literal["going", "ended", "cancelled", "lost"]:
         if self.resources.cluster == "local":

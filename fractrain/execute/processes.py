@@ -1,4 +1,7 @@
-"""The worker processes of executors: started, followed, asked to stop."""
+"""The worker processes of executors: started, followed, asked to stop, started again when they were killed.
+
+What each one says (warnings, tracebacks) is kept in ``logs/`` beside the run store, a file per run for all its starts.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
+from fractrain.engine.store import RunStore
 from fractrain.execute.forks import ForkedProcess, ForkServer, ForkServerError
 from fractrain.execute.jobs import Outcome
+from fractrain.util.errors import StoreError
 
 Process = subprocess.Popen[str] | ForkedProcess
 
@@ -27,13 +32,10 @@ class Workers:
         command: command line of a worker.
         site: where and how runs are executed.
         server: where workers are forked instead, as long as it lives.
-        logs: folder that keeps what each worker says, a file per run; None: only the last words of one that fails.
     """
 
-    def __init__(
-        self, command: Sequence[str], site: Site, server: ForkServer | None = None, logs: Path | None = None
-    ) -> None:
-        self._command, self._site, self._server, self._logs = list(command), site, server, logs
+    def __init__(self, command: Sequence[str], site: Site, server: ForkServer | None = None) -> None:
+        self._command, self._site, self._server = list(command), site, server
         self._running: list[Process] = []
         self._stopped = False
 
@@ -44,22 +46,39 @@ class Workers:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
 
+    def kill(self) -> None:
+        """End every worker at once, and start no more; the last checkpoints count."""
+        self._stopped = True
+        for process in list(self._running):
+            process.send_signal(signal.SIGKILL)
+
     def wait(self) -> None:
         """Wait until every worker has ended."""
         for process in list(self._running):
             process.wait()
 
-    def run(self, config: RunConfig, variables: Mapping[str, str], report: Callable[[int], None]) -> Outcome:
+    def run(
+        self, config: RunConfig, variables: Mapping[str, str], report: Callable[[int], None], retries: int = 0
+    ) -> Outcome:
         """Run one config in a process of its own and wait for its end.
 
         Args:
             config: the run.
             variables: environment variables on top of our own.
             report: told the number of steps done.
+            retries: times that it is started again when its process was killed.
         """
+        outcome = self._once(config, variables, report)
+        while retries and outcome.status == "failed" and self._was_lost(config.run_id):
+            retries -= 1
+            outcome = self._once(config, variables, report)
+        return outcome
+
+    def _once(self, config: RunConfig, variables: Mapping[str, str], report: Callable[[int], None]) -> Outcome:
         if self._stopped:
             return Outcome(config.run_id, "interrupted", "not started")
-        with self._log(config) as errors:
+        with _log(logs_of(self._site) / f"{config.run_id}.log") as errors:
+            said_before = errors.seek(0, os.SEEK_END)
             process = self._start(variables, errors)
             self._running.append(process)
             if self._stopped:  # while it was starting
@@ -67,14 +86,18 @@ class Workers:
             try:
                 last = self._follow(process, config, report)
             finally:
+                code = process.wait()  # also when we are interrupted: its last checkpoint is being written
                 self._running.remove(process)
-            return self._outcome(config, last, process.wait(), errors)
+            errors.seek(said_before)
+            return self._outcome(config, last, code, errors.read())
 
-    def _log(self, config: RunConfig) -> IO[str]:
-        if self._logs is None:
-            return tempfile.TemporaryFile("w+")
-        self._logs.mkdir(parents=True, exist_ok=True)
-        return (self._logs / f"{config.run_id}.log").open("a+", encoding="utf-8")
+    def _was_lost(self, run_id: str) -> bool:
+        """Whether the worker ended without a word of its own: killed, or its machine was."""
+        try:
+            record = RunStore(self._site.store).get(run_id)
+        except StoreError:
+            return False
+        return record is None or record.status == "running"
 
     def _start(self, variables: Mapping[str, str], errors: IO[str]) -> Process:
         if self._server is not None:
@@ -113,12 +136,32 @@ class Workers:
             from_worker.close()
         return last
 
-    def _outcome(self, config: RunConfig, last: dict[str, Any], code: int, errors: IO[str]) -> Outcome:
+    def _outcome(self, config: RunConfig, last: dict[str, Any], code: int, said: str) -> Outcome:
         if last.get("event") == "end":
             return Outcome(config.run_id, last["status"], last["message"])
         if self._stopped:
             return Outcome(config.run_id, "interrupted", "stopped at once; the last checkpoint counts")
-        errors.seek(0)
-        words = errors.read().strip().splitlines()
+        words = said.strip().splitlines()
         reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         return Outcome(config.run_id, "failed", f"worker ended with {reason}{': ' + words[-1] if words else ''}")
+
+
+def logs_of(site: Site) -> Path:
+    """The folder that keeps what the processes of runs say."""
+    return site.store.parent / "logs"
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[IO[str]]:
+    """A run's log, to append to; it does not stay if nothing was said, or where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file: IO[str] = path.open("a+", encoding="utf-8", errors="replace")
+    except OSError:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
+            yield file
+        return
+    with file:
+        yield file
+        if not file.seek(0, os.SEEK_END):
+            path.unlink(missing_ok=True)

@@ -10,55 +10,35 @@ All machines must see the run store under the same path. Progress is read there,
 from __future__ import annotations
 
 import abc
+import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeVar
-
-import pydantic
-from pydantic import Field
+from typing import Any, Final, Generic, TypeVar
 
 from fractrain.engine.config import RunConfig
+from fractrain.engine.record_files import CHECKPOINT
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.execute.jobs import Outcome
 from fractrain.execute.processes import Workers
+from fractrain.execute.resources import Resources
 from fractrain.execute.schedule import ScheduledExecutor
-from fractrain.util.errors import ConfigError, StoreError
+from fractrain.execute.time_limit import TimeLimit
+from fractrain.util.errors import StoreError
 from fractrain.util.progress import Progress, TableProgress
 from fractrain.util.signals import GracefulStop, RunInterrupted
 
 Handle = TypeVar("Handle")
-R = TypeVar("R", bound="Resources")
 WORKER: Final = (sys.executable, "-m", "fractrain.execute.worker")
 POLL_S: Final = 0.5
 STORE_POLL_S: Final = 2.0  # steps of runs are read from a network file system: not more often
 LOCK_WAIT_S: Final = 120.0  # a worker whose node or job was lost may still write its last checkpoint
 THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 CARRIED: Final = ("FRACTRAIN_PLUGINS", "FRACTRAIN_DATA", "PYTHONPATH")
-
-
-class Resources(pydantic.BaseModel):
-    """What one run gets, and what becomes of it when its machine is lost.
-
-    Attributes:
-        cores: CPU cores, and threads of the run.
-        gpus: GPUs; a run of this suite uses one.
-        memory_gb: main memory; None leaves it to the engine.
-        retries: times that a run is started again when its process, job or node was lost. A run that failed of its own
-            is not: it would fail again.
-        on_interrupt: on Ctrl-C, jobs that were handed over are left to go on, or cancelled.
-    """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    cores: int = Field(default=1, ge=1, le=1024)
-    gpus: int = Field(default=0, ge=0, le=64)
-    memory_gb: float | None = Field(default=None, gt=0)
-    retries: int = Field(default=3, ge=0, le=100)
-    on_interrupt: Literal["leave", "cancel"] = "leave"
 
 
 class RemoteRun:
@@ -69,12 +49,21 @@ class RemoteRun:
         site: where and how it is executed; made absolute.
         cores: threads of the run.
         retries: times that its process is started again when it was killed.
+        limit: of one call; None: none, or the engine has its own.
         worker: command line of the worker process.
     """
 
-    def __init__(self, config: RunConfig, site: Site, cores: int, retries: int, worker: Sequence[str] = WORKER) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        site: Site,
+        cores: int,
+        retries: int,
+        limit: TimeLimit | None = None,
+        worker: Sequence[str] = WORKER,
+    ) -> None:
         self.config, self.site, self.retries = config, site.absolute(), retries
-        self.worker = tuple(worker)
+        self.limit, self.worker = limit, tuple(worker)
         self.variables = {**dict.fromkeys(THREADS, str(cores)), "OMP_WAIT_POLICY": "passive"}
         self.variables.update({name: os.environ[name] for name in CARRIED if name in os.environ})
         self._workers: Workers | None = None
@@ -83,18 +72,29 @@ class RemoteRun:
         return {**self.__dict__, "_workers": None}
 
     def __call__(self) -> dict[str, str]:
-        """Run it to its end; return status and message. Ctrl-C (a cancelled task) stops it with a checkpoint."""
-        store = RunStore(self.site.store)
-        for attempt in range(self.retries + 1):
-            self._workers = Workers(self.worker, self.site, logs=self.site.store.parent / "logs")
-            try:
-                outcome = self._workers.run(self.config, self.variables, lambda _: None)
-            except KeyboardInterrupt:
-                self.stop()
-                return {"status": "interrupted", "message": "cancelled; the last checkpoint counts"}
-            if outcome.status != "failed" or attempt == self.retries or not _was_lost(store, self.config.run_id):
-                break
-        return {"status": outcome.status, "message": outcome.message}
+        """Run it to its end; return status and message. Ctrl-C (a cancelled task) stops it with a checkpoint.
+
+        The status is that of an :class:`fractrain.execute.jobs.Outcome`, or ``again`` for a run that is to be queued
+        again: the time limit was over, and it has come further.
+        """
+        self._workers = Workers(self.worker, self.site)
+        steps: list[int] = []
+        before = _saved(self.site.store, self.config)
+        watched = self.limit.over(self._workers) if self.limit else contextlib.nullcontext(threading.Event())
+        try:
+            with watched as out_of_time:
+                outcome = self._workers.run(self.config, self.variables, steps.append, self.retries)
+        except KeyboardInterrupt:
+            return {"status": "interrupted", "message": "cancelled; the last checkpoint counts"}
+        status, message = outcome.status, outcome.message
+        if self.limit and out_of_time.is_set() and status == "interrupted":
+            further = steps and steps[-1] > steps[0] and _saved(self.site.store, self.config) != before
+            return {"status": "again", "message": message} if further else self._too_short(self.limit)
+        return {"status": status, "message": message}
+
+    def _too_short(self, limit: TimeLimit) -> dict[str, str]:
+        words = f"no step was done and kept within the time limit of {limit.seconds / 60:g} minutes: raise it"
+        return {"status": "failed", "message": words}
 
     def stop(self) -> None:
         """Ask the worker for a checkpoint and wait for its end; may be called from a signal handler."""
@@ -119,6 +119,11 @@ class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
 
     resources: Resources
 
+    @property
+    def limit(self) -> TimeLimit | None:
+        """Time limit that each start of a run keeps by itself."""
+        return None
+
     @abc.abstractmethod
     def submit(self, runs: Sequence[RemoteRun], site: Site) -> list[Handle]:
         """Hand runs to the engine; return one handle each."""
@@ -128,8 +133,8 @@ class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
         """Return status and message of a run that has ended, None while it has not; an engine's error may be raised."""
 
     @abc.abstractmethod
-    def cancel(self, handle: Handle) -> None:
-        """Stop a run as soon as possible; with a checkpoint where the engine allows it."""
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        """Stop runs as soon as possible; with a checkpoint where the engine allows it."""
 
     def run_all(self, configs: list[RunConfig], site: Site, progress: Progress, cached: int) -> list[Outcome]:
         """See :meth:`fractrain.execute.schedule.ScheduledExecutor.run_all`.
@@ -139,7 +144,8 @@ class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
         """
         site = site.absolute(wait_s=LOCK_WAIT_S)
         shown = TableProgress(progress)
-        runs = [RemoteRun(config, site, self.resources.cores, self.resources.retries) for config in configs]
+        want = self.resources
+        runs = [RemoteRun(config, site, want.cores, want.retries, self.limit) for config in configs]
         outcomes: dict[str, Outcome] = {}
         with GracefulStop() as stop:
             shown.start({config.run_id: config.recipe.iterations for config in configs}, cached)
@@ -181,45 +187,12 @@ class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
 
     def _leave(self, handles: Sequence[Handle], ended: int) -> str:
         if self.resources.on_interrupt == "cancel":
-            for handle in handles:
-                self.cancel(handle)
+            self.cancel(handles)
             return f"stopped: {ended} runs ended, {len(handles)} cancelled; the same command goes on with them"
         return (
             f"stopped waiting: {ended} runs ended, {len(handles)} go on without us (--executor-set on_interrupt=cancel "
             "cancels them); the same command shows the rest"
         )
-
-
-def parse_resources(kind: type[R], texts: Sequence[str]) -> R:
-    """Read ``KEY=VALUE`` texts of the command line.
-
-    Raises:
-        ConfigError: an unknown key, or a value out of range.
-    """
-    values: dict[str, str] = {}
-    for text in texts:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise ConfigError(f"--executor-set {text}: write KEY=VALUE; keys are {', '.join(kind.model_fields)}")
-        values[key] = value
-    try:
-        return kind.model_validate(values)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        value, reason = values.get(name, ""), first["msg"].lower()
-        raise ConfigError(
-            f"--executor-set {name}={value}: {reason}; keys are {', '.join(kind.model_fields)}"
-        ) from error
-
-
-def _was_lost(store: RunStore, run_id: str) -> bool:
-    """Whether the worker ended without a word of its own: killed, or its machine was."""
-    try:
-        record = store.get(run_id)
-    except StoreError:
-        return False
-    return record is None or record.status == "running"
 
 
 def _steps(store: Path, run_ids: Sequence[str]) -> Mapping[str, int]:
@@ -235,3 +208,11 @@ def _steps(store: Path, run_ids: Sequence[str]) -> Mapping[str, int]:
         if lines:
             found[run_id] = int(lines[-1]["iteration"])
     return found
+
+
+def _saved(store: Path, config: RunConfig) -> int:
+    """When the last checkpoint of a run was written (ns), 0 where there is none."""
+    try:
+        return (store / config.run_id / CHECKPOINT).stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -20,7 +20,7 @@ from fractrain.engine.registries import Registries
 from fractrain.engine.site import Site
 from fractrain.engine.trainer import Trainer
 from fractrain.execute.jobs import Outcome, outcome_of
-from fractrain.util.console import tell
+from fractrain.util.console import Console, tell
 from fractrain.util.errors import FractrainError, typed_line
 from fractrain.util.progress import Progress
 
@@ -62,7 +62,8 @@ def emit(stream: IO[str], event: dict[str, Any]) -> None:
 
 def main(registries: Registries | None = None) -> int:
     """Do the job on standard input; return the exit code."""
-    protocol = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    _hear_stops()
+    protocol: Any = Console(os.fdopen(os.dup(sys.stdout.fileno()), "w"))  # that nobody reads must not end a run
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a plugin that prints must not spoil the protocol
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
@@ -70,6 +71,13 @@ def main(registries: Registries | None = None) -> int:
     code, outcome = _run(config, Site.from_json(job), JsonProgress(protocol), registries)
     emit(protocol, {"event": "end", "status": outcome.status, "message": outcome.message})
     return code
+
+
+def _hear_stops() -> None:
+    """Take SIGINT whatever the parent did: Ray's workers block it, background jobs of shells ignore it."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(config: RunConfig, site: Site, progress: JsonProgress, registries: Registries | None) -> tuple[int, Outcome]:

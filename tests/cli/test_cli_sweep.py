@@ -60,7 +60,8 @@ def test_a_search_takes_runs_that_are_there(cli: Any) -> None:
         (("--range", "bits=4..6"), "--trials N"),
         (("--optimize", "acc"), "--optimize acc"),
         (("--trials", "3", "--dry-run"), "depends on its results"),
-        (("--executor-set", "cores=2"), "--executor ray or slurm"),
+        (("--executor-set", "core=2"), "keys are cores, gpus, memory_gb, retries"),
+        (("--executor-set", "cores=1000"), "more than this machine has for runs"),
     ],
 )
 def test_wrong_sweeps_end_before_anything_is_run(

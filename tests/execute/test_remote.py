@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,18 +11,23 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from engine_fakes import fake_config
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.execute.local import LocalExecutor
-from fractrain.execute.remote import RemoteExecutor, RemoteRun, Resources, parse_resources
+from fractrain.execute.remote import RemoteExecutor, RemoteRun
+from fractrain.execute.resources import Resources, parse_resources
+from fractrain.execute.time_limit import TimeLimit
 from fractrain.util.errors import ConfigError, FractrainError
 from fractrain.util.signals import RunInterrupted
 
 HANG_S = 600
+FAKE_WORKER = (sys.executable, "-W", "error", str(Path(__file__).parents[1] / "support" / "fake_worker.py"))
 
 
 def config(method: str, iterations: int = 6, seed: int = 0) -> RunConfig:
@@ -60,8 +66,8 @@ class Inline(RemoteExecutor[dict[str, str]]):
             raise RuntimeError("node gone\nat 3 o'clock")
         return None if handle["status"] == "never" else handle
 
-    def cancel(self, handle):
-        self.cancelled += 1
+    def cancel(self, handles):
+        self.cancelled += len(handles)
 
 
 def test_a_run_travels_as_a_pickle_and_ends_as_here(here, tmp_path):
@@ -145,6 +151,114 @@ def test_resources_are_read_and_refused_in_one_line():
             parse_resources(Resources, [text])
 
 
+class WhenItTrains(TimeLimit):
+    """A limit that is over as soon as there is a new line of metrics: the same on machines of any speed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(60.0, 1.0)
+        object.__setattr__(self, "folder", folder)
+
+    @contextlib.contextmanager
+    def over(self, workers):
+        out_of_time, path = threading.Event(), self.folder / "metrics.jsonl"
+        before = path.read_text().count("\n") if path.exists() else 0
+        ended = threading.Event()
+
+        def stop() -> None:
+            while not ended.wait(0.02):
+                if path.exists() and path.read_text().count("\n") > before:
+                    out_of_time.set()
+                    workers.stop()
+                    return
+
+        thread = threading.Thread(target=stop)
+        thread.start()
+        yield out_of_time
+        ended.set()
+        thread.join()
+
+
+def slow_config(periods: int) -> RunConfig:
+    return fake_config({"bits": 14}, iterations=10 * periods, eval_every=10, milestones=[8])  # half a second each
+
+
+def test_a_run_out_of_time_is_queued_again_and_ends_with_the_same_bits(tmp_path):
+    config = slow_config(3)
+    whole = RemoteRun(config, Site(tmp_path / "whole" / "runs", device="cpu"), cores=1, retries=0, worker=FAKE_WORKER)
+    assert whole()["status"] == "done"
+    cut = Site(tmp_path / "cut" / "runs", device="cpu")
+    limit = WhenItTrains(cut.store / config.run_id)
+    run = RemoteRun(config, cut, cores=1, retries=0, limit=limit, worker=FAKE_WORKER)
+    statuses = [run()["status"]]
+    while statuses[-1] == "again":
+        statuses.append(run()["status"])
+    assert statuses[-1] == "done"
+    assert len(statuses) >= 3
+    assert digests(cut.store, [config]) == digests(whole.site.store, [config])
+
+
+def test_a_time_limit_in_which_no_step_is_done_is_told_and_not_tried_for_ever(tmp_path):
+    limit = TimeLimit(seconds=6.0, signal_seconds=5.99)
+    run = RemoteRun(slow_config(9), Site(tmp_path / "runs", device="cpu"), 1, 3, limit, worker=FAKE_WORKER)
+    assert run() == {
+        "status": "failed",
+        "message": "no step was done and kept within the time limit of 0.1 minutes: raise it",
+    }
+
+
+def test_a_worker_that_does_not_stop_in_time_is_killed():
+    did = []
+    began = time.monotonic()
+    workers = SimpleNamespace(
+        stop=lambda: did.append(("stop", time.monotonic() - began)),
+        kill=lambda: did.append(("kill", time.monotonic() - began)),
+    )
+    with TimeLimit(0.3, 0.2).over(workers) as out_of_time:
+        assert not out_of_time.wait(0.05)
+        assert out_of_time.wait(10)
+        while len(did) < 2:
+            time.sleep(0.01)
+    assert [what for what, _ in did] == ["stop", "kill"]
+    assert did[1][1] - did[0][1] > 0.1
+    with TimeLimit(0.1, 0.05).over(workers):
+        pass
+    time.sleep(0.2)
+    assert len(did) == 2  # it ended in time
+
+
+def test_ray_queues_a_run_again_whose_time_is_over(monkeypatch):
+    from fractrain.execute import on_ray
+
+    ended = iter(["again", "again", "done"])
+    started: list[str] = []
+    ray = SimpleNamespace(
+        wait=lambda tasks, timeout: (tasks, []),
+        get=lambda task: {"status": next(ended), "message": ""},
+        remote=lambda **options: (
+            lambda function: SimpleNamespace(
+                options=lambda name: SimpleNamespace(remote=lambda run: started.append(name) or len(started))
+            )
+        ),
+    )
+    monkeypatch.setattr(on_ray, "_ray", lambda: ray)
+    executor = on_ray.RayExecutor(parse_resources(on_ray.RayResources, ["minutes=2"]))
+    assert executor.limit == TimeLimit(120.0, 90.0)
+    run = RemoteRun(config("sbm"), Site(Path("nowhere")), cores=1, retries=0, limit=executor.limit)
+    handle = on_ray.RayTask(run, executor._start(run))
+    assert [executor.result(handle) for _ in range(3)] == [None, None, {"status": "done", "message": ""}]
+    assert (handle.task, started) == (3, [run.config.run_id] * 3)
+    with pytest.raises(ConfigError, match="signal_seconds must be less"):
+        parse_resources(on_ray.RayResources, ["minutes=1"])
+
+
+def test_ray_is_asked_whether_any_node_has_room_for_a_run():
+    from fractrain.execute.on_ray import RayExecutor, RayResources
+
+    node = {"CPU": 4.0, "memory": 3.0 * 2**30, "node:10.0.0.1": 1.0}
+    for asked, fits in (({"cores": 4}, True), ({"cores": 5}, False), ({"gpus": 1}, False), ({"memory_gb": 4}, False)):
+        assert RayExecutor(RayResources(**asked))._fits(node) is fits
+
+
 def test_ray_cannot_leave_tasks_alone():
     from fractrain.execute.on_ray import RayResources
 
@@ -204,6 +318,69 @@ def preempt(job, store: Path, run_id: str) -> None:
         int(job.job_id), "submitit"
     ):  # the job's task, as Slurm would; its own controller takes no signal
         os.kill(pid, signal.SIGUSR2)
+
+
+def stop_when_it_trains(folder: Path) -> None:
+    """Press Ctrl-C as soon as a run has a line of metrics."""
+    deadline = time.monotonic() + HANG_S
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("on_interrupt", ["leave", "cancel"])
+def test_ctrl_c_leaves_jobs_of_submitit_or_cancels_them_with_checkpoints(tmp_path, on_interrupt):
+    pytest.importorskip("submitit", reason="extra slurm is not installed")
+    from fractrain.execute.on_slurm import SlurmExecutor, SlurmResources
+
+    class Slow(SlurmExecutor):
+        def submit(self, runs, site):
+            for run in runs:
+                run.worker = FAKE_WORKER
+            jobs.extend(handles := super().submit(runs, site))
+            return handles
+
+    jobs: list[object] = []
+    config, store = slow_config(6 if on_interrupt == "leave" else 2000), tmp_path / "runs"
+    threading.Thread(target=stop_when_it_trains, args=(store / config.run_id,)).start()
+    with pytest.raises(RunInterrupted, match="go on without us" if on_interrupt == "leave" else "1 cancelled"):
+        Slow(SlurmResources(cluster="local", on_interrupt=on_interrupt)).run([config], Site(store, device="cpu"))
+    wanted = "done" if on_interrupt == "leave" else "interrupted"
+    deadline = time.monotonic() + HANG_S
+    while RunStore(store).get(config.run_id).status == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert RunStore(store).get(config.run_id).status == wanted
+    assert (store / config.run_id / "checkpoint.pt").exists()
+    jobs[0].job._process.wait(HANG_S)
+
+
+@pytest.fixture
+def one_ray_node(monkeypatch):
+    """Ray on this machine, as the executor starts it where there is no cluster."""
+    ray = pytest.importorskip("ray", reason="extra ray is not installed")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's is 15: on a busy machine this test would starve
+    ray.init(num_cpus=1, log_to_driver=False, include_dashboard=False)
+    yield ray
+    ray.shutdown()
+
+
+def test_ctrl_c_cancels_tasks_of_ray_with_checkpoints(one_ray_node, tmp_path):
+    from fractrain.execute.on_ray import RayExecutor, RayResources
+
+    class Slow(RayExecutor):
+        def submit(self, runs, site):
+            for run in runs:
+                run.worker = FAKE_WORKER
+            return super().submit(runs, site)
+
+    configs = [slow_config(2000), slow_config(2001)]
+    threading.Thread(target=stop_when_it_trains, args=(tmp_path / configs[0].run_id,)).start()
+    with pytest.raises(RunInterrupted, match="0 runs ended, 2 cancelled"):
+        Slow(RayResources()).run(configs, Site(tmp_path, device="cpu"))
+    record = RunStore(tmp_path).get(configs[0].run_id)
+    assert record.status == "interrupted"  # at once: a driver that ends takes Ray's processes with it
+    assert (record.path / "checkpoint.pt").exists()
+    assert RunStore(tmp_path).get(configs[1].run_id) is None
 
 
 def test_two_ray_nodes_one_killed_in_mid_run(here, tmp_path, monkeypatch):
