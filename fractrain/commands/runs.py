@@ -50,6 +50,7 @@ SWEEP: Final = "WANDB_SWEEP_ID"  # set by wandb's agent
         type=NearestChoice(("wandb", "tensorboard")),
         help="Follow the run live there, under --track-dir; WANDB_MODE=offline needs no account; may be repeated.",
     ),
+    click.option("--wandb", is_flag=True, help="Short for --track wandb."),
     click.option(
         "--track-dir",
         type=click.Path(path_type=Path, file_okay=False),
@@ -64,8 +65,8 @@ SWEEP: Final = "WANDB_SWEEP_ID"  # set by wandb's agent
     json_option,
 )
 def run_command(
-    assignments: tuple[str, ...], force: bool, dry_run: bool, trackers: tuple[str, ...], track_dir: Path, project: str,
-    site: Site, as_json: bool, **chosen: Any,
+    assignments: tuple[str, ...], force: bool, dry_run: bool, trackers: tuple[str, ...], wandb: bool, track_dir: Path,
+    project: str, site: Site, as_json: bool, **chosen: Any,
 ) -> None:  # fmt: skip
     """Train one model with one method; a finished run is shown at once, an interrupted one goes on.
 
@@ -89,7 +90,8 @@ def run_command(
             found = store.get(config.run_id)
             if found is None or found.status not in ("done", "damaged"):
                 check_site([config], site)
-        listeners = _listeners(trackers, track_dir, project) if ranks.first else []
+        wanted = (*trackers, "wandb") if wandb else trackers
+        listeners = _listeners(wanted, track_dir, project) if ranks.first else []
         if listeners and not force and SWEEP in os.environ and (done := store.get(config.run_id)) is not None:
             _tell_result(listeners, done)
         record = Trainer(config, site, make_progress(), ranks=ranks, fresh=force, listeners=listeners).run()

@@ -18,7 +18,8 @@ from typing import Any, Final
 from fractrain.engine.config import RunConfig
 from fractrain.engine.listener import RunListener
 from fractrain.engine.store import RunRecord
-from fractrain.publish.publish import public_config, public_facts, resolve_mode, run_payload
+from fractrain.publish.public import group_name, public_config, public_facts, run_name
+from fractrain.publish.publish import resolve_mode, run_payload
 from fractrain.publish.wandb import Mode, WandbTracker
 from fractrain.util.errors import ConfigError, FractrainError, MachineError
 
@@ -44,23 +45,6 @@ def make_listener(kind: str, folder: Path, project: str, entity: str | None = No
     if kind == "tensorboard":
         return TensorBoardLive(folder / "tensorboard")
     raise ConfigError(f"tracker {kind!r} is not known; there are {', '.join(KINDS)}")
-
-
-def run_name(config: RunConfig) -> str:
-    """What distinguishes a run from its neighbours: names, length, settings that are not the default, seed."""
-    return f"{group_name(config)} s{config.seed}"
-
-
-def group_name(config: RunConfig) -> str:
-    """The same for all seeds."""
-    defaults = RunConfig.create(
-        method=config.method, model=config.model, dataset=config.dataset, profile=config.profile
-    ).settings
-    changed = [f"{key}={value}" for key, value in config.settings.items() if defaults.get(key) != value]
-    words = [config.method, config.model, config.dataset, str(config.profile)]
-    if config.setting != "standard":
-        words.append(config.setting)
-    return " ".join([*words, *changed])
 
 
 class WandbLive:

@@ -18,13 +18,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
-from typing import Any, Final, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import filelock
 
 from fractrain.engine.record import RunRecord
 from fractrain.engine.store import RunStore
+from fractrain.publish.public import group_name, public_config, public_facts, run_name, words_of
 from fractrain.publish.wandb import ArtifactSpec, Mode, Payload, Tracker, WandbTracker, artifact_name
 from fractrain.util.errors import ConfigError, StoreError
 from fractrain.util.files import atomic_write
@@ -34,11 +35,7 @@ Action = Literal["created", "updated", "skipped", "failed"]
 
 DEFAULT_DIR = Path("results/wandb")
 MEMORY = "published.json"
-FORMAT_VERSION = 1  # part of every digest: raise it when what is sent changes
-PUBLIC_TEXTS: Final = frozenset({
-    "run_id", "status", "method", "model", "dataset", "profile", "metric", "device", "data_digest", "weights_sha256",
-    "ledger_sha256", "test_accuracy_best_protocol",
-})  # fmt: skip
+FORMAT_VERSION = 2  # part of every digest: raise it when what is sent changes
 _FIGURES = frozenset({".svg", ".pdf", ".png"})
 
 
@@ -163,22 +160,21 @@ def run_payload(record: RunRecord) -> Payload:
     """Return what is sent for a finished run.
 
     Of the config all but settings that are paths; of summary and metrics the numbers, and the texts in
-    :data:`PUBLIC_TEXTS`: what a machine is called is in no such field.
+    :data:`fractrain.publish.public.PUBLIC_TEXTS`: what a machine is called is in no such field.
 
     Raises:
         StoreError: the record is damaged.
     """
     if record.status == "damaged":
         raise StoreError(record.message)
-    config = public_config(record.config.model_dump(mode="json"))
-    words = [str(config[key]) for key in ("method", "model", "dataset", "profile")]
+    config = record.config
     return Payload(
         id=record.run_id,
-        name=" ".join([*words, f"seed {config['seed']}"]),
+        name=run_name(config),
         job_type="train",
-        group=" ".join(words),
-        tags=tuple(words),
-        config=config,
+        group=group_name(config),
+        tags=tuple(words_of(config)),
+        config=public_config(config.model_dump(mode="json")),
         history=_history(record.metrics()),
         summary=_summary(record),
         artifacts=(ArtifactSpec(artifact_name(f"ledger-{record.run_id}"), "ledger", (record.path / "ledger.json",)),),
@@ -199,40 +195,6 @@ def table_groups(tables: Iterable[Path | str]) -> dict[str, tuple[Path, ...]]:
             if file.is_file() and not file.name.startswith((".", "README")):
                 groups.setdefault(file.stem, []).append(file)
     return {stem: tuple(sorted(set(files))) for stem, files in sorted(groups.items())}
-
-
-def public_config(value: Any) -> Any:
-    """Return a config as plain JSON-able data, without settings that name a place on this machine."""
-    if isinstance(value, Mapping):
-        return {str(key): public_config(item) for key, item in value.items() if not _is_place(item)}
-    if isinstance(value, list | tuple):
-        return [public_config(item) for item in value if not _is_place(item)]
-    return value
-
-
-def _is_place(value: Any) -> bool:
-    if isinstance(value, Path):
-        return True
-    if not isinstance(value, str):
-        return False
-    home = str(Path.home())
-    rooted = value.startswith("~") or Path(value).is_absolute() or PureWindowsPath(value).is_absolute()
-    return rooted or (len(home) > 1 and home in value)
-
-
-def public_facts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a summary or of a metrics line, and those texts whose field says what they are."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if key == "replaced_images":
-            found[key] = len(value)  # by path
-        elif isinstance(value, Mapping):
-            found[key] = public_facts(value)
-        elif isinstance(value, list | tuple):
-            found[key] = [item for item in value if not isinstance(item, str | Mapping | list | tuple)]
-        elif key in PUBLIC_TEXTS or not isinstance(value, str):
-            found[key] = value
-    return found
 
 
 def _summary(record: RunRecord) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class ArtifactSpec:
     Attributes:
         name: artifact name, unique in the project.
         type: ``ledger``, ``table`` or ``figure``.
-        files: files to put in, under their own names.
+        files: files to put in, under their own names, as :func:`artifact_name` gives them.
         columns, rows: the table, all cells as text; no columns means no table.
     """
 
@@ -137,10 +137,10 @@ class WandbTracker:
 
     def _send(self, payload: Payload, first_step: int) -> Sent:
         """Open a wandb run, fill it and close it; of an offline one that fails nothing stays."""
-        tags = [tag[:TAG_LENGTH] for tag in payload.tags if tag]
+        tags = [shortened(tag, TAG_LENGTH) for tag in payload.tags if tag]
         run = self._wandb.init(
-            project=self.project, entity=self.entity, id=payload.id, name=payload.name, resume="allow",
-            job_type=payload.job_type, group=payload.group or None, tags=tags or None,
+            project=self.project, entity=self.entity, id=payload.id, name=shortened(payload.name), resume="allow",
+            job_type=payload.job_type, group=shortened(payload.group) or None, tags=tags or None,
             config=dict(payload.config), settings=self._settings(),
         )  # fmt: skip
         folder = Path(run.settings.sync_file).parent if self.mode == "offline" else None
@@ -175,8 +175,8 @@ class WandbTracker:
     def open(self, run_id: str, name: str, group: str, config: Mapping[str, Any]) -> Any:
         """Open a run that is logged while it trains; its steps are epochs, its axis iterations."""
         run = self._wandb.init(
-            project=self.project, entity=self.entity, id=run_id, name=name, resume="allow", job_type="train",
-            group=group, config=dict(config), settings=self._settings(),
+            project=self.project, entity=self.entity, id=run_id, name=shortened(name), resume="allow",
+            job_type="train", group=shortened(group), config=dict(config), settings=self._settings(),
         )  # fmt: skip
         run.define_metric("iteration")
         run.define_metric("*", step_metric="iteration")
@@ -203,12 +203,12 @@ class WandbTracker:
             artifact = self._wandb.Artifact(spec.name, type=spec.type)
             with _environment("WANDB_DATA_DIR", str(self.folder)):  # else copies are staged in the home folder
                 for file in spec.files:
-                    artifact.add_file(str(file), name=file.name)
+                    artifact.add_file(str(file), name=f"{artifact_name(file.stem)}{file.suffix}")
                 if spec.columns:
                     artifact.add(self._wandb.Table(columns=list(spec.columns), data=[*map(list, spec.rows)]), "rows")
             run.log_artifact(artifact)
         if payload.images:
-            run.log({file.stem: self._wandb.Image(str(file)) for file in payload.images})
+            run.log({artifact_name(file.stem): self._wandb.Image(str(file)) for file in payload.images})
 
     def _settle(self) -> None:
         """Wait until the offline file is whole: finish() returns before wandb's service process has written it.
@@ -259,11 +259,22 @@ class WandbTracker:
             raise StoreError(f"wandb, {what}: {error.strerror or error} ({error.filename or self.folder})") from error
 
 
+def shortened(text: str, length: int = NAME_LENGTH) -> str:
+    """Return ``text``, which ends in a digest of the whole where it is longer than ``length`` characters."""
+    return text if len(text) <= length else f"{text[: length - 13]}-{_digest(text)}"
+
+
 def artifact_name(text: str) -> str:
-    """Return ``text`` as a name for an artifact or a run: other characters become ``_``, a long name gets a digest."""
+    """Return ``text`` as a name for an artifact or a run.
+
+    Other characters become ``_``; what was changed ends in a digest, so that two texts never share a name.
+    """
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 13]}-{digest}"
+    return shortened(name if name == text else f"{name[: NAME_LENGTH - 13]}-{_digest(text)}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def import_wandb() -> ModuleType:

@@ -11,7 +11,8 @@ from publish_helpers import HOST, make_run, own_wandb, store
 from test_publish_offline import records
 
 from fractrain.engine.store import RunStore
-from fractrain.publish.live import TensorBoardLive, WandbLive, flat, group_name, make_listener, run_name
+from fractrain.publish.live import TensorBoardLive, WandbLive, flat, make_listener
+from fractrain.publish.public import group_name, run_name
 from fractrain.util.errors import ConfigError, MachineError
 
 __all__ = ["own_wandb", "store"]  # fixtures
@@ -83,6 +84,23 @@ def test_a_run_is_followed_resumed_and_kept_once(store: RunStore, tmp_path: Path
     assert HOST.encode() not in b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
 
 
+@pytest.mark.parametrize("host", ["fractrain", "static8", "digits"])
+def test_a_host_that_is_called_like_a_word_of_the_config_changes_nothing(
+    store: RunStore, tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    record = store.get(make_run(store))
+    tracker = live(tmp_path, monkeypatch)
+    environment = {"fractrain": "0.1.0", "packages": {"fractrain": "0.1.0", "digits": "1"}}
+    tracker.begun(record.config, environment, record.metrics())
+    tracker.ended(record)
+    settle()
+    found = read(next((tmp_path / "out/wandb/p/wandb").glob("offline-run-*")))
+    sent = {key: value for key, value in found["config"].items() if key != "_wandb"}
+    assert sent == {**json.loads(record.config.to_json()), "environment": environment}
+    assert (found["name"], found["exit"]) == ("static8 resnet38 digits smoke s0", 0)
+
+
 def test_a_run_that_fails_is_marked(store: RunStore, tmp_path: Path, monkeypatch: Any) -> None:
     record = store.get(make_run(store, status="diverged"))
     tracker = live(tmp_path, monkeypatch)
@@ -122,6 +140,11 @@ def test_names_carry_what_differs() -> None:
     assert run_name(plain) == "sbm resnet38 digits smoke s0"
     assert run_name(six) == "sbm resnet38 digits smoke bits=6 s3"
     assert group_name(six) == "sbm resnet38 digits smoke bits=6"
+    longer = RunConfig.create(**made, recipe={"iterations": 50, "lr": 0.125})
+    assert group_name(longer) == "sbm resnet38 digits smoke recipe.iterations=50 recipe.lr=0.125"
+    assert group_name(plain.model_copy(update={"method": "gone", "settings": {"bits": 8}})).startswith(
+        "gone resnet38 digits smoke bits=8 "
+    )
 
 
 def test_numbers_of_a_line_have_paths() -> None:
@@ -168,7 +191,7 @@ def test_run_track_follows_a_real_run(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     words = ["run", "--method", "fp32", "--model", "resnet38", "--dataset", "digits", "--results", str(tmp_path / "r")]
     words += ["--set", "recipe.iterations=4", "--set", "recipe.eval_every=2", "--set", "recipe.batch_size=8"]
-    result = CliRunner().invoke(main, [*words, "--track", "wandb", "--track-dir", str(tmp_path), "--json"])
+    result = CliRunner().invoke(main, [*words, "--wandb", "--track-dir", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.output
     settle()
     (folder,) = (tmp_path / "wandb/fractrain/wandb").glob("offline-run-*")

@@ -7,6 +7,7 @@ wandb's published protobuf message, so nothing here believes what the tracker sa
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import zlib
@@ -264,7 +265,7 @@ def test_only_done_runs(store: RunStore, tmp_path: Path) -> None:
     assert [r.run_id for r in offline(store, tmp_path, run_ids=[done[:-4]])] == [done]
 
 
-@pytest.mark.parametrize("host", ["static8", "resnet38", "digits", "smoke"])
+@pytest.mark.parametrize("host", ["static8", "resnet38", "digits", "smoke", "fractrain", "bench"])
 def test_a_host_that_is_called_like_a_word_of_the_config_changes_nothing(
     store: RunStore, tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +296,7 @@ def test_names_that_wandb_does_not_take_are_changed_or_fail_alone(
     (tables / f"{'long' * 50}.md").write_text("| a |\n")
     made = {r.run_id: r for r in offline(store, tmp_path, tables=[tables])}
     assert {r.action for r in made.values()} == {"created"}
-    assert "table-my_table_2_" in made
+    assert any(re.fullmatch(r"table-my_table_2_-[0-9a-f]{12}", name) for name in made)
     assert all(len(name) <= 128 for name in made)
     before = folders(tmp_path)
     real = wandb_tracker.WandbTracker._fill
@@ -312,6 +313,55 @@ def test_names_that_wandb_does_not_take_are_changed_or_fail_alone(
     assert "Artifact name" in by_id[bad].message
     assert [f for f in folders(tmp_path) if f not in before] == [Path(by_id[good].where)]
     assert offline(store, tmp_path, run_ids=[bad])[0].action == "failed", "it is not remembered as sent"
+
+
+def test_names_that_are_too_long_are_shortened_and_stay_apart(store: RunStore, tmp_path: Path) -> None:
+    for last in "ab":
+        make_run(store, dataset=150 * "d" + last)
+    sent = [Offline(Path(result.where)).run for result in offline(store, tmp_path)]
+    for names, most in (
+        ([run.tags[2] for run in sent], 64), ([run.display_name for run in sent], 128),
+        ([run.run_group for run in sent], 128),
+    ):  # fmt: skip
+        assert len(set(names)) == 2
+        assert all(len(name) == most for name in names)
+
+
+def test_tables_whose_names_differ_in_odd_characters_alone_are_all_kept(store: RunStore, tmp_path: Path) -> None:
+    (tables := tmp_path / "tables").mkdir()
+    for name in ("my table", "my_table", "my?table"):
+        (tables / f"{name}.md").write_text(f"| {name} |\n")
+    results = offline(store, tmp_path, tables=[tables])
+    assert [r.action for r in results] == ["created"] * 3
+    sent = [Offline(folder) for folder in folders(tmp_path)]
+    kept = sorted(content.decode() for run in sent for name in run.artifacts for content in run.files(name).values())
+    assert kept == ["| my table |\n", "| my?table |\n", "| my_table |\n"]
+
+
+def test_a_picture_with_a_long_or_odd_name_is_sent(store: RunStore, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (figures := tmp_path / "figures").mkdir()
+    for name in (250 * "x", "a: b?"):
+        Image.new("RGB", (3, 2)).save(figures / f"{name}.png")
+    results = offline(store, tmp_path, tables=[figures])
+    assert [r.action for r in results] == ["created", "created"], [r.message for r in results]
+    for folder in folders(tmp_path):
+        (path,) = (value for key, value in Offline(folder).history[0].items() if key.endswith(".path"))
+        assert (folder / "files" / path).is_file()
+
+
+def test_the_place_of_a_data_set_stays_on_this_machine(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    for folder in ("/home/someone/photos", "/data/photos"):
+        make_run(store, dataset=f"folder:{folder}")
+    for result in offline(store, tmp_path):
+        sent = Offline(Path(result.where))
+        assert sent.config["dataset"] == sent.run.tags[2] == "folder:photos"
+        assert sent.run.display_name.startswith("static8 resnet38 folder:photos smoke ")
+        assert b"/photos" not in sent.raw
 
 
 def test_a_replacement_that_fails_leaves_the_old_one(

@@ -18,7 +18,8 @@ from publish_helpers import HOST, make_run, offline, one_line, own_wandb, store
 
 from fractrain.engine.store import RunStore
 from fractrain.publish import wandb as tracker
-from fractrain.publish.publish import Published, public_config, public_facts, publish, resolve_mode
+from fractrain.publish.public import public_config, public_facts
+from fractrain.publish.publish import Published, publish, resolve_mode
 from fractrain.util.errors import ConfigError, MachineError, StoreError
 
 __all__ = ["own_wandb", "store"]  # fixtures
