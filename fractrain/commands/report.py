@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fractrain.commands.bench import DEFAULT_OUT as DEFAULT_BENCH
 from fractrain.commands.common import (
     emit_json,
     json_option,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from fractrain.engine.index import RunEntry
     from fractrain.engine.store import RunStore
     from fractrain.report.scaling import Scaling
-    from fractrain.report.sources import Stores
+    from fractrain.report.sources import Sources, Store
     from fractrain.report.spec import TableSpec
     from fractrain.report.values import Table
 
@@ -52,13 +53,17 @@ CAMPAIGN = "scaling"
         help="Configurations, the latest, that are looked into: curves, precision, where the work goes.",
     ),
     evidence_option,
+    click.option(
+        "--bench", type=click.Path(path_type=Path, file_okay=False), default=DEFAULT_BENCH, show_default=True,
+        metavar="DIR", help="Records of `fractrain bench` to show, where there are any.",
+    ),
     results_option,
     plugin_option,
     json_option,
 )  # fmt: skip
 def report_command(
-    out: Path, tables: tuple[str, ...], profile: str | None, hardware: str, details: int, evidence: Path, results: Path,
-    as_json: bool,
+    out: Path, tables: tuple[str, ...], profile: str | None, hardware: str, details: int, evidence: Path, bench: Path,
+    results: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Write one self-contained HTML page of all runs in the run store: claims, costs, curves, precision, tables.
 
@@ -71,7 +76,8 @@ def report_command(
     from fractrain.report.claims import judge_claims
     from fractrain.report.evidence import EvidenceStore
     from fractrain.report.page import build_page
-    from fractrain.report.sources import Stores
+    from fractrain.report.page_bench import read_benches
+    from fractrain.report.sources import Remembering, Stores, default_sources, remembering
     from fractrain.util.files import atomic_write, try_folder
 
     try_folder(out)
@@ -79,9 +85,11 @@ def report_command(
     say(f"reading {results} ...")
     with stdout_to_stderr():
         entries = read_index(store)
-        built = _tables(store, entries, tables, profile)
-        both = Stores(store, EvidenceStore(evidence))
-        page = build_page(store, built, hardware, details, entries, judge_claims(both), _scaling(both))
+        sources = remembering(default_sources())
+        built = _tables(store, entries, tables, profile, sources)
+        both = Remembering(Stores(store, EvidenceStore(evidence)))
+        claims, scaling = judge_claims(both, sources), _scaling(both, sources)
+        page = build_page(store, built, hardware, details, entries, claims, scaling, read_benches(bench))
         atomic_write(out / PAGE, page.encode())
     if as_json:
         emit_json({"file": out / PAGE, "bytes": len(page.encode()), "tables": [table.name for table in built]})
@@ -89,17 +97,18 @@ def report_command(
         click.echo(f"{out / PAGE}  ({len(page.encode()) / 1e6:.2f} MB); open it in a browser")
 
 
-def _scaling(store: Stores) -> Scaling | None:
+def _scaling(store: Store, sources: Sources) -> Scaling | None:
     """The campaign of short runs, where one of them is done."""
-    from fractrain.report.campaign import load_campaign, plan_campaign
+    from fractrain.report.campaign import load_campaign
     from fractrain.report.scaling import build_scaling
 
-    campaign = load_campaign(CAMPAIGN)
-    runs = plan_campaign(campaign, store)
-    return build_scaling(campaign, store) if any(run.state == "cached" for run in runs) else None
+    scaling = build_scaling(load_campaign(CAMPAIGN), store, sources)
+    return scaling if any(run.state == "cached" for run in scaling.runs) else None
 
 
-def _tables(store: RunStore, entries: Sequence[RunEntry], names: tuple[str, ...], profile: str | None) -> list[Table]:
+def _tables(
+    store: RunStore, entries: Sequence[RunEntry], names: tuple[str, ...], profile: str | None, sources: Sources
+) -> list[Table]:
     """The tables that were asked for, whole; else those with a finished run, fullest first, by the longest profile."""
     from fractrain.engine.length import longest_first
     from fractrain.report.build import build_table
@@ -108,17 +117,20 @@ def _tables(store: RunStore, entries: Sequence[RunEntry], names: tuple[str, ...]
     done = [e for e in entries if e.summary is not None]
     wanted = [profile] if profile else longest_first({e.profile for e in done})
     if not wanted:
-        return [build_table(load_spec(name), store, "smoke") for name in names]
+        return [build_table(load_spec(name), store, "smoke", sources=sources) for name in names]
     there = {(e.method, e.model, e.dataset, e.profile) for e in done}
     found = []
     for name in names or table_names():
         spec = load_spec(name)
-        built = ((build_table(spec, store, p) if names else _with_runs(spec, store, p, there)) for p in wanted)
+        built = (build_table(spec, store, p, sources=sources) if names else _with_runs(spec, store, p, there, sources)
+                 for p in wanted)  # fmt: skip
         found += list(itertools.islice((t for t in built if t is not None and (names or _measured(t))), 1))
     return found if names else sorted(found, key=_measured, reverse=True)
 
 
-def _with_runs(spec: TableSpec, store: RunStore, profile: str, there: set[tuple[str, str, str, str]]) -> Table | None:
+def _with_runs(
+    spec: TableSpec, store: RunStore, profile: str, there: set[tuple[str, str, str, str]], sources: Sources
+) -> Table | None:
     """A table without the pairs of which no finished run looks like one of its; None where no pair has any.
 
     That is cheap, and right where the answer is no: a pair that is left out has no measured number.
@@ -129,7 +141,7 @@ def _with_runs(spec: TableSpec, store: RunStore, profile: str, there: set[tuple[
              (spec.request(pair, row, profile) for row in spec.rows_of(pair)))]  # fmt: skip
     if not pairs:
         return None
-    table = build_table(spec.model_copy(update={"pairs": tuple(pairs)}), store, profile)
+    table = build_table(spec.model_copy(update={"pairs": tuple(pairs)}), store, profile, sources=sources)
     left = [f"{pair.model_label} on {pair.dataset_label}" for pair in spec.pairs if pair not in pairs]
     note = (f"Left out on this page, for nothing of it was run: {', '.join(left)} (--table {spec.name} shows all).",)
     return replace(table, notes=(*table.notes, *(note if left else ())))

@@ -280,9 +280,8 @@ def _chosen(axes: Axes, shares: pd.DataFrame, top: float, labelled: bool) -> Non
 def _part_names(axes: Axes, lines: pd.DataFrame, labelled: bool) -> None:
     """Name at most 24 lines, and only at the first of several panels."""
     every = max(1, -(-len(lines) // 24))
-    places = list(range(0, len(lines), every))
-    names = [str(lines.index[place]) for place in places] if labelled else [""] * len(places)
-    axes.set_yticks(places, labels=names, fontsize=6)
+    places = list(range(0, len(lines), every)) if labelled else []  # ticks that nobody sees take as long as others
+    axes.set_yticks(places, labels=[str(lines.index[place]) for place in places], fontsize=6)
     axes.tick_params(axis="y", length=0)
 
 
@@ -311,6 +310,70 @@ def stacked(name: str, title: str, bars: Mapping[str, Mapping[str, float]], labe
 
     high = 1.1 + 0.17 * len(bars)
     return _drawn(name, title, draw, marks, size=(SIZE[0], high), margins=(_label_width(bars), 0.15, 0.3, 0.5))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One ratio to a baseline.
+
+    Attributes:
+        label: its name.
+        kind: number of its kind.
+        value, low, high: median and quartiles.
+        goal: largest one aimed at; None: no goal.
+        mark: what it says.
+    """
+
+    label: str
+    kind: int
+    value: float
+    low: float
+    high: float
+    goal: float | None
+    mark: Mark
+
+
+def ratios(name: str, title: str, rows: Sequence[Ratio], label: str, kinds: Sequence[str]) -> Drawing:
+    """Draw one line per ratio: median, quartiles and goal, on an axis on which half and twice lie as far from 1.
+
+    Args:
+        name, title: of the drawing.
+        rows: from above.
+        label: what the axis shows.
+        kinds: what the kinds are called.
+    """
+    marks: dict[str, list[Mark]] = {}
+
+    def draw(axes: Axes) -> None:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+        axes.axvline(1, color=_setting("xtick.color"), linewidth=0.9)
+        for kind, words in enumerate(kinds):
+            own = [(place, row) for place, row in enumerate(rows) if row.kind == kind]
+            if own:
+                places, gid = [place for place, _ in own], f"kind-{kind}"
+                ends = [row.low for _, row in own], [row.high for _, row in own]
+                axes.hlines(places, *ends, colors=_series(kind), linewidth=1.4)
+                axes.plot([row.value for _, row in own], places, MARKERS[kind], color=_series(kind), markersize=5.5,
+                          gid=gid, label=words)  # fmt: skip
+                marks[gid] = [row.mark for _, row in own]
+        goals = [(row.goal, place) for place, row in enumerate(rows) if row.goal is not None]
+        if goals:
+            axes.plot(*zip(*goals, strict=True), "|", color=_setting("text.color"), markersize=9, label="goal: at most")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_yticks(range(len(rows)), labels=[row.label for row in rows], fontsize=6.5)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(False, axis="y")
+        axes.set_xlabel(label)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, frameon=False, fontsize=7.5)
+
+    high = 1.0 + 0.19 * len(rows)
+    margins = (_label_width(row.label for row in rows), 0.15, 0.3, 0.5)
+    return _drawn(name, title, draw, marks, size=(SIZE[0], high), margins=margins)
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------

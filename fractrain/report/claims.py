@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import pydantic
 
-from fractrain.engine.config import RunConfig
 from fractrain.report.claim_values import ClaimPlace, mechanism, paired, published_text, short_lengths
 from fractrain.report.improve import CIRCULAR
-from fractrain.report.sources import Sources, Store, default_sources
-from fractrain.report.spec import RunRequest, TableSpec, benchmark_folders, load_spec, read_closed
+from fractrain.report.sources import Remembering, Sources, Store, default_sources, remembering
+from fractrain.report.spec import TableSpec, benchmark_folders, load_spec, read_closed
 from fractrain.report.spec_relative import Strict
 from fractrain.report.stats import Estimate, estimate
 from fractrain.report.trend import fit, judge_trend_zone
@@ -145,7 +144,7 @@ def judge_claims(
         sources: configurations, costs and published rows; default: the engine's and the package's own.
         folders: where the claims are; default: the package's.
     """
-    sources, store = _remembering(sources or default_sources()), None if store is None else _Remembering(store)
+    sources, store = remembering(sources or default_sources()), None if store is None else Remembering(store)
     table = functools.lru_cache(maxsize=None)(load_spec)
     judged = []
     for file in claim_files(folders):
@@ -156,26 +155,6 @@ def judge_claims(
                 _judge(spec, content.source, printed, table(spec.table) if spec.table else None, store, sources)
             )
     return judged
-
-
-def _remembering(sources: Sources) -> Sources:
-    """Sources that make each configuration once: several claims are about the same runs."""
-    made: dict[tuple[str, int], RunConfig] = {}
-
-    def make(request: RunRequest, seed: int) -> RunConfig:
-        key = (repr(request), seed)
-        if key not in made:
-            made[key] = sources.make_config(request, seed)
-        return made[key]
-
-    return replace(sources, make_config=make)
-
-
-class _Remembering:
-    """A store that is asked for each run once."""
-
-    def __init__(self, store: Store) -> None:
-        self.get = functools.lru_cache(maxsize=None)(store.get)
 
 
 def _judge(

@@ -27,13 +27,14 @@ from fractrain.report.page_tables import (
 )
 from fractrain.report.quantities import BY_KEY
 from fractrain.report.results import differing, frame_of
-from fractrain.report.svg import SERIES, Mark, themed
+from fractrain.report.svg import SERIES, Mark
 from fractrain.report.values import Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from fractrain.report.claims import Claim
+    from fractrain.report.page_bench import BenchRecord
     from fractrain.report.scaling import Scaling
 
 MOST_RUNS: Final = 300
@@ -48,6 +49,7 @@ def build_page(
     entries: Sequence[RunEntry] | None = None,
     claims: Sequence[Claim] = (),
     scaling: Scaling | None = None,
+    benches: Sequence[BenchRecord] = (),
 ) -> str:
     """Return the page.
 
@@ -60,6 +62,7 @@ def build_page(
         entries: the store's index, where it has been read already.
         claims: from :func:`fractrain.report.claims.judge_claims`.
         scaling: a campaign of which something is done.
+        benches: from :func:`fractrain.report.page_bench.read_benches`.
 
     Raises:
         ConfigError: no such hardware model.
@@ -94,6 +97,7 @@ def build_page(
             "work": list(page_detail.work(found, model.title)),
             "parts": page_detail.work_table(found, model.title) if found else None,
             "hardware": model.title,
+            "speed": _speed(benches),
             "tables": [shown for table in tables for shown in benchmark_tables(table)],
             "lists": [configurations_table(means), runs_table(shown, frame, settings)],
             "series": SERIES,
@@ -101,12 +105,18 @@ def build_page(
     return _template().render(context)
 
 
-def _scaling(scaling: Scaling) -> tuple[str, list[PageTable]]:
+def _scaling(scaling: Scaling) -> tuple[Chart, list[PageTable]]:
     """A campaign's figure and tables."""
-    from fractrain.report.scaling_draw import draw_scaling
+    from fractrain.report.scaling_draw import themed_scaling
 
-    svg = draw_scaling(scaling, "svg")
-    return themed(svg, "scaling", scaling.campaign.title), benchmark_tables(scaling.table)
+    return themed_scaling(scaling), benchmark_tables(scaling.table)
+
+
+def _speed(benches: Sequence[BenchRecord]) -> tuple[list[DrawingGroup], list[PageTable]]:
+    """Drawings and tables of what ``fractrain bench`` measured."""
+    from fractrain.report.page_bench import bench_drawings, bench_table
+
+    return list(bench_drawings(benches)), [bench_table(record) for record in benches]
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Everything a table needs from elsewhere comes through :class:`Sources`, so that 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -44,6 +45,13 @@ class Stores:
         """The finished record of this run; else that of the first store that has any."""
         found = [record for store in self._stores if (record := store.get(run_id)) is not None]
         return next((record for record in found if record.status == "done"), found[0] if found else None)
+
+
+class Remembering:
+    """A store that is asked for each run once."""
+
+    def __init__(self, store: Store) -> None:
+        self.get = functools.lru_cache(maxsize=None)(store.get)
 
 
 class NotInRelease(ConfigError):
@@ -87,6 +95,26 @@ def default_sources() -> Sources:
     known = Registries()  # one for all runs: it keeps the models that methods looked at
     rows = published.rows()
     return Sources(lambda request, seed: engine_config(request, seed, known), measure_run, rows, run_work)
+
+
+def remembering(sources: Sources) -> Sources:
+    """Sources that make each configuration and measure each run once: claims, tables and figures are about the same."""
+    made: dict[tuple[str, int], RunConfig] = {}
+    measured: dict[tuple[str, str], Measured] = {}
+
+    def make(request: RunRequest, seed: int) -> RunConfig:
+        key = (repr(request), seed)
+        if key not in made:
+            made[key] = sources.make_config(request, seed)
+        return made[key]
+
+    def measure(record: RunRecord, hardware: str) -> Measured:
+        key = (record.run_id, hardware)
+        if key not in measured:
+            measured[key] = sources.measure(record, hardware)
+        return measured[key]
+
+    return replace(sources, make_config=make, measure=measure)
 
 
 def engine_config(request: RunRequest, seed: int, registries: Registries | None = None) -> RunConfig:

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 SVG: Final = "http://www.w3.org/2000/svg"
 XLINK: Final = "http://www.w3.org/1999/xlink"
-INK, DIM, GRID, PANEL = "#010101", "#020202", "#030303", "#040404"
+INK, DIM, GRID, PANEL, SOFT = "#010101", "#020202", "#030303", "#040404", "#050505"
 """What a drawing is made in: colours that no one chooses, each of which becomes a variable of the page's theme."""
-VARIABLES: Final = {INK: "--ink", DIM: "--dim", GRID: "--grid", PANEL: "--panel"}
+VARIABLES: Final = {INK: "--ink", DIM: "--dim", GRID: "--grid", PANEL: "--panel", SOFT: "--soft"}
 SERIES: Final = 12
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "*")
 

@@ -10,16 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from synthetic_runs import METHODS, config_of, small_store
+import scaling_fakes
+from matplotlib import colormaps
+from PIL import Image
+from store_fakes import FakeStore
+from synthetic_runs import MAPPED, METHODS, config_of, map_ledger, small_store, write_run
 
 import fractrain
 from fractrain.engine.store import RunStore
 from fractrain.report.build import build_table
+from fractrain.report.campaign import load_campaign
 from fractrain.report.claims import Claim, judge_claims
 from fractrain.report.page import build_page
+from fractrain.report.page_bench import read_benches
 from fractrain.report.quantities import BY_KEY
 from fractrain.report.render import csv_text
+from fractrain.report.scaling import build_scaling
 from fractrain.report.spec import load_spec
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -32,6 +40,7 @@ from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
+BENCHES = Path(__file__).parents[2] / "results" / "bench"
 PATIENCE_S = 600  # a guard against hanging, not a measure
 
 
@@ -321,6 +330,55 @@ def test_both_themes_can_be_read(open_page: Any) -> None:
         seen[theme] = page
     assert set(seen) == {"light", "dark"}
     assert contrast(seen["light"], seen["dark"]) > 10
+
+
+@pytest.fixture(scope="module")
+def full_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with a campaign, benches, and a run of dynasty."""
+    folder = tmp_path_factory.mktemp("full")
+    store, campaign, fakes = RunStore(folder / "runs"), load_campaign("scaling"), FakeStore()
+    write_run(store, config_of("dynasty", 0), ledger=map_ledger())
+    scaling_fakes.fill(fakes, campaign, None, 0.2)
+    scaling = build_scaling(campaign, fakes, scaling_fakes.sources())
+    text = build_page(store, scaling=scaling, benches=read_benches(BENCHES))
+    (folder / "index.html").write_text(text, encoding="utf-8")
+    return folder / "index.html"
+
+
+def test_the_maps_of_dynasty_have_the_colours_of_their_widths(browser: Any, full_page: Path) -> None:
+    browser.get(full_page.as_uri())
+    element = WebDriverWait(browser, PATIENCE_S).until(
+        lambda driver: driver.find_elements("css selector", "#precision svg image")
+    )[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    with Image.open(io.BytesIO(element.screenshot_as_png)) as shot:
+        pixels = np.asarray(shot.convert("RGB")).astype(float)
+    high, wide = pixels.shape[0] / len(MAPPED), pixels.shape[1] / 4
+    for row, means in enumerate(MAPPED.values()):
+        for column, bits in enumerate(means):
+            found = pixels[int((row + 0.5) * high), int((column + 0.5) * wide)]
+            wanted = 255 * np.array(colormaps["viridis"](bits / 8)[:3])
+            assert np.abs(found - wanted).max() < 4, (row, column, found, wanted)
+    assert browser.get_log("browser") == []
+
+
+def test_every_drawing_can_be_read_in_both_themes(browser: Any, full_page: Path) -> None:
+    browser.get(full_page.as_uri())
+    script = """const seen = new Set();
+      for (const e of document.querySelectorAll("figure svg text")) if (e.checkVisibility()) {
+        const back = e.closest("svg").querySelector("[id$=patch_1] path");
+        seen.add([e.closest("section").id, getComputedStyle(e).fill, back && getComputedStyle(back).fill].join("|"));
+      }
+      return [getComputedStyle(document.body).backgroundColor, ...seen];"""
+    for _ in range(2):
+        click(browser, "#theme")
+        page, *texts = browser.execute_script(script)
+        found = [text.split("|") for text in texts]
+        assert {where for where, _, _ in found} >= {"known", "curves", "precision", "speed"}
+        for where, ink, back in found:
+            assert back in ("", "none"), (where, back)  # nothing hides the page's own colour
+            assert contrast(ink, page) >= 3, (where, ink, page)
+    assert browser.get_log("browser") == []
 
 
 def test_every_control_has_a_name_for_screen_readers(open_page: Any) -> None:

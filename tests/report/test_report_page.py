@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -13,8 +15,10 @@ import pandas as pd
 import pytest
 import scaling_fakes
 from click.testing import CliRunner
+from matplotlib import colormaps
+from PIL import Image
 from store_fakes import FakeStore
-from synthetic_runs import METHODS, config_of, ledger_of, small_store, write_run
+from synthetic_runs import MAPPED, METHODS, config_of, ledger_of, map_ledger, small_store, write_run
 
 import fractrain
 from fractrain.cli import main
@@ -24,11 +28,15 @@ from fractrain.report.breakdown import bits_by_part, breakdown, choices, mean_bi
 from fractrain.report.build import build_table
 from fractrain.report.campaign import load_campaign
 from fractrain.report.page import build_page
+from fractrain.report.page_bench import read_benches
 from fractrain.report.page_detail import stages
 from fractrain.report.scaling import build_scaling
 from fractrain.report.sources import engine_config
 from fractrain.report.spec import load_spec
 from fractrain.report.svg import INK, Mark, series_colour, themed
+from fractrain.util.errors import StoreError
+
+COMMITTED = Path(__file__).parents[2] / "results" / "bench"
 
 
 class Page(HTMLParser):
@@ -158,6 +166,9 @@ def test_a_campaign_has_its_figure_and_its_table(store: RunStore) -> None:
     page = Page(text)
     assert f'aria-label="{campaign.title}"' in text
     assert "trend" in page.heads["table-scaling"]
+    drawn = text[text.index('id="scaling-') :].partition("</svg>")[0]
+    assert "points over SBM, paired" in drawn
+    assert re.findall("#[0-9a-f]{6}", drawn) == [], "every colour is the theme's"
     assert text.index('id="table-scaling"') < text.index('id="cost"')
 
 
@@ -261,6 +272,56 @@ def test_a_stage_stands_at_the_start_of_the_period_in_which_it_began() -> None:
     lines = [{"iteration": 10 * (n + 1), "method": {"stage": stage}} for n, stage in enumerate((0, 0, 1, 3))]
     assert stages(lines) == [(20, 1), (30, 3)]
     assert stages([{"iteration": 10, "method": {}}]) == []
+
+
+def test_the_maps_of_dynasty_are_heat_maps_of_the_widths_in_its_ledger(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs")
+    write_run(store, config_of("dynasty", 0), ledger=map_ledger())
+    text = build_page(store)
+    assert 'aria-label="dynasty on resnet38 on digits [profile smoke], seed 0: precision over training"' in text
+    assert "mean bits of A" in text
+    image = re.search(r'<image [^>]*href="data:image/png;base64,([^"]+)"[^>]*transform="scale\(1 -1\)', text)
+    assert image is not None
+    with Image.open(io.BytesIO(base64.b64decode(image[1]))) as png:
+        pixels = np.asarray(png.convert("RGB"))[::-1]  # the drawing turns it over
+    high, wide = pixels.shape[0] / len(MAPPED), pixels.shape[1] / 4
+    for row, means in enumerate(MAPPED.values()):
+        for column, bits in enumerate(means):
+            found = pixels[int((row + 0.5) * high), int((column + 0.5) * wide)]
+            wanted = 255 * np.array(colormaps["viridis"](bits / 8)[:3])
+            assert np.abs(found - wanted).max() < 4, (row, column)
+
+
+# -- speed -------------------------------------------------------------------------------------------------------------
+
+
+def test_benches_are_drawn_with_peers_beside_and_listed_with_what_is_missing(tmp_path: Path) -> None:
+    benches = read_benches(COMMITTED)
+    assert [record.name for record in benches] == ["cpu", "cpu-formats"]
+    text = build_page(RunStore(tmp_path), benches=benches)
+    page = Page(text)
+    for record in benches:
+        found = json.loads((COMMITTED / f"{record.name}.json").read_bytes())["paths"]
+        section = text[text.index(f'id="bench-{record.name}"') :].partition("</section>")[0]
+        for path in found:
+            ratio = path["ratio"]
+            assert f"<td>{path['path']}</td>" in section
+            assert ratio is None or f'data-v="{ratio}" data-low="{path["spread"][0]}"' in section
+        assert section.count(">not available<") == sum(path["ratio"] is None for path in found)
+        drawn = text[text.index(f'id="b{record.name}-') :].partition("</svg>")[0]
+        timed = [p for p in found if p["ratio"] and p["unit"] == "x" and p["absolute"]["unit"] == "s"]
+        assert drawn.count("<title>") == len(timed)
+        assert all(f"<title>{p['path']}: {p['ratio']:.2f}x, quartiles" in drawn for p in timed)
+        assert ("other libraries" in drawn) == any(p["path"].startswith("peer_") for p in timed)
+    assert "#speed" in page.addresses
+    assert "#speed" not in Page(build_page(RunStore(tmp_path))).addresses
+
+
+def test_a_file_that_is_no_bench_is_named(tmp_path: Path) -> None:
+    assert read_benches(tmp_path / "nowhere") == []
+    (tmp_path / "cpu.json").write_text('{"paths": []}')
+    with pytest.raises(StoreError, match=r"cpu\.json: not a record of `fractrain bench` \(settings"):
+        read_benches(tmp_path)
 
 
 # -- drawings ----------------------------------------------------------------------------------------------------------

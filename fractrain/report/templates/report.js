@@ -213,7 +213,7 @@
     const lines = [["Shown", text(cell)], ["What", head.title || text(head)], ["Origin", origin]];
     if (v !== undefined) lines.push(["Unrounded", v]);
     if (low !== undefined) lines.push(["From, to", `${low}, ${high}`]);
-    if (origin !== "published" && v !== undefined) lines.push(["Seeds", cell.dataset.n || "1"]);
+    if (origin !== "published" && v !== undefined && (runs.length || cell.dataset.n)) lines.push(["Seeds", cell.dataset.n || "1"]);
     if (source) lines.push(["Source", source]);
     const list = dialog.querySelector("dl");
     list.replaceChildren(...lines.flatMap(([name, value]) => pair(name, value)));
