@@ -61,8 +61,7 @@ def build_page(
         details: how many configurations, the latest, are looked into (curves, precision, where the work goes).
         entries: the store's index, where it has been read already.
         claims: from :func:`fractrain.report.claims.judge_claims`.
-        scaling: a campaign of which something is done.
-        benches: from :func:`fractrain.report.page_bench.read_benches`.
+        scaling, benches: a campaign of which something is done; from :func:`fractrain.report.page_bench.read_benches`.
 
     Raises:
         ConfigError: no such hardware model.
@@ -80,12 +79,11 @@ def build_page(
     methods = sorted({e.method for e in entries if e.summary is not None})
     model = create(hardware or page_detail.AT_BEST)
     found = list(page_detail.details(entries, groups[:details], store, settings, model))
-    finished = len({e.group for e in entries if e.summary is not None})
     with charts.style():
         context = {
             "version": fractrain.__version__,
             "banner": _banner(entries),
-            "counts": [*_counts(entries, shown, groups, finished, len(found)), *_left_out(entries, store)],
+            "counts": [*_counts(entries, shown, groups, len(found)), *_left_out(entries, store)],
             "methods": [(number, name) for number, name in enumerate(methods)],
             "claims": claims_table(claims) if claims else None,
             "claim_verdicts": Counter(claim.verdict for claim in claims).most_common(),
@@ -136,10 +134,9 @@ def _banner(entries: Sequence[RunEntry]) -> str:
     )
 
 
-def _counts(
-    entries: Sequence[RunEntry], shown: Sequence[RunEntry], groups: Sequence[str], all_groups: int, details: int
-) -> list[str]:
+def _counts(entries: Sequence[RunEntry], shown: Sequence[RunEntry], groups: Sequence[str], details: int) -> list[str]:
     """How much there is, and how much of it is on the page."""
+    all_groups = len({e.group for e in entries if e.summary is not None})
     states = Counter(e.status for e in entries)
     texts = [f"{len(entries):,} runs ({', '.join(f'{n:,} {state}' for state, n in states.most_common())})"]
     texts.append(f"{all_groups:,} finished configurations")
