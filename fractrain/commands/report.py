@@ -24,11 +24,12 @@ from fractrain.commands.common import (
 from fractrain.commands.evidence import evidence_option
 
 if TYPE_CHECKING:
+    from fractrain.engine.config import RunConfig
     from fractrain.engine.index import RunEntry
     from fractrain.engine.store import RunStore
     from fractrain.report.scaling import Scaling
     from fractrain.report.sources import Sources, Store
-    from fractrain.report.spec import TableSpec
+    from fractrain.report.spec import RunRequest, TableSpec
     from fractrain.report.values import Table
 
 DEFAULT_OUT = "results/report"
@@ -87,14 +88,22 @@ def report_command(
         entries = read_index(store)
         sources = remembering(default_sources())
         built = _tables(store, entries, tables, profile, sources)
-        both = Remembering(Stores(store, EvidenceStore(evidence)))
-        claims, scaling = judge_claims(both, sources), _scaling(both, sources)
+        records = EvidenceStore(evidence)
+        both = Remembering(Stores(store, records))
+        kinds = {_kind(run) for run in (*entries, *records.configs())}
+        claims = judge_claims(both, sources, may_have=lambda request: _kind(request) in kinds)
+        scaling = _scaling(both, sources)
         page = build_page(store, built, hardware, details, entries, claims, scaling, read_benches(bench))
         atomic_write(out / PAGE, page.encode())
     if as_json:
         emit_json({"file": out / PAGE, "bytes": len(page.encode()), "tables": [table.name for table in built]})
     else:
         click.echo(f"{out / PAGE}  ({len(page.encode()) / 1e6:.2f} MB); open it in a browser")
+
+
+def _kind(run: RunEntry | RunConfig | RunRequest) -> tuple[str, str, str, str]:
+    """What tells cheaply that there is no run of a request."""
+    return run.method, run.model, run.dataset, run.profile
 
 
 def _scaling(store: Store, sources: Sources) -> Scaling | None:
@@ -118,7 +127,7 @@ def _tables(
     wanted = [profile] if profile else longest_first({e.profile for e in done})
     if not wanted:
         return [build_table(load_spec(name), store, "smoke", sources=sources) for name in names]
-    there = {(e.method, e.model, e.dataset, e.profile) for e in done}
+    there = {_kind(e) for e in done}
     found = []
     for name in names or table_names():
         spec = load_spec(name)
@@ -137,8 +146,8 @@ def _with_runs(
     """
     from fractrain.report.build import build_table
 
-    pairs = [pair for pair in spec.pairs if any((r.method, r.model, r.dataset, r.profile) in there for r in
-             (spec.request(pair, row, profile) for row in spec.rows_of(pair)))]  # fmt: skip
+    pairs = [pair for pair in spec.pairs
+             if any(_kind(spec.request(pair, row, profile)) in there for row in spec.rows_of(pair))]  # fmt: skip
     if not pairs:
         return None
     table = build_table(spec.model_copy(update={"pairs": tuple(pairs)}), store, profile, sources=sources)

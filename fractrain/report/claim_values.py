@@ -13,7 +13,7 @@ from fractrain.engine.record import RunRecord
 from fractrain.report.published_split import Solved, solve, split_text
 from fractrain.report.rows import published_value
 from fractrain.report.sources import PublishedIndex, Sources, Store
-from fractrain.report.spec import Pair, TableSpec
+from fractrain.report.spec import Pair, RunRequest, TableSpec
 from fractrain.report.values import Measured
 from fractrain.util.errors import FractrainError
 
@@ -35,6 +35,7 @@ class ClaimPlace:
         row, against: keys of the row and of those it is set against.
         store, sources: where runs and published numbers come from.
         printed: the published table.
+        may_have: whether the store can hold a run of a request at all, where that is known without looking for it.
     """
 
     table: TableSpec
@@ -43,6 +44,7 @@ class ClaimPlace:
     store: Store | None
     sources: Sources
     printed: str
+    may_have: Callable[[RunRequest], bool] = lambda _: True
 
     @property
     def circular(self) -> bool:
@@ -57,11 +59,14 @@ class ClaimPlace:
         """Finished runs of a row by seed."""
         if self.store is None:
             return
-        for seed in range(seeds):
+        try:
+            request = self.table.request(pair, self.table.row(row), profile)
+        except FractrainError:  # no such data or model here: nothing can have been run
+            return
+        for seed in range(seeds if self.may_have(request) else 0):
             try:
-                request = self.table.request(pair, self.table.row(row), profile)
                 record = self.store.get(self.sources.make_config(request, seed).run_id)
-            except FractrainError:  # no such data or model here: nothing can have been run
+            except FractrainError:
                 return
             if record is not None and record.status == "done":
                 yield seed, record

@@ -7,7 +7,7 @@ trend of the shorter ones says stands beside it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,7 +17,7 @@ import pydantic
 from fractrain.report.claim_values import ClaimPlace, mechanism, paired, published_text, short_lengths
 from fractrain.report.improve import CIRCULAR
 from fractrain.report.sources import Remembering, Sources, Store, default_sources, remembering
-from fractrain.report.spec import TableSpec, benchmark_folders, load_spec, read_closed
+from fractrain.report.spec import RunRequest, benchmark_folders, load_spec, read_closed
 from fractrain.report.spec_relative import Strict
 from fractrain.report.stats import Estimate, estimate
 from fractrain.report.trend import fit, judge_trend_zone
@@ -135,14 +135,16 @@ def load_claims(file: Path) -> ClaimFile:
 
 
 def judge_claims(
-    store: Store | None, sources: Sources | None = None, folders: Sequence[Path] | None = None
-) -> list[Claim]:
+    store: Store | None, sources: Sources | None = None, folders: Sequence[Path] | None = None,
+    may_have: Callable[[RunRequest], bool] = lambda _: True,
+) -> list[Claim]:  # fmt: skip
     """Every claim with today's verdict.
 
     Args:
         store: committed records or a run store; None: nothing was run.
         sources: configurations, costs and published rows; default: the engine's and the package's own.
         folders: where the claims are; default: the package's.
+        may_have: see :class:`fractrain.report.claim_values.ClaimPlace`; to look for a run takes a millisecond or two.
     """
     sources, store = remembering(sources or default_sources()), None if store is None else Remembering(store)
     table = functools.lru_cache(maxsize=None)(load_spec)
@@ -151,18 +153,16 @@ def judge_claims(
         content = load_claims(file)
         for spec in content.claims:
             printed = spec.published_table or content.published_table
-            judged.append(
-                _judge(spec, content.source, printed, table(spec.table) if spec.table else None, store, sources)
-            )
+            place = None
+            if spec.table:
+                place = ClaimPlace(table(spec.table), spec.row, spec.against, store, sources, printed, may_have)
+            judged.append(_judge(spec, content.source, place))
     return judged
 
 
-def _judge(
-    spec: ClaimSpec, source: str, printed: str, table: TableSpec | None, store: Store | None, sources: Sources
-) -> Claim:
+def _judge(spec: ClaimSpec, source: str, place: ClaimPlace | None) -> Claim:
     verdict, trend, evidence, said = Verdict("not run", spec.note), "", "", ""
-    if table is not None:
-        place = ClaimPlace(table, spec.row, spec.against, store, sources, printed)
+    if place is not None:
         said = published_text(place, spec.quantity, spec.pairs)
         if spec.length == "any":
             verdict, evidence = _by_construction(spec, place)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
@@ -17,6 +18,7 @@ from fractrain.util.errors import ConfigError, FractrainError, StoreError, did_y
 from fractrain.util.files import atomic_write, storing
 
 if TYPE_CHECKING:
+    from fractrain.engine.config import RunConfig
     from fractrain.engine.store import RunRecord, RunStore
 
 DEFAULT_ROOT: Final = Path("results/evidence")
@@ -52,6 +54,14 @@ class EvidenceStore:
         for campaign in self.campaigns():
             with storing(self.root / campaign, "read"):
                 yield from sorted(entry for entry in (self.root / campaign).iterdir() if entry.is_dir())
+
+    def configs(self) -> Iterator[RunConfig]:
+        """Yield what was run, of every record whose configuration can be read."""
+        from fractrain.engine.record import read_config
+
+        for folder in self.folders():
+            with contextlib.suppress(StoreError):
+                yield read_config(folder)
 
     def get(self, run_id: str) -> RunRecord | None:
         """Return the record of this run, or None."""

@@ -21,7 +21,7 @@ from fractrain.report.claims import claim_files, judge_claims, judge_zone, load_
 from fractrain.report.claims_text import listing, markdown
 from fractrain.report.evidence import EvidenceStore
 from fractrain.report.published_split import solve
-from fractrain.report.sources import engine_config
+from fractrain.report.sources import default_sources, engine_config, remembering
 from fractrain.report.spec import load_spec
 from fractrain.report.stats import estimate
 from fractrain.report.values import Measured
@@ -68,6 +68,21 @@ def test_without_a_run_nothing_is_judged_but_published_rows_speak():
     assert found["fractrain-headline-accuracy"].published == "resnet74/cifar10 -0.07"
     assert "resnet34/imagenet -0.31" in found["fractrain-accuracy-imagenet"].published
     assert all(c.trend == "" for c in found.values())
+
+
+def test_runs_of_kinds_that_no_store_has_are_not_looked_for():
+    """What ``fractrain report`` says of the committed records is what a search for every run says."""
+    looked = []
+    store = EvidenceStore(EVIDENCE)
+    kinds = {(c.method, c.model, c.dataset, c.profile) for c in store.configs()}
+    counting = SimpleNamespace(get=lambda run_id: looked.append(run_id) or store.get(run_id))
+    sources = remembering(default_sources())
+    everywhere = judge_claims(counting, sources)
+    before = len(looked)
+    few = judge_claims(counting, sources, may_have=lambda r: (r.method, r.model, r.dataset, r.profile) in kinds)
+    assert few == everywhere
+    assert any(c.trend for c in few)
+    assert len(looked) - before < before / 3
 
 
 def test_published_rows_are_solved_as_the_authors_script_has_them():
