@@ -12,12 +12,14 @@ from fractrain.commands.common import NearestChoice, options, results_option, st
 if TYPE_CHECKING:
     from fractrain.engine.export import FileFormat
 
+FORMATS = ("torch", "safetensors", "onnx-qdq")
+
 
 @click.command("export", short_help="Write a run's weights for use without fractrain.")
 @options(
     click.argument("run_id", metavar="RUN"),
-    click.option("--format", "form", type=NearestChoice(("torch", "safetensors")), default="torch", show_default=True),
-    click.option("--out", type=click.Path(path_type=Path), help="The file.  [default: RUN.pt or RUN.safetensors here]"),
+    click.option("--format", "form", type=NearestChoice(FORMATS), default="torch", show_default=True),
+    click.option("--out", type=click.Path(path_type=Path), help="The file.  [default: RUN.pt, .safetensors or .onnx]"),
     click.option("--force", is_flag=True, help="Replace a file that is there."),
     results_option,
 )
@@ -25,7 +27,8 @@ def export_command(run_id: str, form: FileFormat, out: Path | None, force: bool,
     """Write the trained weights of RUN (or the run that begins so) under the names that the plain model has.
 
     With them go the precision card, every layer's formats and widths, and the measured ranges of the activations, as a
-    JSON text named `fractrain`. Plain PyTorch reads the file: `torch.load(FILE, weights_only=True)["weights"]`.
+    JSON text named `fractrain`. Plain PyTorch reads the file: `torch.load(FILE, weights_only=True)["weights"]`. With
+    `onnx-qdq` the file is the network as evaluation computes it, with QuantizeLinear and DequantizeLinear nodes.
     """
     from fractrain.engine.export import SUFFIXES, export
     from fractrain.engine.store import RunStore

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import fractrain
+from fractrain.engine.export_onnx import onnx_graph
 from fractrain.engine.restored import Restored, restored
 from fractrain.engine.store import RunRecord
 from fractrain.layers.convert import quant_layers
@@ -24,9 +25,9 @@ from fractrain.methods.card import declared_precisions, precision_card
 from fractrain.util.errors import ConfigError, MachineError
 from fractrain.util.files import atomic_write, storing
 
-FileFormat = Literal["torch", "safetensors"]
-SUFFIXES: Final[dict[FileFormat, str]] = {"torch": ".pt", "safetensors": ".safetensors"}
-KEY: Final = "fractrain"  # of the metadata, a JSON text in both formats
+FileFormat = Literal["torch", "safetensors", "onnx-qdq"]
+SUFFIXES: Final[dict[FileFormat, str]] = {"torch": ".pt", "safetensors": ".safetensors", "onnx-qdq": ".onnx"}
+KEY: Final = "fractrain"  # of the metadata, a JSON text in all formats
 
 
 def export(record: RunRecord, file: Path, format: FileFormat = "torch", force: bool = False) -> Path:
@@ -34,6 +35,8 @@ def export(record: RunRecord, file: Path, format: FileFormat = "torch", force: b
 
     ``torch``: ``{"weights": state dict, "fractrain": JSON text}``, which ``torch.load(file, weights_only=True)`` reads.
     ``safetensors``: the weights, and the JSON text as metadata of that name.
+    ``onnx-qdq``: the whole network, operands rounded as in evaluation, and the same metadata; see
+    :mod:`fractrain.engine.export_onnx`.
 
     Args:
         record: the run; of one that is not done, the last checkpoint counts.
@@ -46,8 +49,9 @@ def export(record: RunRecord, file: Path, format: FileFormat = "torch", force: b
 
     Raises:
         CheckpointError: the run has no checkpoint, or it does not fit the installed code.
-        ConfigError: the file is there, or the method keeps no counterpart of some of the plain model's tensors.
-        MachineError: safetensors is not installed.
+        ConfigError: the file is there, the method keeps no counterpart of some of the plain model's tensors, or ONNX
+            cannot express what evaluation computes.
+        MachineError: a package that the format needs is not installed.
         StoreError: the file cannot be written.
     """
     if file.exists() and not force:
@@ -56,9 +60,13 @@ def export(record: RunRecord, file: Path, format: FileFormat = "torch", force: b
     state = found.plain.state_dict(found.model)
     weights = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
     about = json.dumps(described(record, found))
+    if format == "onnx-qdq":
+        content = onnx_graph(record, found, {KEY: about})
+    else:
+        content = _safetensors(weights, about) if format == "safetensors" else _torch(weights, about)
     with storing(file.parent, "make"):
         file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, _safetensors(weights, about) if format == "safetensors" else _torch(weights, about))
+    atomic_write(file, content)
     return file
 
 

@@ -157,7 +157,7 @@ class Format:
             return lo.view(-1, *([1] * (x.dim() - 1))), hi.view(-1, *([1] * (x.dim() - 1)))
         if self.statistic == "mean":
             return lo.mean(), hi.mean()
-        return lo.amin(), hi.amax()
+        return lo.amin(0), hi.amax(0)
 
     def grid(self, limits: Limits, bits: Bits, x: torch.Tensor) -> Grid:
         """Return the grid for the measured limits at the given width(s); shapes broadcast to ``x``."""

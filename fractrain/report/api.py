@@ -87,7 +87,9 @@ class Run:
 
         return restored(self.record).model
 
-    def export(self, file: Path | str, format: Literal["torch", "safetensors"] = "torch", force: bool = False) -> Path:
+    def export(
+        self, file: Path | str, format: Literal["torch", "safetensors", "onnx-qdq"] = "torch", force: bool = False
+    ) -> Path:
         """Write the trained weights for use without this package; see :mod:`fractrain.engine.export`.
 
         Args:
@@ -100,8 +102,9 @@ class Run:
 
         Raises:
             CheckpointError: as for :attr:`model`.
-            ConfigError: the file is there, or the method keeps no counterpart of some of the plain model's tensors.
-            MachineError: safetensors is not installed.
+            ConfigError: the file is there, the method keeps no counterpart of some of the plain model's tensors, or
+                ONNX cannot express what evaluation computes.
+            MachineError: a package that the format needs is not installed.
         """
         from fractrain.engine.export import export
 
