@@ -90,7 +90,7 @@ def report_command(
         built = _tables(store, entries, tables, profile, sources)
         records = EvidenceStore(evidence)
         both = Remembering(Stores(store, records))
-        kinds = {_kind(run) for run in (*entries, *records.configs())}
+        kinds = {_kind(run) for run in entries} | {_kind(run) for run in records.configs()}
         claims = judge_claims(both, sources, may_have=lambda request: _kind(request) in kinds)
         scaling = _scaling(both, sources)
         page = build_page(store, built, hardware, details, entries, claims, scaling, read_benches(bench))

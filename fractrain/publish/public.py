@@ -41,7 +41,8 @@ def words_of(config: RunConfig) -> list[str]:
 def _set(config: RunConfig) -> dict[str, Any]:
     """Settings of the method, and those of the recipe as ``recipe.KEY``, without places on this machine."""
     recipe = config.recipe.model_dump(mode="json")
-    return public_config({**config.settings, **{f"recipe.{key}": value for key, value in recipe.items()}})
+    found: dict[str, Any] = public_config({**config.settings, **{f"recipe.{k}": v for k, v in recipe.items()}})
+    return found
 
 
 def public_config(value: Any) -> Any:

@@ -157,7 +157,8 @@ def bench_table(record: BenchRecord) -> PageTable:
         cells = {key: Cell(text) for key, text in texts.items()}
         cells["ratio"] = Cell("not available")
         if p.ratio is not None:
-            cells["ratio"] = Cell(p.text(p.ratio), "measured", p.ratio, *(p.spread or (None, None)), source=source)
+            low, high = p.spread or (None, None)
+            cells["ratio"] = Cell(p.text(p.ratio), "measured", p.ratio, low, high, source=source)
         if p.goal is not None:
             cells["goal"] = Cell(p.text(p.goal), value=p.goal)
         for key, value in (("time", p.absolute.path), ("base", p.absolute.baseline)):
