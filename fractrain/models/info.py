@@ -13,9 +13,12 @@ from typing import Any, Protocol
 class DatasetLike(Protocol):
     """What a model must know of a data set to say whether it fits."""
 
-    name: str
-    classes: int
-    shape: tuple[int, ...]
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def classes(self) -> int: ...  # noqa: D102
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

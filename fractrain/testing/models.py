@@ -54,7 +54,7 @@ def _is_left_out(model: str) -> bool:
 def embedded_for(model: str) -> str | None:
     """The smallest embedded data set that a model can be trained on, or None."""
     infos = [datasets.info(name) for name in datasets.names()]
-    fitting = [i for i in infos if i.embedded and registry.compatible(model, i) is None]  # type: ignore[arg-type]
+    fitting = [i for i in infos if i.embedded and registry.compatible(model, i) is None]
     return min(fitting, key=lambda i: math.prod(i.shape)).name if fitting else None
 
 
