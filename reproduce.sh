@@ -21,7 +21,7 @@ usage() {
 ./reproduce.sh TARGET [ARGUMENTS]     (the same as make reproduce-TARGET or make TARGET)
 
   table1 .. table7   run what is missing for a table, print it, write it to results/tables/
-  overview           every method on every model, likewise
+  overview, formats  every method on every model; number formats beside FP32, likewise
   figure-pfq, -dfq   the two figures, drawn to results/figures/
   all                every table and figure
   report             every run, table and figure on one HTML page, results/report/index.html

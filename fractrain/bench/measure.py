@@ -11,12 +11,12 @@ from torch import nn
 
 from fractrain.bench import peers
 from fractrain.bench.catalog import EXTRA_NAMES, info
-from fractrain.bench.kept import kept_bytes, kept_per_element
 from fractrain.bench.memory import memory_fractrain
 from fractrain.bench.overhead import harness_overhead
 from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
 from fractrain.bench.timing import Measurement, Tick, interleaved, median, paired, ratios, seconds_of, threads
 from fractrain.layers.conv_linear import QuantConv2d
+from fractrain.layers.kept import kept_bytes, kept_per_element
 from fractrain.layers.state import QuantState
 from fractrain.methods import registry
 from fractrain.numerics.precision import fractrain_precision

@@ -30,7 +30,6 @@ from torch.profiler import ProfilerActivity, profile
 
 import baselines
 import fractrain
-from fractrain.bench.kept import keeping
 from fractrain.bench.memory import in_process, resident
 from fractrain.engine import environment
 from fractrain.engine.config import RunConfig
@@ -39,6 +38,7 @@ from fractrain.engine.registries import Registries
 from fractrain.engine.site import Site
 from fractrain.kernels.cpu.memory import blocks
 from fractrain.kernels.cpu.uniform import probed
+from fractrain.layers.kept import keeping
 from fractrain.methods import registry
 from fractrain.methods.presets import paper_settings
 from fractrain.plan.calibrate import RandomRegistries

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from fractrain.bench.catalog import MICROXCALING
-from fractrain.bench.kept import kept_bytes
 from fractrain.bench.subject import PlainStep, Setup
 from fractrain.bench.timing import Measurement, Tick, paired, ratios
 from fractrain.layers.conv_linear import QuantLinear
+from fractrain.layers.kept import kept_bytes
 from fractrain.numerics.elements import E4M3, E5M2
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.scaled import Scaled

@@ -12,10 +12,10 @@ from torch import nn
 
 from fractrain.bench.choices import force_choices
 from fractrain.cost.ledger import Ledger
-from fractrain.engine.optimizer import make_optimizer
 from fractrain.engine.recipes import Recipe
 from fractrain.methods import registry
 from fractrain.methods.base import MethodContext
+from fractrain.methods.optimizer import make_optimizer
 from fractrain.models.registry import build
 from fractrain.numerics.backend import Kernels
 
@@ -116,7 +116,7 @@ class MethodStep:
         self.check: Callable[[], None] = lambda: None
         if candidates is not None:
             self.check = force_choices(self.model, candidates)
-        self.optimizer = make_optimizer(self.model.parameters(), setup.recipe())
+        self.optimizer = self.method.optimizer(self.model.parameters(), setup.recipe())
         self.ledger.begin("train", 0)
         self.method.on_epoch_start(0)
         self.step = 0

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -30,14 +31,15 @@ from fractrain.distributed.ranks import Ranks, StepSums
 from fractrain.engine.config import RunConfig
 from fractrain.engine.divergence import BadLoss, Diverged, LossWatch, first_nonfinite
 from fractrain.engine.evaluate import EvaluationStopped, Scores, channels_last, evaluate
-from fractrain.engine.optimizer import clip_gradients, make_optimizer
 from fractrain.engine.registries import Registries
 from fractrain.engine.schedule import Clock, learning_rate
 from fractrain.engine.site import Site
 from fractrain.engine.task import task_of
 from fractrain.engine.throughput import Pace, Replaced
 from fractrain.experimental.cuda_graphs import RecordedSteps, Recorder
+from fractrain.layers.kept import keeping
 from fractrain.methods.base import MethodContext
+from fractrain.methods.optimizer import clip_gradients
 from fractrain.util.device import resolve_device
 from fractrain.util.energy import EnergyMeter
 from fractrain.util.errors import CheckpointError, ConfigError, NonFiniteError
@@ -67,6 +69,7 @@ class TrainingLoop:
         epoch: evaluation periods done.
         lines: metrics line of each finished epoch.
         watch: knows the loss as last read from the device.
+        kept_bytes: what the first step kept for backward, bytes per sample; None before it.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class TrainingLoop:
         self.method.state.kernels = site.kernels
         self.step = self.epoch = 0
         self.lines: list[dict[str, Any]] = []
+        self.kept_bytes: float | None = None
         self._seconds, self._since = 0.0, time.perf_counter()
         self.energy = EnergyMeter() if self.ranks.several else EnergyMeter.of(device)
         self.replaced = Replaced([self.stream, *self.eval_streams.values()])
@@ -161,9 +165,18 @@ class TrainingLoop:
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.train()
         self.recorded = None
-        if recorder is not None and not self.ranks.several and self.method.step_key(0) is not None:
+        alone = not self.ranks.several and not self.method.makes_optimizer()
+        if recorder is not None and alone and self.method.step_key(0) is not None:
             self.recorded = RecordedSteps(recorder, self.method, self.ledger, self.device, self._lasting)
-        self.optimizer = make_optimizer(self.model.parameters(), recipe, self.recorded is not None)
+        self.optimizer = self.method.optimizer(self.model.parameters(), recipe)
+        self._shares = [float(group["lr"]) / recipe.lr for group in self.optimizer.param_groups]
+        self._mark_recorded()
+
+    def _mark_recorded(self) -> None:
+        """Tell Adam whether its steps are recorded on a GPU: then nothing of a step is left to the host."""
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = self.recorded is not None
 
     def _same_version(self, name: str, wanted: int, installed: int) -> None:
         """Refuse to train a run of another version than what is installed."""
@@ -227,8 +240,8 @@ class TrainingLoop:
         self.ledger.samples(len(y))
         rate = learning_rate(self.config.recipe, self.step)
         recorded = self.recorded if self.recorded is not None and self.recorded.on else None
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate if recorded is None else recorded.set_rate(rate)
+        for group, share in zip(self.optimizer.param_groups, self._shares, strict=True):
+            group["lr"] = rate * share if recorded is None else recorded.set_rate(rate)
         done = None if recorded is None else recorded.run(self.step, x, y, self._work)
         if done is None:
             done = self._work(x, y, lambda total: self.watch.see(self.step, total))
@@ -245,12 +258,16 @@ class TrainingLoop:
     def _work(self, x: torch.Tensor, y: torch.Tensor, see: Callable[[torch.Tensor], None] | None = None) -> StepSums:
         """The device's part of a step; ``see`` is shown the loss before the backward pass."""
         self.optimizer.zero_grad(set_to_none=True)
-        done = self.ranks.combine(self.task.step(self.model, x, y, self.ranks.of), self.method.extra_loss())
+        none: AbstractContextManager[dict[int, int]] = nullcontext({})
+        with keeping(self.model) if self.kept_bytes is None else none as kept:
+            done = self.ranks.combine(self.task.step(self.model, x, y, self.ranks.of), self.method.extra_loss())
+        if self.kept_bytes is None:
+            self.kept_bytes = sum(kept.values()) / len(y)
         if see is not None:
             see(done.total)
         done.objective.backward()  # type: ignore[no-untyped-call]
         self.ranks.sum_gradients(self.model.parameters())
-        clip_gradients(self.model.parameters(), self.config.recipe)
+        clip_gradients(self.model.parameters(), self.config.recipe.clip_norm)
         self.optimizer.step()
         return done
 
@@ -381,6 +398,7 @@ class TrainingLoop:
             "cursor": {"epoch": self.epoch, "step": self.step},
             "sums": {"loss": self.loss_sum, "correct": self.correct, "samples": self.samples},
             "lines": self.lines,
+            "kept_bytes": self.kept_bytes,
             "seconds": self.seconds,
             "joules": self.energy.joules if self.energy.total is not None else None,
             "data_digest": self.data_digest,
@@ -417,6 +435,7 @@ class TrainingLoop:
         self.loss_sum.copy_(state["sums"]["loss"])
         self.correct.copy_(state["sums"]["correct"])
         self.samples = state["sums"]["samples"]
+        self.kept_bytes = state.get("kept_bytes")
         self._seconds, self._since = state["seconds"], time.perf_counter()
         self.energy.go_on(state.get("joules"))
         torch.set_rng_state(state["rng"]["cpu"])
@@ -425,6 +444,4 @@ class TrainingLoop:
         self.ranks.reseed(self.config.seed, self.step)
         if self.recorded is not None:
             self.recorded.forget()
-        for group in self.optimizer.param_groups:  # Adam's comes with the checkpoint, perhaps of another device
-            if "capturable" in group:
-                group["capturable"] = self.recorded is not None
+        self._mark_recorded()  # the checkpoint may come from another device

@@ -23,6 +23,7 @@ from fractrain.data.cifar import RECIPE
 from fractrain.data.embedded import SMOKE_RECIPE
 from fractrain.data.info import DatasetInfo
 from fractrain.engine.length import share
+from fractrain.methods.optimizer_recipe import OptimizerRecipe
 from fractrain.util.errors import ConfigError
 from fractrain.util.settings import ADDED, check_sizes
 
@@ -48,14 +49,12 @@ TRANSFER_NOTE: Final = (
 )
 
 
-class Recipe(pydantic.BaseModel):
-    """Length of training and optimizer settings.
+class Recipe(OptimizerRecipe):
+    """Length of training, beside the settings of the optimizer.
 
     Attributes:
         iterations: optimizer steps.
         batch_size: images per step, or sequences of words.
-        optimizer: ``sgd`` (with momentum), ``nesterov`` (the same with Nesterov's correction), ``adam`` or ``adamw``.
-        lr, momentum, weight_decay, betas: its settings; ``betas`` are Adam's, ``momentum`` is the other two's.
         clip_norm: gradients are scaled down to this common norm, 0 for never.
         schedule: ``steps`` (drops at ``milestones``), ``cosine`` (to zero at the end) or ``inverse_sqrt`` (with the
             inverse square root of the step after the warm-up), each after ``warmup``.
@@ -71,17 +70,8 @@ class Recipe(pydantic.BaseModel):
         deterministic: ask the GPU for deterministic algorithms only (a CPU run is always deterministic).
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     iterations: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
-    optimizer: Literal["sgd", "nesterov", "adam", "adamw"] = Field(default="sgd", json_schema_extra=ADDED)
-    lr: Annotated[float, Field(gt=0)]
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default=(0.9, 0.98), json_schema_extra=ADDED
-    )
     clip_norm: float = Field(default=0.0, ge=0, json_schema_extra=ADDED)
     schedule: Literal["steps", "cosine", "inverse_sqrt"] = Field(default="steps", json_schema_extra=ADDED)
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()

@@ -104,6 +104,19 @@ def peak_memory() -> dict[str, int | None]:
     return {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak_gpu_bytes": gpu}
 
 
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the optimizer's state as a checkpoint holds it: moments, scales, counters."""
+    kept: list[Any] = list(optimizer.state_dict()["state"].values())
+    total = 0
+    while kept:
+        value = kept.pop()
+        if isinstance(value, dict):
+            kept += value.values()
+        elif isinstance(value, torch.Tensor):
+            total += value.nbytes
+    return total
+
+
 def trivial_result(data: Any, metric: str) -> dict[str, float]:
     """Result of the trivial predictor on the test part.
 

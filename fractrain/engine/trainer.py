@@ -21,7 +21,7 @@ from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunRecord, RunStore, RunWriter, Status
-from fractrain.engine.summary import best_line, summarize_run, trivial_result
+from fractrain.engine.summary import best_line, optimizer_bytes, summarize_run, trivial_result
 from fractrain.experimental.cuda_graphs import recorder_for
 from fractrain.util.device import determinism, resolve_device
 from fractrain.util.digests import weights_sha256
@@ -192,6 +192,7 @@ class Trainer:
         costs = self.registries.costs(loop.ledger, _best_epoch(loop))
         summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs, loop.task.metric)
         summary |= {"data_digest": loop.data_digest, **trivial_result(loop.data, loop.task.metric)}
+        summary |= {"kept_bytes_per_sample": loop.kept_bytes, "optimizer_bytes": optimizer_bytes(loop.optimizer)}
         if remarks := list(loop.method.remarks()):
             summary["remarks"] = remarks
         summary["meters"] = sorted(loop.energy.joules)

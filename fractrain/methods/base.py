@@ -12,7 +12,7 @@ The engine, or any training loop of your own, calls the hooks in this order::
             loss = criterion(model(x), y)
             extra = method.extra_loss()                 # None, or a scalar tensor
             (loss if extra is None else loss + extra).backward()
-            optimizer.step()
+            optimizer.step()                            # optimizer = method.optimizer(model.parameters(), recipe)
             method.on_step_end(step, loss, extra)       # loss and extra are detached here
         method.on_epoch_end(epoch, mean_loss)
     # evaluation: model.eval(); nothing else is needed
@@ -21,7 +21,7 @@ The engine, or any training loop of your own, calls the hooks in this order::
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -32,6 +32,8 @@ from torch import nn
 from fractrain.cost.ledger import Ledger
 from fractrain.layers.convert import quant_layers
 from fractrain.layers.state import QuantState, ReduceLimits
+from fractrain.methods.optimizer import make_optimizer
+from fractrain.methods.optimizer_recipe import OptimizerRecipe
 from fractrain.numerics.formats import MAX_BITS, MIN_BITS
 from fractrain.numerics.precision import FLOAT_BITS
 from fractrain.util.errors import ConfigError
@@ -195,6 +197,19 @@ class Method:
         """Swap layers and attach gates; return the model (the same object or a wrapper)."""
         return model
 
+    def optimizer(self, params: Iterable[nn.Parameter], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+        """Make the optimizer; by default the recipe's. For weights or optimizer states in low precision.
+
+        A group's ``lr`` stays in proportion to the recipe's: at every step it is multiplied by what the schedule says.
+        What the optimizer keeps must be in its ``state_dict()``, as tensors and plain values; randomness comes from
+        ``self.state.noise(name)`` alone, so that all processes of a run, and a resumed one, round alike.
+
+        Args:
+            params: all parameters of the prepared model.
+            recipe: kind of optimizer, learning rate, momentum, weight decay.
+        """
+        return make_optimizer(params, recipe)
+
     def on_epoch_start(self, epoch: int) -> None:
         """Before the first step of an epoch."""
 
@@ -276,6 +291,11 @@ class Method:
     def on_step_start(self, step: int) -> None:
         """Before the forward pass of a step: sets the step that stochastic rounding depends on."""
         self.state.step = step
+
+    @classmethod
+    def makes_optimizer(cls) -> bool:
+        """Whether it has an optimizer of its own: then its steps are not recorded, and another one would not do."""
+        return cls.optimizer is not Method.optimizer
 
     @classmethod
     def summary(cls) -> str:

@@ -20,8 +20,10 @@ from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.blocks import gateable_blocks
 from fractrain.methods.coverage import Coverage, Meter
+from fractrain.methods.optimizer_recipe import OptimizerRecipe
 from fractrain.methods.plain import PlainForm
 from fractrain.util.errors import ConfigError
+from fractrain.util.settings import configured
 
 MUCH, LITTLE = 10.0, 0.1  # percent of the forward MACs worth a warning: in floating point, and reached by no method
 
@@ -65,6 +67,7 @@ class Session:
         self._plain.settle(self.model)
         self._added = [p for p in self.model.parameters() if id(p) not in given and p.requires_grad]
         self._seen: list[int] = []
+        self._optimizer_made = not method.makes_optimizer()
         self._steps = self._epochs = self._steps_in_epoch = self._skipped = 0
         self._loss_sum: Any = 0.0
         self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
@@ -145,6 +148,21 @@ class Session:
             raise ConfigError("the method was detached from this model: attach it anew")
         return self._plain
 
+    def optimizer(self, **values: Any) -> torch.optim.Optimizer:
+        """Make the method's optimizer of the model's parameters: any will do but for methods that bring their own.
+
+        Args:
+            values: ``lr``, and where it shall not be SGD with momentum 0.9: ``optimizer`` (``sgd``, ``nesterov``,
+                ``adam``, ``adamw``), ``momentum``, ``weight_decay``, ``betas``.
+
+        Raises:
+            ConfigError: an unknown or wrong value.
+        """
+        recipe = configured(OptimizerRecipe, values, "session.optimizer")
+        optimizer = self.method.optimizer(self.model.parameters(), recipe)
+        self._optimizer_made = True
+        return optimizer
+
     def loss(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the task loss (0-dim) plus the method's own term, and remember both for :meth:`step`."""
         extra = self.method.extra_loss()
@@ -167,7 +185,8 @@ class Session:
 
         Raises:
             RuntimeError: :meth:`loss` was not called before.
-            ConfigError: at the second call: no optimizer has the parameters that the method has added.
+            ConfigError: the method's own optimizer was not made; or, at the second call, no optimizer has the
+                parameters that the method has added.
         """
         if self._last is None:
             raise RuntimeError("session.step() without session.loss(...) before it: the method needs the loss")
@@ -180,7 +199,11 @@ class Session:
         self._last = None
 
     def _check_optimizer(self) -> None:
-        """Refuse an optimizer that was made before the method added parameters: those would never move."""
+        """Refuse an optimizer other than the method's own, or one made before the method added parameters."""
+        if not self._optimizer_made:
+            raise ConfigError(
+                f"{self.method.name} acts through an optimizer of its own: make it by session.optimizer(lr=...)"
+            )
         now = [p._version for p in self._added]
         if self._steps == 1 and now and now == self._seen and any(p.grad is not None for p in self._added):
             raise ConfigError(

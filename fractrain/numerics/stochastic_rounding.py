@@ -10,7 +10,7 @@ order otherwise; the noise of an element therefore does not depend on the memory
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -143,3 +143,30 @@ def uniform(key: NoiseKey, numbers: torch.Tensor) -> torch.Tensor:
     h = (h * MUL2) & MASK32
     h = h ^ (h >> 15)
     return (h >> 8).to(torch.float32) * 2.0**-24
+
+
+def to_bfloat16(x: torch.Tensor, key: NoiseKey) -> torch.Tensor:
+    """Round float32 values to neighbours in bfloat16, the nearer one the likelier: the mean is the value.
+
+    Above bfloat16's largest number infinity is the other neighbour. inf and nan stay as they are.
+
+    Args:
+        x: float32 of any shape.
+        key: of the noise.
+
+    Returns:
+        float32 of the same shape.
+    """
+    noise = (uniform(key, element_numbers(x.shape, x.device)) * 2.0**16).to(torch.int32)
+    away = (x.view(torch.int32) + noise) & -(1 << 16)  # carries into the upper half as often as the lower half says
+    return torch.where(x.isfinite(), away.view(torch.float32), x)
+
+
+def round_to_bfloat16_(x: torch.Tensor, key: NoiseKey, piece: int = 1 << 22) -> None:
+    """Do :func:`to_bfloat16` in place, in pieces of about ``piece`` elements: noise takes many times their memory."""
+    x = x if x.dim() else x.view(1)
+    each = max(1, x[:1].numel())
+    rows = max(1, piece // each)
+    for first in range(0, len(x), rows):
+        part = x[first : first + rows]
+        part.copy_(to_bfloat16(part, replace(key, base=key.base + first * each)))

@@ -27,8 +27,8 @@ MANIFEST: Final = "manifest.json"
 SUMS: Final = "SHA256SUMS"
 # What a summary holds that no record can show again: the weights are not kept, memory was measured, data are elsewhere.
 NOT_RECOMPUTED: Final = frozenset(
-    {"weights_sha256", "peak_host_bytes", "peak_gpu_bytes", "data_digest", "trivial_accuracy", "trivial_perplexity",
-     "replaced_images", "meters", "remarks"}
+    {"weights_sha256", "peak_host_bytes", "peak_gpu_bytes", "kept_bytes_per_sample", "optimizer_bytes", "data_digest",
+     "trivial_accuracy", "trivial_perplexity", "replaced_images", "meters", "remarks"}
 )  # fmt: skip
 
 

@@ -175,6 +175,10 @@ QUANTITIES: Final = (
     ),
     Quantity("latency_end", "Latency", "min", "less", "cost:latency_s@end", "@end", scale=1 / 60,
              short="min↓@end model"),
+    Quantity("kept_backward", "Kept for backward, first step", "MiB per sample", "less", "kept_bytes_per_sample",
+             scale=2.0**-20, short="kept MiB↓"),
+    Quantity("optimizer_state", "State of the optimizer", "MiB", "less", "optimizer_bytes", scale=2.0**-20,
+             short="state MiB↓"),
     # What no table of a paper has: in :func:`fractrain.results` and on the report page alone.
     Quantity("raw_end", "Executed MACs of any width", "MACs", "less", "cost:raw_macs@end", "@end", text=macs_text),
     Quantity("gate_overhead", "Forward MACs of the gates", "of the other layers'", "less", "cost:gate_overhead"),
@@ -190,7 +194,7 @@ QUANTITIES: Final = (
     Quantity("samples_best", "Training samples", "samples", "", "cost:samples@best", "@best", text=whole_text),
     Quantity("samples_end", "Training samples", "samples", "", "cost:samples@end", "@end", text=whole_text),
     Quantity("joules", "Energy, metered (precision is simulated)", "J", "", "joules"),
-    Quantity("step_seconds", "Median step (precision is simulated)", "s", "", "step_seconds_median"),
+    Quantity("step_seconds", "Median step (precision is simulated)", "s", "", "step_seconds_median", short="s/step"),
     Quantity("memory_host", "Peak memory, host", "bytes", "less", "peak_host_bytes", text=whole_text),
     Quantity("memory_gpu", "Peak memory, GPU", "bytes", "less", "peak_gpu_bytes", text=whole_text),
 )  # fmt: skip

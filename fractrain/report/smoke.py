@@ -15,6 +15,7 @@ from fractrain.report.stats import CONFIDENCE, estimate
 from fractrain.report.values import Cell, Column, Measured
 
 COLUMNS: Final = ("accuracy_last", "perplexity_last", "train_accuracy", "effective_end", "cp_end", "seconds")
+MACHINE: Final = ("kept_backward", "optimizer_state", "step_seconds")  # where a table asks for them
 POINT: Final = ("accuracy_best_test", "macs_best")  # what a figure draws
 MODELLED: Final = ("energy", "latency")
 LEARNS: Final = Column("verdict", "Learns [better than a predictor without learning]", "learns", ("all",))
@@ -28,6 +29,7 @@ def smoke_spec(spec: TableSpec, modelled: bool = False) -> TableSpec:
     relative = tuple(r.model_copy(update={"claim": None}) for r in spec.relative if not BY_KEY[r.quantity].modelled)
     words = any(key.startswith("perplexity") for key in spec.columns)
     shown = tuple(key for key in COLUMNS if words or not key.startswith("perplexity"))
+    shown += tuple(key for key in MACHINE if key in spec.columns)
     alone = {"published": None, "published_elsewhere": ()}
     return spec.model_copy(
         update={
@@ -68,6 +70,11 @@ def smoke_rules(spec: TableSpec) -> tuple[str, ...]:
         "blocks, in percent of full precision. s: wall clock of a run on the machine that ran it; precision is "
         "simulated there, so that it is no evidence of speed.",
     ]
+    if "kept_backward" in spec.columns:
+        texts.append(
+            "kept MiB: what the first step keeps for backward, per sample; state MiB: the optimizer's state; s/step: "
+            "median, no evidence of speed either."
+        )
     if spec.relative and any(row.against for row in spec.rows):
         texts.append(
             "Relative columns set a row against another one on the same data: accuracy as a difference in points, "

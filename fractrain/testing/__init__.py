@@ -24,7 +24,7 @@ import torch
 
 from fractrain.methods.base import Method
 from fractrain.methods.registry import MethodRegistry
-from fractrain.testing import cost, models, precision, settings, training, unbiased
+from fractrain.testing import cost, models, optimizer, precision, settings, training, unbiased
 from fractrain.testing.concentration import concentration
 from fractrain.testing.report import CheckResult, ContractReport, ContractViolation, NotApplicable, run_one
 from fractrain.testing.subject import Subject
@@ -40,6 +40,7 @@ _CHECKS: dict[str, Check] = {
     "deterministic": training.deterministic,
     "resume": training.resume,
     "state_dict": training.state_dict,
+    "optimizer": optimizer.optimizer,
     "precision_train": precision.precision_train,
     "precision_eval": precision.precision_eval,
     "unbiased": unbiased.unbiased,

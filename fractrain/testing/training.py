@@ -157,6 +157,7 @@ def no_global_state(subject: Subject) -> str:
     # What the first run of a process imports (data, torch's compiler) changes the environment: not the method's doing.
     neutral = Subject(_Neutral, subject.model, subject.dataset)
     neutral.trained(neutral.config({}, steps=1, period=1, batch=2))
+    torch.compile(lambda: None, backend="eager")()  # from the first compiled call on torch marks new modules
     surroundings = Surroundings.now()
     before = generator_state()
     subject.prepared(subject.busy)

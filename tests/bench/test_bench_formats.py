@@ -14,8 +14,8 @@ from click.testing import Result
 from torch import nn
 
 from fractrain.bench import catalog, measure, peers
-from fractrain.bench.kept import kept_bytes, kept_per_element
 from fractrain.bench.subject import MethodStep, PlainStep, Setup
+from fractrain.layers.kept import kept_bytes, kept_per_element
 
 GOALS = {
     "fp8_tensorwise": 1.3, "mxfp8": 1.5, "mxint8": 1.2, "mxfp4": 2.2, "nvfp4": 2.2, "int8_rowwise": 1.1,

@@ -166,7 +166,7 @@ def test_round_trip_equality_and_hash():
         ({"recipe": {"lr": "nan"}}, ["lr", "finite"]),
         ({"recipe": {"iterations": "x"}}, ["recipe", "iterations", "'x'"]),
         ({"recipe": {"milestones": [5, 3]}}, ["milestones", "ascend"]),
-        ({"recipe": {"zzz": 1}}, ["'zzz'", "known: iterations"]),
+        ({"recipe": {"zzz": 1}}, ["'zzz'", "known: optimizer"]),
         ({"seed": -1}, ["seed", "-1"]),
         ({"profile": "smok"}, ["'smok'", "did you mean 'smoke'"]),
         ({"profile": "paper"}, ["'paper'", "'digits'", "--profile smoke"]),

@@ -20,13 +20,13 @@ from fractrain.data.text import TextData
 from fractrain.data.tokens import MemoryTokens
 from fractrain.engine.config import RunConfig
 from fractrain.engine.evaluate import evaluate
-from fractrain.engine.optimizer import clip_gradients, make_optimizer
 from fractrain.engine.recipes import Recipe, recipe_values
 from fractrain.engine.schedule import learning_rate
 from fractrain.engine.site import Site
 from fractrain.engine.task import Classification, LanguageModel, task_of
 from fractrain.engine.trainer import Trainer
 from fractrain.methods.base import Method, MethodContext, MethodSettings
+from fractrain.methods.optimizer import clip_gradients, make_optimizer
 from fractrain.util.errors import ConfigError
 from fractrain.util.seeds import derive_seed
 from fractrain.util.signals import RunInterrupted
@@ -287,11 +287,11 @@ def test_parameters_may_get_their_first_gradient_late(name):
 def test_clipping_is_by_the_common_norm():
     a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
-    clip_gradients([a, b], recipe())
+    clip_gradients([a, b], 0.0)
     assert (float(a.grad), float(b.grad)) == (3.0, 4.0)
-    clip_gradients([a, b], recipe(clip_norm=10.0))
+    clip_gradients([a, b], 10.0)
     assert (float(a.grad), float(b.grad)) == (3.0, 4.0)
-    clip_gradients([a, b], recipe(clip_norm=1.0))
+    clip_gradients([a, b], 1.0)
     assert (float(a.grad), float(b.grad)) == pytest.approx((0.6, 0.8), rel=1e-5)
 
 

@@ -40,6 +40,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 NOT_RECORDED = {
     "slu": "asks which samples are open", "dynasty": "plans by what it reads",
+    "adam8bit": "has an optimizer of its own", "bf16_sr": "has an optimizer of its own",
     **dict.fromkeys(
         ("fp8", "mx", "nvfp4", "quartet2", "luq", "jetfire", "switchback", "int8_rowwise"), "never tried on a GPU"
     ),

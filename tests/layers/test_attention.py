@@ -147,7 +147,7 @@ def test_evaluation_is_the_quantized_model_s_with_gradients_and_without(build) -
 @pytest.mark.parametrize("method", [m for m in registry.names() if m not in ("dfq", "fractrain", "slu", "dorefa")])
 def test_every_method_trains_attention(build, method: str) -> None:
     session = fractrain.attach(method, seeded(build), **({"total_steps": 4} if method == "cpt" else {}))
-    optimizer = torch.optim.SGD(session.model.parameters(), 0.05)
+    optimizer = session.optimizer(lr=0.05)
     for x, y in batches(2):
         session.loss(nn.functional.cross_entropy(session.model(x), y)).backward()
         optimizer.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from layer_models import Residual, batches, chain, seeded
+from method_groups import FLOAT_METHODS
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
@@ -40,7 +41,7 @@ def attach(method: str, model: nn.Module) -> fractrain.Session:
 
 
 def train(session: fractrain.Session, steps: int = 3) -> list[torch.Tensor]:
-    optimizer = torch.optim.SGD(session.model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = session.optimizer(lr=0.05)
     for x, y in batches(steps):
         session.loss(nn.functional.cross_entropy(session.model(x), y)).backward()
         optimizer.step()
@@ -62,7 +63,7 @@ def check_same(plain: fractrain.Session, session: fractrain.Session, again: set[
     """Weights, ranges, statistics and counts; ``again`` are the parts of the model that are run again."""
     before, after = train(plain), train(session)
     for name, a, b in zip(plain.model.state_dict(), before, after, strict=True):
-        own = plain.method.name != "fp32" or ("running" not in name and "tracked" not in name)
+        own = plain.method.name not in FLOAT_METHODS or ("running" not in name and "tracked" not in name)
         assert not own or torch.equal(a, b), name  # PyTorch's BatchNorm updates its statistics twice
     train_macs = macs(plain, "train")
     assert macs(session, "train") == train_macs

@@ -29,7 +29,7 @@ def attach(method: str, build: Callable[[], nn.Module] = Residual) -> fractrain.
 
 
 def train(session: fractrain.Session, steps: int, between: Callable[[], object] = lambda: None) -> list[torch.Tensor]:
-    optimizer = torch.optim.SGD(session.model.parameters(), lr=0.05)
+    optimizer = session.optimizer(lr=0.05)
     for x, y in batches(steps):
         loss = session.loss(nn.functional.cross_entropy(session.model(x), y))
         between()

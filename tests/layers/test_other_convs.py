@@ -142,7 +142,7 @@ def test_an_output_size_is_taken_as_pytorch_takes_it() -> None:
 def test_every_method_trains_networks_with_them(build, method: str) -> None:
     plain = seeded(build)
     session = fractrain.attach(method, plain, **({"total_steps": 4} if method == "cpt" else {}))
-    optimizer = torch.optim.SGD(session.model.parameters(), 0.05)
+    optimizer = session.optimizer(lr=0.05)
     for x, y in batches(3):
         session.loss(nn.functional.cross_entropy(session.model(x), y)).backward()
         optimizer.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from method_groups import FLOAT_METHODS
 from torch import nn
 
 from fractrain.cost import metrics
@@ -26,7 +27,7 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("slu", {"closed": "computed"}),
     ("slu", {"bits": 8, "grad_bits": 8}),
 ]
-FIXED = {"fp32": 100.0, "static": 6.25, "static8": 6.25, "dorefa": 6.25, "wageubn": 6.25}
+FIXED = {**dict.fromkeys(FLOAT_METHODS, 100.0), "static": 6.25, "static8": 6.25, "dorefa": 6.25, "wageubn": 6.25}
 STATIC_IMAGENET = 100 * (8 * 8 + 2 * 8 * 16) / 3072  # FW-8 / BW-16
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from method_groups import FLOAT_METHODS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -286,7 +287,7 @@ def test_every_method_trains_or_says_why_not(name: str, settings: dict[str, obje
     if name in LINEAR_ONLY:
         assert all(r.bits1 == r.bits2 == 32 for r in rows)
         assert any(r.bits1 < 32 and r.bits2 < 32 for r in ledger.rows() if ".attention.value" in r.layer)
-    elif name not in ("fp32", "slu"):
+    elif name not in (*FLOAT_METHODS, "slu"):
         assert all(r.bits1 < 32 and r.bits2 < 32 for r in rows if not (settings.get("variant") and r.product == "GC"))
     ends = [r for r in ledger.rows() if r.layer.startswith(("head.tail", "embedding"))]
     assert bool(ends) == bool(cutoffs)

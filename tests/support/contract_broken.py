@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from fractrain.layers.conv_linear import QuantLayer
 from fractrain.layers.convert import convert, quant_layers
 from fractrain.methods.base import Method, MethodContext, MethodSettings
+from fractrain.methods.optimizer_recipe import OptimizerRecipe
 from fractrain.numerics.elements import E2M1
 from fractrain.numerics.formats import Affine, Bits, PerBlock
 from fractrain.numerics.grid import Grid
@@ -118,6 +120,58 @@ class Pickled(Sound):
 
     def state_dict(self) -> dict[str, Any]:
         return {"settings": self.settings}
+
+
+class HalfOptimized(Sound):
+    """Its optimizer has all parameters but one."""
+
+    name = "half"
+
+    def optimizer(self, params: Iterable[nn.Parameter], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+        return super().optimizer(list(params)[:-1], recipe)
+
+
+class KeepsToItself(Sound):
+    """Counts updates outside of what is saved."""
+
+    name = "keeps"
+
+    def optimizer(self, params: Iterable[nn.Parameter], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+        optimizer = super().optimizer(params, recipe)
+        self.updates = 0
+        optimizer.register_step_post_hook(self.count)
+        return optimizer
+
+    def count(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.updates += 1
+        with torch.no_grad():
+            self.model.head.bias.add_(1e-3 * self.updates * optimizer.param_groups[0]["lr"])
+
+
+class RollsDice(Sound):
+    """Its optimizer moves the classifier by torch's generator."""
+
+    name = "rolls"
+
+    def optimizer(self, params: Iterable[nn.Parameter], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+        optimizer = super().optimizer(params, recipe)
+        optimizer.register_step_post_hook(self.roll)
+        return optimizer
+
+    def roll(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        with torch.no_grad():
+            self.model.head.bias.add_(torch.rand(()) * optimizer.param_groups[0]["lr"])
+
+
+class OwnRate(Sound):
+    """Has a learning rate of its own that no schedule changes."""
+
+    name = "rate"
+
+    def optimizer(self, params: Iterable[nn.Parameter], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+        optimizer = super().optimizer(params, recipe)
+        optimizer.register_step_pre_hook(lambda made, *_: made.param_groups[0].update(lr=0.01))
+        return optimizer
 
 
 class Unbounded(Sound):

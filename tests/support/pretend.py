@@ -193,7 +193,7 @@ def pretending() -> Iterator[Device]:
         ),
         patch.object(optimizers, "_get_fused_kernels_supported_devices", lambda: [*supported(), DEVICE.type]),
         patch.object(import_module("torch.nn.utils.clip_grad"), "_device_has_foreach_support", lambda device: True),
-        patch("fractrain.engine.optimizer.FUSED_DEVICES", ("cpu", "cuda", DEVICE.type)),
+        patch("fractrain.methods.optimizer.FUSED_DEVICES", ("cpu", "cuda", DEVICE.type)),
         Device() as device,
     ):
         yield device

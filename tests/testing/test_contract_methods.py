@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from method_groups import FLOAT_METHODS
 
 from fractrain.methods.registry import MethodRegistry
 from fractrain.testing import CHECKS, check_method
@@ -10,9 +11,10 @@ from fractrain.testing import CHECKS, check_method
 NAMES = [
     "fp32", "static8", "sbm", "pfq", "dfq", "fractrain", "static", "dorefa", "wageubn", "cpt", "slu", "dynasty",
     "fp8", "mx", "nvfp4", "quartet2", "luq", "jetfire", "switchback", "int8_rowwise",
+    "adam8bit", "bf16_sr",
 ]  # fmt: skip
 
-FORMATS = NAMES[12:]  # methods that differ in their operands alone
+FORMATS = NAMES[12:20]  # methods that differ in their operands alone
 # `fractrain check-method NAME` runs what is left out here: minutes for dynasty, the same training once more for others.
 SLOW = {
     "dynasty": ["settings_act"],
@@ -30,9 +32,9 @@ def test_the_contract_holds(name):
     report = check_method(name, quick=True, checks=checks)
     assert report.ok, report.text()
     skipped = {c.name for c in report.checks if c.status != "pass"}
-    without_settings = {"fp32", "jetfire", "switchback", "int8_rowwise"}
+    without_settings = {"fp32", "bf16_sr", "jetfire", "switchback", "int8_rowwise"}
     allowed = {"settings_act"} if name in without_settings else set()
-    if name in ("fp32", "slu"):  # quantize nothing (slu by default): no operand is to be seen
+    if name in (*FLOAT_METHODS, "slu"):  # quantize nothing (slu by default): no operand is to be seen
         allowed |= {"precision_train", "precision_eval"}
     assert skipped <= allowed, report.text()
     assert len(report.checks) == len(checks)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fractrain.engine.recipes import Recipe
+from fractrain.methods.optimizer_recipe import OptimizerRecipe
 
 FUSED_DEVICES = ("cpu", "cuda")
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, recorded: bool = False) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Iterable[nn.Parameter], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
     """Return the optimizer of a recipe: SGD with momentum, the same with Nesterov's correction, Adam or AdamW.
 
     Where torch has it, one pass over memory updates a parameter and its state: three to five times as fast as a pass
@@ -22,7 +22,6 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, recorded:
     Args:
         parameters: what it updates.
         recipe: whose optimizer.
-        recorded: its steps are to be recorded on a GPU: nothing of a step is left to the host.
     """
     parameters = list(parameters)
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
@@ -33,7 +32,6 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, recorded:
             nesterov=recipe.optimizer == "nesterov", **how,
         )  # fmt: skip
     else:
-        how |= {"capturable": True} if recorded else {}
         kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
         optimizer = kind(parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, **how)
     if fused:
@@ -58,7 +56,7 @@ def _make_ready(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], recipe: Recipe) -> None:
-    """Scale all gradients down so that their common norm is at most ``recipe.clip_norm`` (0: leave them)."""
-    if recipe.clip_norm:
-        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm, foreach=True)
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: float) -> None:
+    """Scale all gradients down so that their common norm is at most ``norm`` (0: leave them)."""
+    if norm:
+        nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
