@@ -5,7 +5,8 @@ float32. Moments of parameters with fewer than 4,096 values, or a number that 25
 Adam or AdamW as the recipe says; where it is one of SGD, Adam at ``sgd_share`` of its learning rate (ours).
 
 Departures: betas and weight decay are the recipe's. Weights, gradients and products stay in float32. torchao's update
-runs uncompiled: the same formula, no compiler needed, slower.
+runs uncompiled: the same formula, no compiler needed, slower. As in the source, the map of signed codes has no -1, so
+that a first moment that stays negative ends up to 6.6 % too small (`findings/adam8bit-negative-steps.sh`).
 """
 
 from __future__ import annotations
