@@ -204,7 +204,7 @@ def _summary(record: RunRecord) -> dict[str, Any]:
     summary = {key: value for key, value in public_facts(record.summary or {}).items() if key != "cost"}
     ledger = record.ledger()
     cost = summarize(ledger, best_epoch=summary["best_test_epoch"]).as_dict()  # where published costs count to
-    known = {key: value for key, value in cost.items() if value is not None and value != ""}
+    known = {key: value for key, value in cost.items() if value is not None}
     return {"ledger_sha256": ledger.digest(), **known, **summary}
 
 

@@ -121,18 +121,18 @@ _VALUES: Final[dict[str, Callable[[Measured, Measured], float | None]]] = {
 
 def mechanism(place: ClaimPlace, quantity: str, name: str, seeds: int) -> list[float | None]:
     """One number for each finished run of any length; None where its record does not have it."""
-    read: Callable[[Any], float | None] = {
+    readers: dict[str, Callable[[Any], float | None]] = {
         "share_below_final": _below_final,
         "adaptive_share": _adaptive,
         "analysis_share": partial(_last_metric, name="analysis_percent"),
         "storage_share": partial(_last_metric, name="storage_percent"),
-    }[quantity]
+    }
     profiles = (*short_lengths(), "paper")
     records = (
         record for pair in place.pairs(name) for profile in profiles
         for _, record in place.records(place.row, pair, profile, seeds)
     )  # fmt: skip
-    return [read(record) for record in records]
+    return [readers[quantity](record) for record in records]
 
 
 def _below_final(record: Any) -> float:

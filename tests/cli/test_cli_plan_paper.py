@@ -176,7 +176,7 @@ def test_sums_of_table_4_hold_the_source_runs(cli: Any) -> None:
 
 
 def test_all_is_one_job_that_tries_few(cli: Any, trials: list[RunConfig]) -> None:
-    """Every method on every network but dorefa on the Transformer, formats of today and optimizers on two; shared runs once."""
+    """Every method on every network but dorefa on the Transformer; formats and optimizers on two; shared runs once."""
     found = plan(cli, "all")
     runs = [run for run in found["runs"] + found["sources"] if run["state"] == "to run"]
     assert len({run["run_id"] for run in runs}) == len(runs) == found["totals"]["runs"]
