@@ -25,7 +25,6 @@ from fractrain.layers.max_pool import CompactMaxPool2d
 from fractrain.layers.product_layer import Backward
 from fractrain.layers.relu import CompactReLU
 from fractrain.layers.state import CandidateScope
-from fractrain.methods import gated_block
 from fractrain.methods.gated_block import GatedBlock
 from fractrain.methods.select import per_sample
 from fractrain.numerics.backend import Quantized
@@ -177,7 +176,7 @@ def _alone(block: GatedBlock, x: torch.Tensor, index: int, precision: Any) -> tu
     """The block in full in one precision per layer, sharing nothing."""
     for layer in quant_layers(block.block):
         layer.precision = precision(layer)
-    block.state.scope = scope = CandidateScope(index, torch.empty(0), ("alone", index), {})
+    block.state.scope = scope = CandidateScope(index, x, ("alone", index), {})
     try:
         return block.block(x), scope.sites
     finally:
@@ -197,26 +196,35 @@ def _every_candidate(block: GatedBlock, x: torch.Tensor) -> tuple[list[torch.Ten
     return outs, sites
 
 
-def _mixed(mask: torch.Tensor, choice: torch.Tensor, outs: list[torch.Tensor], kernels: str = "") -> torch.Tensor:
+def _mixed(mask: torch.Tensor, outs: list[torch.Tensor]) -> torch.Tensor:
     columns = (m.view(-1, *([1] * (outs[0].dim() - 1))) for m in mask.t())
     return sum((m * y for m, y in zip(columns, outs, strict=True)), torch.zeros(()))
 
 
-def _evaluated(
-    block: GatedBlock, x: torch.Tensor, choice: torch.Tensor, counts: list[int]
-) -> tuple[list[torch.Tensor], list[Any]]:
+def _chosen(mask: torch.Tensor, choice: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    return mask.gather(1, choice[:, None]).view(-1, *([1] * (out.dim() - 1))) * out
+
+
+def _trained(
+    block: GatedBlock, call: Any, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor, counts: list[int]
+) -> tuple[Callable[[], torch.Tensor], list[Any]]:
     outs, sites = _every_candidate(block, x)
-    return [_mixed(F.one_hot(choice, len(outs)).to(x), choice, outs)], sites
+    return lambda: _mixed(mask, outs), sites
 
 
-def _selected(block: GatedBlock, x: torch.Tensor, choice: torch.Tensor) -> tuple[list[torch.Tensor], list[Any]]:
+def _evaluated(
+    block: GatedBlock, call: Any, x: torch.Tensor, choice: torch.Tensor, counts: list[int]
+) -> tuple[Callable[[], torch.Tensor], list[Any]]:
+    outs, sites = _every_candidate(block, x)
+    return lambda: _mixed(F.one_hot(choice, len(outs)).to(x), outs), sites
+
+
+def _selected(
+    block: GatedBlock, call: Any, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor
+) -> tuple[Callable[[], torch.Tensor], list[Any]]:
     mixed = per_sample(block.precisions, choice)
     y, sites = _alone(block, x, 0, lambda layer: block._held(layer) or mixed)
-    return [y], sites
-
-
-def _chosen(mask: torch.Tensor, choice: torch.Tensor, out: torch.Tensor, kernels: str) -> torch.Tensor:
-    return mask.gather(1, choice[:, None]).view(-1, *([1] * (out.dim() - 1))) * out
+    return lambda: _chosen(mask, choice, y), sites
 
 
 def use_twin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,9 +235,7 @@ def use_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompactReLU, "forward", lambda relu, x: F.relu(x))
     monkeypatch.setattr(CompactBatchNorm2d, "rectified", lambda norm, x: F.relu(norm(x)))
     monkeypatch.setattr(CompactMaxPool2d, "forward", nn.MaxPool2d.forward)
-    monkeypatch.setattr(GatedBlock, "_train", lambda block, x, counts: _every_candidate(block, x))
-    monkeypatch.setattr(gated_block, "mix", _mixed)
-    monkeypatch.setattr(gated_block, "chosen_only", _chosen)
+    monkeypatch.setattr(GatedBlock, "_train", _trained)
     monkeypatch.setattr(GatedBlock, "_train_selected", _selected)
     monkeypatch.setattr(GatedBlock, "_evaluate", _evaluated)
 

@@ -277,7 +277,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
         (("config", "show"), "give the id of a run, or --method, --model and --dataset"),
         (("config", "show", "sbm", "--method", "sbm"), "not both"),
         (("config", "show", *CHOSEN, "--set", "lr=0.1"), "write recipe.lr"),
-        (("config", "show", *CHOSEN, "--set", "recipe.epochs=3"), "known: iterations, batch_size"),
+        (("config", "show", *CHOSEN, "--set", "recipe.epochs=3"), "known: optimizer, lr, "),
         (("run", *CHOSEN, "--epochs", "3"), "--set recipe.iterations=N"),
         (("run", *CHOSEN, "--lr", "0.5"), "write --set recipe.lr=0.5"),
         (("run", *CHOSEN, "--batch-size", "5"), "write --set recipe.batch_size=5"),
