@@ -75,7 +75,10 @@ class Inputs:
         ended = here(run_args("fp32", self._store))
         assert ended.code == 0, ended.err
         self._verbs: dict[str, list[click.Parameter]] = {}
-        for name, command in main.commands.items():
+        context = click.Context(main)
+        for name in main.list_commands(context):
+            command = main.get_command(context, name)
+            assert command is not None
             inner = command.commands.items() if isinstance(command, click.Group) else [("", command)]
             self._verbs |= {f"{name} {verb}".strip(): one.params for verb, one in inner}
         assert set(WEIGHTS) <= set(self._verbs), set(WEIGHTS) - set(self._verbs)

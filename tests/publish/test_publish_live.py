@@ -141,7 +141,7 @@ def test_names_carry_what_differs() -> None:
     assert run_name(six) == "sbm resnet38 digits smoke bits=6 s3"
     assert group_name(six) == "sbm resnet38 digits smoke bits=6"
     longer = RunConfig.create(**made, recipe={"iterations": 50, "lr": 0.125})
-    assert group_name(longer) == "sbm resnet38 digits smoke recipe.iterations=50 recipe.lr=0.125"
+    assert group_name(longer) == "sbm resnet38 digits smoke recipe.lr=0.125 recipe.iterations=50"
     assert group_name(plain.model_copy(update={"method": "gone", "settings": {"bits": 8}})).startswith(
         "gone resnet38 digits smoke bits=8 "
     )
