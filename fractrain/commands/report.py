@@ -76,17 +76,19 @@ def report_command(
     from fractrain.engine.store import RunStore
     from fractrain.report.claims import judge_claims
     from fractrain.report.evidence import EvidenceStore
+    from fractrain.report.known_configs import with_known
     from fractrain.report.page import build_page
     from fractrain.report.page_bench import read_benches
     from fractrain.report.sources import Remembering, Stores, default_sources, remembering
+    from fractrain.util.collector import without_collector
     from fractrain.util.files import atomic_write, try_folder
 
     try_folder(out)
     store = RunStore(results)
     say(f"reading {results} ...")
-    with stdout_to_stderr():
+    with without_collector(), stdout_to_stderr(), with_known(default_sources(), store.root) as known:
         entries = read_index(store)
-        sources = remembering(default_sources())
+        sources = remembering(known)
         built = _tables(store, entries, tables, profile, sources)
         records = EvidenceStore(evidence)
         both = Remembering(Stores(store, records))

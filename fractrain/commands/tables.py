@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +50,13 @@ from fractrain.util.files import try_folder
 
 if TYPE_CHECKING:
     from fractrain.engine.site import Site
+    from fractrain.engine.store import RunStore
     from fractrain.execute.jobs import Outcome
     from fractrain.report.campaign import Campaign
     from fractrain.report.draw import Look
+    from fractrain.report.evidence import EvidenceStore
     from fractrain.report.grid import PlannedRun
+    from fractrain.report.sources import Sources
     from fractrain.report.spec import TableSpec
 
 FORMATS = ("md", "csv", "tex", "html", "json", "svg", "png", "pdf")
@@ -156,8 +160,18 @@ def table_command(
             spec = spec.model_copy(update={"hardware": create(hardware).title})
         if panel and (spec.figure is None or form not in DRAWINGS):
             raise ConfigError(f"--panel is for drawings of figures: --format {'|'.join(DRAWINGS)}")
-        content = output.content(spec, store, profile, seeds, form, wanted=wanted)
+        with _sources(store) as sources:
+            content = output.content(spec, store, profile, seeds, form, sources, wanted)
     _put(content, form)
+
+
+def _sources(store: EvidenceStore | RunStore) -> AbstractContextManager[Sources]:
+    """Where a table gets its numbers from; beside a run store configurations are kept."""
+    from fractrain.engine.store import RunStore
+    from fractrain.report.known_configs import with_known
+    from fractrain.report.sources import default_sources
+
+    return with_known(default_sources(), store.root) if isinstance(store, RunStore) else nullcontext(default_sources())
 
 
 def _put(content: bytes, form: str) -> None:

@@ -14,9 +14,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
-import torch
+if TYPE_CHECKING:  # reading a ledger needs no torch
+    import torch
 
 Product = Literal["FW", "EB", "GC"]
 Phase = Literal["train", "eval", "recompute"]  # the last: forward products done again by activation checkpointing
@@ -24,7 +25,7 @@ FLOAT_BITS = 32
 
 FORMAT_VERSION = 1
 
-Recorded = tuple[str | tuple[str, ...], int | torch.Tensor]
+Recorded: TypeAlias = "tuple[str | tuple[str, ...], int | torch.Tensor]"
 """A work item and its units, or the items that a gate chooses from and the units of each, on the device."""
 
 
@@ -152,10 +153,10 @@ class Ledger:
             self._recorded.extend(recorded)
             return
         for work, units in recorded:
-            if isinstance(units, torch.Tensor):
-                self._add_selected(cast(tuple[str, ...], work), units)
+            if isinstance(work, str):
+                self._add(work, cast(int, units))
             else:
-                self._add(cast(str, work), units)
+                self._add_selected(work, cast("torch.Tensor", units))
 
     def _add(self, work: str, units: int) -> None:
         key = (self.phase, self.epoch, work)

@@ -23,6 +23,7 @@ from fractrain.engine.manifest import SEALED
 from fractrain.engine.record import RecordStatus
 from fractrain.engine.record_files import CHECKPOINT, CONFIG, MANIFEST, canonical
 from fractrain.engine.store import RunRecord, RunStore
+from fractrain.util.collector import without_collector
 from fractrain.util.errors import FractrainError, StoreError
 from fractrain.util.files import atomic_write, storing
 from fractrain.util.schema import parse_json
@@ -75,7 +76,7 @@ class RunEntry:
         return cls(
             run_id=record.run_id, group=group_id(c), status=record.status, message=record.message,
             time=_ended(record.path), method=c.method, method_version=c.method_version, model=c.model,
-            dataset=c.dataset, setting=c.setting, profile=c.profile, seed=c.seed, settings=values["settings"],
+            dataset=c.public_dataset, setting=c.setting, profile=c.profile, seed=c.seed, settings=values["settings"],
             recipe=values["recipe"], device=str(record.environment.get("gpu") or record.environment.get("cpu") or ""),
             summary=complete_summary(record),
         )  # fmt: skip
@@ -95,6 +96,7 @@ def complete_summary(record: RunRecord) -> dict[str, Any] | None:
         return summary
 
 
+@without_collector()
 def read_index(store: RunStore) -> list[RunEntry]:
     """Return an entry for every run of the store, by id; what is not yet in its index is read and added.
 

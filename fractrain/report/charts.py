@@ -381,7 +381,7 @@ def ratios(name: str, title: str, rows: Sequence[Ratio], label: str, kinds: Sequ
 
 def _labelled(axes: Axes, dots: Sequence[Dot]) -> None:
     """Write the label of each point near it, off the others."""
-    axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]  # so that places on the page are known
+    axes.autoscale_view()  # so that places on the page are known
     pixels = axes.transData.transform([(dot.x, dot.y) for dot in dots])
     sizes = [(0.5 * 5.2 * len(dot.label) * 100 / 72, 6.0) for dot in dots]
     (x0, y0), (x1, y1) = axes.transAxes.transform([(0, 0), (1, 1)])
