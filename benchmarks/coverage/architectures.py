@@ -4,7 +4,7 @@
 
 Weights are random, inputs small, configurations of transformers tiny; nothing is downloaded. What was run is kept in
 record.json beside this file, each result with its time, and the page is made of that: a call goes on with what was
-never run, or not since ``--since``, in one thread at the lowest priority, until its minutes are over.
+never run, or not since ``--since``, in one thread at low priority, until its minutes are over.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,14 @@ METHODS: dict[str, dict[str, Any]] = {"sbm": {"layers": "all"}, "fp8": {}}
 HEAD = f"""# What `attach` covers
 
 Written by `benchmarks/coverage/architectures.py`: public architectures with random weights, small inputs, batches of
-{BATCH}. *Covered* is the share of the forward MACs, measured on what ran, in layers that methods reach: quantized, or
-left in floating point by the method. What is outside runs at 32 bits, is named by `session.report()` and counted by
-`session.costs()`. *fp32* says whether a model with method `fp32` gives the plain model's output, bit for bit, in
-training and in evaluation. Columns of methods: {STEPS} training steps (SGD, rate {RATE:g}) and an evaluation with
-finite results; `sbm` with `layers=all`. *Run*: when (UTC) and on what input these columns were last run; on images of
-32 pixels some networks end in maps of one pixel, of which a BatchNorm sees {BATCH} values. *Other methods*: how many
-went through the same of those that were run; the rest was not run. Export was not run here. Operations `bmm` and
-`scaled_dot_product...` are products of two activations in a model's own attention; methods reach those of
-`nn.MultiheadAttention` alone. transformers' `Conv1D` (GPT-2) is no `nn.Linear`: it keeps its weight transposed.
+{BATCH}, attached with `example_inputs`. *Covered* is the share of the forward MACs, measured on what ran, in layers
+that methods reach: quantized, or left in floating point by the method. What is outside runs at 32 bits, is named by
+`session.report()` and counted by `session.costs()`. *fp32* says whether a model with method `fp32` gives the plain
+model's output, bit for bit, in training and in evaluation. Columns of methods: {STEPS} training steps (SGD, rate
+{RATE:g}) and an evaluation with finite results; `sbm` with `layers=all`. *Run*: when (UTC) and on what input these
+columns were last run; on images of 32 pixels some networks end in maps of one pixel, of which a BatchNorm sees {BATCH}
+values. *Other methods*: how many went through the same of those that were run; the rest was not run. Export was not
+run here.
 
 """
 
@@ -100,9 +99,13 @@ def _run(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return out if isinstance(out, torch.Tensor) else out[0]
 
 
+def _example(inputs: dict[str, torch.Tensor]) -> Any:
+    return inputs.get("", inputs)
+
+
 def _equal(make: Callable[[], Any]) -> str:
     (plain, inputs), (own, _) = make(), make()
-    session = fractrain.attach("fp32", own)
+    session = fractrain.attach("fp32", own, example_inputs=_example(inputs))
     for training in (True, False):
         plain.train(training)
         session.model.train(training)
@@ -117,8 +120,9 @@ def _trains(make: Callable[[], Any], method: str, settings: dict[str, Any]) -> t
     session = None
     try:
         session = fractrain.attach(
-            method, model, steps_per_epoch=STEPS, total_steps=STEPS, batch_size=BATCH, **settings
-        )
+            method, model, steps_per_epoch=STEPS, total_steps=STEPS, batch_size=BATCH,
+            example_inputs=_example(inputs), **settings,
+        )  # fmt: skip
         optimizer = torch.optim.SGD(session.model.parameters(), RATE)
         for _ in range(STEPS):
             session.loss(_run(session.model, inputs).square().mean()).backward()
@@ -148,29 +152,34 @@ def _shares(session: fractrain.Session | None) -> list[str] | None:
 
 def _base(make: Callable[[], Any]) -> dict[str, Any]:
     """The columns of an architecture but that of the other methods."""
+    began = time.process_time()
     ran = {method: _trains(make, method, settings) for method, settings in METHODS.items()}
+    seconds = round(time.process_time() - began, 1)
     found = next((shares for _, session in ran.values() if (shares := _shares(session))), None)
     if found is None:  # refused by all: what fp32 shows tells why
         found = _shares(_trains(make, "fp32", {})[1]) or ["-", "-", ""]
     said = {method: text for method, (text, _) in ran.items()}
     size = "x".join(str(n) for n in next(iter(make()[1].values())).shape[1:])
-    return {"time": _now(), "input": size, "shares": found, "fp32": _equal(make), "methods": said}
+    row = {"time": _now(), "input": size, "shares": found, "fp32": _equal(make), "methods": said}
+    return {**row, "processor_seconds": seconds}
 
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _due(record: dict[str, Any], since: str) -> Iterator[tuple[str, str]]:
-    """Architectures, the longest not run first, then each with its other methods (empty: the columns)."""
+def _due(record: dict[str, Any], since: str, first: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Architectures, the longest not run first; then, with their other methods, the cheapest first."""
     times = {name: record.get(name, {}).get("time", "") for name in MODELS}
-    yield from ((name, "") for name in sorted(MODELS, key=lambda n: times[n]) if times[name] < since)
-    for method in registry.names():
-        if method not in (*METHODS, "fp32"):
-            yield from (
-                (name, method) for name in MODELS
-                if record.get(name, {}).get("others", {}).get(method, {}).get("time", "") < since
-            )  # fmt: skip
+    yield from (
+        (name, "") for name in sorted(MODELS, key=lambda n: (n not in first, times[n])) if times[name] < since
+    )  # fmt: skip
+    for name in sorted(MODELS, key=lambda n: record.get(n, {}).get("processor_seconds", 0.0)):
+        others = record.get(name, {}).get("others", {})
+        yield from (
+            (name, method) for method in registry.names()
+            if method not in (*METHODS, "fp32") and others.get(method, {}).get("time", "") < since
+        )  # fmt: skip
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
@@ -205,12 +214,12 @@ def main() -> None:
     parser.add_argument("--since", default="2000-01-01", metavar="TIME", help="run anew what was last run before")
     parser.add_argument("names", nargs="*", metavar="ARCHITECTURE", help="these first")
     chosen = parser.parse_args()
-    os.nice(19)
+    os.nice(15)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     began = time.monotonic()
     record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    for name, method in sorted(_due(record, chosen.since), key=lambda due: due[0] not in chosen.names or bool(due[1])):
+    for name, method in _due(record, chosen.since, chosen.names):
         if time.monotonic() - began > 60 * chosen.minutes:
             break
         row = record.setdefault(name, {})

@@ -71,7 +71,8 @@ class QuantLayer(ProductLayer):
         self._weights: dict[Any, tuple[torch.Tensor | None, Kept | None, Bits]] = {}
         self._weights_of: Any = None
         self._without_graph: int | None = None  # step of the last training pass, if it was under no_grad
-        device = next((p.device for p in self.parameters()), device)
+        weight = getattr(self, "weight", None)
+        device = device if weight is None else weight.device
         for name in ("running_low", "running_high"):
             self.register_buffer(name, torch.zeros((), device=device))
         self.register_buffer("running_steps", torch.zeros((), dtype=torch.int64, device=device))

@@ -22,6 +22,7 @@ from fractrain.layers.conv_linear import PaddedQuantConv2d, QuantConv2d, QuantLa
 from fractrain.layers.functional import redirect
 from fractrain.layers.matmul import Matmul, QuantMatmul
 from fractrain.layers.other_convs import KINDS as OTHER_CONVOLUTIONS
+from fractrain.layers.own_products import own_products
 from fractrain.layers.state import QuantState
 from fractrain.numerics.precision import Precision
 from fractrain.util.errors import ConfigError, did_you_mean
@@ -178,7 +179,7 @@ def _layers(model: nn.Module) -> tuple[dict[nn.Module, list[str]], bool]:
     found: dict[nn.Module, list[str]] = {}  # a layer may be reachable by several names
     embedded = False
     for name, m in model.named_modules(remove_duplicate=False):
-        if isinstance(m, KINDS) and not isinstance(m, QuantLayer):
+        if isinstance(m, KINDS) and not isinstance(m, QuantLayer) and own_products(m) is None:
             found.setdefault(m, []).append(name)
         embedded |= isinstance(m, nn.Embedding) and not found
     return found, embedded
@@ -193,6 +194,13 @@ def own_way(layer: nn.Module) -> str | None:
     if not isinstance(layer, Matmul | Projection) and not isinstance(getattr(layer, "weight", None), nn.Parameter):
         return "its weight is computed (weight norm, pruning): fold it into a plain parameter to have it quantized"
     return None
+
+
+def replaced_whole(module: nn.Module) -> bool:
+    """Whether a module is a layer, or an attention, in whose place another one comes, so that its code does not run."""
+    if isinstance(module, KINDS):
+        return own_way(module) is None
+    return type(module) is nn.MultiheadAttention and "forward" not in vars(module)
 
 
 def _plain_type(layer: nn.Module) -> type[nn.Module]:

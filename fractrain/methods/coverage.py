@@ -26,6 +26,7 @@ from fractrain.methods.gated_block import GatedBlock
 from fractrain.util.errors import ConfigError
 
 Status = Literal["quantized", "float", "outside"]
+CODE = "computed in the code of"
 WHOLE = 99.95  # percent that is printed as 100.0
 
 
@@ -184,7 +185,7 @@ class Watch:
                 return self._modules.get(module, ""), "recurrent layers stay in floating point"
         name = names[-1] if names else ""
         own = self._left.get(name)
-        return name, own or f"computed in the code of {type(inside[-1]).__name__ if inside else 'the model'}"
+        return name, own or f"{CODE} {type(inside[-1]).__name__ if inside else 'the model'}"
 
     def _add(self, new: Product) -> None:
         key = (new.name, new.operation)

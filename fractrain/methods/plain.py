@@ -10,6 +10,7 @@ from torch import nn
 
 from fractrain.layers.attention import fused
 from fractrain.layers.functional import direct
+from fractrain.layers.own_products import unroute
 from fractrain.util.errors import ConfigError
 
 
@@ -98,5 +99,6 @@ class PlainForm:
             owner = self._model.get_submodule(parent)
             (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = now[place]
         fused(self._model)
+        unroute(self._model)
         direct(self._model)
         return self._model

@@ -12,14 +12,15 @@ from torch import nn
 
 from fractrain.cost.ledger import Ledger
 from fractrain.layers.base import QuantLayer
-from fractrain.layers.convert import KINDS
+from fractrain.layers.convert import KINDS, replaced_whole
 from fractrain.layers.eager import eager
 from fractrain.layers.nested import first_tensor
+from fractrain.layers.own_products import find, own_products, route
 from fractrain.layers.recomputation import recomputing
 from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.blocks import gateable_blocks
-from fractrain.methods.coverage import Coverage, Meter
+from fractrain.methods.coverage import CODE, Coverage, Meter
 from fractrain.methods.optimizer_recipe import OptimizerRecipe
 from fractrain.methods.plain import PlainForm
 from fractrain.util.errors import ConfigError
@@ -51,8 +52,11 @@ class Session:
         ledger: what was multiplied so far; see :meth:`costs`.
     """
 
-    def __init__(self, method: Method, model: nn.Module, context: MethodContext, strict: bool = False) -> None:
+    def __init__(
+        self, method: Method, model: nn.Module, context: MethodContext, strict: bool = False, example_inputs: Any = None
+    ) -> None:
         self.method = method
+        self._given_examples = example_inputs is not None
         self._meter = Meter(strict)
         self.ledger = context.ledger
         try:
@@ -63,7 +67,10 @@ class Session:
             self.ledger.meta["blocks"] = []  # a model without known blocks: cp is over all layers
         given = {id(p) for p in model.parameters()}
         self._plain: PlainForm | None = PlainForm(model)
+        if self._given_examples:
+            find(model, example_inputs, replaced_whole)
         self.model = method.prepare(model, context)
+        route(self.model)
         self._plain.settle(self.model)
         self._added = [p for p in self.model.parameters() if id(p) not in given and p.requires_grad]
         self._seen: list[int] = []
@@ -106,6 +113,8 @@ class Session:
         choice = ""
         if getattr(self.method.settings, "layers", "") == "convolutions" and found.percent("float") > MUCH:
             choice = "; layers=all quantizes linear layers and attention as well"
+        if not self._given_examples and any(p.why.startswith(CODE) for p in found.outside):
+            choice += "; attach(..., example_inputs=x) reaches products in a model's own code"
         return [
             f"{self.method.name} leaves {plain:.1f} % of the forward MACs of {type(self.model).__name__} in floating "
             f"point{outside}; session.report() names them{choice}"
@@ -257,7 +266,7 @@ class Session:
         return sum(n for m, n in weights if _is_low(m)) / max(1, sum(n for _, n in weights))
 
     def _layers(self) -> list[Any]:
-        return [m for m in self.model.modules() if isinstance(m, KINDS)]
+        return [m for m in self.model.modules() if isinstance(m, KINDS) and own_products(m) is None]
 
     def __repr__(self) -> str:
         layers = self._layers()
@@ -302,7 +311,7 @@ def _is_low(layer: nn.Module) -> bool:
 
 def attach(
     name: str | Method, model: nn.Module, *, seed: int = 0, blocks: Sequence[str] = (), steps_per_epoch: int = 1,
-    total_steps: int = 1, batch_size: int = 128, strict: bool = False, **settings: Any,
+    total_steps: int = 1, batch_size: int = 128, strict: bool = False, example_inputs: Any = None, **settings: Any,
 ) -> Session:  # fmt: skip
     """Attach a method to a model of your own. Make the optimizer afterwards: gates have parameters, too.
 
@@ -315,6 +324,9 @@ def attach(
             and torchvision's residual networks.
         steps_per_epoch, total_steps, batch_size: needed only by methods whose schedule depends on them.
         strict: have the first forward pass refuse a model with products outside of layers that methods reach.
+        example_inputs: have the products that the model's own code computes (``F.linear``, ``F.conv2d``, ``matmul``,
+            ``einsum``, ``F.scaled_dot_product_attention``, ...) done by layers, too: those of one evaluation pass over
+            these inputs (a tensor, a tuple of arguments, or a dict of them by name). None: they stay as they are.
         settings: of the method, as ``fractrain list methods`` shows them.
 
     Raises:
@@ -333,4 +345,4 @@ def attach(
         seed=seed, blocks=blocks, ledger=ledger, steps_per_epoch=steps_per_epoch, total_steps=total_steps,
         batch_size=batch_size,
     )  # fmt: skip
-    return Session(method, model, context, strict)
+    return Session(method, model, context, strict, example_inputs)
