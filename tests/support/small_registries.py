@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from fractrain.engine.registries import Registries
 from fractrain.models.resnet_cifar import ResNetCifar
 from fractrain.util.seeds import derive_seed
+
+RESNET8 = f"{Path(__file__).parents[2]}/benchmarks/faults/resnet8.py:resnet8"  # the same, as a name of --model
 
 
 class SmallRegistries(Registries):

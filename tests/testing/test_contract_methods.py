@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from method_groups import FLOAT_METHODS
+from small_registries import RESNET8
 
 from fractrain.methods.registry import MethodRegistry
 from fractrain.testing import CHECKS, check_method
@@ -29,7 +30,7 @@ def test_every_method_is_held_to_it():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_contract_holds(name):
     checks = [check for check in CHECKS if check not in SLOW.get(name, [])]
-    report = check_method(name, quick=True, checks=checks)
+    report = check_method(name, model=RESNET8, quick=True, checks=checks)
     assert report.ok, report.text()
     skipped = {c.name for c in report.checks if c.status != "pass"}
     without_settings = {"fp32", "bf16_sr", "jetfire", "switchback", "int8_rowwise"}
@@ -43,6 +44,7 @@ def test_the_contract_holds(name):
 def test_the_other_variant_of_sbm():
     report = check_method(
         "sbm",
+        model=RESNET8,
         settings={"variant": "banner"},
         checks=["resume", "precision_train", "precision_eval", "cost"],
         quick=True,
