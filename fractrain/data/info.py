@@ -39,6 +39,10 @@ class DataSource:
         """
         raise NotImplementedError
 
+    def id_name(self, info: DatasetInfo) -> str:
+        """Return what stands for a name that is a place on this machine in the ids of runs; empty: the name itself."""
+        return ""
+
     def status(self, info: DatasetInfo, data_dir: str | Path | None) -> DataStatus:
         """Look for a data set; fast. How far it is checked, see :attr:`DataStatus.ok`."""
         return info.status_in(data_dir, ok=True, message=f"{info.name}: checked when it is loaded")

@@ -82,6 +82,16 @@ class NamedFolder(Photos):
         """The path, whatever the folder of the data sets is."""
         return Path(self.path).expanduser()
 
+    def id_name(self, info: DatasetInfo) -> str:
+        """The folder's own name and what is in it, wherever it lies: a digest over name and size of every image.
+
+        Raises:
+            DataError: it is no such folder.
+        """
+        data = self.load(info, None, False, 0.0, 0)
+        size = f"?size={info.shape[-1]}" if info.shape[-1] != SIZE else ""
+        return f"folder:{self.folder(info, None).resolve().name}-{data.digest[:8]}{size}"
+
 
 def _folder(name: str, place: str, size: int) -> DatasetInfo:
     root = Path(place).expanduser() / "train"

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,16 +40,17 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.prev{path.suffix}")
 
 
-def save(path: Path, state: dict[str, Any], run_id: str) -> None:
+def save(path: Path, state: dict[str, Any], run_id: str, check: Callable[[], None] = lambda: None) -> None:
     """Write a checkpoint: temporary file, fsync, the newest becomes the previous one, rename.
 
     Args:
         path: the newest generation, ``.../checkpoint.pt``.
         state: tensors and plain values only.
         run_id: the run it belongs to.
+        check: called when all is written and nothing replaced yet; raises where the run is another writer's by then.
 
     Raises:
-        StoreError: the operating system refused; the newest sound generation stays.
+        StoreError: the operating system refused, or ``check`` did; the newest sound generation stays.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -68,6 +70,7 @@ def save(path: Path, state: dict[str, Any], run_id: str) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            check()
             if path.exists():
                 path.replace(previous(path))
             temporary.replace(path)

@@ -45,6 +45,8 @@ class RunConfig(pydantic.BaseModel):
         method_version: the method's ``version``; raised by its author when results change.
         model, dataset: registry names.
         model_version: the model's ``version``, as for the method.
+        dataset_id: stands for ``dataset`` in the id, and wherever the run is shown to others, where that is a place on
+            this machine; empty: it is none, or the run is of a release that had no such name.
         setting: ``standard``: from scratch on the whole data set; ``adaptation`` or ``fine-tuning``: from the final
             weights of ``source`` on the second part of the data; ``adaptation-source`` or ``fine-tuning-source``: from
             scratch on the first part.
@@ -67,6 +69,7 @@ class RunConfig(pydantic.BaseModel):
     model: str
     model_version: Annotated[int, Field(ge=1)] = 1
     dataset: str
+    dataset_id: str = ""
     setting: Setting = "standard"
     profile: Profile
     seed: Annotated[int, Field(ge=0)]
@@ -138,9 +141,9 @@ class RunConfig(pydantic.BaseModel):
         try:
             return cls.model_validate(
                 {"method": method, "settings": resolved, "method_version": kind.version, "model": model,
-                 "model_version": known.model_version(model), "dataset": dataset, "setting": setting,
-                 "profile": profile, "seed": seed, "recipe": recipe_value, "source": source,
-                 "outside_id": added_at_default(kind.Settings, resolved),
+                 "model_version": known.model_version(model), "dataset": dataset,
+                 "dataset_id": known.dataset_id(dataset), "setting": setting, "profile": profile, "seed": seed,
+                 "recipe": recipe_value, "source": source, "outside_id": added_at_default(kind.Settings, resolved),
                  "former_settings": replaced_at_default(kind.Settings, resolved)}
             )  # fmt: skip
         except pydantic.ValidationError as error:
@@ -174,10 +177,16 @@ class RunConfig(pydantic.BaseModel):
         """Return the config as indented JSON."""
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
+    @property
+    def public_dataset(self) -> str:
+        """The data set's name, without a place on this machine where the release knew how to."""
+        return self.dataset_id or self.dataset
+
     @cached_property
     def run_id(self) -> str:
         """Readable prefix plus 12 hex digits of the SHA-256 over the canonical JSON form."""
-        values = self.model_dump(mode="json", exclude={"source", "outside_id", "former_settings"})
+        values = self.model_dump(mode="json", exclude={"source", "dataset_id", "outside_id", "former_settings"})
+        values["dataset"] = self.public_dataset
         if self.source is not None:  # runs from scratch keep the ids they had before there were others
             values["source"] = self.source.run_id
         for part, names in ("settings", self.outside_id), ("recipe", added_at_default(Recipe, values["recipe"])):
@@ -186,7 +195,7 @@ class RunConfig(pydantic.BaseModel):
         if values["model_version"] == 1:
             del values["model_version"]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        prefix = (re.sub(r"[^A-Za-z0-9_.]+", "_", n)[-_LONGEST:] for n in (self.method, self.model, self.dataset))
+        prefix = (re.sub(r"[^A-Za-z0-9_.]+", "_", n)[-_LONGEST:] for n in (self.method, self.model, values["dataset"]))
         return f"{'-'.join(prefix)}-s{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def __hash__(self) -> int:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fractrain.data.info import DataSource
 from fractrain.data.transfer_splits import part_data, part_info
 
 if TYPE_CHECKING:
@@ -83,6 +84,12 @@ class Registries:
         from fractrain.data import registry
 
         return part_info(registry.info(name), self.setting)
+
+    def dataset_id(self, name: str) -> str:
+        """Return what stands for the data set in a run's id, see :meth:`fractrain.data.info.DataSource.id_name`."""
+        info = self.dataset_info(name)
+        access = getattr(info, "access", None)
+        return access.id_name(info) if isinstance(access, DataSource) else ""
 
     def misfit(self, model: str, dataset: str) -> str | None:
         """Return why the pair is impossible, or None; ConfigError when either is unknown."""

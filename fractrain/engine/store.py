@@ -8,15 +8,21 @@ beside any other status is not shown.
 Two writers: the first holds the lock of the run's folder, the second gets a :class:`StoreError` (or waits, if it asked
 to). The lock belongs to the process: when the writer dies, the operating system releases it. A file system without such
 locks is refused: a file that stands for a lock would outlive a dead node, and nobody could go on with its run.
+
+A network file system gives the lock of a node that is cut off to the next writer, and that node may come back. So every
+writer leaves a token of its own in the folder and looks for it before it replaces or appends to a file: one that finds
+another's, or none, stops. Not covered: a process that is halted for so long between that look and the rename itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import json
 import logging
 import os
+import uuid
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +41,9 @@ from fractrain.util.files import append_line, atomic_write, drop_torn_line, stor
 
 DEFAULT_ROOT: Final = Path("results/runs")
 LOCK_NAME: Final = ".lock"
+OWNER_NAME: Final = ".owner"
+
+_WRITERS: Final = (LOCK_NAME, OWNER_NAME)
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +131,8 @@ class RunWriter:
     """The only process that may write a run's folder, while the ``with`` block lasts.
 
     Raises:
-        StoreError: on entering: another writer is at it, no permission, foreign content, another run's config.
+        StoreError: on entering: another writer is at it, no permission, foreign content, another run's config. On
+            writing: no permission, or another writer took the run over (:meth:`check_owner`).
     """
 
     def __init__(self, path: Path, config: RunConfig, wait_s: float) -> None:
@@ -130,6 +140,7 @@ class RunWriter:
         self.config = config
         self._wait_s = wait_s
         self._lock = filelock.FileLock(path / LOCK_NAME, timeout=wait_s)
+        self._token = uuid.uuid4().hex.encode()
 
     def __enter__(self) -> RunWriter:
         with storing(self.path):
@@ -142,13 +153,37 @@ class RunWriter:
                 ) from error
         try:
             self._prepare()
+            atomic_write(self.path / OWNER_NAME, self._token)
         except BaseException:
             self._lock.release()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(StoreError, OSError):
+            self.check_owner()
+            (self.path / OWNER_NAME).unlink()
         self._lock.release()
+
+    def check_owner(self) -> None:
+        """Make sure that the run is still this writer's.
+
+        Raises:
+            StoreError: another writer took it over.
+        """
+        try:
+            owner = (self.path / OWNER_NAME).read_bytes()
+        except FileNotFoundError:
+            if not self.path.is_dir():
+                return  # somebody deleted the folder: the write says so
+            owner = b""
+        except OSError as error:
+            raise StoreError(f"cannot read {self.path / OWNER_NAME}: {error.strerror}") from error
+        if owner != self._token:
+            raise StoreError(
+                f"run {self.path.name} was taken over by another process while this one was cut off from the store: "
+                "this one stops and leaves it alone"
+            )
 
     def _acquire(self) -> None:
         """Take the lock.
@@ -215,6 +250,7 @@ class RunWriter:
 
     def write_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
         """Write ``metrics.jsonl`` anew: the lines of the checkpoint that the run goes on from, or of its end."""
+        self.check_owner()
         content = files.metrics_bytes(lines)
         path = self.path / files.METRICS
         with storing(path, "read"):
@@ -224,6 +260,7 @@ class RunWriter:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Append one epoch's line to ``metrics.jsonl`` and bring it to the disk."""
+        self.check_owner()
         append_line(self.path / files.METRICS, json.dumps(line, sort_keys=True))
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -232,6 +269,7 @@ class RunWriter:
 
     def write_ledger(self, state: dict[str, Any]) -> None:
         """Write ``ledger.json`` from ``Ledger.state_dict()``."""
+        self.check_owner()
         atomic_write(self.path / files.LEDGER, files.canonical(state))
 
     def finish(
@@ -254,22 +292,23 @@ class RunWriter:
         """Forget all but the config, so that the run starts from the beginning (``--force``)."""
         self.set_status("running")
         with storing(self.path, "empty"):
-            found = [e for e in self.path.iterdir() if e.name not in (files.CONFIG, files.STATUS, LOCK_NAME)]
+            found = [e for e in self.path.iterdir() if e.name not in (files.CONFIG, files.STATUS, *_WRITERS)]
             # Checkpoints first: killed in between, the run must not go on from one without its metrics.
             for entry in sorted(found, key=lambda e: not e.name.startswith("checkpoint")):
                 entry.unlink()
 
     def _json(self, name: str, value: dict[str, Any]) -> None:
+        self.check_owner()
         atomic_write(self.path / name, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _names(folder: Path) -> list[str]:
-    """Names in a folder, sorted, but for the lock and what a killed writer left; none where there is no folder."""
+    """Names in a folder, sorted, but for those of writers and what a killed one left; none where there is no folder."""
     with storing(folder, "read"):
         if not folder.is_dir():
             return []
         names = sorted(entry.name for entry in folder.iterdir())
-    return [name for name in names if name != LOCK_NAME and not (name.startswith(".") and name.endswith(".tmp"))]
+    return [name for name in names if name not in _WRITERS and not (name.startswith(".") and name.endswith(".tmp"))]
 
 
 __all__ = [

@@ -53,7 +53,7 @@ def summarize_records(
         "status": "done",
         "method": config.method,
         "model": config.model,
-        "dataset": config.dataset,
+        "dataset": config.public_dataset,
         "profile": config.profile,
         "seed": config.seed,
         "iterations": last["iteration"],

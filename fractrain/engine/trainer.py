@@ -179,7 +179,7 @@ class Trainer:
             for listener in self.listeners:
                 listener.begun(self.config, machine, loop.lines)
             self.progress.start(self.config.run_id, loop.clock.total, loop.step)
-            self._loop(loop, path, stop)
+            self._loop(loop, writer, stop)
             self.ranks.on_first(lambda: self._finish(loop, writer))
 
     def _on_period(self, writer: RunWriter | NullWriter, line: dict[str, Any]) -> None:
@@ -199,29 +199,31 @@ class Trainer:
         if replaced := loop.replaced.images:
             summary["replaced_images"] = replaced
             self.progress.note(f"{len(replaced)} images could not be decoded and were replaced")
+        writer.check_owner()
         checkpoint.keep_newest(writer.path / CHECKPOINT_NAME)  # before the status: a run that is done stays done
         writer.finish(summary, loop.ledger.state_dict(), loop.lines)
 
-    def _loop(self, loop: TrainingLoop, path: Path, stop: GracefulStop) -> None:
+    def _loop(self, loop: TrainingLoop, writer: RunWriter | NullWriter, stop: GracefulStop) -> None:
         saved = time.monotonic()
         while not loop.finished:
             if any(self.ranks.any(stop.requested)):
-                self._save(loop, path)
+                self._save(loop, writer)
                 raise RunInterrupted(
                     f"run {self.config.run_id} stopped at step {loop.step} of {loop.clock.total}, checkpoint written; "
                     "the same command goes on with it"
                 )
             loop.advance()
             if any(self.ranks.any(time.monotonic() - saved >= self.site.checkpoint_seconds)):
-                self._save(loop, path)
+                self._save(loop, writer)
                 saved = time.monotonic()
             self.progress.update(loop.step, loop.watch.last)
-        self._save(loop, path)
+        self._save(loop, writer)
 
-    def _save(self, loop: TrainingLoop, path: Path) -> None:
+    def _save(self, loop: TrainingLoop, writer: RunWriter | NullWriter) -> None:
         loop.check_finite()  # a model that holds nan is not worth keeping
         state = loop.state_dict()
-        self.ranks.on_first(lambda: checkpoint.save(path, state, self.config.run_id))
+        path = writer.path / CHECKPOINT_NAME
+        self.ranks.on_first(lambda: checkpoint.save(path, state, self.config.run_id, writer.check_owner))
 
 
 def _end(writer: RunWriter | NullWriter, status: Status, message: str, **facts: Any) -> None:
@@ -235,6 +237,9 @@ class NullWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def check_owner(self) -> None:
+        """Do nothing."""
 
     def discard(self) -> None:
         """Do nothing."""

@@ -18,7 +18,7 @@ from typing import Any, Final
 from fractrain.engine.config import RunConfig
 from fractrain.engine.listener import RunListener
 from fractrain.engine.store import RunRecord
-from fractrain.publish.public import group_name, public_config, public_facts, run_name
+from fractrain.publish.public import group_name, public_config, public_facts, run_name, shown_config
 from fractrain.publish.publish import resolve_mode, run_payload
 from fractrain.publish.wandb import Mode, WandbTracker
 from fractrain.util.errors import ConfigError, FractrainError, MachineError
@@ -74,7 +74,7 @@ class WandbLive:
                 config.run_id,
                 name=run_name(config),
                 group=group_name(config),
-                config={**public_config(config.model_dump(mode="json")), "environment": public_config(environment)},
+                config={**shown_config(config), "environment": public_config(environment)},
             )
             self._there = self._run.starting_step if self.mode == "online" else 0
         for line in lines:

@@ -35,7 +35,7 @@ def group_name(config: RunConfig) -> str:
 
 def words_of(config: RunConfig) -> list[str]:
     """Method, model, data set and length, without the place of a folder on this machine."""
-    return [_without_place(str(word)) for word in (config.method, config.model, config.dataset, config.profile)]
+    return [_without_place(str(word)) for word in (config.method, config.model, config.public_dataset, config.profile)]
 
 
 def _set(config: RunConfig) -> dict[str, Any]:
@@ -43,6 +43,14 @@ def _set(config: RunConfig) -> dict[str, Any]:
     recipe = config.recipe.model_dump(mode="json")
     found: dict[str, Any] = public_config({**config.settings, **{f"recipe.{k}": v for k, v in recipe.items()}})
     return found
+
+
+def shown_config(config: RunConfig) -> dict[str, Any]:
+    """Return a run's config for others, the data set by its public name."""
+    values = config.model_dump(mode="json", exclude={"dataset_id", "source"})
+    source = shown_config(config.source) if config.source else None
+    shown: dict[str, Any] = public_config({**values, "dataset": config.public_dataset, "source": source})
+    return shown
 
 
 def public_config(value: Any) -> Any:

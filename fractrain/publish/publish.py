@@ -25,7 +25,7 @@ import filelock
 
 from fractrain.engine.record import RunRecord
 from fractrain.engine.store import RunStore
-from fractrain.publish.public import group_name, public_config, public_facts, run_name, words_of
+from fractrain.publish.public import group_name, public_facts, run_name, shown_config, words_of
 from fractrain.publish.wandb import ArtifactSpec, Mode, Payload, Tracker, WandbTracker, artifact_name
 from fractrain.util.errors import ConfigError, StoreError
 from fractrain.util.files import atomic_write
@@ -174,7 +174,7 @@ def run_payload(record: RunRecord) -> Payload:
         job_type="train",
         group=group_name(config),
         tags=tuple(words_of(config)),
-        config=public_config(config.model_dump(mode="json")),
+        config=shown_config(config),
         history=_history(record.metrics()),
         summary=_summary(record),
         artifacts=(ArtifactSpec(artifact_name(f"ledger-{record.run_id}"), "ledger", (record.path / "ledger.json",)),),

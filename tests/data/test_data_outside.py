@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import datasets
@@ -44,6 +45,35 @@ def test_the_default_recipe_is_cifars(tmp_path):
         key: RECIPE[key] for key in ("iterations", "batch_size", "lr")
     }
     assert recipe.milestones == (32_000, 48_000)
+
+
+def of_folder(folder, **more):
+    return RunConfig.create(method="fp32", model="resnet38", dataset=f"folder:{folder}", profile="smoke", **more)
+
+
+def test_the_id_of_a_run_on_a_folder_says_what_is_in_it_and_not_where_it_lies(tmp_path):
+    places = [tmp_path / "me" / "flowers", tmp_path / "you" / "flowers"]
+    for place in places:
+        make_folder(place)
+    mine, yours = (of_folder(place) for place in places)
+    assert (mine.run_id, mine.dataset) == (yours.run_id, f"folder:{places[0]}")
+    assert mine.run_id.startswith("fp32-resnet38-folder_flowers_")
+    assert not {part for part in places[0].parts[1:-1] if part in mine.run_id}
+    assert mine.public_dataset == yours.public_dataset == mine.dataset_id
+    first = next((places[1] / "train").rglob("*.JPEG"))
+    first.rename(first.with_name("other.JPEG"))
+    other = of_folder(places[1])
+    assert len({mine.run_id, other.run_id, of_folder(f"{places[0]}?size=16").run_id}) == 3
+
+
+def test_a_record_from_before_folders_had_names_keeps_its_id():
+    old = {
+        "format_version": 1, "method": "fp32", "settings": {}, "method_version": 1, "model": "resnet38",
+        "dataset": "folder:/home/me/flowers", "profile": "smoke", "seed": 2, "recipe": dict(RECIPE),
+    }  # fmt: skip
+    read = RunConfig.from_json(json.dumps(old), "old")
+    assert read.run_id == "fp32-resnet38-folder_home_me_flowers-s2-78df58c95baa"
+    assert read.public_dataset == "folder:/home/me/flowers"
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def test_every_field_changes_the_id():
     config = create()
     values = {
         "method": "other", "settings": {**config.settings, "bits": 4}, "method_version": 2, "model": "m",
-        "model_version": 2,
-        "dataset": "d", "setting": "adaptation", "profile": "paper", "seed": 1, "format_version": 2, "recipe": None,
+        "model_version": 2, "dataset": "d", "dataset_id": "e",
+        "setting": "adaptation", "profile": "paper", "seed": 1, "format_version": 2, "recipe": None,
         "source": create(seed=7), "outside_id": ("bits",), "former_settings": {"compat": "none"},
     }  # fmt: skip
     assert set(values) == set(RunConfig.model_fields)

@@ -13,7 +13,7 @@ from engine_fakes import fake_config
 from kill_helper import ROOT
 
 from fractrain.cost.ledger import Entry, Ledger
-from fractrain.engine.store import RunStore
+from fractrain.engine.store import LOCK_NAME, RunStore
 from fractrain.util import files
 from fractrain.util.errors import StoreError
 
@@ -197,7 +197,7 @@ WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
 from engine_fakes import fake_config
-from fractrain.engine.store import RunStore
+from fractrain.engine.store import LOCK_NAME, RunStore
 with RunStore({root!r}).open(fake_config()) as writer:
     writer.start({{}})
     writer.append_metrics({{"epoch": 0}})
@@ -224,6 +224,66 @@ def test_second_writer_is_told_and_a_killed_writer_frees_the_lock(store, config)
         assert not list(writer.path.glob(".*.tmp"))
         writer.append_metrics({"epoch": 1})
     assert store.get(config.run_id).metrics() == [{"epoch": 0}, {"epoch": 1}]
+
+
+RETURNING = """
+import sys
+sys.path.insert(0, {tests!r})
+from engine_fakes import fake_config
+from fractrain.engine import checkpoint
+from fractrain.engine.store import LOCK_NAME, RunStore
+from fractrain.util.errors import StoreError
+config = fake_config()
+with RunStore({root!r}).open(config) as writer:
+    path = writer.path / "checkpoint.pt"
+    writer.start({{}})
+    checkpoint.save(path, {{"step": 1}}, config.run_id, writer.check_owner)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for write in (
+        lambda: writer.append_metrics({{"epoch": 9}}),
+        lambda: writer.write_metrics([]),
+        lambda: writer.set_status("failed"),
+        lambda: writer.start({{}}),
+        lambda: writer.write_ledger({{}}),
+        lambda: writer.finish({{}}, {{}}),
+        lambda: writer.discard(),
+        lambda: checkpoint.save(path, {{"step": 9}}, config.run_id, writer.check_owner),
+    ):
+        try:
+            write()
+            print("written")
+        except StoreError as error:
+            print(error)
+"""
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_node_that_comes_back_leaves_the_run_to_who_took_it_over(store, config, ended):
+    script = RETURNING.format(tests=str(Path(__file__).parents[1] / "support"), root=str(store.root))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as first:
+        assert first.stdout.readline() == "ready\n"
+        (store.path(config.run_id) / LOCK_NAME).unlink()  # as a server takes the lock back from a node it cannot reach
+        with store.open(config) as writer:
+            writer.append_metrics({"epoch": 0})
+            writer.finish(RESULT, ledger_state())
+            if not ended:
+                before, told = contents(writer.path), first.communicate("\n")[0].splitlines()
+                assert contents(writer.path) == before
+        if ended:
+            before, told = contents(store.path(config.run_id)), first.communicate("\n")[0].splitlines()
+            assert contents(store.path(config.run_id)) == before
+    assert len(told) == 8
+    assert all("was taken over by another process" in line for line in told), told
+    record = store.get(config.run_id)
+    assert (record.status, record.verified, record.metrics()) == ("done", True, [{"epoch": 0}])
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_file_system_whose_locks_would_outlive_a_dead_node_is_refused(store, config, monkeypatch):

@@ -104,6 +104,7 @@ def test_offline_file_holds_the_run(store: RunStore, tmp_path: Path) -> None:
     assert list(sent.run.tags) == ["static8", "resnet38", "digits", "smoke"]
     assert sent.exit_code == 0
     stored = json.loads((store.path(run_id) / "config.json").read_text())
+    assert stored.pop("dataset_id") == ""
     assert {k: v for k, v in sent.config.items() if k != "_wandb"} == stored
     keys = ("_step", "epoch", "iteration", "loss", "test_accuracy")
     assert [tuple(row[k] for k in keys) for row in sent.history] == [
@@ -273,6 +274,7 @@ def test_a_host_that_is_called_like_a_word_of_the_config_changes_nothing(
     run_id = make_run(store)
     sent = Offline(Path(offline(store, tmp_path)[0].where))
     stored = json.loads((store.path(run_id) / "config.json").read_text())
+    assert stored.pop("dataset_id") == ""
     assert {k: v for k, v in sent.config.items() if k != "_wandb"} == stored
     assert list(sent.run.tags) == ["static8", "resnet38", "digits", "smoke"]
 
@@ -362,6 +364,15 @@ def test_the_place_of_a_data_set_stays_on_this_machine(
         assert sent.config["dataset"] == sent.run.tags[2] == "folder:photos"
         assert sent.run.display_name.startswith("static8 resnet38 folder:photos smoke ")
         assert b"/photos" not in sent.raw
+
+
+def test_a_folder_is_told_by_what_is_in_it(store: RunStore, tmp_path: Path) -> None:
+    make_run(store, dataset="folder:/data/someone/photos", dataset_id="folder:photos-0a1b2c3d")
+    (result,) = offline(store, tmp_path)
+    sent = Offline(Path(result.where))
+    assert sent.config["dataset"] == sent.run.tags[2] == "folder:photos-0a1b2c3d"
+    assert sent.run.run_id.startswith("static8-resnet38-folder_photos_0a1b2c3d-s0-")
+    assert b"someone" not in sent.raw
 
 
 def test_a_replacement_that_fails_leaves_the_old_one(

@@ -43,11 +43,13 @@ def store(tmp_path: Path) -> RunStore:
     return RunStore(tmp_path / "runs")
 
 
-def make_run(store: RunStore, seed: int = 0, status: str = "done", epochs: int = 3, dataset: str = "digits") -> str:
+def make_run(
+    store: RunStore, seed: int = 0, status: str = "done", epochs: int = 3, dataset: str = "digits", dataset_id: str = ""
+) -> str:
     """Write a run as the engine does: 8-bit, 10 samples an epoch, 3 x 1,000 MACs a sample."""
     config = RunConfig(
-        method="static8", settings={}, method_version=1, model="resnet38", dataset=dataset, profile="smoke",
-        seed=seed, recipe=Recipe(**recipe_values(info("digits"), "smoke")),
+        method="static8", settings={}, method_version=1, model="resnet38", dataset=dataset, dataset_id=dataset_id,
+        profile="smoke", seed=seed, recipe=Recipe(**recipe_values(info("digits"), "smoke")),
     )  # fmt: skip
     ledger = Ledger({"forward_macs": 1000, "blocks": ["b"], "batch_size": 10})
     with store.open(config) as writer:
