@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -182,14 +182,16 @@ class GatedBlock(BlockWrapper):
         for key, members in self._groups().items():
             live = [k for k in members if counts[k] or self.every_pass]
             for k in live:
+                before = self._random_state(x.device)
                 with frozen_statistics(self.block, k != live[0]):
                     outs[k], ran = self._run(k, call, CandidateScope(k, x, key, memo))
                 sites = sites or ran
+                if before is not None and not torch.equal(before, cast(torch.Tensor, self._random_state(x.device))):
+                    _drop_products(memo)  # a function of the block's code drew numbers: the next pass has its own
             if not live:  # only its output is needed, for the gate's gradient
                 with torch.no_grad():
                     outs[members[0]], _ = self._run(members[0], call, CandidateScope(members[0], x, key, memo))
-            for name in [name for name in memo if name[0] == "product"]:
-                del memo[name]  # of no use to the next group
+            _drop_products(memo)  # of no use to the next group
             shared = next(o for k in members if (o := outs[k]) is not None).detached()
             for k in members:
                 outs[k] = shared if outs[k] is None else outs[k]
@@ -201,6 +203,15 @@ class GatedBlock(BlockWrapper):
 
         first = next((k for k, count in enumerate(counts) if count), 0)  # with a graph, which others have not
         return partial(combined, [o for o in outs if o is not None], chosen, self.title, first), sites
+
+    def _random_state(self, device: torch.device) -> torch.Tensor | None:
+        """State of the generator that dropout draws from; None in a recorded step, which cannot be asked."""
+        if self.state.recorded:
+            return None
+        if device.type == "cpu":
+            return torch.get_rng_state()
+        state: torch.Tensor = torch.get_device_module(device).get_rng_state(device)
+        return state
 
     def _train_selected(
         self, call: Call, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor
@@ -279,6 +290,12 @@ class GatedBlock(BlockWrapper):
             ledger.count_selected(works, counts, define)
             samples = len(call.input)
             ledger.count(f"{self.name}.gate|{train}", samples, lambda: gate.entries(self.index, self.name, train))
+
+
+def _drop_products(memo: dict[Any, Any]) -> None:
+    """Forget products that candidates share."""
+    for name in [name for name in memo if name[0] == "product"]:
+        del memo[name]
 
 
 @contextmanager

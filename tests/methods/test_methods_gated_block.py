@@ -154,14 +154,24 @@ class WithDropout(Odd):
         self.conv0, self.drop = nn.Conv2d(4, 4, 1), nn.Dropout(0.5)
 
 
-def test_candidates_of_a_block_with_dropout_share_no_products():
+class WithDropoutByFunction(WithDropout):
+    def forward(self, x):
+        return self.conv(nn.functional.relu(nn.functional.dropout(self.conv0(x), 0.5, self.training)))
+
+    def __init__(self):
+        super().__init__()
+        del self.drop
+
+
+@pytest.mark.parametrize("block", [WithDropout, WithDropoutByFunction])
+def test_candidates_of_a_block_with_dropout_share_no_products(block):
     """Each pass draws a mask of its own: values of one pass must not meet the graph of another."""
     results = []
     for forward in ("all", "authors"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             method = DFQ(bits=(4, 4), grad_bits=(6, 8), forward=forward)
-            net = method.prepare(Net(WithDropout()), MethodContext(blocks=["b0"]))
+            net = method.prepare(Net(block()), MethodContext(blocks=["b0"]))
             method.state.ledger.enabled = False
             net.b0._gate = (lambda index, h: torch.eye(2)[torch.tensor([0, 1, 1, 0])].requires_grad_(),)
             y = net(torch.randn(4, 3, 5, 5))
