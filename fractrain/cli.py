@@ -19,7 +19,8 @@ from typing import Any, Final, NoReturn
 import click
 
 import fractrain
-from fractrain.commands.common import NearestGroup, debug_wanted, say
+from fractrain.commands.common import NearestGroup, debug_wanted
+from fractrain.util.console import log_line
 from fractrain.util.errors import FractrainError
 from fractrain.util.signals import interruptible
 
@@ -71,13 +72,13 @@ class CommandLine(NearestGroup):
                 result = super().main(args, prog_name, **extra)
             sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
         except (KeyboardInterrupt, click.Abort):
-            say("fractrain: interrupted; nothing is half written, the same command may be given again")
+            log_line("fractrain: interrupted; nothing is half written, the same command may be given again")
             return INTERRUPTED
         except click.ClickException as error:
             return _tell(_usage_line(error), error, debug, USAGE)
         except FractrainError as error:
             if error.exit_code == INTERRUPTED:
-                say(f"fractrain: {error}")
+                log_line(f"fractrain: {error}")
                 return INTERRUPTED
             return _tell(str(error), error, debug, error.exit_code)
         except BrokenPipeError:
@@ -93,7 +94,7 @@ class CommandLine(NearestGroup):
 def _tell(line: str, error: BaseException, debug: bool, code: int) -> int:
     if debug:
         traceback.print_exception(error)
-    say(f"fractrain: error: {' '.join(line.split())}")
+    log_line(f"fractrain: error: {' '.join(line.split())}")
     return code
 
 

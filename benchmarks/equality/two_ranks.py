@@ -101,7 +101,7 @@ def work(model: str, steps: list[int], out: Path) -> None:
     """What each of the two processes does."""
     with connect("cpu") as ranks:
         found = {method: trained(method, model, steps, ranks) for method in METHODS}
-        if ranks.first:
+        if ranks.is_main:
             torch.save(found, out)
 
 

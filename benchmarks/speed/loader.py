@@ -20,8 +20,7 @@ from typing import Any
 from fractrain.data import registry
 from fractrain.data.folder_data import FolderData
 from fractrain.data.loader import train_loader
-from fractrain.plan.loading import reading_rate
-from fractrain.plan.synthetic_photos import photo_folder
+from fractrain.plan.loading import photo_folder, reading_rate
 
 
 def measure(data: FolderData, batch: int, workers: int, seconds: float) -> dict[str, Any]:

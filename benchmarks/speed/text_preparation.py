@@ -95,7 +95,7 @@ def prepare(folder: Path) -> dict[str, Any]:
     entry = replace(known, classes=0, train_size=0, val_size=0, test_size=0, **anything)  # 0: anything goes
     before, started = memory("VmRSS"), time.perf_counter()
     texts = text_files.find_files(folder, NAME)
-    prepared = text_cache.prepare(entry, texts, text_cache.cache_folder(entry.name, texts, folder))
+    prepared = text_cache.prepare_text(entry, texts, text_cache.cache_folder(entry.name, texts, folder))
     seconds, peak = time.perf_counter() - started, memory("VmHWM")
     disk = {path.name: path.stat().st_size for path in sorted(prepared.folder.iterdir())}
     return {

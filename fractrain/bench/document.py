@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fractrain.bench.catalog import PathInfo
+from fractrain.bench.step_profile import CATEGORIES, StepProfile
 from fractrain.bench.subject import LR, Setup
 from fractrain.bench.timing import Measurement, median, quartiles, ratios
-from fractrain.bench.view import CATEGORIES, View
 from fractrain.engine import environment
 from fractrain.kernels.cpu.uniform import probed
 from fractrain.util.files import atomic_write, storing
@@ -67,7 +67,7 @@ def _to_contiguous(info: PathInfo, found: Measurement) -> dict[str, Any] | None:
     return {"ratio": ratio, "spread": quartiles(rounds), "met": met, "seconds": list(found.contiguous)}
 
 
-def view_of(found: View) -> dict[str, Any]:
+def view_of(found: StepProfile) -> dict[str, Any]:
     """One view as plain values."""
     return {
         "method": found.method,
@@ -80,7 +80,7 @@ def view_of(found: View) -> dict[str, Any]:
 
 
 def document(
-    setup: Setup, paths: Sequence[tuple[PathInfo, Measurement]], views: Sequence[View], label: str
+    setup: Setup, paths: Sequence[tuple[PathInfo, Measurement]], views: Sequence[StepProfile], label: str
 ) -> dict[str, Any]:
     """Everything about one bench as JSON-able values; no host name, no path of the machine."""
     machine = {**environment.capture(setup.device), "threads": setup.threads}
@@ -137,7 +137,7 @@ def _paths_table(paths: Sequence[dict[str, Any]]) -> list[str]:
             MET[p["met"]],
             _beside(p["to_contiguous"], p["unit"]),
             f"{p['authors']}x" if p["authors"] else "",
-            ", ".join(amount(p["absolute"][k], p["absolute"]["unit"]) for k in ("path", "baseline") if p["ratio"]),
+            ", ".join(readable(p["absolute"][k], p["absolute"]["unit"]) for k in ("path", "baseline") if p["ratio"]),
             "" if p["kept"] is None else f"{p['kept']['ratio']:.2f}",
             "" if p["kept"] is None or p["kept"]["per_element"] is None else f"{p['kept']['per_element']:.2f}",
         )
@@ -163,7 +163,7 @@ def _views_table(views: Sequence[dict[str, Any]]) -> list[str]:
     ]
     for v in views:
         shares = [100 * v["shares"][name] for name in CATEGORIES]
-        cells = [v["method"], amount(v["step_seconds"], "s"), *(f"{s:.1f}" for s in shares), f"{sum(shares):.1f}"]
+        cells = [v["method"], readable(v["step_seconds"], "s"), *(f"{s:.1f}" for s in shares), f"{sum(shares):.1f}"]
         rows.append("| " + " | ".join(cells) + " |")
     rows += ["", "What `other` is:", ""]
     for v in views:
@@ -177,7 +177,7 @@ def number(value: float, unit: str) -> str:
     return f"{value:.2f}x" if unit == "x" else f"{100 * value:.2f} %"
 
 
-def amount(value: float, unit: str) -> str:
+def readable(value: float, unit: str) -> str:
     """Seconds or bytes for people."""
     if unit == "bytes":
         return f"{value / 2**20:.0f} MiB"

@@ -1,18 +1,19 @@
-"""How each path is measured: one function per name of the catalog."""
+"""How each path of the catalog is measured, one function per name, and all of them in one order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from fractrain.bench import peers
-from fractrain.bench.catalog import EXTRA_NAMES, info
+from fractrain.bench import other_libraries
+from fractrain.bench.catalog import EXTRA_NAMES, PathInfo, info
 from fractrain.bench.memory import memory_fractrain
 from fractrain.bench.overhead import harness_overhead
+from fractrain.bench.step_profile import StepProfile, profile_step
 from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
 from fractrain.bench.timing import Measurement, Tick, interleaved, median, paired, ratios, seconds_of, threads
 from fractrain.layers.conv_linear import QuantConv2d
@@ -21,6 +22,7 @@ from fractrain.layers.state import QuantState
 from fractrain.methods import registry
 from fractrain.numerics.precision import fractrain_precision
 from fractrain.util.errors import ConfigError
+from fractrain.util.progress import Progress
 
 WARMUP = 2
 ERROR_CHANNELS = 16
@@ -63,13 +65,13 @@ def _dfq_typical(setup: Setup, tick: Tick) -> Measurement:
 
 def _dfq_selected_only(setup: Setup, tick: Tick) -> Measurement:
     settings = {"forward": "selected"}
-    reason = lacking("dfq", settings)
+    reason = missing_support("dfq", settings)
     if reason:
         return Measurement(missing=reason)
     return _against_fp32(setup, MethodStep(setup, "dfq", settings, TYPICAL), tick)
 
 
-def lacking(method: str, settings: Mapping[str, Any]) -> str:
+def missing_support(method: str, settings: Mapping[str, Any]) -> str:
     """Why a method cannot be had with these settings in this release; empty where it can."""
     try:
         registry.create(method, settings)
@@ -112,7 +114,7 @@ def _row(name: str) -> Callable[[Setup, Tick], Measurement]:
         with threads(count):
             if row.method:
                 return _against_fp32(own, MethodStep(own, row.method, row.settings), tick)
-            return peers.measure(name, own, tick, WARMUP)
+            return other_libraries.measure_library(name, own, tick, WARMUP)
 
     return measure
 
@@ -128,3 +130,50 @@ MEASURES: Mapping[str, Callable[[Setup, Tick], Measurement]] = {
     "harness_overhead": harness_overhead,
     **{name: _row(name) for name in EXTRA_NAMES},
 }
+
+
+VIEW_TICKS = 2
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Results in the order asked for."""
+
+    paths: list[tuple[PathInfo, Measurement]]
+    views: list[StepProfile]
+
+
+def run(setup: Setup, paths: Sequence[str], views: Sequence[str], progress: Progress) -> Measurements:
+    """Measure.
+
+    Args:
+        setup: of all of them.
+        paths: names of the catalog.
+        views: registry names of the methods whose step is taken apart.
+        progress: told about every round.
+
+    Raises:
+        FractrainError: a model or method that there is not, or that does not fit.
+    """
+    found = Measurements([], [])
+    done, label = 0, ""
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        progress.update(done, label=label)
+
+    with threads(setup.threads):
+        progress.start("bench", sum(rounds(p, setup.repeats) for p in paths) + VIEW_TICKS * len(views))
+        try:
+            for name in paths:
+                label, before = name, done
+                progress.update(done, label=label)
+                found.paths.append((info(name), MEASURES[name](setup, tick)))
+                done = before + rounds(name, setup.repeats)  # also where there was nothing to measure
+            for method in views:
+                label = f"where the time of {method} goes"
+                found.views.append(profile_step(setup, method, tick))
+        finally:
+            progress.close()
+    return found

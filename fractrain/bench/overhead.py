@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fractrain.bench.choices import force_choices
-from fractrain.bench.subject import TYPICAL, Setup
+from fractrain.bench.subject import TYPICAL, Setup, force_choices
 from fractrain.bench.timing import Measurement, Tick, ratios
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
@@ -32,7 +31,7 @@ DATASET = "cifar10"  # only its number of classes and its recipe: nothing is rea
 REPORTS = ("report", "_count")  # of layers and gated blocks to the ledger
 
 
-class Clock:
+class Stopwatch:
     """Adds up the time spent inside wrapped calls; calls inside calls count once.
 
     Attributes:
@@ -65,12 +64,12 @@ class Clock:
 
 def harness_overhead(setup: Setup, tick: Tick) -> Measurement:
     """Seconds per step outside training proper, and of whole steps."""
-    training, reports = Clock(setup.device), Clock(torch.device("cpu"))
+    training, reports = Stopwatch(setup.device), Stopwatch(torch.device("cpu"))
     outside, whole = [], []
-    with torch.random.fork_rng(devices=[]), _proper(training):
+    with torch.random.fork_rng(devices=[]), _timed_backward(training):
         loop = _loop(setup)
         check = force_choices(loop.model, TYPICAL)
-        _wrap(loop, training, reports)
+        _time_parts(loop, training, reports)
         progress = make_progress("line", stream=io.StringIO())
         progress.start("bench", loop.clock.total)
         for i in range(WARMUP + setup.repeats):
@@ -88,7 +87,7 @@ def harness_overhead(setup: Setup, tick: Tick) -> Measurement:
 
 
 @contextmanager
-def _proper(clock: Clock) -> Any:
+def _timed_backward(clock: Stopwatch) -> Any:
     """Put the clock around every backward pass."""
     backward = torch.Tensor.backward
     torch.Tensor.backward = clock.around(backward)  # type: ignore[method-assign]
@@ -98,7 +97,7 @@ def _proper(clock: Clock) -> Any:
         torch.Tensor.backward = backward  # type: ignore[method-assign]
 
 
-def _wrap(loop: TrainingLoop, training: Clock, reports: Clock) -> None:
+def _time_parts(loop: TrainingLoop, training: Stopwatch, reports: Stopwatch) -> None:
     """Put the clocks around the model with its loss, the optimizer, and the reports to the ledger."""
     task: Any = loop.task
     loop.task = _TimedTask(task, training.around(task.step))  # type: ignore[assignment]

@@ -17,9 +17,9 @@ from fractrain.commands.common import (
     kernels_option,
     options,
     plugin_option,
-    say,
     stdout_to_stderr,
 )
+from fractrain.util.console import log_line
 from fractrain.util.files import try_folder
 
 if TYPE_CHECKING:
@@ -97,14 +97,14 @@ def bench_command(
         chosen = (*paths, *(catalog.TODAY if formats else ()))
         wanted = chosen or (() if views else catalog.NAMES)
         label = _label(setup, chosen, views, quick)
-        from fractrain.bench import document, runner
+        from fractrain.bench import document, measure
         from fractrain.methods import registry
         from fractrain.util.progress import make_progress
 
         for method in views:
             registry.get(method)
         usual = catalog.QUICK_VIEWS if quick else catalog.VIEWS
-        found = runner.run(setup, wanted, views or (() if chosen else usual), make_progress())
+        found = measure.run(setup, wanted, views or (() if chosen else usual), make_progress())
         result = document.document(setup, found.paths, found.views, label)
         files = document.write(result, out, "-".join(filter(None, (setup.device.type, label))))
     if as_json:
@@ -112,7 +112,7 @@ def bench_command(
         emit_json(result["where_time_goes"] if only_views else [document.line_of(*each) for each in found.paths])
     else:
         click.echo(document.markdown(result).rstrip("\n"))
-    say(f"written: {', '.join(str(file) for file in files)}")
+    log_line(f"written: {', '.join(str(file) for file in files)}")
 
 
 def _peaks(threads: int, out: Path, as_json: bool) -> None:
@@ -130,7 +130,7 @@ def _peaks(threads: int, out: Path, as_json: bool) -> None:
         emit_json(value)
     else:
         click.echo(page.rstrip("\n"))
-    say(f"written: {out / 'memory.json'}, {out / 'memory.md'}")
+    log_line(f"written: {out / 'memory.json'}, {out / 'memory.md'}")
 
 
 def _setup(

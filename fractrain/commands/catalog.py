@@ -12,15 +12,15 @@ from fractrain.commands.common import (
     NearestChoice,
     emit_json,
     json_option,
+    json_safe,
     options,
-    plain,
     plugin_option,
     results_option,
-    say,
     stdout_to_stderr,
 )
 from fractrain.commands.list_coverage import list_coverage
 from fractrain.commands.list_runs import list_runs
+from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError, message_line, typed_line
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _entries(kind: type[Registry[Any]], about: Callable[[Any], Entry]) -> list[E
     """What is known of everything that a registry finds."""
     registry = kind.discover()
     for problem in registry.problems:
-        say(f"fractrain: warning: {problem}")
+        log_line(f"fractrain: warning: {problem}")
     return [_entry(registry, name, about) for name in registry.names()]
 
 
@@ -82,7 +82,7 @@ def _setting(key: str, field: Any) -> Entry:
     return {
         "name": key,
         "type": kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", ""),
-        "default": None if field.is_required() else plain(field.get_default(call_default_factory=True)),
+        "default": None if field.is_required() else json_safe(field.get_default(call_default_factory=True)),
         "required": field.is_required(),
         "description": field.description or "",
     }
@@ -111,7 +111,7 @@ def _formats() -> list[Entry]:
 def _without_callables(info: Any) -> Entry:
     listed = [name for name, field in info.__dataclass_fields__.items() if field.metadata.get("listed", True)]
     values = {name: getattr(info, name) for name in listed}
-    return {name: plain(value) for name, value in values.items() if not callable(value)}
+    return {name: json_safe(value) for name, value in values.items() if not callable(value)}
 
 
 def _tables() -> list[Entry]:

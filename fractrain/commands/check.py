@@ -13,7 +13,7 @@ from fractrain.commands.common import emit_json, json_option, options, plugin_op
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fractrain.testing.report import CheckResult
+    from fractrain.testing.report import CheckResult, Report
 
 FAILED = 1
 
@@ -85,11 +85,7 @@ def check_command(
             method, model=model, dataset=dataset, settings=settings, expected_failures=reasons, quick=quick,
             full=full, checks=wanted, progress=told,
         )  # fmt: skip
-    if as_json:
-        emit_json(report.as_dict())
-    else:
-        click.echo(report.text())
-    return 0 if report.ok else FAILED
+    return _show(report, as_json)
 
 
 @click.command("check-hardware", short_help="Check a hardware model against the contract.")
@@ -108,6 +104,10 @@ def check_hardware_command(hardware: str, checks: tuple[str, ...], as_json: bool
 
     with stdout_to_stderr(), _counted(len(checks or CHECKS)) as told:
         report = check_hardware(hardware, checks, told)
+    return _show(report, as_json)
+
+
+def _show(report: Report, as_json: bool) -> int:
     if as_json:
         emit_json(report.as_dict())
     else:

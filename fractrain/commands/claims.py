@@ -40,8 +40,7 @@ def claims_command(origin: str, evidence: Path, results: Path, as_json: bool) ->
     trend says stands beside it: supports, contradicts or says nothing.
     """
     from fractrain.engine.store import RunStore
-    from fractrain.report.claims import judge_claims
-    from fractrain.report.claims_text import listing
+    from fractrain.report.claims import judge_claims, listing
     from fractrain.report.evidence import EvidenceStore
 
     with stdout_to_stderr():

@@ -9,11 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import click
 
-from fractrain.util.console import Console
 from fractrain.util.errors import did_you_mean
 from fractrain.util.registry import PLUGIN_VARIABLE
 
@@ -187,7 +186,7 @@ plugin_option = click.option(
 )
 
 
-def plain(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """Return ``value`` as JSON knows it: a float that is not finite becomes None, what JSON cannot say its text."""
     from pydantic_core import to_json
 
@@ -196,12 +195,7 @@ def plain(value: Any) -> Any:
 
 def emit_json(value: Any) -> None:
     """Write one JSON document to stdout."""
-    click.echo(json.dumps(plain(value), indent=2, allow_nan=False))
-
-
-def say(text: str) -> None:
-    """Write a line for people to stderr, at once."""
-    click.echo(text, file=cast(IO[str], Console(sys.stderr)))
+    click.echo(json.dumps(json_safe(value), indent=2, allow_nan=False))
 
 
 @contextlib.contextmanager

@@ -89,18 +89,20 @@ def _records(names: Sequence[str], profile: str, seeds: int | None, stores: Sequ
     Raises:
         ConfigError: a name is neither a run nor a table nor a folder, or nothing is finished.
     """
-    from fractrain.engine.length import words
+    from fractrain.engine.length import length_text
 
     found: dict[str, RunRecord] = {}
     for name in names:
-        found |= {record.run_id: record for record in _named(name, profile, seeds, stores)}
+        found |= {record.run_id: record for record in _records_named(name, profile, seeds, stores)}
     if not found:
         where = " ".join(str(store.root) for store in stores) or "the records, of which there are none"
-        raise ConfigError(f"{' '.join(names)}: no finished run in {where} ({words(profile)}); run some, or --results")
+        raise ConfigError(
+            f"{' '.join(names)}: no finished run in {where} ({length_text(profile)}); run some, or --results"
+        )
     return list(found.values())
 
 
-def _named(name: str, profile: str, seeds: int | None, stores: Sequence[RunStore]) -> Iterator[RunRecord]:
+def _records_named(name: str, profile: str, seeds: int | None, stores: Sequence[RunStore]) -> Iterator[RunRecord]:
     """The runs that one name stands for."""
     from fractrain.engine.store import RunStore
     from fractrain.report.grid import plan
@@ -114,10 +116,10 @@ def _named(name: str, profile: str, seeds: int | None, stores: Sequence[RunStore
         yield from (record for record in records if record is not None and record.status == "done")
     elif (folder := Path(name)).is_dir():
         one = RunStore(folder.parent)
-        yield from [one.find(folder.name).sound()] if folder.name in one.ids() else _finished([RunStore(folder)])
+        yield from [one.find(folder.name).undamaged()] if folder.name in one.ids() else _finished([RunStore(folder)])
     else:
         having = [store for store in stores if any(run_id.startswith(name) for run_id in store.ids())]
-        yield (having or stores or [RunStore()])[0].find(name).sound()
+        yield (having or stores or [RunStore()])[0].find(name).undamaged()
 
 
 def _finished(stores: Sequence[RunStore]) -> Iterator[RunRecord]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fractrain.commands.common import NearestGroup, data_option, emit_json, json_option, options, say, stdout_to_stderr
+from fractrain.commands.common import NearestGroup, data_option, emit_json, json_option, options, stdout_to_stderr
+from fractrain.util.console import log_line
 
 if TYPE_CHECKING:
     from fractrain.data.status import DataStatus
@@ -36,7 +37,7 @@ def fetch_command(name: str, data_dir: Path | None, as_json: bool) -> None:
     """Download NAME, checksum by checksum; does nothing when it is there."""
     from fractrain.data import registry
 
-    say(f"fetching {name} ...")
+    log_line(f"fetching {name} ...")
     with stdout_to_stderr():
         found = registry.fetch(name, data_dir)
     _show([found], as_json)
@@ -48,7 +49,7 @@ def verify_command(name: str, data_dir: Path | None, as_json: bool) -> None:
     """Check every checksum of NAME, load it and count its samples."""
     from fractrain.data import registry
 
-    say(f"verifying {name} ...")
+    log_line(f"verifying {name} ...")
     with stdout_to_stderr():
         found = registry.verify(name, data_dir)
     _show([found], as_json)

@@ -101,7 +101,7 @@ def diff_command(run_a: str, run_b: str, results: Path, as_json: bool) -> None:
     from fractrain.engine.store import RunStore
 
     store = RunStore(results)
-    found = compare(store.find(run_a).sound(), store.find(run_b).sound())
+    found = compare(store.find(run_a).undamaged(), store.find(run_b).undamaged())
     if as_json:
         emit_json(found)
     else:

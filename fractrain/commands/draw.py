@@ -38,13 +38,13 @@ def draw_command(what: str, runs: tuple[str, ...], form: str, look: str, over: s
     curves: test accuracy or perplexity of each RUN. precision: of one RUN, mean widths over training with its stages,
     maps of the widths by part of the model, and what each part chose.
     """
-    from fractrain.engine.length import words
+    from fractrain.engine.length import length_text
     from fractrain.report import charts
 
     with stdout_to_stderr(), charts.style(page=False):
         found = _details(results, runs)
         drawn = _curves(found, over, look) if what == "curves" else _precision(found, look)
-        profiles = list(dict.fromkeys(words(d.entry.profile) for d in found if d.entry.profile != "paper"))
+        profiles = list(dict.fromkeys(length_text(d.entry.profile) for d in found if d.entry.profile != "paper"))
         content = drawn.file(form, found[0].task if look == "page" and len(profiles) < 2 else ", ".join(profiles))
     if form != "svg" and sys.stdout.isatty():
         raise ConfigError(f"{form} is no text: send it into a file, for example > figure.{form}")
@@ -62,7 +62,7 @@ def _details(results: Path, runs: Sequence[str]) -> list[Detail]:
 
     records = [find(RunStore(results), run) for run in runs]
     require_finished(records)
-    entries = [RunEntry.of(record) for record in records]
+    entries = [RunEntry.from_record(record) for record in records]
     settings, hardware = differing(entries), create(AT_BEST)
     seeds = len({entry.seed for entry in entries}) > 1
     return [
@@ -84,11 +84,11 @@ def _curves(found: Sequence[Detail], over: str, look: str) -> Drawing:
 
 def _precision(found: Sequence[Detail], look: str) -> Drawing:
     from fractrain.report import charts
-    from fractrain.report.page_detail import widths
+    from fractrain.report.page_detail import width_curves
 
     if len(found) > 1:
         raise ConfigError(f"precision is drawn of one run, got {len(found)}")
-    view = widths(found[0])
+    view = width_curves(found[0])
     if not view.panels:
         raise ConfigError(f"{found[0].entry.run_id}: its precision is constant, and the same in all parts")
     width = charts.COLUMN[0] - 1.0 if look == "paper" else charts.PANEL_WIDTH

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from fractrain.commands.common import NearestChoice, NearestGroup, emit_json, json_option, options, results_option, say
+from fractrain.commands.common import NearestChoice, NearestGroup, emit_json, json_option, options, results_option
+from fractrain.util.console import log_line
 
 DEFAULT_EVIDENCE = "results/evidence"
 
@@ -90,7 +91,7 @@ def verify_command(evidence: Path, root: Path, as_json: bool) -> int:
     else:
         for line in differences:
             click.echo(line)
-        say(f"{len(records)} records in {evidence}: {len(differences)} differences")
+        log_line(f"{len(records)} records in {evidence}: {len(differences)} differences")
     return 1 if differences else 0
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fractrain.commands.common import NearestChoice, say, stdout_to_stderr
+from fractrain.commands.common import NearestChoice, stdout_to_stderr
+from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ def execute(configs: Sequence[Any], site: Site, how: Execution) -> list[Outcome]
         outcomes = how.executor(site.device).run(configs, site, make_progress())
     failed = [outcome for outcome in outcomes if outcome.status != "done"]
     for outcome in failed:
-        say(f"{outcome.run_id}: {outcome.status}: {outcome.message}")
+        log_line(f"{outcome.run_id}: {outcome.status}: {outcome.message}")
     if any((logs_of(site) / f"{outcome.run_id}.log").exists() for outcome in failed):
-        say(f"what their processes said: {logs_of(site)}/RUN.log")
+        log_line(f"what their processes said: {logs_of(site)}/RUN.log")
     return outcomes
 
 

@@ -10,15 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from fractrain.commands.common import say, stdout_to_stderr
+from fractrain.commands.common import stdout_to_stderr
 from fractrain.engine.config import RunConfig
 from fractrain.engine.environment import cores
-from fractrain.plan.calibrate import Estimate, attempt
+from fractrain.plan.calibrate import RunEstimate, run_trial
 from fractrain.plan.cluster import Cluster, Makespan, simulate
 from fractrain.plan.disk import DiskNeed, disk_need
 from fractrain.plan.loading import Loading, measure_loading
 from fractrain.plan.trials import Trials, try_all
-from fractrain.report.grid import PlannedRun, waiting
+from fractrain.report.grid import PlannedRun, pending_runs
+from fractrain.util.console import log_line
 from fractrain.util.device import resolve_device
 from fractrain.util.errors import FractrainError
 from fractrain.util.progress import duration, make_progress
@@ -37,7 +38,7 @@ class DiskFolder:
     free: int
 
     @classmethod
-    def of(cls, folder: Path) -> DiskFolder:
+    def at(cls, folder: Path) -> DiskFolder:
         """Look at the folder, or the nearest above it that is there."""
         there = folder.absolute()
         while not there.exists():
@@ -77,13 +78,13 @@ class Forecast:
         return simulate(seconds, self.cluster) if self.cluster and seconds else None
 
     @property
-    def estimates(self) -> dict[str, Estimate | str]:
+    def estimates(self) -> dict[str, RunEstimate | str]:
         """By run id, what it will take, or why that cannot be told."""
         return self.trials.estimates
 
     @property
-    def _known(self) -> list[Estimate]:
-        return [value for value in self.estimates.values() if isinstance(value, Estimate)]
+    def _known(self) -> list[RunEstimate]:
+        return [value for value in self.estimates.values() if isinstance(value, RunEstimate)]
 
     @property
     def kept_bytes(self) -> int:
@@ -140,7 +141,7 @@ class Forecast:
         return most
 
     @property
-    def lacking(self) -> dict[Path, int]:
+    def missing_bytes(self) -> dict[Path, int]:
         """By folder, bytes that are missing on its disk."""
         if self.results.disk == self.data.disk:
             wanted = [(self.data, self.peak_bytes)]
@@ -156,10 +157,10 @@ class Forecast:
 
     def _time_lines(self) -> list[str]:
         """One line per model, data set and setting; how the times were found; the sum."""
-        groups: dict[str, list[Estimate]] = {}
+        groups: dict[str, list[RunEstimate]] = {}
         for run_id, config in self.configs.items():
             value = self.estimates[run_id]
-            if isinstance(value, Estimate):
+            if isinstance(value, RunEstimate):
                 part = "" if config.setting == "standard" else f", {config.setting}"
                 groups.setdefault(f"{config.model} on {config.dataset}{part}", []).append(value)
         width = max(map(len, groups), default=0)
@@ -193,7 +194,7 @@ class Forecast:
             if isinstance(found, str):
                 remarks.append(f"{name}: reading not measured: {found}")
                 continue
-            what = "MADE UP: " if found.made_up else "read from "
+            what = "MADE UP: " if found.synthetic else "read from "
             rate = f"{found.images_per_s:,.0f} images/s by {found.workers} worker{'s' * (found.workers != 1)}"
             remarks.append(f"{name}: loading {rate}, {what}{found.source}")
         if self.load is not None and self.load > BUSY:
@@ -214,7 +215,9 @@ class Forecast:
         )
         places = dict.fromkeys((self.results, self.data))
         lines.append("  free now: " + ", ".join(f"{size(place.free)} in {place.folder}" for place in places))
-        return lines + [f"  NOTE: {size(count)} too little for {folder}" for folder, count in self.lacking.items()]
+        return lines + [
+            f"  NOTE: {size(count)} too little for {folder}" for folder, count in self.missing_bytes.items()
+        ]
 
 
 def make_forecast(
@@ -236,7 +239,7 @@ def make_forecast(
 
     where = resolve_device(device)
     load = os.getloadavg()[0] / cores() if where.type == "cpu" and hasattr(os, "getloadavg") else None
-    configs = waiting(runs)
+    configs = pending_runs(runs)
     names = list(dict.fromkeys(config.dataset for config in configs.values()))
     with stdout_to_stderr():
         needs = [disk_need(name, data_dir) for name in names]
@@ -244,7 +247,7 @@ def make_forecast(
         trials = _trials(list(configs.values()), where, loading)
     kind = "GPU" if where.type == "cuda" else "CPU"
     return Forecast(
-        configs, trials, loading, needs, kind, DiskFolder.of(results), DiskFolder.of(root_of(data_dir)), load, cluster
+        configs, trials, loading, needs, kind, DiskFolder.at(results), DiskFolder.at(root_of(data_dir)), load, cluster
     )
 
 
@@ -273,12 +276,12 @@ def _trials(configs: Sequence[RunConfig], device: Any, loading: dict[str, Loadin
         progress.update(behind)
 
     try:
-        return try_all(configs, partial(attempt, device=device), rates, done, say)
+        return try_all(configs, partial(run_trial, device=device), rates, done, log_line)
     finally:
         progress.close()
 
 
-def _group_line(name: str, group: Sequence[Estimate], width: int) -> str:
+def _group_line(name: str, group: Sequence[RunEstimate], width: int) -> str:
     """Runs, iterations, time and pace of one model on one data set."""
     seconds = sum(estimate.seconds for estimate in group)
     time = f"{seconds / 3600:,.0f} h" if seconds > _LONG_S else duration(seconds)
@@ -294,7 +297,7 @@ def _group_line(name: str, group: Sequence[Estimate], width: int) -> str:
     return f"{text}, loading {_span([e.load_s for e in read])}; slower: {slower}"
 
 
-def _scaled(group: Iterable[Estimate]) -> list[str]:
+def _scaled(group: Iterable[RunEstimate]) -> list[str]:
     """What was tried with fewer samples than a step has."""
     pairs = dict.fromkeys((e.trial_batch, e.batch) for e in group if e.trial_batch != e.batch)
     return [f"tried with {tried} of {batch} samples a step and scaled up" for tried, batch in pairs]

@@ -61,10 +61,10 @@ def _written(value: Any) -> str:
 
 
 def _document(e: RunEntry) -> dict[str, Any]:
-    from fractrain.report.quantities import numbers
+    from fractrain.report.quantities import all_quantities
 
     named = {name: getattr(e, name) for name in (*FIELDS, "message", "time", "device", "settings", "recipe")}
-    return {**named, "quantities": {q.key: value for q, value in numbers(e.summary or {})}}
+    return {**named, "quantities": {q.key: value for q, value in all_quantities(e.summary or {})}}
 
 
 def _text(entries: Sequence[RunEntry], results: Path) -> str:

@@ -18,16 +18,16 @@ from fractrain.commands.common import (
     plugin_option,
     profile_option,
     results_option,
-    say,
     stdout_to_stderr,
 )
 from fractrain.commands.executing import executor_option
 from fractrain.engine.length import MAX_SEEDS
+from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from fractrain.commands.forecast import Forecast
-    from fractrain.plan.calibrate import Estimate
+    from fractrain.plan.calibrate import RunEstimate
     from fractrain.report.campaign import Campaign
     from fractrain.report.grid import PlannedRun
     from fractrain.report.spec import TableSpec
@@ -116,7 +116,7 @@ def plan_command(
     of them is looked for as `fractrain data status` does. Nothing is stored.
     """
     from fractrain.commands.forecast import make_forecast
-    from fractrain.engine.length import words
+    from fractrain.engine.length import length_text
     from fractrain.execute.on_slurm import SlurmResources
     from fractrain.plan.cluster import Cluster
 
@@ -126,9 +126,9 @@ def plan_command(
         raise ConfigError(f"--executor {executor}: how large is that cluster? give --gpus N")
     limit = (SlurmResources().minutes if executor == "slurm" else 0) if minutes is None else minutes
     cluster = Cluster(gpus, losses, limit_s=60.0 * limit) if gpus else None
-    say(f"{', '.join(tables)}, {words(profile)}: planning ...")
+    log_line(f"{', '.join(tables)}, {length_text(profile)}: planning ...")
     campaign = plan_campaign_of(tables, profile, seeds, results, added)
-    runs = campaign[1] if campaign else merged(plan_tables(tables, profile, seeds, results, added))
+    runs = campaign[1] if campaign else merge_plans(plan_tables(tables, profile, seeds, results, added))
     found = None if no_times else make_forecast(runs, device, data_dir, results, cluster)
     show_plan(runs, as_json, found)
     if found and not as_json:
@@ -190,7 +190,7 @@ def plan_campaign_of(
         return campaign, plan_campaign(campaign, RunStore(results))
 
 
-def merged(plans: Sequence[tuple[TableSpec, Sequence[PlannedRun]]]) -> list[PlannedRun]:
+def merge_plans(plans: Sequence[tuple[TableSpec, Sequence[PlannedRun]]]) -> list[PlannedRun]:
     """All runs, what several tables share once; what has no run (left out, incompatible) stays with each table."""
     seen: set[str] = set()
     kept = []
@@ -246,7 +246,7 @@ def show_plan(runs: Sequence[PlannedRun], as_json: bool, forecast: Forecast | No
     )
 
 
-def _estimate_json(found: Estimate | str | None) -> dict[str, Any]:
+def _estimate_json(found: RunEstimate | str | None) -> dict[str, Any]:
     if found is None or isinstance(found, str):
         return {"estimate": None, "estimate_error": found} if found else {}
     from dataclasses import asdict

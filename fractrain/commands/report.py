@@ -18,10 +18,10 @@ from fractrain.commands.common import (
     plugin_option,
     profile_option,
     results_option,
-    say,
     stdout_to_stderr,
 )
 from fractrain.commands.evidence import evidence_option
+from fractrain.util.console import log_line
 
 if TYPE_CHECKING:
     from fractrain.engine.config import RunConfig
@@ -79,16 +79,16 @@ def report_command(
     from fractrain.report.known_configs import with_known
     from fractrain.report.page import build_page
     from fractrain.report.page_bench import read_benches
-    from fractrain.report.sources import Remembering, Stores, default_sources, remembering
+    from fractrain.report.sources import Remembering, Stores, cached_sources, default_sources
     from fractrain.util.collector import without_collector
     from fractrain.util.files import atomic_write, try_folder
 
     try_folder(out)
     store = RunStore(results)
-    say(f"reading {results} ...")
+    log_line(f"reading {results} ...")
     with without_collector(), stdout_to_stderr(), with_known(default_sources(), store.root) as known:
         entries = read_index(store)
-        sources = remembering(known)
+        sources = cached_sources(known)
         built = _tables(store, entries, tables, profile, sources)
         records = EvidenceStore(evidence)
         both = Remembering(Stores(store, records))

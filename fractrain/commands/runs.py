@@ -17,11 +17,11 @@ from fractrain.commands.common import (
     options,
     plugin_option,
     results_option,
-    say,
     site_options,
     stdout_to_stderr,
 )
 from fractrain.commands.executing import check_site
+from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError, FractrainError
 
 if TYPE_CHECKING:
@@ -84,18 +84,18 @@ def run_command(
         _show_config(config, chosen, store, as_json)
         return
     with stdout_to_stderr(), connect(site.device) as ranks:
-        if ranks.first:
-            say(f"run {config.run_id}" + (f" on {ranks.world} processes" if ranks.several else ""))
-        if not ranks.several:  # before anything is written; several processes find out together
+        if ranks.is_main:
+            log_line(f"run {config.run_id}" + (f" on {ranks.world} processes" if ranks.is_distributed else ""))
+        if not ranks.is_distributed:  # before anything is written; several processes find out together
             found = store.get(config.run_id)
             if found is None or found.status not in ("done", "damaged"):
                 check_site([config], site)
         wanted = (*trackers, "wandb") if wandb else trackers
-        listeners = _listeners(wanted, track_dir, project) if ranks.first else []
+        listeners = _listeners(wanted, track_dir, project) if ranks.is_main else []
         if listeners and not force and SWEEP in os.environ and (done := store.get(config.run_id)) is not None:
             _tell_result(listeners, done)
         record = Trainer(config, site, make_progress(), ranks=ranks, fresh=force, listeners=listeners).run()
-    if ranks.first:
+    if ranks.is_main:
         _show(record, as_json)
 
 

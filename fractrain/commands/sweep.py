@@ -17,7 +17,6 @@ from fractrain.commands.common import (
     options,
     plugin_option,
     profile_option,
-    say,
     site_options,
     stdout_to_stderr,
 )  # fmt: skip
@@ -31,6 +30,7 @@ from fractrain.commands.executing import (
 )  # fmt: skip
 from fractrain.commands.planning import NumberOfSeeds
 from fractrain.engine.length import MAX_SEEDS
+from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fractrain.engine.index import RunEntry
     from fractrain.engine.site import Site
     from fractrain.execute.jobs import Outcome
-    from fractrain.execute.search import Axis, Point
+    from fractrain.execute.search import Axis, SweepPoint
     from fractrain.report.quantities import Quantity
     from fractrain.report.stats import Estimate
 
@@ -67,12 +67,12 @@ class Sweep:
     objectives: Sequence[Quantity]
     outcomes: list[Outcome] = field(default_factory=list)
 
-    def configs(self, point: Point) -> list[RunConfig]:
+    def configs(self, point: SweepPoint) -> list[RunConfig]:
         """The runs of a point, the same ones as those of ``fractrain run --set``."""
         sets = [*self.fixed, *(f"{key}={json.dumps(value)}" for key, value in point.sets)]
         return [chosen_config(method=point.method, sets=sets, seed=seed, **self.chosen) for seed in range(self.seeds)]
 
-    def run(self, points: Sequence[Point]) -> list[Sequence[float] | None]:
+    def run(self, points: Sequence[SweepPoint]) -> list[Sequence[float] | None]:
         """Execute what is missing; return each point's objectives, means over the seeds."""
         from fractrain.engine.store import RunStore
 
@@ -95,7 +95,7 @@ class Sweep:
         with stdout_to_stderr():
             return {entry.run_id: entry for entry in read_index(RunStore(self.site.store))}
 
-    def value(self, point: Point, quantity: Quantity, found: Mapping[str, RunEntry]) -> Estimate | None:
+    def value(self, point: SweepPoint, quantity: Quantity, found: Mapping[str, RunEntry]) -> Estimate | None:
         """Mean and interval of a quantity over the seeds; None while one is missing."""
         from fractrain.report.stats import estimate
 
@@ -154,7 +154,7 @@ def sweep_command(
     A sweep that was interrupted goes on with the same command; with more values, seeds or trials it is extended. A run
     that fails ends alone; exit code 1 at the end.
     """
-    from fractrain.execute.search import grid, parse_grid, parse_range, search
+    from fractrain.execute.search import grid, parse_grid, parse_range, search_points
 
     axes = [*map(parse_grid, grids), *map(parse_range, ranges)]
     methods = tuple(dict.fromkeys(methods))
@@ -165,14 +165,14 @@ def sweep_command(
         points = grid(methods, axes)
         with stdout_to_stderr():  # every wrong key or value before the first run
             runs = sum(len(sweep.configs(point)) for point in points)
-        say(f"{len(points)} points, {runs} runs")
+        log_line(f"{len(points)} points, {runs} runs")
         if not dry_run:
             sweep.run(points)
     else:
         if dry_run:
             raise ConfigError("--dry-run shows a grid: which points a search proposes depends on its results")
         directions = ["maximize" if quantity.better == "more" else "minimize" for quantity in objectives]
-        points = search(methods, axes, sweep.run, directions, trials, batch)  # type: ignore[arg-type]
+        points = search_points(methods, axes, sweep.run, directions, trials, batch)  # type: ignore[arg-type]
     _show(sweep, list(dict.fromkeys(points)), axes, as_json)
     return 1 if any(outcome.status != "done" for outcome in sweep.outcomes) else 0
 
@@ -204,7 +204,7 @@ def best_points(values: Sequence[Sequence[float] | None], signs: Sequence[int]) 
                        for other in scores.values())]  # fmt: skip
 
 
-def _show(sweep: Sweep, points: Sequence[Point], axes: Sequence[Axis], as_json: bool) -> None:
+def _show(sweep: Sweep, points: Sequence[SweepPoint], axes: Sequence[Axis], as_json: bool) -> None:
     """Print a line or a JSON entry for each point, the best ones marked."""
     from fractrain.report.quantities import BY_KEY
 
@@ -229,7 +229,7 @@ def _show(sweep: Sweep, points: Sequence[Point], axes: Sequence[Axis], as_json: 
 
 
 def _text(
-    sweep: Sweep, points: Sequence[Point], numbers: Sequence[Mapping[str, Estimate | None]], best: Sequence[int],
+    sweep: Sweep, points: Sequence[SweepPoint], numbers: Sequence[Mapping[str, Estimate | None]], best: Sequence[int],
     axes: Sequence[Axis],
 ) -> str:  # fmt: skip
     from tabulate import tabulate

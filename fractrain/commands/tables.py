@@ -19,7 +19,6 @@ from fractrain.commands.common import (
     plugin_option,
     profile_option,
     results_option,
-    say,
     site_options,
     stdout_to_stderr,
 )
@@ -37,7 +36,7 @@ from fractrain.commands.planning import (
     add_option,
     against_option,
     counts_text,
-    merged,
+    merge_plans,
     name_argument,
     names_argument,
     plan_campaign_of,
@@ -45,6 +44,7 @@ from fractrain.commands.planning import (
     seeds_option,
     show_plan,
 )
+from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError
 from fractrain.util.files import try_folder
 
@@ -128,12 +128,12 @@ def table_command(
     """Print TABLE (figure, campaign) from the runs there are; nothing is run."""
     from fractrain.cost.hardware import create
     from fractrain.engine.store import RunStore
-    from fractrain.report import output, scaling_output
+    from fractrain.report import output, scaling_draw
     from fractrain.report.added_rows import with_added
     from fractrain.report.campaign import campaign_names, load_campaign
     from fractrain.report.evidence import EvidenceStore
+    from fractrain.report.output import selected
     from fractrain.report.scaling import build_scaling
-    from fractrain.report.selection import selected
     from fractrain.report.spec import load_spec
 
     store = EvidenceStore(evidence) if origin == "evidence" else RunStore(results)
@@ -151,7 +151,7 @@ def table_command(
                 raise ConfigError(f"{table} is a campaign, whose figure has one form: leave out --panel and --style")
             scaling = build_scaling(campaign, store)
             scaling = dataclasses.replace(scaling, table=selected(scaling.table, wanted.columns, wanted.rows))
-            content = scaling_output.content(scaling, form)
+            content = scaling_draw.scaling_content(scaling, form)
         _put(content, form)
         return
     with stdout_to_stderr():
@@ -161,7 +161,7 @@ def table_command(
         if panel and (spec.figure is None or form not in DRAWINGS):
             raise ConfigError(f"--panel is for drawings of figures: --format {'|'.join(DRAWINGS)}")
         with _sources(store) as sources:
-            content = output.content(spec, store, profile, seeds, form, sources, wanted)
+            content = output.table_content(spec, store, profile, seeds, form, sources, wanted)
     _put(content, form)
 
 
@@ -218,24 +218,24 @@ def reproduce_command(
     they stopped. Exit code 1 when a run failed.
     """
     _refuse_torchrun()
-    from fractrain.engine.length import words
+    from fractrain.engine.length import length_text
 
     how = chosen_execution(executor, resources, jobs)
     campaign = plan_campaign_of(tables, profile, seeds, site.store, (*added, *filter(None, [against])))
     if campaign is not None:
         return _reproduce_campaign(*campaign, site, dataclasses.replace(how, jobs=jobs or 1), dry_run, out, as_json)
-    say(f"{', '.join(tables)}, {words(profile)}: planning ...")
+    log_line(f"{', '.join(tables)}, {length_text(profile)}: planning ...")
     from fractrain.report.output import check
 
     plans = plan_tables(tables, profile, seeds, site.store, added, against)
-    runs = merged(plans)
+    runs = merge_plans(plans)
     if dry_run:
         show_plan(runs, as_json)
         return 0
     for spec, _ in plans:
         check(spec)
         try_folder(_folder(spec, out))
-    say(counts_text(runs))
+    log_line(counts_text(runs))
     outcomes = execute([run.config for run in runs if run.state == "to run"], site, how)
     documents = []
     for spec, planned in plans:
@@ -264,8 +264,8 @@ def _reproduce_campaign(
     The committed files come from the committed records alone (`fractrain evidence write`).
     """
     from fractrain.engine.store import RunStore
-    from fractrain.report import scaling_output
-    from fractrain.report.campaign import done
+    from fractrain.report import scaling_draw
+    from fractrain.report.campaign import done_in_order
     from fractrain.report.draw import require_matplotlib
     from fractrain.report.scaling import build_scaling
 
@@ -275,21 +275,22 @@ def _reproduce_campaign(
     if out:
         require_matplotlib()
         try_folder(out)
-    say(f"{campaign.name}: {counts_text(runs)}")
+    log_line(f"{campaign.name}: {counts_text(runs)}")
     outcomes = execute([run.config for run in runs if run.state == "to run"], site, how)
     with stdout_to_stderr():
         scaling = build_scaling(campaign, RunStore(site.store))
-        files = scaling_output.write(scaling, out, out) if out else []
-        text = scaling_output.text(scaling, "md")
+        files = scaling_draw.write(scaling, out, out) if out else []
+        text = scaling_draw.scaling_text(scaling, "md")
     finished = sum(run.state == "cached" for run in scaling.runs)
     if as_json:
         emit_json({"table": scaling.table.as_dict(), "outcomes": outcomes, "files": files})
     else:
         click.echo(text.rstrip("\n"))
-    say(f"{campaign.name}: {finished} of {len(runs)} runs are done, the first {done(scaling.runs)} without a gap")
+    first = done_in_order(scaling.runs)
+    log_line(f"{campaign.name}: {finished} of {len(runs)} runs are done, the first {first} without a gap")
     if files:
-        say(f"written: {', '.join(str(file) for file in files)}")
-    say(f"to keep them: fractrain evidence add RUN... --campaign {campaign.name}, then fractrain evidence write")
+        log_line(f"written: {', '.join(str(file) for file in files)}")
+    log_line(f"to keep them: fractrain evidence add RUN... --campaign {campaign.name}, then fractrain evidence write")
     return 1 if any(outcome.status != "done" for outcome in outcomes) else 0
 
 
@@ -319,5 +320,5 @@ def _finish(
             last = closing(spec, built, runs, jobs_at_once(jobs, site.device))
     if not as_json:
         click.echo("\n".join([text, *last]).rstrip("\n"))
-    say(f"written: {', '.join(str(file) for file in files)}")
+    log_line(f"written: {', '.join(str(file) for file in files)}")
     return {"table": built.as_dict(), "outcomes": outcomes, "files": files, **({"closing": last} if last else {})}

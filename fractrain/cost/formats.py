@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fractrain.cost.formulas import FLOAT_MAC_BITS
 
 if TYPE_CHECKING:  # reading a ledger needs no torch
-    from fractrain.cost.ledger import Ledger, Phase
+    from fractrain.cost.ledger import Ledger
 
 FLOAT_BITS = 32
 
@@ -37,12 +37,12 @@ class FormatShare:
     share_percent: float
 
 
-def by_format(ledger: Ledger, phase: Phase = "train", until_epoch: int | None = None) -> list[FormatShare]:
-    """Executed work by the formats of its operands, most BitOPs first; skipped work is left out."""
+def by_format(ledger: Ledger) -> list[FormatShare]:
+    """Executed work of training by the formats of its operands, most BitOPs first; skipped work is left out."""
     sums: dict[tuple[str, str], list[int]] = {}
     for row in ledger.rows():
         width = row.bits1 * row.bits2
-        if row.phase != phase or not width or (until_epoch is not None and row.epoch > until_epoch):
+        if row.phase != "train" or not width:
             continue
         pair = _name(row.format1, row.bits1), _name(row.format2, row.bits2)
         total = sums.setdefault(pair, [0, 0])
@@ -55,11 +55,11 @@ def by_format(ledger: Ledger, phase: Phase = "train", until_epoch: int | None = 
     ]
 
 
-def bits_with_scales(ledger: Ledger, phase: Phase = "train", until_epoch: int | None = None) -> dict[str, float]:
+def bits_with_scales(ledger: Ledger) -> dict[str, float]:
     """Mean bits per element with its share of scales, by format: 4.25 for MXFP4, 4.5 for NVFP4; weighted by MACs."""
     sums: dict[str, list[float]] = {}
     for row in ledger.rows():
-        if row.phase != phase or (until_epoch is not None and row.epoch > until_epoch):
+        if row.phase != "train":
             continue
         for name, bits, scale in ((row.format1, row.bits1, row.scale1), (row.format2, row.bits2, row.scale2)):
             if name:
@@ -69,10 +69,10 @@ def bits_with_scales(ledger: Ledger, phase: Phase = "train", until_epoch: int | 
     return {name: bits / macs for name, (macs, bits) in sorted(sums.items())}
 
 
-def format_costs(ledger: Ledger, phase: Phase = "train") -> dict[str, Any]:
+def format_costs(ledger: Ledger) -> dict[str, Any]:
     """Both for a run's summary; empty where all operands are uniform grids or float32."""
-    bits = bits_with_scales(ledger, phase)
-    return {"formats": [asdict(share) for share in by_format(ledger, phase)], "bits_with_scales": bits} if bits else {}
+    bits = bits_with_scales(ledger)
+    return {"formats": [asdict(share) for share in by_format(ledger)], "bits_with_scales": bits} if bits else {}
 
 
 def _name(name: str, bits: int) -> str:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fractrain.cost.hardware.base import FIGURES, Cost, Geometry, HardwareModel, Priced, Product, Row, Workload
-from fractrain.cost.sums import GATE, block_of, collect, cp_of, weights_by_block
+from fractrain.cost.hardware.base import FIGURES, Cost, HardwareModel, LayerShape, Priced, Product, Workload, WorkRow
+from fractrain.cost.metrics import GATE, block_of, collect, cp_of, weights_by_block
 from fractrain.util.errors import ConfigError, FractrainError, PluginError, typed_line
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fractrain.cost.ledger import Entry, Ledger
 
-Geometries = Mapping[str, Geometry]
+Geometries = Mapping[str, LayerShape]
 Array = npt.NDArray[np.float64]
 
 
@@ -70,7 +70,7 @@ class Counts:
     blocks: frozenset[str]
 
     @classmethod
-    def of(cls, ledger: Ledger) -> Counts:
+    def from_ledger(cls, ledger: Ledger) -> Counts:
         """Add up a ledger.
 
         Raises:
@@ -118,7 +118,7 @@ class Recorded:
     joules: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, metrics: Sequence[Mapping[str, Any]]) -> Recorded:
+    def from_metrics(cls, metrics: Sequence[Mapping[str, Any]]) -> Recorded:
         """Read the lines of ``metrics.jsonl``, whose readings grow from line to line."""
         return cls(_steps(metrics, "seconds"), _steps(metrics, "joules"))
 
@@ -156,7 +156,7 @@ class RunCost:
 
     def until(self, epoch: int | None = None) -> Cost:
         """Cost up to and including an epoch; None: of all."""
-        return Cost.of(self.by_epoch[self._first(epoch)].sum(axis=0))
+        return Cost.from_figures(self.by_epoch[self._first(epoch)].sum(axis=0))
 
     def samples(self, epoch: int | None = None) -> int:
         """Samples fed up to and including an epoch."""
@@ -207,7 +207,7 @@ def price(
     Args:
         counts: of a ledger.
         model: the hardware model.
-        geometry: shapes of the layers by name (:func:`fractrain.models.geometry.geometries`); gates need none.
+        geometry: shapes of the layers by name (:func:`fractrain.models.layer_shapes.layer_shapes`); gates need none.
         recorded: what the run itself took.
 
     Raises:
@@ -225,58 +225,60 @@ def price(
     return RunCost(model.title, counts, rows, overhead, notes)
 
 
-def _rest_of_row(key: Key, shape: Geometry | None, counts: Counts) -> tuple[Any, ...]:
+def _rest_of_row(key: Key, shape: LayerShape | None, counts: Counts) -> tuple[Any, ...]:
     """What the row that a hardware model is given for a key holds behind its MACs."""
     formats, scales = (key.format1, key.format2), (key.scale1, key.scale2)
     return shape, counts.batch or 1, block_of(key.layer, counts.blocks), formats, scales
 
 
-def _shape(key: Key, counts: Counts, geometry: Geometries) -> Geometry | None:
+def _shape(key: Key, counts: Counts, geometry: Geometries) -> LayerShape | None:
     """Shape of a key's layer; of a gate, one square matrix and a vector with as many MACs (ours)."""
     if key.layer in geometry or GATE not in key.layer.split("."):
         return geometry.get(key.layer)
     column = counts.keys.index(key)
     units = sum(n for n, m in zip(counts.samples, counts.macs[:, column], strict=True) if m)
     side = max(1, round((counts.macs[:, column].sum() / units) ** 0.5))
-    return Geometry("linear", side, side)
+    return LayerShape("linear", side, side)
 
 
 Matrices = tuple[Array, Array, tuple[str, ...]]
 
 
-def _additive(counts: Counts, shapes: Sequence[Geometry | None], model: HardwareModel) -> Matrices:
+def _additive(counts: Counts, shapes: Sequence[LayerShape | None], model: HardwareModel) -> Matrices:
     unit = np.zeros((len(counts.keys), len(FIGURES)))
     for number, (key, shape) in enumerate(zip(counts.keys, shapes, strict=True)):
         macs = float(shape.macs * (counts.batch or 1)) if shape else float(counts.macs[:, number].max())
-        row = Row(*key[:4], macs, *_rest_of_row(key, shape, counts))
+        row = WorkRow(*key[:4], macs, *_rest_of_row(key, shape, counts))
         unit[number] = np.array(_asked(model, row)) / macs
     rows = counts.macs[:, :, None] * unit
     return rows, np.zeros((len(counts.epochs), len(FIGURES))), ("",) * len(counts.epochs)
 
 
-def _by_epoch(counts: Counts, shapes: Sequence[Geometry | None], model: HardwareModel, recorded: Recorded) -> Matrices:
+def _by_epoch(
+    counts: Counts, shapes: Sequence[LayerShape | None], model: HardwareModel, recorded: Recorded
+) -> Matrices:
     rows = np.zeros((*counts.macs.shape, len(FIGURES)))
     overhead, notes = np.zeros((len(counts.epochs), len(FIGURES))), []
     rest = [_rest_of_row(key, shape, counts) for key, shape in zip(counts.keys, shapes, strict=True)]
     for line, macs in enumerate(counts.macs):
         live = [int(k) for k in np.flatnonzero(macs)]
-        given = tuple(Row(*counts.keys[k][:4], float(macs[k]), *rest[k]) for k in live)
+        given = tuple(WorkRow(*counts.keys[k][:4], float(macs[k]), *rest[k]) for k in live)
         epoch = counts.epochs[line]
         taken = recorded.seconds.get(epoch), recorded.joules.get(epoch)
         priced = _worked(model, Workload(given, counts.samples[line], counts.cp[line], counts.forward_macs, *taken))
         own = priced.rows
-        rows[line, live] = own if isinstance(own, np.ndarray) else [cost.numbers() for cost in own]
-        overhead[line] = priced.overhead.numbers()
+        rows[line, live] = own if isinstance(own, np.ndarray) else [cost.figures() for cost in own]
+        overhead[line] = priced.overhead.figures()
         notes.append(priced.note)
     return rows, overhead, tuple(notes)
 
 
-def _asked(model: HardwareModel, row: Row) -> tuple[float, ...]:
+def _asked(model: HardwareModel, row: WorkRow) -> tuple[float, ...]:
     """Ask for the cost of one row; whatever a plugin raises becomes one line."""
     where = f"{model.name}, layer {row.layer} {row.product} at {row.bits1} x {row.bits2} bits"
     try:
         cost = model.row(row)
-        return cost.numbers()
+        return cost.figures()
     except FractrainError as problem:
         raise ConfigError(f"{where}: {problem}") from problem
     except Exception as problem:

@@ -7,18 +7,16 @@ The rows live in ``results/published/published_rows.json`` of a source tree; a w
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fractrain.util.errors import ConfigError, DataError, did_you_mean
+from fractrain.util.errors import DataError
 
 if TYPE_CHECKING:
     import pydantic
 
 FILE_NAME = "published_rows.json"
-FILTERS = ("paper", "table", "model", "dataset", "method", "precision", "metric")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def data_path(package: Path | None = None) -> Path:
 
 
 @functools.cache
-def load(path: Path) -> tuple[PublishedRow, ...]:
+def load_rows(path: Path) -> tuple[PublishedRow, ...]:
     """Read all rows of the file at ``path`` (once per path and process).
 
     Raises:
@@ -93,62 +91,10 @@ def _rows_schema() -> pydantic.TypeAdapter[list[PublishedRow]]:
     return pydantic.TypeAdapter(list[PublishedRow])
 
 
-def rows(
-    *,
-    paper: str | None = None,
-    table: str | None = None,
-    model: str | None = None,
-    dataset: str | None = None,
-    method: str | None = None,
-    precision: str | None = None,
-    metric: str | None = None,
-    path: Path | None = None,
-) -> tuple[PublishedRow, ...]:
-    """Return the rows that match every given filter, in file order.
-
-    Names are compared by their letters and digits only, without regard to case, so that registry names work:
-    ``resnet38`` finds ``ResNet-38``. A paper or table is also found without what it has in parentheses: ``table2``.
-    Precisions are compared without regard to spaces and case. A model, data set, method or precision that occurs
-    nowhere gives an empty result, because users bring their own.
-
-    Args:
-        paper: short title, with or without venue; ``None`` matches everything, here and below.
-        table: name of a table or figure, with or without what is in parentheses.
-        model: model.
-        dataset: data set.
-        method: method as printed.
-        precision: precision as printed.
-        metric: column, for example ``acc_top1_%``, ``effective_MACs``, ``energy_kJ``, ``latency_min``.
-        path: another file of rows.
+def rows() -> tuple[PublishedRow, ...]:
+    """Return all rows, in file order.
 
     Raises:
-        ConfigError: no paper, table or metric of that name exists in the data.
         DataError: the data cannot be read.
     """
-    found: Sequence[PublishedRow] = load(path or data_path())
-    wanted = (paper, table, model, dataset, method, precision, metric)
-    everything = found
-    for column, text in zip(FILTERS, wanted, strict=True):
-        if text is None:
-            continue
-        matches = _matcher(column, text)
-        if column in ("paper", "table", "metric") and not any(matches(getattr(r, column)) for r in everything):
-            known = sorted({getattr(r, column) for r in everything})
-            raise ConfigError(f"no published {column} {text!r}{did_you_mean(text, known)}; known: {'; '.join(known)}")
-        found = [row for row in found if matches(getattr(row, column))]
-    return tuple(found)
-
-
-def _normal(text: str) -> str:
-    return "".join(c for c in text.casefold() if c.isalnum())
-
-
-def _matcher(column: str, text: str) -> Callable[[str], bool]:
-    """Return the comparison with ``text`` that suits a column."""
-    if column == "precision":
-        squeezed = "".join(text.casefold().split())
-        return lambda value: "".join(value.casefold().split()) == squeezed
-    wanted = _normal(text)
-    if column in ("paper", "table"):
-        return lambda value: wanted in (_normal(value), _normal(value.split("(")[0]))
-    return lambda value: _normal(value) == wanted
+    return load_rows(data_path())

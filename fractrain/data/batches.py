@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fractrain.data.decode import BadImage, Pixels, decode, eval_pixels, train_pixels
-from fractrain.data.folder import FolderPart
+from fractrain.data.folder import FolderSplit
 from fractrain.data.images import IntArray
 from fractrain.util.errors import ConfigError
 from fractrain.util.seeds import derive_seed
@@ -72,7 +72,7 @@ class FolderBatches:
 
     def __init__(
         self,
-        part: FolderPart,
+        part: FolderSplit,
         size: tuple[int, int],
         batch_size: int,
         seed: int | None = None,

@@ -58,7 +58,7 @@ class Cifar(ArraySource):
         if not bad:
             message = f"{info.name}: {len(checks)} files in {root}, all checksums right"
         elif all(check.state == "missing" for check in checks):
-            message = f"{info.name}: not in {root}{_instead(info.name, root)}"
+            message = f"{info.name}: not in {root}{_remedy(info.name, root)}"
         else:
             message = f"{info.name}: {len(bad)} of {len(checks)} files are bad; {bad[0].problem}"
         return info.status_in(
@@ -126,7 +126,7 @@ def check_files(name: str, root: Path) -> Iterator[FileStatus]:
         yield check_file(folder / file, expected)
 
 
-def _instead(name: str, root: Path) -> str:
+def _remedy(name: str, root: Path) -> str:
     """What lies where the data set should be."""
     source = torchvision_class(name)
     folder, first, number = source.base_folder, source.train_list[0][0], name.removeprefix("cifar")
@@ -152,7 +152,7 @@ def raise_for_files(name: str, root: Path) -> None:
     """Raise a DataError that names what is wrong with the data set below ``root``; return if nothing is."""
     folder = root / torchvision_class(name).base_folder
     if not folder.exists():
-        there = _instead(name, root)
+        there = _remedy(name, root)
         raise DataError(f"{name} is not in {root}: there is no folder {folder}{there}; {how_to_mend(name, root)}")
     bad = [check for check in check_files(name, root) if check.state != "ok"]
     if bad:

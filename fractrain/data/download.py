@@ -18,7 +18,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from fractrain.data.offline import offline
+from fractrain.data.places import offline_variable
 from fractrain.data.status import md5_of
 from fractrain.util.errors import DataError, MachineError, message_line
 
@@ -26,7 +26,7 @@ _TIMEOUT_S = 30.0
 _CHUNK = 1 << 16
 
 
-def download(urls: Sequence[str], target: Path, md5: str, by_hand: str, timeout_s: float = _TIMEOUT_S) -> None:
+def download(urls: Sequence[str], target: Path, md5: str, by_hand: str) -> None:
     """Download ``target`` from the first address that delivers it.
 
     What has arrived stays in ``<target>.part`` and is completed by the next call. A broken connection is resumed as
@@ -38,13 +38,12 @@ def download(urls: Sequence[str], target: Path, md5: str, by_hand: str, timeout_
         target: where the file goes; the folder exists.
         md5: checksum of the whole file.
         by_hand: how to get on without a download, in a few words; part of the error.
-        timeout_s: longest silence of the connection, in seconds.
 
     Raises:
         MachineError: no address could be reached or none delivered the file to its end, or a variable forbids it.
         DataError: the file delivered has another checksum, or it cannot be written here.
     """
-    variable = offline()
+    variable = offline_variable()
     if variable:
         asked = urls
         urls = [url for url in urls if urllib.parse.urlsplit(url).scheme == "file"]
@@ -53,7 +52,7 @@ def download(urls: Sequence[str], target: Path, md5: str, by_hand: str, timeout_
     part = target.with_name(target.name + ".part")
     trouble = "no address given"
     for url in urls:
-        problem = _receive_with_resume(url, part, timeout_s)
+        problem = _receive_with_resume(url, part)
         if problem:
             trouble = f"{url}: {problem}"
             continue
@@ -69,12 +68,12 @@ def download(urls: Sequence[str], target: Path, md5: str, by_hand: str, timeout_
     raise MachineError(f"cannot download {trouble}; {mend} and run the same command again, or {by_hand}")
 
 
-def _receive_with_resume(url: str, part: Path, timeout_s: float) -> str:
+def _receive_with_resume(url: str, part: Path) -> str:
     """Fill ``part`` from ``url``; return what went wrong, or an empty string when it is complete."""
     best = part.stat().st_size if part.exists() else 0
     while True:
         try:
-            _receive(url, part, timeout_s)
+            _receive(url, part)
             return ""
         except (OSError, http.client.HTTPException, ValueError) as error:
             size = part.stat().st_size if part.exists() else 0
@@ -84,14 +83,14 @@ def _receive_with_resume(url: str, part: Path, timeout_s: float) -> str:
             best = size
 
 
-def _receive(url: str, part: Path, timeout_s: float) -> None:
+def _receive(url: str, part: Path) -> None:
     """Read from ``url`` to the end and append to ``part``; raises OSError when the connection breaks."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "fractrain"})
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        response = urllib.request.urlopen(request, timeout=timeout_s)
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:

@@ -21,7 +21,7 @@ TRAIN, VAL = "train", "val"
 
 
 @dataclass(frozen=True, eq=False)
-class FolderPart:
+class FolderSplit:
     """The files of one part, in the order of listing.
 
     The names are kept in one array of bytes: a list of 1.3 million strings would be copied page by page into every
@@ -50,14 +50,14 @@ class FolderPart:
         """Return the path of one file."""
         return self.root / os.fsdecode(bytes(self.names[index]))
 
-    def take(self, index: IntArray) -> FolderPart:
+    def take(self, index: IntArray) -> FolderSplit:
         """Return the files at ``index`` (int64, shape ``[n]``), in that order."""
-        return FolderPart(
+        return FolderSplit(
             self.root, self.classes, self.names[index], self.labels[index], self.sizes[index], self.ignored
         )
 
 
-def list_part(name: str, folder: Path, part: str) -> FolderPart:
+def list_part(name: str, folder: Path, part: str) -> FolderSplit:
     """List the images of one part of a folder.
 
     Raises:
@@ -94,7 +94,7 @@ def list_part(name: str, folder: Path, part: str) -> FolderPart:
     names = np.array([os.fsencode(path[skip:]) for path, _ in samples], dtype=np.bytes_)
     sizes = np.array([_size(name, path) for path, _ in samples], dtype=np.int64)
     stray = sum(1 for item in os.scandir(root) if item.is_file())  # beside the class folders
-    return FolderPart(root, tuple(classes), names, labels, sizes, passed_over + stray)
+    return FolderSplit(root, tuple(classes), names, labels, sizes, passed_over + stray)
 
 
 def _size(name: str, path: str) -> int:

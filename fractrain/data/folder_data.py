@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fractrain.data.folder import TRAIN, VAL, FolderPart, and_more, list_part
+from fractrain.data.folder import TRAIN, VAL, FolderSplit, and_more, list_part
 from fractrain.data.images import stratified, validation_count
 from fractrain.data.info import DatasetInfo
 from fractrain.data.loader import EvalLoader, TrainLoader, eval_loader, train_loader
@@ -31,9 +31,9 @@ class FolderData:
 
     info: DatasetInfo
     folder: Path
-    train: FolderPart
-    test: FolderPart
-    val: FolderPart | None = None
+    train: FolderSplit
+    test: FolderSplit
+    val: FolderSplit | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -89,7 +89,7 @@ def read_folder(entry: DatasetInfo, folder: Path, val_fraction: float = 0.0, see
     return FolderData(info, folder, train.take(kept), test, train.take(taken))
 
 
-def _compare_classes(entry: DatasetInfo, folder: Path, train: FolderPart, test: FolderPart) -> None:
+def _compare_classes(entry: DatasetInfo, folder: Path, train: FolderSplit, test: FolderSplit) -> None:
     for here, there, part in ((test, train, VAL), (train, test, TRAIN)):
         missing = sorted(set(there.classes) - set(here.classes))
         if missing:

@@ -24,10 +24,10 @@ from fractrain.data.status import DataStatus
 from fractrain.util.errors import DataError, FractrainError, MachineError
 
 if TYPE_CHECKING:
-    from fractrain.data.folder import FolderPart
+    from fractrain.data.folder import FolderSplit
     from fractrain.data.folder_data import FolderData
-    from fractrain.data.row_data import RowData
-    from fractrain.data.rows import RowPart
+    from fractrain.data.parquet import ParquetSplit
+    from fractrain.data.parquet_data import RowData
 
 HUB_VARIABLE: Final = "FRACTRAIN_IMAGENET"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -76,7 +76,7 @@ class Photos(DataSource):
     ) -> FolderData | RowData:
         """List the data set; images are read while training."""
         from fractrain.data.folder_data import read_folder
-        from fractrain.data.row_data import hub_data, parquet_data, parquet_files
+        from fractrain.data.parquet_data import hub_data, parquet_data, parquet_files
 
         if download:
             self.fetch(info, data_dir)
@@ -239,11 +239,11 @@ DATASETS = (
 )
 
 
-def _images(part: FolderPart | RowPart) -> Iterator[tuple[str, bytes]]:
+def _images(part: FolderSplit | ParquetSplit) -> Iterator[tuple[str, bytes]]:
     """Yield (name, encoded image) of a whole part."""
-    from fractrain.data.rows import RowPart
+    from fractrain.data.parquet import ParquetSplit
 
-    if isinstance(part, RowPart):
+    if isinstance(part, ParquetSplit):
         for name, encoded, _ in part.in_order():
             yield name, encoded
         return

@@ -101,7 +101,7 @@ class DatasetInfo:
         val_size: words in the validation part that a text has of its own.
         stride: words from one window of a text's evaluation to the next.
         checksums: of a text: SHA-256 of the official token file, which every form of it must come to
-            (:mod:`fractrain.data.text_official`); empty where anything goes.
+            (:mod:`fractrain.data.text_files`); empty where anything goes.
         usual_train_size: where ``train_size`` is 0: what it is for most, from which evaluation periods are derived.
         recipe: keys of :class:`fractrain.engine.recipes.Recipe` for the profile ``paper`` (of an embedded set:
             ``smoke``); empty means CIFAR's (of an embedded set: that of ``digits``).

@@ -1,6 +1,6 @@
 """Training and evaluation batches of images that are read while training, on the training device.
 
-They behave like :class:`fractrain.data.stream.TrainStream` and ``EvalStream``, which hold all images in memory.
+They behave like :class:`fractrain.data.in_memory.TrainStream` and ``EvalStream``, which hold all images in memory.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 
 from fractrain.data.augment import Normalizer
 from fractrain.data.batches import BAD_VARIABLE, Fetched, FolderBatches
-from fractrain.data.folder import FolderPart
+from fractrain.data.folder import FolderSplit
+from fractrain.data.in_memory import Batch
 from fractrain.data.info import DatasetInfo
 from fractrain.data.prefetch import Fetcher, WorkerFetcher, worker_count
-from fractrain.data.stream import Batch
 from fractrain.util.errors import ConfigError, DataError
 
 BadPolicy = Literal["stop", "skip"]
@@ -107,9 +107,9 @@ class EvalLoader(_Loader):
     """
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.share(0, 1)
+        return self.shard(0, 1)
 
-    def share(self, rank: int, world: int) -> Iterator[Batch]:
+    def shard(self, rank: int, world: int) -> Iterator[Batch]:
         """Yield the ``rank``-th of ``world`` parts of the batches; nothing but these (and a few after) is read."""
         try:
             for index in range(rank * len(self) // world, (rank + 1) * len(self) // world):
@@ -131,7 +131,7 @@ def bad_image_policy() -> BadPolicy:
 
 
 def train_loader(
-    part: FolderPart,
+    part: FolderSplit,
     info: DatasetInfo,
     batch_size: int,
     seed: int,
@@ -166,7 +166,7 @@ def train_loader(
 
 
 def eval_loader(
-    part: FolderPart, info: DatasetInfo, batch_size: int, device: torch.device | str, workers: int | None = None
+    part: FolderSplit, info: DatasetInfo, batch_size: int, device: torch.device | str, workers: int | None = None
 ) -> EvalLoader:
     """Make the evaluation batches of a folder; arguments as of :func:`train_loader`."""
     device = torch.device(device)

@@ -1,4 +1,4 @@
-"""Where data sets are looked for, and who said so."""
+"""Where data sets are looked for, who said so, and whether the network may be asked."""
 
 from __future__ import annotations
 
@@ -43,3 +43,15 @@ def what_is_there(folder: Path, signs: Mapping[str, str]) -> str:
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"; there is {', '.join(names[:3])}{more}" if names else ""
+
+
+OFFLINE_VARIABLES: Final = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+_NO: Final = ("", "0", "false", "no", "off")
+
+
+def offline_variable() -> str:
+    """Return the name of the variable that says that this machine is offline, or an empty string.
+
+    Empty, ``0``, ``false``, ``no`` and ``off`` mean online.
+    """
+    return next((name for name in OFFLINE_VARIABLES if os.environ.get(name, "").strip().lower() not in _NO), "")

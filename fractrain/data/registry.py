@@ -25,7 +25,7 @@ class DatasetRegistry(Registry[DatasetInfo]):
 
     noun, plural = "data set", "datasets"
 
-    def own(self) -> Mapping[str, Origin]:
+    def builtin(self) -> Mapping[str, Origin]:
         """Those of the papers, and the embedded ones."""
         return {n: Origin("module", f"fractrain.data.{module}") for module, names in _MODULES.items() for n in names}
 
@@ -33,9 +33,9 @@ class DatasetRegistry(Registry[DatasetInfo]):
         """Entries are instances."""
         return DatasetInfo
 
-    def outside(self, name: str) -> DatasetInfo | None:
-        """Folders, tables on the hub, data sets of torchvision; see :mod:`fractrain.data.outside`."""
-        from fractrain.data.outside import outside_dataset  # imports torch
+    def external(self, name: str) -> DatasetInfo | None:
+        """Folders, tables on the hub, data sets of torchvision; see :mod:`fractrain.data.external`."""
+        from fractrain.data.external import outside_dataset  # imports torch
 
         return outside_dataset(name)
 

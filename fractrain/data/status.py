@@ -16,7 +16,7 @@ class FileStatus:
         path: the file.
         state: ``ok``; ``missing``; ``wrong`` (the checksum differs: truncated or changed); ``unreadable``;
             ``unchecked`` (it is there, nobody has read it); ``differs`` (a text that is not the official one).
-        expected: MD5 it should have (of a text: SHA-256, see :mod:`fractrain.data.text_official`); empty where none is
+        expected: MD5 it should have (of a text: SHA-256, see :mod:`fractrain.data.text_files`); empty where none is
             known.
         found: the checksum it has, or None.
         bytes: its size (0 when missing or unreadable).

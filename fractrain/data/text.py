@@ -19,9 +19,8 @@ import numpy as np
 from fractrain.data.info import DatasetInfo, DataSource
 from fractrain.data.places import root_of, what_is_there
 from fractrain.data.status import DataStatus, FileStatus
-from fractrain.data.text_cache import CACHE_VARIABLE, RECORD, cache_folder, check, prepare, read
-from fractrain.data.text_files import PARTS, HubText, Text, TextFiles, find_files
-from fractrain.data.text_official import expected_sha256, official_sha256
+from fractrain.data.text_cache import CACHE_VARIABLE, RECORD, cache_folder, check, open_prepared, prepare_text
+from fractrain.data.text_files import PARTS, HubText, Text, TextFiles, expected_sha256, find_files, official_sha256
 from fractrain.data.tokens import Tokens
 from fractrain.util.errors import ConfigError, DataError, FractrainError
 
@@ -105,11 +104,11 @@ class WikiText(DataSource):
         if not found:
             if not download:
                 raise DataError(f"{missing}; {how_to_mend(info, data_dir)}")
-            prepared = prepare(info, hub_texts(info), hub_cache(info, data_dir))
+            prepared = prepare_text(info, hub_texts(info), hub_cache(info, data_dir))
         elif isinstance(found, Path):
-            prepared = read(info, found)
+            prepared = open_prepared(info, found)
         else:
-            prepared = prepare(info, found, cache_folder(info.name, found, found["train"].paths[0].parent))
+            prepared = prepare_text(info, found, cache_folder(info.name, found, found["train"].paths[0].parent))
         parts = prepared.parts
         return TextData(info, parts["train"], parts["val"], parts["test"], prepared.digest, folder=prepared.folder)
 
@@ -147,7 +146,7 @@ class WikiText(DataSource):
         whole files are still in its cache and not downloaded again; a file that was begun is.
         """
         if locate(info, data_dir)[0] is None:
-            prepare(info, hub_texts(info), hub_cache(info, data_dir))
+            prepare_text(info, hub_texts(info), hub_cache(info, data_dir))
         return self.status(info, data_dir)
 
 
@@ -194,7 +193,7 @@ def verify_text(source: DataSource, entry: DatasetInfo, data_dir: str | Path | N
     """
     data = source.load(entry, data_dir, False, 0.0, 0)
     folder = getattr(data, "folder", None)
-    if folder is not None and (problem := check(read(entry, folder))):
+    if folder is not None and (problem := check(open_prepared(entry, folder))):
         raise DataError(f"{entry.name}: {problem}")
     train, val, test = len(data.train), len(data.val or ()), len(data.test)
     if (train, val, test) != (entry.train_size, entry.val_size, entry.test_size):

@@ -22,8 +22,7 @@ import numpy as np
 from filelock import FileLock
 
 from fractrain.data.info import DatasetInfo
-from fractrain.data.text_files import PARTS, Text
-from fractrain.data.text_official import check_official
+from fractrain.data.text_files import PARTS, Text, check_official
 from fractrain.data.tokens import FileTokens
 from fractrain.data.vocabulary import Vocabulary, by_frequency, count_words, number_type
 from fractrain.util.errors import DataError, message_line
@@ -62,7 +61,7 @@ def cache_folder(name: str, texts: Mapping[str, Text], beside: Path) -> Path:
     return root / f"tokens-{name}-{total.hexdigest()[:16]}"
 
 
-def prepare(entry: DatasetInfo, texts: Mapping[str, Text], folder: Path) -> Prepared:
+def prepare_text(entry: DatasetInfo, texts: Mapping[str, Text], folder: Path) -> Prepared:
     """Return the prepared form, made now if it is not there.
 
     Raises:
@@ -79,10 +78,10 @@ def prepare(entry: DatasetInfo, texts: Mapping[str, Text], folder: Path) -> Prep
                 f"cannot write {folder}: {error.strerror or error}; set {CACHE_VARIABLE} to a folder that can be "
                 "written"
             ) from error
-    return read(entry, folder)
+    return open_prepared(entry, folder)
 
 
-def read(entry: DatasetInfo, folder: Path) -> Prepared:
+def open_prepared(entry: DatasetInfo, folder: Path) -> Prepared:
     """Open a prepared text.
 
     Raises:

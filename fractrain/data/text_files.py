@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
-from fractrain.data.offline import offline
+from fractrain.data.info import DatasetInfo
+from fractrain.data.places import offline_variable
 from fractrain.util.errors import DataError, MachineError, message_line
 
 LONGEST: Final = 1 << 22  # bytes of a line: WikiText's have a few thousand
@@ -112,7 +113,7 @@ class HubText:
             import datasets
         except ImportError as error:
             raise MachineError(f"{self.hub} needs the package datasets ({error}): `pip install datasets`") from error
-        variable = offline()
+        variable = offline_variable()
         if variable and not datasets.config.HF_HUB_OFFLINE:
             raise MachineError(f"cannot get {self.origin}: {variable} is set; unset it, or {_BY_HAND}")
         name, _, rest = self.hub.partition("@")
@@ -195,3 +196,36 @@ def _parquet_blocks(path: Path) -> Iterator[str]:
 def _rows_block(rows: Iterable[str]) -> str:
     """A row is a line, with or without its end."""
     return "".join(row if row.endswith("\n") else f"{row}\n" for row in rows)
+
+
+def official_sha256(blocks: Iterable[str]) -> str:
+    """SHA-256 of the official file that has these words.
+
+    Args:
+        blocks: a text in blocks of whole lines, each line with its end.
+    """
+    total = hashlib.sha256()
+    for block in blocks:
+        for line in block.split("\n")[:-1]:
+            words = line.split()
+            total.update(f" {' '.join(words)} \n".encode() if words else b" \n")
+    return total.hexdigest()
+
+
+def expected_sha256(entry: DatasetInfo, part: str) -> str:
+    """What :func:`official_sha256` should be of a part; empty where nothing is known."""
+    return entry.checksums[PARTS.index(part)]
+
+
+def check_official(entry: DatasetInfo, part: str, text: Text) -> None:
+    """Compare a part with the official file.
+
+    Raises:
+        DataError: it differs, or cannot be read.
+    """
+    expected = expected_sha256(entry, part)
+    if expected and (found := official_sha256(text.blocks())) != expected:
+        raise DataError(
+            f"{entry.name}: {text.origin} differs from the official file: its text has sha256 {found}, that of "
+            f"{entry.name} {expected}; take the official {part} file"
+        )

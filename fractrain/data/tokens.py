@@ -39,7 +39,7 @@ class MemoryTokens:
 
     def windows(self, starts: Sequence[int], size: int) -> Windows:
         """Return windows; see :class:`Tokens`."""
-        return cut(self.array, starts, size)
+        return copy_windows(self.array, starts, size)
 
     def counts(self, words: int) -> npt.NDArray[np.int64]:
         """Count words; see :class:`Tokens`."""
@@ -82,7 +82,7 @@ class FileTokens:
 
     def windows(self, starts: Sequence[int], size: int) -> Windows:
         """Return windows; see :class:`Tokens`."""
-        return cut(self._map(), starts, size)
+        return copy_windows(self._map(), starts, size)
 
     def counts(self, words: int) -> npt.NDArray[np.int64]:
         """Count words, a few MB of the file at a time; see :class:`Tokens`."""
@@ -95,7 +95,7 @@ class FileTokens:
         return np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=(self.length,))
 
 
-def cut(array: TokenArray, starts: Sequence[int], size: int) -> Windows:
+def copy_windows(array: TokenArray, starts: Sequence[int], size: int) -> Windows:
     """Copy ``size`` tokens from each start on into a new int64 array ``[len(starts), size]``."""
     out = np.empty((len(starts), size), dtype=np.int64)
     for row, start in enumerate(starts):

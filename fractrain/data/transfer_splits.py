@@ -24,7 +24,7 @@ ADAPTATION, FINE_TUNING = "adaptation", "fine-tuning"
 SOURCE = "-source"  # the source run's setting is called ``adaptation-source`` or ``fine-tuning-source``
 
 
-def unsuitable(info: DatasetInfo, setting: str) -> str | None:
+def unsuitable_reason(info: DatasetInfo, setting: str) -> str | None:
     """Return why a data set cannot be divided for a setting, as a clause; None where it can."""
     if setting == "standard":
         return None
@@ -41,7 +41,7 @@ def part_info(info: DatasetInfo, setting: str) -> DatasetInfo:
     Raises:
         ConfigError: the data set cannot be divided.
     """
-    if reason := unsuitable(info, setting):
+    if reason := unsuitable_reason(info, setting):
         raise ConfigError(f"{info.name} cannot be used for {setting}: {reason}")
     if setting == "standard":
         return info

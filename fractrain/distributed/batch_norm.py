@@ -96,7 +96,7 @@ class _Normalise(torch.autograd.Function):
 
 def synchronise_norms(model: nn.Module, ranks: Ranks) -> None:
     """:func:`replace_norms`, unless there is a single process."""
-    if ranks.several:
+    if ranks.is_distributed:
         replace_norms(model, ranks)
 
 

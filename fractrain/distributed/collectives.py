@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import torch
 import torch.distributed as dist
 
-from fractrain.util.console import tell
+from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError, FractrainError, RunError
 
 T = TypeVar("T")
@@ -53,38 +53,38 @@ class Peers:
         self.rank, self.world = rank, world
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
 
     @property
-    def several(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there are other processes."""
         return self.world > 1
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Return every rank's value, by rank."""
-        if not self.several:
+        if not self.is_distributed:
             return [value]
         found: list[Any] = [None] * self.world
-        with listening():
+        with naming_lost_peers():
             dist.all_gather_object(found, value)
         return found
 
-    def tell(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Return rank 0's value."""
-        if not self.several:
+        if not self.is_distributed:
             return value
-        box = [value if self.first else None]
-        with listening():
+        box = [value if self.is_main else None]
+        with naming_lost_peers():
             dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]  # type: ignore[return-value]
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether it is set on any rank."""
-        if not self.several:
+        if not self.is_distributed:
             return flags
-        return tuple(reduced(torch.tensor(flags, dtype=torch.uint8), dist.ReduceOp.MAX).bool().tolist())
+        return tuple(all_reduce(torch.tensor(flags, dtype=torch.uint8), dist.ReduceOp.MAX).bool().tolist())
 
     def on_first(self, action: Callable[[], T]) -> T | None:
         """Do something on rank 0 while the others wait; they fail where it fails.
@@ -95,15 +95,15 @@ class Peers:
         Raises:
             PeerError: on the other ranks, with the message of rank 0.
         """
-        if not self.several:
+        if not self.is_distributed:
             return action()
         value, error = None, None
-        if self.first:
+        if self.is_main:
             try:
                 value = action()
             except FractrainError as problem:
                 error = problem
-        fault = self.tell(None if error is None else (str(error), error.exit_code))
+        fault = self.broadcast(None if error is None else (str(error), error.exit_code))
         if error is not None:
             raise error
         if fault is not None:
@@ -112,7 +112,7 @@ class Peers:
 
     # -- what may fail on one rank alone -----------------------------------------------------------------------------
 
-    def counted(self, action: Callable[[], T], count: Callable[[T], int]) -> tuple[T, int]:
+    def sum_over_ranks(self, action: Callable[[], T], count: Callable[[T], int]) -> tuple[T, int]:
         """Do something on every rank; where it fails on one, it fails on all, and all are still in step.
 
         Args:
@@ -127,24 +127,24 @@ class Peers:
             FractrainError: the rank's own, where it failed here.
             PeerError: where it failed on another rank, with that rank's number and message.
         """
-        if not self.several:
+        if not self.is_distributed:
             value = action()
             return value, count(value)
         try:
             value = action()
         except FractrainError as error:
             with contextlib.suppress(LostPeer):  # what failed here is what counts
-                reduced(torch.tensor([0, 1]), dist.ReduceOp.SUM)
+                all_reduce(torch.tensor([0, 1]), dist.ReduceOp.SUM)
                 self.fail(error)
             raise
-        total, failed = reduced(torch.tensor([count(value), 0]), dist.ReduceOp.SUM).tolist()
+        total, failed = all_reduce(torch.tensor([count(value), 0]), dist.ReduceOp.SUM).tolist()
         if failed:
             self.collect(None)
         return value, int(total)
 
-    def attempt(self, action: Callable[[], T]) -> T:
-        """:meth:`counted` without a sum."""
-        return self.counted(action, lambda value: 0)[0]
+    def on_all_ranks(self, action: Callable[[], T]) -> T:
+        """:meth:`sum_over_ranks` without a sum."""
+        return self.sum_over_ranks(action, lambda value: 0)[0]
 
     def collect(self, value: T) -> list[T]:
         """Return every rank's value, by rank.
@@ -152,7 +152,7 @@ class Peers:
         Raises:
             PeerError: a rank called :meth:`fail` instead.
         """
-        found = self.gather(value)
+        found = self.all_gather(value)
         for rank, other in enumerate(found):
             if isinstance(other, _Fault):
                 raise PeerError(f"rank {rank}: {other.message}", other.exit_code)
@@ -160,10 +160,10 @@ class Peers:
 
     def fail(self, error: FractrainError) -> None:
         """Tell the ranks that are in :meth:`collect`, or on their way there, why this one cannot go on."""
-        self.gather(_Fault(str(error), error.exit_code))
+        self.all_gather(_Fault(str(error), error.exit_code))
 
     @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
+    def failing_together(self) -> Iterator[None]:
         """Inside the block every rank works for itself and calls :meth:`collect` once, at the end of its work.
 
         What fails on one rank alone before that is told to the others, who fail where they collect.
@@ -177,7 +177,7 @@ class Peers:
                 self.fail(error)
             raise
 
-    def agree(self, facts: Mapping[str, Any]) -> None:
+    def require_equal(self, facts: Mapping[str, Any]) -> None:
         """Make sure that all ranks mean the same run.
 
         Args:
@@ -186,7 +186,7 @@ class Peers:
         Raises:
             ConfigError: on every rank: something differs.
         """
-        every = self.gather({name: str(value) for name, value in facts.items()})
+        every = self.all_gather({name: str(value) for name, value in facts.items()})
         for rank, other in enumerate(every):
             for name, value in every[0].items():
                 if other[name] != value:
@@ -196,13 +196,13 @@ class Peers:
                     )
 
 
-def reduced(value: torch.Tensor, op: dist.ReduceOp.RedOpType) -> torch.Tensor:
+def all_reduce(value: torch.Tensor, op: dist.ReduceOp.RedOpType) -> torch.Tensor:
     """Reduce a tensor over all processes, in place, and return it.
 
     Raises:
         LostPeer: another process has ended.
     """
-    with listening():
+    with naming_lost_peers():
         dist.all_reduce(value, op)
     return value
 
@@ -233,14 +233,14 @@ class Waits:
             since = self.since
             if since is not None and since != told and time.monotonic() - since >= PATIENCE_S:
                 told = since
-                tell(f"rank {rank} has waited {PATIENCE_S:.0f} s for the other processes")
+                log_line(f"rank {rank} has waited {PATIENCE_S:.0f} s for the other processes")
 
 
 waits: Final = Waits()  # a process is in one run at a time
 
 
 @contextlib.contextmanager
-def listening(limit_s: float | None = None) -> Iterator[None]:
+def naming_lost_peers(limit_s: float | None = None) -> Iterator[None]:
     """Say in one line that another process has ended, or takes too long, while this one was waiting for it.
 
     Args:

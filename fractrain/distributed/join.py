@@ -17,8 +17,8 @@ from typing import Final
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from fractrain.distributed.collectives import LostPeer, listening, waits
-from fractrain.util.console import tell
+from fractrain.distributed.collectives import LostPeer, naming_lost_peers, waits
+from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError
 
 TIMEOUT_VARIABLE: Final = "FRACTRAIN_RANK_TIMEOUT"
@@ -46,7 +46,7 @@ def join(backend: str, rank: int, world: int) -> None:
     waits.watch(rank)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_stop_with_launcher, args=(os.getppid(),), daemon=True).start()
-    with listening(join_s):
+    with naming_lost_peers(join_s):
         store = _store(rank, join_s)
         _meet(store, rank, world, join_s)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=patience))
@@ -117,5 +117,5 @@ def _stop_with_launcher(launcher: int) -> None:
     """Stop as on Ctrl-C when torchrun is gone: nobody else would end this process, which holds the run's lock."""
     while os.getppid() == launcher:
         time.sleep(_PARENT_S)
-    tell("torchrun has ended: this process stops, too")
+    log_line("torchrun has ended: this process stops, too")
     os.kill(os.getpid(), signal.SIGINT)

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fractrain.cost.ledger import Ledger
-from fractrain.distributed.collectives import Peers, launched_world, listening, reduced
+from fractrain.distributed.collectives import Peers, all_reduce, launched_world, naming_lost_peers
 from fractrain.distributed.join import join
 from fractrain.util.device import resolve_device
 from fractrain.util.digests import state_sha256
@@ -39,10 +39,10 @@ BUCKET: Final = 1 << 25  # elements of one all-reduce of gradients
 
 
 @runtime_checkable
-class Divisible(Protocol):
+class Shardable(Protocol):
     """Batches of which a part can be had without reading the rest."""
 
-    def share(self, rank: int, world: int) -> Iterator[Any]:
+    def shard(self, rank: int, world: int) -> Iterator[Any]:
         """Yield the ``rank``-th of ``world`` parts."""
         ...
 
@@ -98,14 +98,14 @@ class Ranks(Peers):
         self._together = world > 1
 
     @property
-    def of(self) -> int | None:
+    def global_batch(self) -> int | None:
         """Samples of the global batch of which this rank has a part; None where it has all."""
         return self.samples if self._together else None
 
     @property
     def counts(self) -> bool:
         """Whether this rank's work belongs in the ledger: not where all ranks do the same."""
-        return self.first or self._together
+        return self.is_main or self._together
 
     @contextlib.contextmanager
     def on_its_own(self, alone: bool = True) -> Iterator[None]:
@@ -119,7 +119,7 @@ class Ranks(Peers):
     # -- batches -----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def share(self, fetch: Callable[[], Batch], cut: bool = True) -> Iterator[Batch]:
+    def shard_batch(self, fetch: Callable[[], Batch], cut: bool = True) -> Iterator[Batch]:
         """Give this rank's rows of a global batch, and hold for the time of the block how large that is.
 
         Args:
@@ -130,14 +130,14 @@ class Ranks(Peers):
             ConfigError: a batch that comes in shares has fewer samples than there are ranks.
             PeerError: another rank could not read its share.
         """
-        if not self.several:
+        if not self.is_distributed:
             yield fetch()
             return
         if cut:
             x, y = fetch()
             total = len(y)
         else:
-            (x, y), total = self.counted(fetch, lambda batch: len(batch[1]))
+            (x, y), total = self.sum_over_ranks(fetch, lambda batch: len(batch[1]))
         whole = total < self.world
         if whole and not cut:
             raise ConfigError(f"a batch of {total} samples on {self.world} processes: choose another recipe.batch_size")
@@ -164,17 +164,17 @@ class Ranks(Peers):
 
         Loaders give a part of them without reading the others; of what is in memory each rank takes every ``world``-th.
         """
-        if not self.several:
+        if not self.is_distributed:
             return iter(batches)
-        if isinstance(batches, Divisible):
-            return batches.share(self.rank, self.world)
+        if isinstance(batches, Shardable):
+            return batches.shard(self.rank, self.world)
         return islice(batches, self.rank, None, self.world)
 
     # -- sums --------------------------------------------------------------------------------------------------------
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, as a new tensor without a graph."""
-        return reduced(value.detach().clone(), dist.ReduceOp.SUM) if self._together else value
+        return all_reduce(value.detach().clone(), dist.ReduceOp.SUM) if self._together else value
 
     def limits(self, low: torch.Tensor, high: torch.Tensor, samples: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Limits of a tensor whose samples are spread over the ranks.
@@ -187,11 +187,11 @@ class Ranks(Peers):
             return low, high
         if samples is not None:
             sums = torch.stack([low, high, torch.ones_like(low)]).double() * samples
-            low_sum, high_sum, count = reduced(sums, dist.ReduceOp.SUM)
+            low_sum, high_sum, count = all_reduce(sums, dist.ReduceOp.SUM)
             return (low_sum / count).to(low.dtype), (high_sum / count).to(low.dtype)
         both = torch.stack([-low, high])
         both = torch.where(torch.isnan(both), torch.inf, both)  # a maximum may lose nan; inf is refused as well
-        negative, high = reduced(both, dist.ReduceOp.MAX)
+        negative, high = all_reduce(both, dist.ReduceOp.MAX)
         return -negative, high
 
     def combine(self, outcome: BatchResult, extra: torch.Tensor | None) -> StepSums:
@@ -204,7 +204,7 @@ class Ranks(Peers):
         part = outcome.loss
         figures = (part, 0 if outcome.correct is None else outcome.correct, 0 if extra is None else extra)
         values = [torch.as_tensor(v, device=part.device).detach().double() for v in figures]
-        sums = reduced(torch.stack(values), dist.ReduceOp.SUM)
+        sums = all_reduce(torch.stack(values), dist.ReduceOp.SUM)
         loss = sums[0].to(part.dtype)
         whole = None if extra is None else sums[2].to(extra.dtype)
         return StepSums(
@@ -214,7 +214,7 @@ class Ranks(Peers):
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up gradients; one that no rank has stays None, as on a single process."""
-        if not self.several:
+        if not self.is_distributed:
             return
         bucket: list[nn.Parameter] = []
         for parameter in (p for p in parameters if p.requires_grad):
@@ -231,7 +231,7 @@ class Ranks(Peers):
     def _sum_bucket(self, bucket: list[nn.Parameter]) -> None:
         there = bucket[0].new_tensor([float(p.grad is not None) for p in bucket])
         parts = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket]
-        flat = reduced(torch.cat([*parts, there]), dist.ReduceOp.SUM)
+        flat = all_reduce(torch.cat([*parts, there]), dist.ReduceOp.SUM)
         if not self._together:
             flat /= self.world  # all ranks have computed the whole batch
         *sums, used = torch.split(flat, [*(p.numel() for p in bucket), len(bucket)])
@@ -251,7 +251,7 @@ class Ranks(Peers):
         Raises:
             PeerError: another rank could not read, or compute, its batches.
         """
-        if not self.several:
+        if not self.is_distributed:
             return loss, correct, samples
         found = self.collect(
             (None if loss is None else loss.item(), None if correct is None else int(correct), samples)
@@ -262,11 +262,11 @@ class Ranks(Peers):
 
     def sum_ledger(self, ledger: Ledger) -> None:
         """Move everything counted on any rank into the ledger of rank 0."""
-        if not self.several:
+        if not self.is_distributed:
             return
-        states = self.gather(ledger.state_dict())
+        states = self.all_gather(ledger.state_dict())
         ledger.clear()
-        if self.first:
+        if self.is_main:
             for state in states:
                 ledger.add(state)
 
@@ -278,21 +278,21 @@ class Ranks(Peers):
         Raises:
             ConfigError: parameters differ: something in the method is not the same on all processes.
         """
-        if not self.several:
+        if not self.is_distributed:
             return
-        with listening():
+        with naming_lost_peers():
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
-        self.agree({"weights": state_sha256(dict(model.named_parameters()))})
+        self.require_equal({"weights": state_sha256(dict(model.named_parameters()))})
 
     def reseed(self, seed: int, step: int) -> None:
         """Give all ranks but the first random numbers of their own for dropout, from ``step`` on."""
-        if not self.first:
+        if not self.is_main:
             torch.manual_seed(derive_seed(seed, "torch", self.rank, step))
 
     def context(self, limits: bool) -> dict[str, Any]:
         """What a method is told of the ranks, as arguments of its context; ``limits``: whether ranges are shared."""
-        if not self.several:
+        if not self.is_distributed:
             return {}
         return {"world": self.world, "reduce_sum": self.sum, "reduce_limits": self.limits if limits else None}
 

@@ -35,7 +35,7 @@ class _Unusable(Exception):
     """The file is not what was written, or not for this run; the text follows its name."""
 
 
-def previous(path: Path) -> Path:
+def previous_path(path: Path) -> Path:
     """Name of the generation before ``path``: ``checkpoint.pt`` -> ``checkpoint.prev.pt``."""
     return path.with_name(f"{path.stem}.prev{path.suffix}")
 
@@ -72,7 +72,7 @@ def save(path: Path, state: dict[str, Any], run_id: str, check: Callable[[], Non
                 os.fsync(file.fileno())
             check()
             if path.exists():
-                path.replace(previous(path))
+                path.replace(previous_path(path))
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -86,8 +86,8 @@ def keep_newest(path: Path) -> None:
     Raises:
         StoreError: the operating system refused.
     """
-    with storing(previous(path), "delete"):
-        previous(path).unlink(missing_ok=True)
+    with storing(previous_path(path), "delete"):
+        previous_path(path).unlink(missing_ok=True)
 
 
 def load(path: Path, run_id: str) -> dict[str, Any] | None:
@@ -97,7 +97,7 @@ def load(path: Path, run_id: str) -> dict[str, Any] | None:
         CheckpointError: all generations are damaged, of another format version or of another run.
     """
     unusable: list[str] = []
-    for candidate in (path, previous(path)):
+    for candidate in (path, previous_path(path)):
         with storing(candidate, "read"):
             if not candidate.exists():
                 continue

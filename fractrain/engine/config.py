@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 import pydantic
 from pydantic import Field, JsonValue
 
-from fractrain.data.transfer_splits import unsuitable
+from fractrain.data.transfer_splits import unsuitable_reason
 from fractrain.engine.length import Profile, check_profile
 from fractrain.engine.recipes import (
     SETTINGS,
@@ -337,11 +337,11 @@ def _resolved(kind: type[pydantic.BaseModel], settings: Mapping[str, Any], where
 
 def _must_fit(known: Registries, method: str, model: str, dataset: str, setting: str) -> None:
     """Raise ConfigError where method, model, data set and setting do not go together."""
-    if reason := known.misfit(model, dataset):
+    if reason := known.mismatch(model, dataset):
         raise ConfigError(f"{model} cannot be trained on {dataset}: {reason}")
     if setting not in SETTINGS:
         raise ConfigError(f"unknown setting {setting!r}{did_you_mean(setting, SETTINGS)}; {', '.join(SETTINGS)}")
-    if reason := unsuitable(known.dataset_info(dataset), setting):
+    if reason := unsuitable_reason(known.dataset_info(dataset), setting):
         raise ConfigError(f"{dataset} cannot be used for {setting}: {reason}")
-    if reason := known.unsuitable(method, model, dataset):
+    if reason := known.unsuitable_reason(method, model, dataset):
         raise ConfigError(f"{method} does not fit {model}: {reason}")

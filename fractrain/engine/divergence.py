@@ -47,7 +47,7 @@ class LossWatch:
         self._loss: torch.Tensor | None = None
         self.last: float | None = None
 
-    def see(self, step: int, total: torch.Tensor) -> None:
+    def record_loss(self, step: int, total: torch.Tensor) -> None:
         """Note the loss of a step, before its backward pass.
 
         Args:

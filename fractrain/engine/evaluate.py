@@ -63,7 +63,7 @@ def evaluate(
     try:
         with torch.no_grad():
             for x, y in batches if ranks is None else ranks.own_batches(batches):
-                if should_stop() and (ranks is None or not ranks.several):
+                if should_stop() and (ranks is None or not ranks.is_distributed):
                     raise EvaluationStopped
                 ledger.samples(len(y))
                 batch_loss, batch_correct, count = task.sums(model, channels_last(x), y)

@@ -69,13 +69,13 @@ class RunEntry:
     summary: Mapping[str, Any] | None
 
     @classmethod
-    def of(cls, record: RunRecord) -> RunEntry:
+    def from_record(cls, record: RunRecord) -> RunEntry:
         """The entry of a stored run."""
         c = record.config
         values = c.model_dump(mode="json", include={"settings", "recipe"})
         return cls(
             run_id=record.run_id, group=group_id(c), status=record.status, message=record.message,
-            time=_ended(record.path), method=c.method, method_version=c.method_version, model=c.model,
+            time=_last_change(record.path), method=c.method, method_version=c.method_version, model=c.model,
             dataset=c.public_dataset, setting=c.setting, profile=c.profile, seed=c.seed, settings=values["settings"],
             recipe=values["recipe"], device=str(record.environment.get("gpu") or record.environment.get("cpu") or ""),
             summary=complete_summary(record),
@@ -118,7 +118,7 @@ def read_index(store: RunStore) -> list[RunEntry]:
         if record is not None and record.known_config is None:
             _log.warning("left out: %s: %s", record.path, record.message)
         elif record is not None:
-            found[name] = (stamp, RunEntry.of(record))
+            found[name] = (stamp, RunEntry.from_record(record))
             changed = True
     if changed or found.keys() != known.keys():
         _save(store.root / INDEX_NAME, found)
@@ -145,7 +145,7 @@ def _stamps(root: Path) -> Iterator[tuple[str, list[int]]]:
         yield name, stamps
 
 
-def _ended(path: Path) -> str:
+def _last_change(path: Path) -> str:
     try:
         return str(json.loads((path / "status.json").read_bytes()).get("time", ""))
     except (OSError, ValueError, AttributeError):

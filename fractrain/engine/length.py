@@ -69,7 +69,7 @@ def chosen_profile(profile: str | None, length: str | None) -> str | None:
     return wanted
 
 
-def share(profile: str) -> int | None:
+def length_divisor(profile: str) -> int | None:
     """Return n of a profile that trains ``1/n`` of the paper's iterations; None for ``smoke``."""
     if profile == "smoke":
         return None
@@ -78,16 +78,16 @@ def share(profile: str) -> int | None:
 
 def longest_first(profiles: Iterable[str]) -> list[str]:
     """The profiles, each once: from the paper's length down, ``smoke`` last."""
-    return sorted(set(profiles), key=lambda profile: share(profile) or math.inf)
+    return sorted(set(profiles), key=lambda profile: length_divisor(profile) or math.inf)
 
 
-def words(profile: str) -> str:
+def length_text(profile: str) -> str:
     """A profile in a title: ``profile short (length 1/8)``, ``profile paper``, ``length 1/64``."""
     if profile in PROFILES:
         return f"profile {profile}" + (f" (length 1/{SHARES[profile]})" if SHARES.get(profile, 1) > 1 else "")
     return f"length {profile}"
 
 
-def stem(profile: str) -> str:
+def profile_slug(profile: str) -> str:
     """A profile as part of a file's name: ``length-1-64`` for ``1/64``."""
     return profile if profile in PROFILES else f"length-{profile.replace('/', '-')}"

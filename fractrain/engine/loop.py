@@ -93,7 +93,7 @@ class TrainingLoop:
         self._on_epoch, self._should_stop = on_epoch, should_stop
         torch.manual_seed(derive_seed(config.seed, "torch"))
         self.task = task_of(registries.dataset_info(config.dataset))
-        self.data = data = self.ranks.attempt(
+        self.data = data = self.ranks.on_all_ranks(
             lambda: registries.data(config.dataset, site.data_dir, site.download, recipe.val_fraction, config.seed)
         )
         self.data_digest = str(data.digest)
@@ -103,14 +103,14 @@ class TrainingLoop:
             self.ranks.must_share(len(data.train), recipe.batch_size)
         splits = ("test",) if data.val is None else ("val", "test")
         self.eval_streams = {s: registries.eval_stream(data, s, recipe.batch_size, device) for s in splits}
-        self.clock = Clock.of(recipe, len(self.stream))
+        self.clock = Clock.from_recipe(recipe, len(self.stream))
         self._build(start, recorder)
         self.method.state.kernels = site.kernels
         self.step = self.epoch = 0
         self.lines: list[dict[str, Any]] = []
         self.kept_bytes: float | None = None
         self._seconds, self._since = 0.0, time.perf_counter()
-        self.energy = EnergyMeter() if self.ranks.several else EnergyMeter.of(device)
+        self.energy = EnergyMeter() if self.ranks.is_distributed else EnergyMeter.for_device(device)
         self.replaced = Replaced([self.stream, *self.eval_streams.values()])
         self.watch = LossWatch(device)
         self.ranks.reseed(config.seed, 0)
@@ -165,9 +165,9 @@ class TrainingLoop:
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.train()
         self.recorded = None
-        alone = not self.ranks.several and not self.method.makes_optimizer()
+        alone = not self.ranks.is_distributed and not self.method.makes_optimizer()
         if recorder is not None and alone and self.method.step_key(0) is not None:
-            self.recorded = RecordedSteps(recorder, self.method, self.ledger, self.device, self._lasting)
+            self.recorded = RecordedSteps(recorder, self.method, self.ledger, self.device, self._persistent_state)
         self.optimizer = self.method.optimizer(self.model.parameters(), recipe)
         self._shares = [float(group["lr"]) / recipe.lr for group in self.optimizer.param_groups]
         self._mark_recorded()
@@ -186,7 +186,7 @@ class TrainingLoop:
                 "results differ, start a new run"
             )
 
-    def _lasting(self) -> Iterator[torch.Tensor]:
+    def _persistent_state(self) -> Iterator[torch.Tensor]:
         """What a step changes and the next one reads."""
         yield from self.model.parameters()
         yield from self.model.buffers()
@@ -229,7 +229,7 @@ class TrainingLoop:
 
     def _train_step(self) -> None:
         self.method.on_step_start(self.step)
-        with self.ranks.share(lambda: self._batch(self.step), self._cut) as (x, y):
+        with self.ranks.shard_batch(lambda: self._batch(self.step), self._cut) as (x, y):
             self._optimize(x, y)
 
     def _optimize(self, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -242,11 +242,11 @@ class TrainingLoop:
         recorded = self.recorded if self.recorded is not None and self.recorded.on else None
         for group, share in zip(self.optimizer.param_groups, self._shares, strict=True):
             group["lr"] = rate * share if recorded is None else recorded.set_rate(rate)
-        done = None if recorded is None else recorded.run(self.step, x, y, self._work)
+        done = None if recorded is None else recorded.run(self.step, x, y, self._device_step)
         if done is None:
-            done = self._work(x, y, lambda total: self.watch.see(self.step, total))
+            done = self._device_step(x, y, lambda total: self.watch.record_loss(self.step, total))
         else:
-            self.watch.see(self.step, done.total)
+            self.watch.record_loss(self.step, done.total)
         self.method.on_step_end(self.step, done.loss, done.extra)
         self.loss_sum += done.loss.double()
         if done.correct is not None:
@@ -255,12 +255,16 @@ class TrainingLoop:
         self.pace.answers += done.count
         self.ledger.enabled = counted
 
-    def _work(self, x: torch.Tensor, y: torch.Tensor, see: Callable[[torch.Tensor], None] | None = None) -> StepSums:
+    def _device_step(
+        self, x: torch.Tensor, y: torch.Tensor, see: Callable[[torch.Tensor], None] | None = None
+    ) -> StepSums:
         """The device's part of a step; ``see`` is shown the loss before the backward pass."""
         self.optimizer.zero_grad(set_to_none=True)
         none: AbstractContextManager[dict[int, int]] = nullcontext({})
         with keeping(self.model) if self.kept_bytes is None else none as kept:
-            done = self.ranks.combine(self.task.step(self.model, x, y, self.ranks.of), self.method.extra_loss())
+            done = self.ranks.combine(
+                self.task.step(self.model, x, y, self.ranks.global_batch), self.method.extra_loss()
+            )
         if self.kept_bytes is None:
             self.kept_bytes = sum(kept.values()) / len(y)
         if see is not None:
@@ -292,7 +296,7 @@ class TrainingLoop:
         steps = sum(not self.method.skip_step(s) for s in range(self.clock.start(self.epoch), self.step))
         mean_loss = float(self.loss_sum) / steps if steps else float("nan")
         self.ranks.sum_ledger(self.ledger)
-        line = self.ranks.tell(self._metrics_line(mean_loss, scores))
+        line = self.ranks.broadcast(self._metrics_line(mean_loss, scores))
         self.method.on_epoch_end(self.epoch, mean_loss)
         self.lines.append(line)
         self._on_epoch(line)
@@ -336,7 +340,7 @@ class TrainingLoop:
         return line
 
     def _evaluate(self, batches: Any) -> Scores:
-        with self.ranks.answering():
+        with self.ranks.failing_together():
             return evaluate(self.model, batches, self.ledger, self._should_stop, self.task, self.ranks)
 
     def _reset_sums(self) -> None:
@@ -384,9 +388,9 @@ class TrainingLoop:
         All processes of the run must call it. What it returns does not depend on how many there are.
         """
         self.ranks.sum_ledger(self.ledger)
-        if self.ranks.several:
+        if self.ranks.is_distributed:
             self.replaced.before = {
-                k: v for images in self.ranks.gather(self.replaced.images) for k, v in images.items()
+                k: v for images in self.ranks.all_gather(self.replaced.images) for k, v in images.items()
             }
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
@@ -428,7 +432,7 @@ class TrainingLoop:
             ) from error
         self.epoch, self.step = state["cursor"]["epoch"], state["cursor"]["step"]
         self.ledger.begin("train", self.epoch)
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             self.ledger.clear()
         self.lines = list(state["lines"])
         self.replaced.before = dict(state.get("replaced", {}))

@@ -22,7 +22,7 @@ from pydantic import Field
 from fractrain.data.cifar import RECIPE
 from fractrain.data.embedded import SMOKE_RECIPE
 from fractrain.data.info import DatasetInfo
-from fractrain.engine.length import share
+from fractrain.engine.length import length_divisor
 from fractrain.methods.optimizer_recipe import OptimizerRecipe
 from fractrain.util.errors import ConfigError
 from fractrain.util.settings import ADDED, check_sizes
@@ -125,7 +125,7 @@ def recipe_values(info: DatasetInfo, profile: str) -> dict[str, Any]:
         return own
     if profile == "smoke":  # its periods stay as long: twenty evaluations would take longer than the training
         return with_length(own, own["iterations"] // REAL_SMOKE)
-    n = share(profile) or 1
+    n = length_divisor(profile) or 1
     iterations = own["iterations"] // n
     if iterations < PERIODS:
         raise ConfigError(f"length 1/{n} of {info.name}'s recipe is {iterations} iterations: {PERIODS} are needed")

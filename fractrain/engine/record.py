@@ -64,7 +64,7 @@ class RunRecord:
             raise StoreError(f"{self.path}: {self.message}")
         return self.known_config
 
-    def sound(self) -> RunRecord:
+    def undamaged(self) -> RunRecord:
         """Return the record itself, whatever its status but one.
 
         Raises:
@@ -128,7 +128,7 @@ def verified_record(folder: Path) -> RunRecord:
     Raises:
         StoreError: it is damaged, or the run is not done; one line.
     """
-    record = read_record(folder).sound()
+    record = read_record(folder).undamaged()
     if record.status != "done":
         why = f": {record.message}" if record.message else ""
         raise StoreError(f"run {record.run_id} is {record.status}, not done{why}")

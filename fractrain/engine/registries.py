@@ -91,14 +91,14 @@ class Registries:
         access = getattr(info, "access", None)
         return access.id_name(info) if isinstance(access, DataSource) else ""
 
-    def misfit(self, model: str, dataset: str) -> str | None:
+    def mismatch(self, model: str, dataset: str) -> str | None:
         """Return why the pair is impossible, or None; ConfigError when either is unknown."""
         from fractrain.models import registry
 
         registry.info(model)
         return registry.compatible(model, self.dataset_info(dataset))
 
-    def unsuitable(self, method: str, model: str, dataset: str) -> str | None:
+    def unsuitable_reason(self, method: str, model: str, dataset: str) -> str | None:
         """Return why a method makes no sense on a model, or None; the model is built without memory, if it must be."""
         from fractrain.methods.base import Method
 
@@ -154,7 +154,7 @@ class Registries:
             shares = {"rank": self.rank, "world": self.world} if shared else {}
             own: Stream = data.train_stream(batch_size, seed, device, augment, **shares)
             return own
-        from fractrain.data.stream import TrainStream
+        from fractrain.data.in_memory import TrainStream
 
         return TrainStream(data.train, data.info, batch_size, seed, device, augment)
 
@@ -165,7 +165,7 @@ class Registries:
         if hasattr(data, "eval_stream"):
             own: Iterable[tuple[torch.Tensor, torch.Tensor]] = data.eval_stream(split, batch_size, device)
             return own
-        from fractrain.data.stream import EvalStream
+        from fractrain.data.in_memory import EvalStream
 
         return EvalStream(getattr(data, split), data.info, batch_size, device)
 

@@ -44,7 +44,7 @@ def restored(record: RunRecord, registries: Registries | None = None) -> Restore
             does not hold the weights whose digest its summary has.
         StoreError: the record is damaged.
     """
-    config = record.sound().config
+    config = record.undamaged().config
     state = checkpoint.load(record.path / checkpoint.NAME, record.run_id)
     if state is None:
         raise CheckpointError(

@@ -41,7 +41,7 @@ class Clock:
     batches: int
 
     @classmethod
-    def of(cls, recipe: Recipe, batches: int) -> Clock:
+    def from_recipe(cls, recipe: Recipe, batches: int) -> Clock:
         """Return the clock of a recipe on a training set of ``batches`` batches."""
         return cls(recipe.iterations, recipe.eval_every or batches, batches)
 

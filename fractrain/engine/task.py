@@ -29,13 +29,13 @@ class Task:
     name: ClassVar[str] = ""
     metric: ClassVar[str] = "accuracy"
 
-    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> BatchResult:
+    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, size: int | None = None) -> BatchResult:
         """Return the result of one training batch.
 
         Args:
             model: what is trained.
             x, y: inputs and targets.
-            of: samples of the global batch of which these are a part, on several processes: the loss is then this
+            size: samples of the global batch of which these are a part, on several processes: the loss is then this
                 part's share of the global mean. It is the sum divided once: gradients of the part's own mean, scaled
                 by its share, would be rounded twice, and rounded to a grid they may land on the other side.
         """
@@ -57,10 +57,10 @@ class Classification(Task):
     name = "classification"
     metric = "accuracy"
 
-    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> BatchResult:
+    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, size: int | None = None) -> BatchResult:
         """Mean cross-entropy over the images of the batch."""
         output = model(x)
-        loss = F.cross_entropy(output, y) if of is None else F.cross_entropy(output, y, reduction="sum") / of
+        loss = F.cross_entropy(output, y) if size is None else F.cross_entropy(output, y, reduction="sum") / size
         return BatchResult(loss, (output.detach().argmax(dim=1) == y).sum(), len(y))
 
     def sums(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, int]:
@@ -80,10 +80,10 @@ class LanguageModel(Task):
     name = "language model"
     metric = "perplexity"
 
-    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, of: int | None = None) -> BatchResult:
+    def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, size: int | None = None) -> BatchResult:
         """Mean over the words of the batch."""
         nll: torch.Tensor = model(x, y)
-        return BatchResult(nll.mean() if of is None else nll.sum() / (of * y.shape[1]), None, y.numel())
+        return BatchResult(nll.mean() if size is None else nll.sum() / (size * y.shape[1]), None, y.numel())
 
     def sums(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, int]:
         """Sums over the scored words."""

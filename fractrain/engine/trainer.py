@@ -61,9 +61,9 @@ class Trainer:
         self.ranks = ranks or Ranks(resolve_device(site.device))
         self.device = self.ranks.device
         self.config, self.site, self.store = config, site, RunStore(site.store)
-        self.progress = progress if progress is not None and self.ranks.first else Progress()
+        self.progress = progress if progress is not None and self.ranks.is_main else Progress()
         self.registries, self.fresh = registries or Registries(), fresh
-        self.listeners = tuple(listeners) if self.ranks.first else ()
+        self.listeners = tuple(listeners) if self.ranks.is_main else ()
 
     def run(self) -> RunRecord:
         """Train to the end and return the finished run; one that is done already is returned, unless ``fresh``.
@@ -73,8 +73,8 @@ class Trainer:
             NonFiniteError: the run diverged.
             FractrainError: bad data, store or checkpoint.
         """
-        if self.ranks.several:
-            self.ranks.agree(environment.identity(self.config.run_id))
+        if self.ranks.is_distributed:
+            self.ranks.require_equal(environment.identity(self.config.run_id))
         record = self._record()
         if self.fresh or record is None or record.status != "done":
             if record is None or record.status != "damaged":
@@ -94,7 +94,7 @@ class Trainer:
 
     def _record(self) -> RunRecord | None:
         """What the store of rank 0 has of the run."""
-        return self.ranks.tell(self.ranks.on_first(lambda: self.store.get(self.config.run_id)))
+        return self.ranks.broadcast(self.ranks.on_first(lambda: self.store.get(self.config.run_id)))
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[RunWriter | NullWriter]:
@@ -106,7 +106,7 @@ class Trainer:
     def _train_source(self) -> None:
         """Run the source run first, unless it is done or this run is past needing it."""
         source = self.config.source
-        begun = self.ranks.tell((self.store.path(self.config.run_id) / CHECKPOINT_NAME).exists())
+        begun = self.ranks.broadcast((self.store.path(self.config.run_id) / CHECKPOINT_NAME).exists())
         if source is None or (begun and not self.fresh):
             return
         self.progress.note(f"run {self.config.run_id} starts from run {source.run_id}")
@@ -119,7 +119,7 @@ class Trainer:
         source = self.config.source
         if source is not None:
             new_head = self.config.setting == "adaptation"
-            weights = self.ranks.tell(self.ranks.on_first(lambda: source_weights(self.store, source)) or {})
+            weights = self.ranks.broadcast(self.ranks.on_first(lambda: source_weights(self.store, source)) or {})
             start_from(model, weights, source.run_id, new_head)
 
     def _run_locked(self, writer: RunWriter | NullWriter, stop: GracefulStop) -> None:
@@ -157,7 +157,7 @@ class Trainer:
             how = {"kernels": self.site.kernels, "graphs": self.site.graphs if gpus else "off"}
             machine = {**environment.capture(self.device), **how}
             self.ranks.on_first(lambda: writer.start(machine))
-            state = self.ranks.tell(self.ranks.on_first(lambda: checkpoint.load(path, self.config.run_id)))
+            state = self.ranks.broadcast(self.ranks.on_first(lambda: checkpoint.load(path, self.config.run_id)))
             loop = TrainingLoop(
                 self.config,
                 self.site,
@@ -168,9 +168,9 @@ class Trainer:
                 ranks=self.ranks,
                 recorder=recorder_for(self.device, self.site.graphs),
             )
-            self.ranks.attempt(loop.check_last_batch)
-            if self.ranks.several:
-                self.ranks.agree({"data": loop.data_digest, "first weights": weights_sha256(loop.model)})
+            self.ranks.on_all_ranks(loop.check_last_batch)
+            if self.ranks.is_distributed:
+                self.ranks.require_equal({"data": loop.data_digest, "first weights": weights_sha256(loop.model)})
             if state is not None:
                 loop.load_state_dict(state)
             self.ranks.on_first(lambda: writer.write_metrics(loop.lines))  # what follows the checkpoint comes again

@@ -133,6 +133,6 @@ def _readable(stream: IO[str], seconds: float) -> bool:
     return bool(select.select([stream], [], [], seconds)[0])
 
 
-def forks_here() -> bool:
+def can_fork() -> bool:
     """Whether this system has what it takes; forking with Python's frameworks loaded is unsafe on macOS."""
     return sys.platform == "linux" and hasattr(socket, "send_fds")

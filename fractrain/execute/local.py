@@ -18,7 +18,7 @@ from typing import Final
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
-from fractrain.execute.forks import ForkServer, forks_here
+from fractrain.execute.forks import ForkServer, can_fork
 from fractrain.execute.jobs import Executor, Outcome, outcome_of
 from fractrain.execute.processes import Workers
 from fractrain.execute.resources import LocalResources, Machine
@@ -61,7 +61,7 @@ class LocalExecutor(ScheduledExecutor):
         """
         several = len(configs) > 1 or self.resources != LocalResources()
         if several if self.isolate is None else self.isolate:
-            room = Machine.here(len(self.gpus)).room(self.resources) or len(configs)
+            room = Machine.detect(len(self.gpus)).slots(self.resources) or len(configs)
             jobs = max(1, min(self.jobs, room, len(configs)))
             return self._run_processes(configs, site, TableProgress(progress), cached, jobs)
         return [run_here(config, site, progress) for config in configs]
@@ -119,7 +119,7 @@ class LocalExecutor(ScheduledExecutor):
         """Where several runs on the CPU begin faster: not with GPUs, whose drivers do not survive a fork."""
         from fractrain.util.device import resolve_device  # imports torch
 
-        if tuple(self.worker) != WORKER or self.gpus or not forks_here() or resolve_device(site.device).type != "cpu":
+        if tuple(self.worker) != WORKER or self.gpus or not can_fork() or resolve_device(site.device).type != "cpu":
             return None
         return ForkServer(self._variables(0, jobs))
 

@@ -12,7 +12,7 @@ from fractrain.engine.site import Site
 from fractrain.execute.remote import RemoteExecutor, RemoteRun
 from fractrain.execute.resources import GB, Resources
 from fractrain.execute.time_limit import TimeLimit
-from fractrain.util.console import tell
+from fractrain.util.console import log_line
 from fractrain.util.errors import MachineError
 
 CANCEL_S: Final = 60.0  # for the checkpoints of cancelled runs
@@ -91,7 +91,9 @@ class RayExecutor(RemoteExecutor[RayTask]):
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise MachineError(f"no Ray cluster at {self.resources.address!r}: {error}") from error
         if not any(self._fits(node["Resources"]) for node in ray.nodes() if node["Alive"]):
-            tell("no node of the Ray cluster has what one run asks for (--executor-set): runs wait until there is one")
+            log_line(
+                "no node of the Ray cluster has what one run asks for (--executor-set): runs wait until there is one"
+            )
         return [RayTask(run, self._start(run)) for run in runs]
 
     def _start(self, run: RemoteRun) -> Any:

@@ -74,13 +74,13 @@ class Machine:
     memory_gb: float
 
     @classmethod
-    def here(cls, gpus: int) -> Machine:
+    def detect(cls, gpus: int) -> Machine:
         """Return what this machine has, with so many GPUs."""
         from fractrain.engine.environment import cores  # imports torch
 
         return cls(cores(), gpus, min(_physical_gb(), _cgroup_limit_gb()))
 
-    def room(self, want: LocalResources) -> int | None:
+    def slots(self, want: LocalResources) -> int | None:
         """Runs that fit at the same time; None: as many as you like.
 
         Raises:

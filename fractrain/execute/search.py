@@ -41,7 +41,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """A method and what is set for it, as ``KEY=VALUE`` in the order of the axes."""
 
     method: str
@@ -93,7 +93,7 @@ def _split(option: str, text: str, expected: str) -> tuple[str, str, str]:
     return method.strip(), key.strip(), raw.strip()
 
 
-def grid(methods: Sequence[str], axes: Sequence[Axis]) -> list[Point]:
+def grid(methods: Sequence[str], axes: Sequence[Axis]) -> list[SweepPoint]:
     """Every combination of the axes' values, method by method.
 
     Raises:
@@ -109,19 +109,19 @@ def grid(methods: Sequence[str], axes: Sequence[Axis]) -> list[Point]:
     for method in methods:
         own = _own(axes, method)
         for values in itertools.product(*(axis.values for axis in own)):
-            points.append(Point(method, tuple((axis.key, value) for axis, value in zip(own, values, strict=True))))
+            points.append(SweepPoint(method, tuple((axis.key, value) for axis, value in zip(own, values, strict=True))))
     return points
 
 
-def search(
+def search_points(
     methods: Sequence[str],
     axes: Sequence[Axis],
-    evaluate: Callable[[list[Point]], Iterable[Sequence[float] | None]],
+    evaluate: Callable[[list[SweepPoint]], Iterable[Sequence[float] | None]],
     directions: Sequence[Direction],
     trials: int,
     batch: int = 1,
     seed: int = 0,
-) -> list[Point]:
+) -> list[SweepPoint]:
     """Evaluate ``trials`` proposals of optuna's TPE sampler; return them in order, a proposal made twice too.
 
     Args:
@@ -145,7 +145,7 @@ def search(
         raise MachineError("--trials needs optuna: pip install 'fractrain[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=list(directions), sampler=optuna.samplers.TPESampler(seed=seed))
-    points: list[Point] = []
+    points: list[SweepPoint] = []
     while len(points) < trials:
         asked = [study.ask() for _ in range(min(batch, trials - len(points)))]
         new = [_propose(trial, methods, axes) for trial in asked]
@@ -156,9 +156,9 @@ def search(
     return points
 
 
-def _propose(trial: Any, methods: Sequence[str], axes: Sequence[Axis]) -> Point:
+def _propose(trial: Any, methods: Sequence[str], axes: Sequence[Axis]) -> SweepPoint:
     method = trial.suggest_categorical("method", list(methods)) if len(methods) > 1 else methods[0]
-    return Point(method, tuple((axis.key, _suggest(trial, axis)) for axis in _own(axes, method)))
+    return SweepPoint(method, tuple((axis.key, _suggest(trial, axis)) for axis in _own(axes, method)))
 
 
 def _suggest(trial: Any, axis: Axis) -> Any:

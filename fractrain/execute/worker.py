@@ -20,7 +20,7 @@ from fractrain.engine.registries import Registries
 from fractrain.engine.site import Site
 from fractrain.engine.trainer import Trainer
 from fractrain.execute.jobs import Outcome, outcome_of
-from fractrain.util.console import Console, tell
+from fractrain.util.console import Console, log_line
 from fractrain.util.errors import FractrainError, typed_line
 from fractrain.util.progress import Progress
 
@@ -47,7 +47,7 @@ class JsonProgress(Progress):
 
     def note(self, text: str) -> None:
         """Write to standard error."""
-        tell(text)
+        log_line(text)
 
     def _write(self, step: int, loss: float | None) -> None:
         self._written = time.monotonic()

@@ -31,7 +31,7 @@ class MethodRegistry(Registry["type[Method]"]):
 
     noun, plural, classes = "method", "methods", True
 
-    def own(self) -> Mapping[str, Origin]:
+    def builtin(self) -> Mapping[str, Origin]:
         """FracTrain's own and the baselines."""
         found = {name: Origin("module", f"fractrain.methods.{name}") for name in OWN}
         for path in sorted(baselines_folder().glob("*.py")):

@@ -1,6 +1,6 @@
 """The models by name. Importing this does not import torch: listing stays fast.
 
-Besides registry names there are names for models from elsewhere, see :mod:`fractrain.models.outside`:
+Besides registry names there are names for models from elsewhere, see :mod:`fractrain.models.external`:
 ``torchvision:resnet50``, ``timm:NAME`` and ``FILE.py:factory``.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from fractrain.models.external import outside_model
 from fractrain.models.info import DatasetLike, ModelInfo
-from fractrain.models.outside import outside_model
 from fractrain.models.specs import MODELS
 from fractrain.util.registry import Origin, Registry
 
@@ -23,7 +23,7 @@ class ModelRegistry(Registry[ModelInfo]):
 
     noun, plural = "model", "models"
 
-    def own(self) -> Mapping[str, Origin]:
+    def builtin(self) -> Mapping[str, Origin]:
         """Those of the papers, and their families."""
         return {model.name: Origin("module", "fractrain.models.specs") for model in MODELS}
 
@@ -31,7 +31,7 @@ class ModelRegistry(Registry[ModelInfo]):
         """Entries are instances."""
         return ModelInfo
 
-    def outside(self, name: str) -> ModelInfo | None:
+    def external(self, name: str) -> ModelInfo | None:
         """Models of torchvision and timm, and factories in files."""
         return outside_model(name)
 

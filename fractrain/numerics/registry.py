@@ -16,7 +16,7 @@ class FormatRegistry(Registry[FormatInfo]):
 
     noun, plural = "number format", "formats"
 
-    def own(self) -> Mapping[str, Origin]:
+    def builtin(self) -> Mapping[str, Origin]:
         """Those of the catalog."""
         return {info.name: Origin("module", "fractrain.numerics.catalog") for info in FORMATS}
 

@@ -20,8 +20,8 @@ from typing import Any, Final, Literal
 import torch
 
 from fractrain.data.images import Split
+from fractrain.data.in_memory import TrainStream
 from fractrain.data.info import DatasetInfo
-from fractrain.data.stream import TrainStream
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries, Stream
@@ -58,7 +58,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """What one run will take.
 
     Attributes:
@@ -163,7 +163,7 @@ class RandomRegistries(Registries):
         return _RandomData(data.info, batch_size, device, data.info.test_size)
 
 
-def attempt(config: RunConfig, device: torch.device, registries: Registries | None = None) -> Trial:
+def run_trial(config: RunConfig, device: torch.device, registries: Registries | None = None) -> Trial:
     """Measure a few steps of a run and one evaluation batch.
 
     Args:
@@ -208,7 +208,7 @@ def forecast(
     count: int,
     images_per_s: float | None = None,
     registries: Registries | None = None,
-) -> Estimate:
+) -> RunEstimate:
     """Return what a run will take, from a trial of it, or of one that differs in its data set's classes or its length.
 
     Args:
@@ -221,8 +221,8 @@ def forecast(
     info = _known(config, registries).dataset_info(config.dataset)  # classes and sizes of its part
     batch = config.recipe.batch_size
     trained, evaluated = _samples(info, config.recipe.val_fraction)
-    clock = Clock.of(config.recipe, max(1, -(-trained // batch)))
-    return Estimate(
+    clock = Clock.from_recipe(config.recipe, max(1, -(-trained // batch)))
+    return RunEstimate(
         step_s=trial.step_s,
         evaluation_s=trial.evaluation_s * evaluated,
         iterations=clock.total,
@@ -235,15 +235,6 @@ def forecast(
         evaluation_load_s=evaluated / images_per_s if images_per_s else 0.0,
         tried=(config.run_id,),
     )
-
-
-def estimate(config: RunConfig, device: torch.device, registries: Registries | None = None) -> Estimate:
-    """Measure a few steps of a run and one evaluation batch; return what the whole run will take.
-
-    Arguments are those of :func:`attempt`.
-    """
-    trial = attempt(config, device, registries)
-    return forecast(config, trial, trial.parameters, registries=registries)
 
 
 def _known(config: RunConfig, registries: Registries | None) -> Registries:

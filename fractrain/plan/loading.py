@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from fractrain.data import registry
+from fractrain.data.folder_data import FolderData, read_folder
 from fractrain.data.imagenet import Photos
+from fractrain.data.info import DatasetInfo
 from fractrain.data.prefetch import worker_count
-from fractrain.plan.synthetic_photos import SIZE, photo_folder
 from fractrain.util.signals import GracefulStop
 
 BATCH: Final = 16  # small, so that some seconds hold many
@@ -29,13 +32,13 @@ class Loading:
         images_per_s: decoded, cropped, on the training device.
         workers: processes (threads for rows of a table) that decode.
         source: what was read.
-        made_up: there was no data, and files of noise were read instead.
+        synthetic: there was no data, and files of noise were read instead.
     """
 
     images_per_s: float
     workers: int
     source: str
-    made_up: bool
+    synthetic: bool
 
 
 def measure_loading(
@@ -104,3 +107,28 @@ def reading_rate(stream: Any, seconds: float, should_stop: Callable[[], bool] = 
         return images / (time.perf_counter() - started), started - began
     finally:
         stream.close()
+
+
+SIZE: Final = (500, 375)  # pixels, the usual size of ImageNet's photos
+
+
+def photo_folder(entry: DatasetInfo, root: Path, classes: int = 2, per_class: int = 40) -> FolderData:
+    """Write smooth JPEG files of noise and return them as a data set that is read at the size ``entry`` asks for.
+
+    Args:
+        entry: gives shape and normalization.
+        root: an empty folder.
+        classes: class folders in each of the two parts.
+        per_class: files in each.
+    """
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for c in range(classes):
+            folder = root / part / f"class{c}"
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                small = Image.fromarray(rng.integers(0, 256, (75, 100, 3), dtype=np.uint8))
+                small.resize(SIZE, Image.Resampling.BICUBIC).save(folder / f"{i}.JPEG", quality=90)
+    return read_folder(dataclasses.replace(entry, classes=classes, train_size=0, test_size=0), root)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.registries import Registries
-from fractrain.plan.calibrate import Estimate, Trial, forecast, parameters
+from fractrain.plan.calibrate import RunEstimate, Trial, forecast, parameters
 from fractrain.util.errors import FractrainError
 
 AGREE: Final = 1.25
@@ -35,7 +35,7 @@ class Trials:
         kinds: how many there are, runs that differ by their seed alone counted as one.
     """
 
-    estimates: dict[str, Estimate | str]
+    estimates: dict[str, RunEstimate | str]
     tried: int
     kinds: int
 
@@ -61,7 +61,7 @@ def try_all(
         families.setdefault(_family(config), {}).setdefault(_settings(config), []).append(config)
     total, behind = sum(map(len, families.values())), 0
     done(behind, total)
-    estimates: dict[str, Estimate | str] = {}
+    estimates: dict[str, RunEstimate | str] = {}
     count, tried = _Parameters(), 0
     # Large networks first: the time left is then told too long in the beginning, not too short.
     for family in sorted(families.values(), key=lambda family: -count.of(next(iter(family.values()))[0])):
@@ -80,23 +80,23 @@ def try_all(
             done(behind + len(measured), total)
         tried, behind = tried + len(measured), behind + len(members)
         done(behind, total)
-        estimates |= _spread(members, measured, rates, count)
+        estimates |= _assign_trials(members, measured, rates, count)
     return Trials(estimates, tried, len({_kind(config) for config in configs}))
 
 
-def _spread(
+def _assign_trials(
     members: Sequence[Sequence[RunConfig]],
     measured: Mapping[int, Trial | str],
     rates: Mapping[str, float],
     count: _Parameters,
-) -> dict[str, Estimate | str]:
+) -> dict[str, RunEstimate | str]:
     """Give each run of a family the trial of its settings, or the mean of first and last."""
-    found: dict[str, Estimate | str] = {}
+    found: dict[str, RunEstimate | str] = {}
     for number, same in enumerate(members):
         own = [number] if number in measured else [0, len(members) - 1]
         tried = tuple(members[one][0].run_id for one in own)
         trial = _mean([measured[one] for one in own])
-        by_kind: dict[str, Estimate | str] = {}
+        by_kind: dict[str, RunEstimate | str] = {}
         for config in same:
             kind = _kind(config)
             if isinstance(trial, str):

@@ -30,10 +30,10 @@ def group_name(config: RunConfig) -> str:
     except FractrainError:  # of a plugin or folder that is not here: everything is named
         usual = {}
     changed = [f"{key}={value}" for key, value in _set(config).items() if usual.get(key) != value]
-    return " ".join([*words_of(config), *([] if config.setting == "standard" else [config.setting]), *changed])
+    return " ".join([*identity_words(config), *([] if config.setting == "standard" else [config.setting]), *changed])
 
 
-def words_of(config: RunConfig) -> list[str]:
+def identity_words(config: RunConfig) -> list[str]:
     """Method, model, data set and length, without the place of a folder on this machine."""
     return [_without_place(str(word)) for word in (config.method, config.model, config.public_dataset, config.profile)]
 

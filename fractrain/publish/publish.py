@@ -25,7 +25,7 @@ import filelock
 
 from fractrain.engine.record import RunRecord
 from fractrain.engine.store import RunStore
-from fractrain.publish.public import group_name, public_facts, run_name, shown_config, words_of
+from fractrain.publish.public import group_name, identity_words, public_facts, run_name, shown_config
 from fractrain.publish.wandb import ArtifactSpec, Mode, Payload, Tracker, WandbTracker, artifact_name
 from fractrain.util.errors import ConfigError, StoreError
 from fractrain.util.files import atomic_write
@@ -173,7 +173,7 @@ def run_payload(record: RunRecord) -> Payload:
         name=run_name(config),
         job_type="train",
         group=group_name(config),
-        tags=tuple(words_of(config)),
+        tags=tuple(identity_words(config)),
         config=shown_config(config),
         history=_history(record.metrics()),
         summary=_summary(record),

@@ -9,8 +9,7 @@ from fractrain.data import registry as datasets
 from fractrain.engine.config import collect_sets
 from fractrain.methods import registry
 from fractrain.report.quantities import BY_KEY
-from fractrain.report.spec import RowSpec, Series, TableSpec
-from fractrain.report.spec_relative import Relative
+from fractrain.report.spec import Relative, RowSpec, Series, TableSpec
 from fractrain.util.errors import ConfigError, did_you_mean
 
 GAINS = {"image": "accuracy_best_test", "text": "perplexity_best_test"}  # in tables that set no rows against others

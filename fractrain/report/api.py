@@ -67,7 +67,7 @@ class Run:
         """Its lines of :func:`fractrain.results`."""
         from fractrain.report.results import frame_of
 
-        return frame_of([RunEntry.of(self.record)], self.store)
+        return frame_of([RunEntry.from_record(self.record)], self.store)
 
     @cached_property
     def work(self) -> pd.DataFrame:

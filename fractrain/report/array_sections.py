@@ -20,10 +20,9 @@ from fractrain.report.arrays import (
     quantized,
 )
 from fractrain.report.grid import PlannedRun
-from fractrain.report.rows import EMPTY, group, published_value
+from fractrain.report.rows import EMPTY, group_heading, published_value
 from fractrain.report.sources import PublishedIndex, Sources
-from fractrain.report.spec import Pair, RowSpec, TableSpec
-from fractrain.report.spec_relative import Arrays
+from fractrain.report.spec import Arrays, Pair, RowSpec, TableSpec
 from fractrain.report.values import Cell, Column, Row, Section
 from fractrain.util.errors import FractrainError
 
@@ -65,7 +64,7 @@ def array_sections(
     judged: list[Row] = []
     for pair in spec.pairs:
         works = works_of(spec, [run for run in runs if run.pair == pair], sources)
-        where = group(pair, spec.dataset(pair, profile))
+        where = group_heading(pair, spec.dataset(pair, profile))
         widths += _width_rows(rows, works, where)
         for row in rows:
             if row.key in works and row.against in works:

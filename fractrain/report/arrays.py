@@ -44,9 +44,9 @@ def run_work(record: Any) -> Work:
     Raises:
         FractrainError: its ledger or its model cannot be read.
     """
-    from fractrain.engine.geometry import run_geometry
+    from fractrain.engine.layer_shapes import run_layer_shapes
 
-    return Work(Counts.of(record.ledger()), run_geometry(record.config))
+    return Work(Counts.from_ledger(record.ledger()), run_layer_shapes(record.config))
 
 
 def quantized(counts: Counts) -> frozenset[str]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from fractrain.cost.formulas import FLOAT_MAC_BITS
-from fractrain.cost.sums import GATE, block_of
+from fractrain.cost.metrics import GATE, block_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,12 +44,11 @@ class ModelParts:
         return [*self._blocks, *sorted({*self._parts.values()} - self._known - {GATES}), GATES]
 
 
-def breakdown(ledger: Ledger, phase: str = "train") -> pd.DataFrame:
-    """Return the counted work as a DataFrame, a line for each period, part and product.
+def breakdown(ledger: Ledger) -> pd.DataFrame:
+    """Return the counted work of training as a DataFrame, a line for each period, part and product.
 
     Args:
         ledger: of a run.
-        phase: ``train`` or ``eval``.
 
     Returns:
         Columns ``epoch`` (from 0), ``part`` (a gateable block, a layer outside all blocks, or ``gates``), ``product``
@@ -62,7 +61,7 @@ def breakdown(ledger: Ledger, phase: str = "train") -> pd.DataFrame:
     part_of = ModelParts(ledger)
     sums: dict[tuple[int, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     for row in ledger.rows():
-        if row.phase == phase:
+        if row.phase == "train":
             s = sums[row.epoch, part_of(row.layer), row.product]
             for place, factor in enumerate((1, row.bits1 * row.bits2, row.bits1, row.bits2)):
                 s[place] += row.macs * factor
@@ -101,7 +100,7 @@ def bits_by_part(work: pd.DataFrame, operand: str = "A") -> pd.DataFrame:
     return own.pivot(index="part", columns="epoch", values=column).reindex(own["part"].drop_duplicates())
 
 
-def choices(ledger: Ledger) -> pd.DataFrame:
+def width_shares(ledger: Ledger) -> pd.DataFrame:
     """Return how often a part ran at which width: shares of its forward MACs in training, in percent.
 
     Args:

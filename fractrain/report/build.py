@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from fractrain.engine.length import Profile, check_profile, words
+from fractrain.engine.length import Profile, check_profile, length_text
 from fractrain.engine.recipes import TRANSFER_NOTE
 from fractrain.report.array_sections import array_sections
 from fractrain.report.columns import columns, rules
 from fractrain.report.format_errors import COLUMNS, RULES, FormatErrors, error_rows
 from fractrain.report.grid import PlannedRun, plan
-from fractrain.report.improvement_rows import improvement_rows
+from fractrain.report.improve import improvement_rows
 from fractrain.report.relative import judged_claims, with_relative
 from fractrain.report.rows import MethodRow, method_row
 from fractrain.report.savings import savings_section
@@ -114,7 +114,7 @@ def _stand_ins(spec: TableSpec, profile: str) -> str:
 
 def _title(spec: TableSpec, profile: str) -> str:
     used = _stand_ins(spec, profile)
-    return f"{spec.title} [{words(profile)}{': stand-in data ' + used if used else ''}]"
+    return f"{spec.title} [{length_text(profile)}{': stand-in data ' + used if used else ''}]"
 
 
 def _watermark(spec: TableSpec, profile: str) -> str:
@@ -126,7 +126,7 @@ def _watermark(spec: TableSpec, profile: str) -> str:
         return f"NOT A REPRODUCTION: minutes-long runs{data}, which show that everything works, nothing about a paper."
     how = f"much shorter runs on other data ({used})" if used else "much shorter runs"
     return (
-        f"NOT A REPRODUCTION: measured columns are from {words(profile)}, {how}; "
+        f"NOT A REPRODUCTION: measured columns are from {length_text(profile)}, {how}; "
         "published columns are the paper's, so the two must not be compared."
     )
 

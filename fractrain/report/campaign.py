@@ -12,7 +12,7 @@ from typing import Any
 
 import pydantic
 
-from fractrain.engine.length import check_profile, share
+from fractrain.engine.length import check_profile, length_divisor
 from fractrain.report.grid import PlannedRun, planned_run
 from fractrain.report.sources import Sources, Store, default_sources
 from fractrain.report.spec import (
@@ -20,12 +20,12 @@ from fractrain.report.spec import (
     PublishedKey,
     RowSpec,
     RunRequest,
+    Strict,
     TableSpec,
     benchmark_folders,
     load_spec,
     read_closed,
 )
-from fractrain.report.spec_relative import Strict
 from fractrain.util.errors import ConfigError, did_you_mean
 
 
@@ -129,7 +129,7 @@ class Campaign(Strict):
         for line in self.lines:
             if line.dataset not in self.datasets:
                 raise ValueError(f"lines: no name is given for the data set {line.dataset!r}")
-            if share(check_profile(line.length)) is None:
+            if length_divisor(check_profile(line.length)) is None:
                 raise ValueError(f"lines: {line.length!r} is no share of the paper's length")
         return self
 
@@ -190,7 +190,7 @@ def _request(spec: TableSpec | None, row: RowSpec, pair: Pair, profile: str) -> 
     )  # fmt: skip
 
 
-def done(runs: Sequence[PlannedRun]) -> int:
+def done_in_order(runs: Sequence[PlannedRun]) -> int:
     """How many runs of the list are finished before the first that is not."""
     for number, run in enumerate(runs):
         if run.state != "cached":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fractrain.report.breakdown import PRODUCTS
 from fractrain.report.draw import require_matplotlib, saved
-from fractrain.report.labels import Box, place
+from fractrain.report.labels import place_in_axes
 from fractrain.report.svg import DIM, GRID, INK, MARKERS, PANEL, SERIES, Mark, series_colour, themed
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Widths:
         steps: training steps at the end of each period.
         stages: from :func:`fractrain.report.page_detail.stages`.
         maps: from :func:`fractrain.report.breakdown.bits_by_part`, by operand.
-        chosen: from :func:`fractrain.report.breakdown.choices`.
+        chosen: from :func:`fractrain.report.breakdown.width_shares`.
     """
 
     bits: pd.DataFrame
@@ -246,7 +246,7 @@ def _heat(axes: Axes, operand: str, bits: pd.DataFrame, top: float, labelled: bo
     axes.grid(False)
     image = axes.imshow(bits.to_numpy(), aspect="auto", cmap="viridis", interpolation="nearest", vmin=0, vmax=top)
     _part_names(axes, bits, labelled)
-    axes.set_xticks(*_few(len(bits.columns)))
+    axes.set_xticks(*_ticks(len(bits.columns)))
     axes.set_xlabel("evaluation period")
     axes.text(0, 1.03, f"mean bits of {operand}", transform=axes.transAxes, fontsize=7)
     if not labelled:
@@ -382,14 +382,9 @@ def ratios(name: str, title: str, rows: Sequence[Ratio], label: str, kinds: Sequ
 def _labelled(axes: Axes, dots: Sequence[Dot]) -> None:
     """Write the label of each point near it, off the others."""
     axes.autoscale_view()  # so that places on the page are known
-    pixels = axes.transData.transform([(dot.x, dot.y) for dot in dots])
     sizes = [(0.5 * 5.2 * len(dot.label) * 100 / 72, 6.0) for dot in dots]
-    (x0, y0), (x1, y1) = axes.transAxes.transform([(0, 0), (1, 1)])
-    frame = Box((x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2)
-    centres = place([Box(float(x), float(y), 6.0, 6.0) for x, y in pixels], sizes, frame)
-    back = axes.transData.inverted()
-    for dot, centre in zip(dots, centres, strict=True):
-        x, y = back.transform(centre)
+    places = place_in_axes(axes, [(dot.x, dot.y) for dot in dots], sizes, 6.0)
+    for dot, (x, y) in zip(dots, places, strict=True):
         axes.text(x, y, dot.label, fontsize=7, color=_series(dot.series), ha="center", va="center",
                   gid=f"series-{dot.series}-label")  # fmt: skip
 
@@ -410,7 +405,7 @@ def _label_width(labels: Iterable[str]) -> float:
     return min(2.4, 0.2 + 0.062 * max((len(label) for label in labels), default=0))
 
 
-def _few(count: int) -> tuple[list[int], list[str]]:
+def _ticks(count: int) -> tuple[list[int], list[str]]:
     """Places and labels of at most nine ticks."""
     places = list(range(0, count, max(1, -(-count // 9))))
     return places, [str(place) for place in places]

@@ -10,15 +10,15 @@ from typing import Any, Final
 
 from fractrain.cost.hardware import create
 from fractrain.engine.record import RunRecord
-from fractrain.report.published_split import Solved, solve, split_text
 from fractrain.report.rows import published_value
+from fractrain.report.saving_factors import split_text
 from fractrain.report.sources import PublishedIndex, Sources, Store
 from fractrain.report.spec import Pair, RunRequest, TableSpec
-from fractrain.report.values import Measured
+from fractrain.report.values import RunValues
 from fractrain.util.errors import FractrainError
 
 LENGTHS: Final = {"1/128": 128, "1/64": 64, "1/32": 32, "1/16": 16, "short": 8, "1/4": 4, "1/2": 2}
-Runs = dict[int, Measured]
+Runs = dict[int, RunValues]
 
 
 def short_lengths() -> dict[str, int]:
@@ -76,7 +76,7 @@ class ClaimPlace:
         return {s: self.sources.measure(r, self.table.hardware) for s, r in self.records(row, pair, profile, seeds)}
 
 
-def paired(place: ClaimPlace, quantity: str, name: str, profile: str, seeds: int) -> dict[object, float]:
+def paired_values(place: ClaimPlace, quantity: str, name: str, profile: str, seeds: int) -> dict[object, float]:
     """The quantity over seeds (and settings of the pair) that the row and its rival both have."""
     found: dict[object, float] = {}
     for pair in place.pairs(name):
@@ -106,7 +106,7 @@ def _ratio(own: float | None, other: float | None) -> float | None:
     return None if not own or other is None else other / own
 
 
-_VALUES: Final[dict[str, Callable[[Measured, Measured], float | None]]] = {
+_VALUES: Final[dict[str, Callable[[RunValues, RunValues], float | None]]] = {
     "accuracy_gap": lambda own, other: own.values["accuracy_best_test"] - other.values["accuracy_best_test"],
     "saving_macs": lambda own, other: _saving(own.values.get("macs_best"), other.values.get("macs_best")),
     "saving_latency": lambda own, other: _saving(own.values.get("latency"), other.values.get("latency")),
@@ -199,11 +199,6 @@ def _number(place: ClaimPlace, index: PublishedIndex, pair: Pair, row: str, metr
 
 def _split(place: ClaimPlace, index: PublishedIndex, names: Sequence[str]) -> str:
     pair = place.pairs(names[0])[0]
-    own, other = (_solved(place, index, pair, row) for row in (place.row, place.against[0]))
-    return split_text(own, other) if own and other else ""
-
-
-def _solved(place: ClaimPlace, index: PublishedIndex, pair: Pair, row: str) -> Solved | None:
-    macs = _number(place, index, pair, row, "effective_MACs")
-    latency = _number(place, index, pair, row, "latency_min")
-    return None if macs is None or latency is None else solve(pair.model, pair.model_label, macs, latency)
+    metrics = ("effective_MACs", "latency_min")
+    own, other = ([_number(place, index, pair, row, m) for m in metrics] for row in (place.row, place.against[0]))
+    return split_text(pair.model, own, other)

@@ -7,21 +7,23 @@ trend of the shorter ones says stands beside it.
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import pydantic
+from tabulate import tabulate
 
-from fractrain.report.claim_values import ClaimPlace, mechanism, paired, published_text, short_lengths
+from fractrain.report.claim_values import ClaimPlace, mechanism, paired_values, published_text, short_lengths
 from fractrain.report.improve import CIRCULAR
-from fractrain.report.sources import Remembering, Sources, Store, default_sources, remembering
+from fractrain.report.sources import Remembering, Sources, Store, cached_sources, default_sources
 from fractrain.report.spec import RunRequest, benchmark_folders, load_spec, read_closed
-from fractrain.report.spec_relative import Strict
 from fractrain.report.stats import Estimate, estimate
-from fractrain.report.trend import fit, judge_trend_zone
-from fractrain.report.verdict import Verdict, VerdictRule, Word, within
+from fractrain.report.trend import fit_trend, judge_trend_zone
+from fractrain.report.verdict import Verdict, VerdictRule, Word, judge_interval
+from fractrain.util.schema import Strict
 
 Quantity = Literal[
     "accuracy_gap", "saving_macs", "saving_latency", "saving_energy", "ratio_bitops", "ratio_energy",
@@ -87,7 +89,7 @@ class ClaimFile(Strict):
 
 
 @dataclass(frozen=True)
-class Claim:
+class JudgedClaim:
     """A claim with its verdict.
 
     Attributes:
@@ -119,9 +121,9 @@ class Claim:
         return asdict(self)
 
 
-def claim_files(folders: Sequence[Path] | None = None) -> list[Path]:
+def claim_files() -> list[Path]:
     """The files of claims: FracTrain's first, whose headline is the project's."""
-    found = [file for folder in folders or benchmark_folders("claims") for file in folder.glob("*.toml")]
+    found = [file for folder in benchmark_folders("claims") for file in folder.glob("*.toml")]
     return sorted(found, key=lambda file: (file.stem != "fractrain", file.stem))
 
 
@@ -135,21 +137,20 @@ def load_claims(file: Path) -> ClaimFile:
 
 
 def judge_claims(
-    store: Store | None, sources: Sources | None = None, folders: Sequence[Path] | None = None,
+    store: Store | None, sources: Sources | None = None,
     may_have: Callable[[RunRequest], bool] = lambda _: True,
-) -> list[Claim]:  # fmt: skip
+) -> list[JudgedClaim]:  # fmt: skip
     """Every claim with today's verdict.
 
     Args:
         store: committed records or a run store; None: nothing was run.
         sources: configurations, costs and published rows; default: the engine's and the package's own.
-        folders: where the claims are; default: the package's.
         may_have: see :class:`fractrain.report.claim_values.ClaimPlace`; to look for a run takes a millisecond or two.
     """
-    sources, store = remembering(sources or default_sources()), None if store is None else Remembering(store)
+    sources, store = cached_sources(sources or default_sources()), None if store is None else Remembering(store)
     table = functools.lru_cache(maxsize=None)(load_spec)
     judged = []
-    for file in claim_files(folders):
+    for file in claim_files():
         content = load_claims(file)
         for spec in content.claims:
             printed = spec.published_table or content.published_table
@@ -160,7 +161,7 @@ def judge_claims(
     return judged
 
 
-def _judge(spec: ClaimSpec, source: str, place: ClaimPlace | None) -> Claim:
+def _judge(spec: ClaimSpec, source: str, place: ClaimPlace | None) -> JudgedClaim:
     verdict, trend, evidence, said = Verdict("not run", spec.note), "", "", ""
     if place is not None:
         said = published_text(place, spec.quantity, spec.pairs)
@@ -170,7 +171,7 @@ def _judge(spec: ClaimSpec, source: str, place: ClaimPlace | None) -> Claim:
             verdict, evidence = _at_length(spec, place)
             trend, more = _trend(spec, place)
             evidence = "; ".join(filter(None, (evidence, more)))
-    return Claim(
+    return JudgedClaim(
         id=spec.id, text=spec.text, source=source, expected=_zone(spec), length=spec.length, published=said,
         verdict=verdict.word, reason=verdict.reason, trend=trend, evidence=evidence, next=_next(spec), note=spec.note,
     )  # fmt: skip
@@ -184,7 +185,7 @@ def _at_length(spec: ClaimSpec, place: ClaimPlace) -> tuple[Verdict, str]:
     rule = place.table.verdict.rule()
     found: dict[str, Estimate] = {}
     for pair in spec.pairs:
-        values = paired(place, spec.quantity, pair, "paper", SEEDS)
+        values = paired_values(place, spec.quantity, pair, "paper", SEEDS)
         if values:
             found[pair] = estimate(list(values.values()))
     circular = spec.quantity in MODELLED and place.circular
@@ -208,7 +209,7 @@ def judge_zone(measured: Estimate, expected: tuple[float, float], rule: VerdictR
     """Judge an interval by a zone, as :func:`fractrain.report.verdict.judge` does by a published value."""
     if measured.n < rule.min_seeds or measured.half_width is None:
         return Verdict("inconclusive", f"n={measured.n}, {rule.min_seeds} needed")
-    return within(measured, *expected)
+    return judge_interval(measured, *expected)
 
 
 def _by_construction(spec: ClaimSpec, place: ClaimPlace) -> tuple[Verdict, str]:
@@ -232,11 +233,11 @@ def _trend(spec: ClaimSpec, place: ClaimPlace) -> tuple[str, str]:
     for pair in (*spec.pairs, *spec.related):
         by_length = {
             length: values for length in short_lengths()
-            if (values := paired(place, spec.quantity, pair, length, SEEDS))
+            if (values := paired_values(place, spec.quantity, pair, length, SEEDS))
         }  # fmt: skip
         if not by_length:
             continue
-        line = fit({1 / short_lengths()[length]: list(values.values()) for length, values in by_length.items()})
+        line = fit_trend({1 / short_lengths()[length]: list(values.values()) for length, values in by_length.items()})
         own = pair if pair in spec.pairs else f"{pair} (not the claim's network)"
         if not (spec.quantity in MODELLED and place.circular):
             words.append(f"{own}: {judge_trend_zone(line, *_widened(spec.expected))}")
@@ -278,3 +279,42 @@ def _next(spec: ClaimSpec) -> str:
     if spec.length == "any":
         return f"fractrain reproduce {spec.table} --length 1/64 --data-dir DIR"
     return f"fractrain reproduce {spec.table} --profile paper --seeds {ADVISED} --data-dir DIR"
+
+
+# -- in words ----------------------------------------------------------------------------------------------------------
+
+
+def verdict_text(claim: JudgedClaim) -> str:
+    """The verdict, its reason, and what shorter runs say."""
+    word = f"{claim.verdict} ({claim.reason})" if claim.reason else claim.verdict
+    return f"{word}; {claim.trend}" if claim.trend else word
+
+
+def listing(claims: Sequence[JudgedClaim]) -> str:
+    """One paragraph for each claim."""
+    parts = []
+    for claim in claims:
+        needs = "any length" if claim.length == "any" else "the paper's length"
+        facts = {
+            "verdict": verdict_text(claim),
+            "expected": f"{claim.expected} (needs {needs})" if claim.expected else "",
+            "published": claim.published,
+            "evidence": claim.evidence,
+            "note": claim.note if claim.note != claim.reason else "",
+            "next": claim.next,
+            "source": claim.source,
+        }
+        lines = [f"{claim.id}: {claim.text}"]
+        for name, text in facts.items():
+            if text:
+                lines += textwrap.wrap(text, 110, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def markdown(claims: Sequence[JudgedClaim]) -> str:
+    """A table: claim, what the published rows themselves give, verdict."""
+    rows = [[c.text, c.published or "–", verdict_text(c)] for c in claims]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return tabulate(rows, ["Claim", "The published rows give", "Today's verdict"], tablefmt="github",
+                    disable_numparse=True)  # fmt: skip

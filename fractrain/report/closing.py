@@ -87,6 +87,6 @@ def _samples(config: Any) -> float | None:
     if not macs or not info.train_size or not info.test_size:
         return None
     recipe = config.recipe
-    periods = Clock.of(recipe, -(-info.train_size // recipe.batch_size)).periods
+    periods = Clock.from_recipe(recipe, -(-info.train_size // recipe.batch_size)).periods
     images: float = recipe.iterations * recipe.batch_size + periods * info.test_size / 3
     return macs * images

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from fractrain.cost.hardware import create
 from fractrain.report.quantities import ACC, BY_KEY, COST, IN_TABLES, Quantity
-from fractrain.report.spec import TableSpec
-from fractrain.report.spec_relative import Claim, Relative
+from fractrain.report.spec import PublishedClaim, Relative, TableSpec
 from fractrain.report.stats import CONFIDENCE
 from fractrain.report.values import Column, Part
 from fractrain.report.verdict import rule_text
@@ -68,7 +67,7 @@ def relative_columns(spec: TableSpec, relative: Relative) -> list[Column]:
     return found
 
 
-def _claim_rule(claim: Claim, quality: bool) -> str:
+def _claim_rule(claim: PublishedClaim, quality: bool) -> str:
     """How a claim is shown and judged."""
     if quality:
         return (

@@ -6,16 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from fractrain.cost.hardware import create
+from fractrain.cost.metrics import GATE, block_of
 from fractrain.cost.price import RunCost, price
-from fractrain.cost.sums import GATE, block_of
 from fractrain.engine.length import check_profile
 from fractrain.report.array_sections import Works, works_of
 from fractrain.report.build import build_table
 from fractrain.report.csv_cells import csv_text
 from fractrain.report.grid import plan
 from fractrain.report.sources import Sources, Store, default_sources
-from fractrain.report.spec import TableSpec
-from fractrain.report.spec_relative import CostDrawing
+from fractrain.report.spec import CostDrawing, TableSpec
 from fractrain.report.values import Table
 from fractrain.util.errors import ConfigError, FractrainError
 

@@ -12,10 +12,9 @@ from typing import Final
 
 from tabulate import tabulate
 
-from fractrain.report import scaling_output
-from fractrain.report.campaign import done, load_campaign
-from fractrain.report.claims import Claim, judge_claims
-from fractrain.report.claims_text import markdown
+from fractrain.report import scaling_draw
+from fractrain.report.campaign import done_in_order, load_campaign
+from fractrain.report.claims import JudgedClaim, judge_claims, markdown
 from fractrain.report.evidence import EvidenceStore
 from fractrain.report.render import render
 from fractrain.report.scaling import Gap, Scaling, build_scaling
@@ -38,7 +37,7 @@ def write_documents(store: EvidenceStore, root: Path) -> list[Path]:
     """
     scaling, claims = _built(store)
     text = _read(root / README)
-    written = scaling_output.write(scaling, root / TABLES, root / FIGURES)
+    written = scaling_draw.write(scaling, root / TABLES, root / FIGURES)
     atomic_write(root / README, _with_section(text, section(scaling, claims), root / README).encode())
     return [*written, root / README]
 
@@ -58,7 +57,7 @@ def verify_documents(store: EvidenceStore, root: Path) -> list[str]:
     return lines
 
 
-def _built(store: EvidenceStore) -> tuple[Scaling, list[Claim]]:
+def _built(store: EvidenceStore) -> tuple[Scaling, list[JudgedClaim]]:
     return build_scaling(load_campaign(CAMPAIGN), store), judge_claims(store)
 
 
@@ -89,14 +88,15 @@ def _with_section(text: str, content: str, path: Path) -> str:
 # -- the README's section ----------------------------------------------------------------------------------------------
 
 
-def section(scaling: Scaling, claims: Sequence[Claim]) -> str:
+def section(scaling: Scaling, claims: Sequence[JudgedClaim]) -> str:
     """Figure, gaps and claims, in Markdown."""
     finished = sum(run.state == "cached" for run in scaling.runs)
     total = len(scaling.runs)
     parts = [
         f"![Accuracy gap to SBM against the length of training]({FIGURES / CAMPAIGN}.svg)",
-        f"**{finished} of {total} runs of the campaign are done** (the first {done(scaling.runs)} without a gap). "
-        f"{scaling.table.watermark} All numbers: [{CAMPAIGN}.md]({TABLES / CAMPAIGN}.md).",
+        f"**{finished} of {total} runs of the campaign are done** "
+        f"(the first {done_in_order(scaling.runs)} without a gap). {scaling.table.watermark} "
+        f"All numbers: [{CAMPAIGN}.md]({TABLES / CAMPAIGN}.md).",
     ]
     if finished:
         parts += ["Accuracy over SBM in points, paired over seeds (± 95 % t interval; SBM: its accuracy in %):",

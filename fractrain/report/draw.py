@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from fractrain.report.figure_data import FigureData, Panel, Point
-from fractrain.report.labels import Box, place
+from fractrain.report.figure_data import FigureData, Panel, PlotPoint
+from fractrain.report.labels import place_in_axes
 from fractrain.util.errors import MachineError
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _looks() -> list[tuple[str, str]]:
     return list(zip(COLOURS, MARKERS, strict=True))
 
 
-def _series(axes: Axes, points: Sequence[Point], unit: float, colour: str, marker: str, filled: bool) -> None:
+def _series(axes: Axes, points: Sequence[PlotPoint], unit: float, colour: str, marker: str, filled: bool) -> None:
     """One series: a thin line in the order of the precisions, hollow markers for published, filled for measured."""
     x, y = [p.macs / unit for p in points], [p.accuracy for p in points]
     axes.plot(x, y, "-" if filled else ":", color=colour, linewidth=0.9, alpha=0.55, zorder=2)
@@ -321,17 +321,12 @@ def _scale(axes: Axes, panel: Panel, kind: str, unit: float) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _tags(axes: Axes, points: Sequence[Point], unit: float, notes: dict[str, str], colours: dict[str, str]) -> None:
+def _tags(axes: Axes, points: Sequence[PlotPoint], unit: float, notes: dict[str, str], colours: dict[str, str]) -> None:
     """Write the texts beside the points; a raised letter leads to the remark on a doubtful one."""
     texts = [p.tag + (f"$^{{{notes[p.note]}}}$" if p.note else "") for p in points]
-    pixels = axes.transData.transform([(p.macs / unit, p.accuracy) for p in points])
-    boxes = [Box(float(x), float(y), 7.0, 7.0) for x, y in pixels]
     sizes = [(4.6 * (len(p.tag) + bool(p.note)), 7.5) if t else (0.0, 0.0) for p, t in zip(points, texts, strict=True)]
-    (x0, y0), (x1, y1) = axes.transAxes.transform([(0, 0), (1, 1)])
-    frame = Box((x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2)
-    back = axes.transData.inverted()
-    for p, text, centre in zip(points, texts, place(boxes, sizes, frame), strict=True):
-        x, y = back.transform(centre)
+    places = place_in_axes(axes, [(p.macs / unit, p.accuracy) for p in points], sizes, 7.0)
+    for p, text, (x, y) in zip(points, texts, places, strict=True):
         axes.text(x, y, text, fontsize=7.2, color=colours[p.series], ha="center", va="center", zorder=3.5,
                   bbox={"facecolor": axes.get_facecolor(), "edgecolor": "none", "alpha": 0.75, "pad": 0.4})  # fmt: skip
 

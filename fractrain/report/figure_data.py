@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
 from fractrain.cost.published import PublishedRow
-from fractrain.engine.length import Profile, check_profile, words
+from fractrain.engine.length import Profile, check_profile, length_text
 from fractrain.report.build import build_table
 from fractrain.report.csv_cells import csv_text
 from fractrain.report.rows import EMPTY, data_label
 from fractrain.report.sources import Sources, Store, default_sources
-from fractrain.report.spec import Drawing, Pair, Series, TableSpec
+from fractrain.report.spec import FigureSpec, Pair, Series, TableSpec
 from fractrain.report.values import Row, Table
 from fractrain.util.errors import ConfigError
 
@@ -24,7 +24,7 @@ ACCURACY, MACS = "acc_top1_%", "effective_MACs"
 
 
 @dataclass(frozen=True)
-class Point:
+class PlotPoint:
     """One point: accuracy (best on test, percent) against effective MACs up to the epoch of best accuracy.
 
     Attributes:
@@ -73,7 +73,7 @@ class Panel:
     kind: Literal["published", "measured"]
     title: str
     subtitle: str
-    points: tuple[Point, ...]
+    points: tuple[PlotPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ class FigureData:
 
     table: Table
     title: str
-    drawing: Drawing
+    drawing: FigureSpec
     published: tuple[Panel, ...]
     measured: tuple[Panel, ...]
     warning: str
     remarks: tuple[str, ...]
 
     @property
-    def points(self) -> tuple[Point, ...]:
+    def points(self) -> tuple[PlotPoint, ...]:
         """All points that are drawn."""
         return tuple(point for panel in (*self.published, *self.measured) for point in panel.points)
 
@@ -148,24 +148,24 @@ def build_figure(
 # -- points ------------------------------------------------------------------------------------------------------------
 
 
-def _published(spec: TableSpec, drawing: Drawing, pair: Pair, rows: Sequence[PublishedRow]) -> Iterator[Point]:
+def _published(spec: TableSpec, drawing: FigureSpec, pair: Pair, rows: Sequence[PublishedRow]) -> Iterator[PlotPoint]:
     """Every published point of a pair, series by series, in the order of the published rows."""
     for series in drawing.series:
-        own = [r for r in rows if r.table in drawing.tables and _of(r, pair, series)]
+        own = [r for r in rows if r.table in drawing.tables and _figure_point(r, pair, series)]
         for key in dict.fromkeys((r.table, r.precision) for r in own):
             cell = {r.metric: r for r in own if (r.table, r.precision) == key}
             if ACCURACY in cell and MACS in cell:
                 yield _published_point(spec, pair, series, cell[MACS], cell[ACCURACY])
 
 
-def _of(row: PublishedRow, pair: Pair, series: Series) -> bool:
+def _figure_point(row: PublishedRow, pair: Pair, series: Series) -> bool:
     return (row.model, row.dataset, row.method) == (pair.model_label, pair.dataset_label, series.published)
 
 
-def _published_point(spec: TableSpec, pair: Pair, series: Series, x: PublishedRow, y: PublishedRow) -> Point:
+def _published_point(spec: TableSpec, pair: Pair, series: Series, x: PublishedRow, y: PublishedRow) -> PlotPoint:
     tags = [row.tag for row in spec.rows if row.series == series.key and row.published
             and row.published.precision == y.precision]  # fmt: skip
-    return Point(
+    return PlotPoint(
         model=pair.model_label,
         dataset=pair.dataset_label,
         data=pair.dataset_label,
@@ -182,14 +182,14 @@ def _published_point(spec: TableSpec, pair: Pair, series: Series, x: PublishedRo
     )
 
 
-def _measured(spec: TableSpec, pair: Pair, built: Sequence[Row], profile: Profile) -> Iterator[Point]:
+def _measured(spec: TableSpec, pair: Pair, built: Sequence[Row], profile: Profile) -> Iterator[PlotPoint]:
     """The points of complete rows, from the cells of the table."""
     for row, made in zip(spec.rows_of(pair), built, strict=True):
         own, theirs, y = (made.cells.get(k, EMPTY) for k in ("macs_best", "macs_authors", "accuracy_best_test"))
         x = own if theirs.value is None else theirs  # in the unit of the published points, where that is known
         if not row.series or x.value is None or y.value is None:
             continue
-        yield Point(
+        yield PlotPoint(
             model=pair.model_label,
             dataset=pair.dataset_label,
             data=spec.dataset(pair, profile) if spec.dataset(pair, profile) != pair.dataset else pair.dataset_label,
@@ -216,25 +216,25 @@ def _warning(table: Table) -> str:
     return table.watermark.replace("columns", "panels")
 
 
-def _published_panel(pair: Pair, points: tuple[Point, ...], own: tuple[Point, ...]) -> Panel:
+def _published_panel(pair: Pair, points: tuple[PlotPoint, ...], own: tuple[PlotPoint, ...]) -> Panel:
     """Published points, with measured ones on the same axes where they are of the same task and length."""
     how = "published: " + (_confidence(points) if points else "no points")
     subtitle = f"{how}; filled: measured" if own else how
     return Panel("published", f"{pair.model_label}, {pair.dataset_label}", subtitle, (*points, *own))
 
 
-def _confidence(points: Sequence[Point]) -> str:
+def _confidence(points: Sequence[PlotPoint]) -> str:
     accuracy = " / ".join(dict.fromkeys(p.confidence_accuracy for p in points))
     macs = " / ".join(dict.fromkeys(p.confidence_macs for p in points))
     return accuracy if accuracy == macs else f"{accuracy}, MACs {macs}"
 
 
-def _measured_panel(spec: TableSpec, pair: Pair, points: tuple[Point, ...], profile: Profile) -> Panel:
+def _measured_panel(spec: TableSpec, pair: Pair, points: tuple[PlotPoint, ...], profile: Profile) -> Panel:
     title = f"{pair.model_label}, {data_label(pair, spec.dataset(pair, profile))}"
-    return Panel("measured", title, f"measured, {words(profile)}; not comparable with published", points)
+    return Panel("measured", title, f"measured, {length_text(profile)}; not comparable with published", points)
 
 
-def only(figure: FigureData, panel: str) -> FigureData:
+def select_panels(figure: FigureData, panel: str) -> FigureData:
     """Return the figure with some of its panels.
 
     Args:
@@ -265,9 +265,9 @@ def _remarks(table: Table) -> Iterator[str]:
     done = sum(row.cells["accuracy_best_test"].value is not None for row in rows)
     if done:
         seeds = "one seed" if len(table.seeds) == 1 else f"{len(table.seeds)} seeds, bars: 95 % interval over seeds"
-        yield f"Measured: {done} of {len(rows)} points of {words(table.profile)}, {seeds}."
+        yield f"Measured: {done} of {len(rows)} points of {length_text(table.profile)}, {seeds}."
     else:
-        yield f"Published points only: no point of {words(table.profile)} has been measured yet."
+        yield f"Published points only: no point of {length_text(table.profile)} has been measured yet."
     yield from (note for note in table.notes if " was not run" in note)
 
 
@@ -276,7 +276,7 @@ def _remarks(table: Table) -> Iterator[str]:
 
 def points_csv(figure: FigureData) -> str:
     """Return the points as drawn, one per line, with source and confidence."""
-    names = [field.name for field in fields(Point)]
+    names = [field.name for field in fields(PlotPoint)]
     lines: list[list[object]] = [["figure", "version", "profile", *names]]
     table = figure.table
     for point in figure.points:

@@ -8,10 +8,10 @@ from typing import Final, Literal
 
 import pydantic
 
-from fractrain.report.spec_relative import Strict
 from fractrain.report.stats import Estimate, estimate
 from fractrain.report.values import Cell, Column, Row
 from fractrain.report.verdict import Verdict, VerdictRule, equivalence
+from fractrain.util.schema import Strict
 from fractrain.util.seeds import derive_seed
 
 Quantity = Literal["error", "misalignment"]
@@ -71,7 +71,7 @@ def error_rows(errors: FormatErrors, source: str) -> Iterator[Row]:
         source: of the published figures.
     """
     for row in errors.rows:
-        found = estimate(measure(row.format, row.quantity, row.seeds or errors.seeds, errors.shape))
+        found = estimate(measure_errors(row.format, row.quantity, row.seeds or errors.seeds, errors.shape))
         unit, _ = UNITS[row.quantity]
         verdict = _verdict(row, found)
         published = (
@@ -91,7 +91,7 @@ def error_rows(errors: FormatErrors, source: str) -> Iterator[Row]:
 
 
 @lru_cache(maxsize=64)
-def measure(name: str, quantity: Quantity, seeds: int, shape: tuple[int, int]) -> tuple[float, ...]:
+def measure_errors(name: str, quantity: Quantity, seeds: int, shape: tuple[int, int]) -> tuple[float, ...]:
     """One figure per matrix, in the unit of the quantity.
 
     Raises:

@@ -232,7 +232,7 @@ def _counts(states: Iterable[str]) -> str:
     return ", ".join(f"{number} {state}" for state, number in Counter(states).items())
 
 
-def waiting(runs: Sequence[PlannedRun]) -> dict[str, RunConfig]:
+def pending_runs(runs: Sequence[PlannedRun]) -> dict[str, RunConfig]:
     """Return what is still to be done, by run id: source runs, then runs."""
     sources = [source.config for source in source_runs(runs) if source.state == "to run"]
     configs = [*sources, *(run.config for run in runs if run.state == "to run")]

@@ -57,8 +57,8 @@ class KnownConfigs:
         self._path, self._make, self._sources = path, make, sources_digest()
         self._found = _load(path, self._sources)
         self._changed = False
-        self._methods, self._models = set(MethodRegistry().own()), set(ModelRegistry().own())
-        self._datasets = set(DatasetRegistry().own())
+        self._methods, self._models = set(MethodRegistry().builtin()), set(ModelRegistry().builtin())
+        self._datasets = set(DatasetRegistry().builtin())
 
     def make(self, request: RunRequest, seed: int) -> RunConfig:
         """The configuration of a run.

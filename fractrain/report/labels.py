@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STEPS = ((0, 1), (0, -1), (1, 0), (-1, 0), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))
 
@@ -30,7 +34,19 @@ class Box:
         return 4 * self.width * self.height - self.overlap(frame)
 
 
-def place(points: Sequence[Box], sizes: Sequence[tuple[float, float]], frame: Box) -> list[tuple[float, float]]:
+def place_in_axes(
+    axes: Axes, points: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], marker: float
+) -> list[tuple[float, float]]:
+    """:func:`place_labels` for points, and centres, in data coordinates; ``marker``: half its width, pixels."""
+    (x0, y0), (x1, y1) = axes.transAxes.transform([(0, 0), (1, 1)])
+    frame = Box((x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2)
+    boxes = [Box(float(x), float(y), marker, marker) for x, y in axes.transData.transform(list(points))]
+    back = axes.transData.inverted()
+    centres = (back.transform(centre) for centre in place_labels(boxes, sizes, frame))
+    return [(float(x), float(y)) for x, y in centres]
+
+
+def place_labels(points: Sequence[Box], sizes: Sequence[tuple[float, float]], frame: Box) -> list[tuple[float, float]]:
     """Choose a centre for the text of each point: greedily, the first of the places with the least overlap.
 
     Args:

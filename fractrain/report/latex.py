@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
-from fractrain.engine.length import stem, words
+from fractrain.engine.length import length_text, profile_slug
 from fractrain.report.values import Column, Section, Table
 
 # What tabulate escapes too, so only for text outside the tabular.
@@ -67,11 +67,11 @@ def latex(table: Table) -> str:
         caption += rf" \textbf{{{escape(table.watermark)}}}"
     small = "\n".join(rf"\item {escape(text)}" for text in (*table.notes, *table.rules))
     return (
-        f"% {table.name} version {table.version}, {words(table.profile)}; made by fractrain, do not edit.\n"
+        f"% {table.name} version {table.version}, {length_text(table.profile)}; made by fractrain, do not edit.\n"
         "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
         "\\begin{table*}\n\\centering\n"
         f"\\caption{{{caption}}}\n"
-        f"\\label{{tab:{table.name}-{stem(table.profile)}}}\n"
+        f"\\label{{tab:{table.name}-{profile_slug(table.profile)}}}\n"
         f"\\resizebox{{\\textwidth}}{{!}}{{%\n{_between_groups(tabular, table)}}}\n"
         "\\end{table*}\n"
         + "".join(_section(table, section) for section in table.sections)
@@ -82,7 +82,7 @@ def latex(table: Table) -> str:
 def narrow(table: Table) -> str:
     """Return the table for one column of a page: models and data stand on lines of their own, notes are comments.
 
-    The columns are those of the compact layout; :func:`fractrain.report.selection.selected` chooses them.
+    The columns are those of the compact layout; :func:`fractrain.report.output.selected` chooses them.
     """
     columns = [c for c in table.columns if c.short and c.key != "data_short"]
     align = "".join("r" if c.origin else "l" for c in columns)
@@ -98,12 +98,12 @@ def narrow(table: Table) -> str:
         f"% {text.translate(_ASCII)}\n" for text in (*table.notes, *table.rules, f"Source: {table.source}.")
     )
     return (
-        f"% {table.name} version {table.version}, {words(table.profile)}; made by fractrain, do not edit.\n"
+        f"% {table.name} version {table.version}, {length_text(table.profile)}; made by fractrain, do not edit.\n"
         "% Needs \\usepackage{booktabs} and \\usepackage{adjustbox}, which makes it smaller where it is too wide.\n"
         f"{notes}"
         "\\begin{table}\n\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
         f"\\caption{{{caption}}}\n"
-        f"\\label{{tab:{table.name}-{stem(table.profile)}}}\n"
+        f"\\label{{tab:{table.name}-{profile_slug(table.profile)}}}\n"
         "\\begin{adjustbox}{max width=\\columnwidth}\n" + "\n".join(lines) + "\n\\end{adjustbox}\n\\end{table}\n"
     )
 
@@ -121,7 +121,7 @@ def _section(table: Table, section: Section) -> str:
     tabular = _glyphs(tabulate(body, heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align))
     return (
         f"\\begin{{table*}}\n\\centering\n\\caption{{{escape(f'{table.title}: {section.title}. {section.caption}')}}}\n"
-        f"\\label{{tab:{table.name}-{stem(table.profile)}-{section.key}}}\n"
+        f"\\label{{tab:{table.name}-{profile_slug(table.profile)}-{section.key}}}\n"
         f"\\resizebox{{\\textwidth}}{{!}}{{%\n{tabular}}}\n\\end{{table*}}\n"
     )
 

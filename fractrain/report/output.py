@@ -1,25 +1,24 @@
-"""Tables and figures in all their formats: what a name stands for decides, callers need not know."""
+"""Tables and figures, whole or in part, in all formats: what a name stands for decides, callers need not know."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from fractrain.engine.length import stem as file_stem
+from fractrain.engine.length import profile_slug as file_stem
 from fractrain.report import render as tables
 from fractrain.report.build import build_table
 from fractrain.report.cost_draw import draw_costs
 from fractrain.report.cost_points import CostFigure, build_costs, costs_csv
 from fractrain.report.draw import FORMATS, Look, draw, require_matplotlib
-from fractrain.report.figure_data import FigureData, build_figure, only, points_csv
+from fractrain.report.figure_data import FigureData, build_figure, points_csv, select_panels
 from fractrain.report.latex import narrow
-from fractrain.report.selection import selected
 from fractrain.report.sources import Sources, Store
 from fractrain.report.spec import TableSpec
-from fractrain.report.values import Table
-from fractrain.util.errors import ConfigError
+from fractrain.report.values import Column, Row, Table
+from fractrain.util.errors import ConfigError, did_you_mean
 from fractrain.util.files import atomic_write, storing
 
 DRAWN: Final = ("svg", "png")
@@ -40,9 +39,9 @@ class Wanted:
     """How a table or figure is written.
 
     Attributes:
-        columns, rows: see :func:`fractrain.report.selection.selected`; empty: all. LaTeX of chosen columns fits one
+        columns, rows: see :func:`fractrain.report.output.selected`; empty: all. LaTeX of chosen columns fits one
             column of a page.
-        panel: see :func:`fractrain.report.figure_data.only`; empty: all.
+        panel: see :func:`fractrain.report.figure_data.select_panels`; empty: all.
         look: see :func:`fractrain.report.draw.draw`; ``paper`` also makes LaTeX fit one column.
         modelled: see :func:`fractrain.report.build.build_table`.
     """
@@ -54,7 +53,7 @@ class Wanted:
     modelled: bool = False
 
 
-def content(
+def table_content(
     spec: TableSpec,
     store: Store | None,
     profile: str,
@@ -88,7 +87,7 @@ def content(
         return _costs_content(build_costs(spec, store, profile, seeds, sources), fmt)
     if fmt in FORMATS:
         figure = build_figure(spec, store, profile, seeds, sources)
-        return draw(only(figure, wanted.panel) if wanted.panel else figure, fmt, wanted.look)
+        return draw(select_panels(figure, wanted.panel) if wanted.panel else figure, fmt, wanted.look)
     if spec.figure is not None and fmt in ("csv", "html", "md") and whole:
         return _figure_text(build_figure(spec, store, profile, seeds, sources), fmt).encode()
     table = selected(build_table(spec, store, profile, seeds, sources, wanted.modelled), wanted.columns, wanted.rows)
@@ -97,7 +96,7 @@ def content(
     return tables.render(table, fmt).encode()
 
 
-def text(
+def table_text(
     spec: TableSpec,
     store: Store | None,
     profile: str,
@@ -105,8 +104,8 @@ def text(
     fmt: str = "md",
     sources: Sources | None = None,
 ) -> str:
-    """:func:`content` of a text format (``svg`` is one)."""
-    return content(spec, store, profile, seeds, fmt, sources).decode()
+    """:func:`table_content` of a text format (``svg`` is one)."""
+    return table_content(spec, store, profile, seeds, fmt, sources).decode()
 
 
 def _costs_content(figure: CostFigure, fmt: str) -> bytes:
@@ -149,7 +148,7 @@ def write(
     """Write ``<name>-<profile>.<format>`` in every format, each file at once or not at all; a figure also as drawings.
 
     Args:
-        spec: as for :func:`text`, and so are the others.
+        spec: as for :func:`table_text`, and so are the others.
         store: the run store.
         profile: whose runs are shown.
         folder: where to; made if it is not there.
@@ -181,3 +180,41 @@ def write(
     for ending, content in contents.items():
         atomic_write(stem.with_name(stem.name + ending), content)
     return table, [stem.with_name(stem.name + ending) for ending in contents]
+
+
+LABEL = "label"
+
+
+def selected(table: Table, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> Table:
+    """Return a table with some columns and rows; smaller tables below it are left out as soon as any are chosen.
+
+    Args:
+        table: from :func:`fractrain.report.build.build_table`.
+        columns: keys, in the order in which they shall stand; the label of the row stands before them. Empty: all.
+        rows: words, one of which must be in the row's group (model and data) or label, whatever the case. Empty: all.
+
+    Raises:
+        ConfigError: no such column, or no row has any of the words.
+    """
+    if not columns and not rows:
+        return table
+    kept = tuple(row for row in table.rows if not rows or any(_has(row, word) for word in rows))
+    if not kept:
+        labels = dict.fromkeys(row.text(LABEL) for row in table.rows)
+        raise ConfigError(f"{table.name}: no row has {' or '.join(map(repr, rows))}; rows: {', '.join(labels)}")
+    return replace(table, columns=_columns(table, columns) if columns else table.columns, rows=kept, sections=())
+
+
+def _has(row: Row, word: str) -> bool:
+    return word.lower() in f"{row.group} {row.text(LABEL)}".lower()
+
+
+def _columns(table: Table, keys: Sequence[str]) -> tuple[Column, ...]:
+    there = {column.key: column for column in table.columns}
+    for key in keys:
+        if key not in there:
+            raise ConfigError(
+                f"{table.name} has no column {key!r}{did_you_mean(key, there)}; columns: {', '.join(there)}"
+            )
+    wanted = [LABEL, *keys] if LABEL in there and LABEL not in keys else list(keys)
+    return tuple(replace(there[key], short=there[key].short or there[key].head) for key in wanted)

@@ -13,7 +13,7 @@ import jinja2
 import fractrain
 from fractrain.cost.hardware import create
 from fractrain.engine.index import RunEntry, read_index
-from fractrain.engine.length import longest_first, words
+from fractrain.engine.length import length_text, longest_first
 from fractrain.engine.store import RunStore
 from fractrain.report import charts, page_detail
 from fractrain.report.page_detail import TASK, Chart, DrawingGroup, run_label, task_title
@@ -33,7 +33,7 @@ from fractrain.report.values import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fractrain.report.claims import Claim
+    from fractrain.report.claims import JudgedClaim
     from fractrain.report.page_bench import BenchRecord
     from fractrain.report.scaling import Scaling
 
@@ -47,7 +47,7 @@ def build_page(
     hardware: str = "",
     details: int = 12,
     entries: Sequence[RunEntry] | None = None,
-    claims: Sequence[Claim] = (),
+    claims: Sequence[JudgedClaim] = (),
     scaling: Scaling | None = None,
     benches: Sequence[BenchRecord] = (),
 ) -> str:
@@ -92,7 +92,7 @@ def build_page(
             "tasks": list(_tasks(means, methods)),
             "curves": list(page_detail.curves(found, methods)),
             "precision": list(page_detail.precision(found)),
-            "work": list(page_detail.work(found, model.title)),
+            "work": list(page_detail.cost_bars(found, model.title)),
             "parts": page_detail.work_table(found, model.title) if found else None,
             "hardware": model.title,
             "speed": _speed(benches),
@@ -126,7 +126,7 @@ def _banner(entries: Sequence[RunEntry]) -> str:
     reduced = [p for p in reversed(longest_first(profiles)) if p != "paper"]
     if not entries or not reduced:
         return "" if entries else "The run store is empty: nothing has been run yet."
-    kinds = " and ".join(f"{profiles[p]:,} run{'' if profiles[p] == 1 else 's'} of {words(p)}" for p in reduced)
+    kinds = " and ".join(f"{profiles[p]:,} run{'' if profiles[p] == 1 else 's'} of {length_text(p)}" for p in reduced)
     rest = f"; {profiles['paper']:,} followed the paper's protocol" if profiles["paper"] else ""
     return (
         f"NOT A REPRODUCTION: {kinds}{rest}. Profile smoke means minutes-long runs, mostly on stand-in data; a length "
@@ -212,7 +212,7 @@ def _dot(x: Any, y: Any, methods: Sequence[str]) -> charts.Dot:
     seeds = f"seed{'s' if y.n > 1 else ''} {y.seed}"
     text = (
         f"{run_label(y.method, y.settings)}: {number_text(y.quantity, y.value)} {y.unit} at "
-        f"{number_text(x.quantity, x.value)} {x.unit}; {seeds}; {words(y.profile)}; runs {y.run}"
+        f"{number_text(x.quantity, x.value)} {x.unit}; {seeds}; {length_text(y.profile)}; runs {y.run}"
     )
     label = run_label(y.method, y.settings)
     return charts.Dot(methods.index(y.method), label, x.value, y.value, y.low, y.high, Mark(text, f"#group-{y.group}"))

@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from fractrain.engine.index import RunEntry
-from fractrain.engine.length import words
+from fractrain.engine.length import length_text
 from fractrain.engine.store import RunRecord, RunStore
 from fractrain.report import charts
-from fractrain.report.breakdown import NAMED, ModelParts, bits_by_part, breakdown, choices, mean_bits, quantized_parts
+from fractrain.report.breakdown import (
+    NAMED,
+    ModelParts,
+    bits_by_part,
+    breakdown,
+    mean_bits,
+    quantized_parts,
+    width_shares,
+)
 from fractrain.report.charts import SIZE
 from fractrain.report.page_tables import PageColumn, PageRow, PageTable
 from fractrain.report.svg import Mark
@@ -72,7 +80,7 @@ class Detail:
         label: its method, and in what its configuration differs.
         lines: of its ``metrics.jsonl``.
         work: from :func:`fractrain.report.breakdown.breakdown`.
-        chosen: from :func:`fractrain.report.breakdown.choices`.
+        chosen: from :func:`fractrain.report.breakdown.width_shares`.
         spent: effective MACs, joules and seconds by part and product; NaN where the hardware model cannot say.
         problem: why it cannot; empty if it can.
     """
@@ -104,7 +112,7 @@ def run_label(method: str, settings: str) -> str:
 def task_title(key: Sequence[Any]) -> str:
     """The values of :data:`TASK` in words."""
     model, dataset, setting, profile = key
-    return f"{model} on {dataset}{'' if setting == 'standard' else f', {setting}'} [{words(profile)}]"
+    return f"{model} on {dataset}{'' if setting == 'standard' else f', {setting}'} [{length_text(profile)}]"
 
 
 def details(
@@ -139,7 +147,7 @@ def look_into(entry: RunEntry, record: RunRecord, label: str, hardware: Hardware
     except FractrainError as error:
         problem = str(error)
     spent = spent.reindex(columns=list(MEASURES)).fillna({"effective": 0.0})
-    return Detail(entry, label, record.metrics(), work, choices(ledger), spent, problem)
+    return Detail(entry, label, record.metrics(), work, width_shares(ledger), spent, problem)
 
 
 def _priced(record: RunRecord, ledger: Ledger, hardware: HardwareModel) -> pd.DataFrame:
@@ -147,7 +155,7 @@ def _priced(record: RunRecord, ledger: Ledger, hardware: HardwareModel) -> pd.Da
     from fractrain.cost.price import Counts
     from fractrain.report.run_cost import price_record
 
-    frame = price_record(record, Counts.of(ledger), hardware).frame()
+    frame = price_record(record, Counts.from_ledger(ledger), hardware).frame()
     part_of = ModelParts(ledger)
     columns = {name: frame.filter(like=f"{name}_").sum(axis=1, skipna=False) for name in ("joules", "seconds")}
     parts = frame["layer"].map(lambda layer: layer if layer.startswith("(") else part_of(layer)).rename("part")
@@ -209,7 +217,7 @@ def precision(found: Sequence[Detail]) -> Iterator[DrawingGroup]:
     """How widths move over training, differ between parts and are chosen; constant ones are named in one note."""
     constant: dict[str, list[str]] = defaultdict(list)
     for number, d in enumerate(found):
-        view = widths(d)
+        view = width_curves(d)
         if not view.panels:
             bits = mean_bits(d.work)
             width = "full precision" if bits.empty else "/".join(f"{v:.3g}" for v in bits.iloc[0]) + " bits (A/W/E)"
@@ -221,7 +229,7 @@ def precision(found: Sequence[Detail]) -> Iterator[DrawingGroup]:
         yield DrawingGroup("Constant precision", (), "; ".join(constant) + ".")
 
 
-def widths(d: Detail) -> charts.Widths:
+def width_curves(d: Detail) -> charts.Widths:
     """The widths of a run, as far as they move, differ between parts or are chosen; else without any panel."""
     bits = mean_bits(d.work)
     moves = len(bits) > 1 and bool((bits.max() - bits.min()).max() > SEEN)
@@ -266,7 +274,7 @@ def _caption(view: charts.Widths) -> str:
 # -- where the work goes -----------------------------------------------------------------------------------------------
 
 
-def work(found: Sequence[Detail], hardware: str) -> Iterator[DrawingGroup]:
+def cost_bars(found: Sequence[Detail], hardware: str) -> Iterator[DrawingGroup]:
     """Where effective MACs, energy and time go by product: a bar for each configuration of a task."""
     for number, (title, own) in enumerate(by_task(found)):
         drawn = []
@@ -315,6 +323,23 @@ def work_table(found: Sequence[Detail], hardware: str) -> PageTable:
 
 
 __all__ = [
-    "AT_BEST", "MEASURES", "OVER", "TASK", "Chart", "Detail", "DrawingGroup", "by_task", "curve", "curves", "details",
-    "look_into", "precision", "run_label", "stages", "task_title", "widths", "work", "work_table",
+    "AT_BEST",
+    "MEASURES",
+    "OVER",
+    "TASK",
+    "Chart",
+    "Detail",
+    "DrawingGroup",
+    "by_task",
+    "cost_bars",
+    "curve",
+    "curves",
+    "details",
+    "look_into",
+    "precision",
+    "run_label",
+    "stages",
+    "task_title",
+    "width_curves",
+    "work_table",
 ]  # fmt: skip

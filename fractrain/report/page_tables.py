@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fractrain.engine.index import RunEntry
-    from fractrain.report.claims import Claim
+    from fractrain.report.claims import JudgedClaim
 
 IN_RUNS: Final = {
     "accuracy_last": True, "accuracy_best_val": False, "accuracy_best_test": True, "perplexity_last": True,
@@ -85,7 +85,7 @@ def number_text(key: str, value: float) -> str:
     return BY_KEY[key].text(value) if key in BY_KEY else fitted_text(value)
 
 
-def claims_table(claims: Sequence[Claim]) -> PageTable:
+def claims_table(claims: Sequence[JudgedClaim]) -> PageTable:
     """What the papers' abstracts claim, each with today's verdict and what it rests on."""
     columns = [
         PageColumn("text", "Claim", long=True), PageColumn("verdict", "Verdict"),
@@ -168,7 +168,7 @@ def runs_table(entries: Sequence[RunEntry], frame: pd.DataFrame, settings: Mappi
             if (value := values.get((e.run_id, key))) is not None:
                 cells[key] = Cell(number_text(key, value), _origin(key), value, n=1)
         rows.append(PageRow(cells, f"run-{e.run_id}", e.run_id, e.status))
-    return PageTable("runs", "Runs", _telling(columns, rows), rows)
+    return PageTable("runs", "Runs", _without_empty(columns, rows), rows)
 
 
 def configurations_table(frame: pd.DataFrame) -> PageTable:
@@ -186,10 +186,10 @@ def configurations_table(frame: pd.DataFrame) -> PageTable:
         cells["seeds"] = Cell(str(first.n), value=float(first.n))
         cells |= {key: _mean_cell(line) for key, line in own.items()}
         rows.append(PageRow(cells, f"group-{group}", str(first.run)))
-    return PageTable("configurations", "Configurations: means over seeds", _telling(columns, rows), rows)
+    return PageTable("configurations", "Configurations: means over seeds", _without_empty(columns, rows), rows)
 
 
-def _telling(columns: Sequence[PageColumn], rows: Sequence[PageRow]) -> list[PageColumn]:
+def _without_empty(columns: Sequence[PageColumn], rows: Sequence[PageRow]) -> list[PageColumn]:
     """The columns, without showing at first those of words that say nothing in any row."""
     said = {c.key: {row.cells[c.key].text for row in rows if c.key in row.cells} for c in columns if not c.number}
     return [replace(c, shown=False) if said.get(c.key, {c.head}) <= {"", "standard"} else c for c in columns]

@@ -7,7 +7,6 @@ are one integral, over the standard deviation that happens to be measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +14,7 @@ from fractrain.report.stats import t_quantile
 
 POWER: Final = 0.8  # a number of seeds "would decide" if it does so in four cases of five
 MOST: Final = 100  # seeds; what needs more than that is not worth naming
+SEEDS: Final = (3, 5, 10)
 _STEPS: Final = 2_000  # equally likely values of the measured standard deviation
 
 
@@ -63,11 +63,12 @@ def seeds_to_decide(miss: float, sd: float, tolerance: float, at_least: int) -> 
     return None
 
 
-def power_text(tolerance: float, numbers: Sequence[int] = (3, 5, 10), sd: float = 0.25, miss: float = 0.7) -> str:
-    """One sentence on what the rule can do with so many seeds; ``sd`` is typical of CIFAR-10 accuracies in percent."""
-    exact = ", ".join(f"{chances(0, sd, n, tolerance).reproduced:.0%} with {n}" for n in numbers)
-    false = max(chances(miss, sd, n, tolerance).reproduced for n in numbers)
-    bound = max(chances(tolerance, sd, n, tolerance).reproduced for n in numbers)
+def power_text(tolerance: float) -> str:
+    """One sentence on what the rule can do with so many seeds."""
+    sd, miss = 0.25, 0.7  # percent: the first is typical of accuracies on CIFAR-10
+    exact = ", ".join(f"{chances(0, sd, n, tolerance).reproduced:.0%} with {n}" for n in SEEDS)
+    false = max(chances(miss, sd, n, tolerance).reproduced for n in SEEDS)
+    bound = max(chances(tolerance, sd, n, tolerance).reproduced for n in SEEDS)
     return (
         f"Power, where seeds scatter with a standard deviation of {sd:g}: an exact copy is called reproduced in "
         f"{exact} seeds; one that is {miss:g} off in {false:.1%}, one exactly on the edge in {bound:.1%} at most."

@@ -217,7 +217,7 @@ ColumnKey = Annotated[str, AfterValidator(lambda name: _known(name, [*(q.key for
 """The same, or a column of published numbers."""
 
 
-def numbers(summary: Mapping[str, Any]) -> Iterator[tuple[Quantity, float]]:
+def all_quantities(summary: Mapping[str, Any]) -> Iterator[tuple[Quantity, float]]:
     """Yield every quantity that a run's summary has, with its number."""
     for quantity in QUANTITIES:
         value = quantity.read(summary)

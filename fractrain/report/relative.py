@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 
 from fractrain.cost.published import PublishedRow
 from fractrain.engine.length import Profile
-from fractrain.report.improve import CIRCULAR, circular, numbers
+from fractrain.report.improve import CIRCULAR, circular, paired_gain, values_by_seed
 from fractrain.report.quantities import BY_KEY, Quantity
 from fractrain.report.rows import MethodRow, published_value
 from fractrain.report.sources import PublishedIndex
-from fractrain.report.spec import Pair, RowSpec, TableSpec
-from fractrain.report.spec_relative import Claim
-from fractrain.report.stats import Estimate, paired_difference, paired_ratio, paired_saving
-from fractrain.report.values import Cell, Measured, Row
+from fractrain.report.spec import Pair, PublishedClaim, RowSpec, TableSpec
+from fractrain.report.stats import Estimate, paired_difference, paired_ratio
+from fractrain.report.values import Cell, Row, RunValues
 from fractrain.report.verdict import Verdict, VerdictRule, judge
 from fractrain.util.errors import DataError
 
@@ -49,7 +48,7 @@ def with_relative(
                 real = spec.dataset(pair, profile) == pair.dataset
                 word = _verdict(own, other, quantity, said.value, spec, row, rule, profile, real)
                 cells[f"{quantity.key}_claim_verdict"] = Cell(word)
-        found = compare(own.measured, other.measured, quantity)
+        found = paired_estimate(own.measured, other.measured, quantity)
         if found is not None:
             cells[f"{quantity.key}_relative"] = _cell(found, quantity, spec.row(row.against).label, spec.hardware)
     return replace(built[row.key].row, cells={**built[row.key].row.cells, **cells})
@@ -64,7 +63,13 @@ class _Claimed:
 
 
 def _claimed(
-    claim: Claim, pair: Pair, row: RowSpec, own: MethodRow, other: MethodRow, quantity: Quantity, index: PublishedIndex
+    claim: PublishedClaim,
+    pair: Pair,
+    row: RowSpec,
+    own: MethodRow,
+    other: MethodRow,
+    quantity: Quantity,
+    index: PublishedIndex,
 ) -> _Claimed | None:
     """The claim of a row's source, or what follows from the published numbers of both rows; None without either."""
     if claim.metric:
@@ -92,7 +97,9 @@ def judged_claims(spec: TableSpec, row: Row) -> list[str]:
     return notes
 
 
-def compare(own: Mapping[int, Measured], other: Mapping[int, Measured], quantity: Quantity) -> Estimate | None:
+def paired_estimate(
+    own: Mapping[int, RunValues], other: Mapping[int, RunValues], quantity: Quantity
+) -> Estimate | None:
     """Accuracy, perplexity: own minus other; costs: other by own. Paired over common seeds, None without a measurement.
 
     Args:
@@ -100,7 +107,7 @@ def compare(own: Mapping[int, Measured], other: Mapping[int, Measured], quantity
         other: complete runs of the row it is set against.
         quantity: what is compared.
     """
-    mine, theirs = numbers(own, quantity), numbers(other, quantity)
+    mine, theirs = values_by_seed(own, quantity), values_by_seed(other, quantity)
     return paired_difference(mine, theirs) if quantity.is_quality else paired_ratio(theirs, mine)
 
 
@@ -142,8 +149,7 @@ def _verdict(
     """What the measured difference or saving (percent) says of the claimed one."""
     if not own.measured:
         return own.row.text("verdict")
-    mine, theirs = numbers(own.measured, quantity), numbers(other.measured, quantity)
-    found = paired_difference(mine, theirs) if quantity.is_quality else paired_saving(mine, theirs)
+    found = paired_gain(own, other, quantity)
     if found is None:
         return str(Verdict("inconclusive", f"nothing of {spec.row(row.against).label} to compare with"))
     if profile == "paper" and circular(quantity, spec.hardware):

@@ -11,7 +11,7 @@ from typing import Final
 import jinja2
 from tabulate import tabulate
 
-from fractrain.engine.length import stem, words
+from fractrain.engine.length import length_text, profile_slug
 from fractrain.report.csv_cells import csv_text as cells_as_csv
 from fractrain.report.latex import latex
 from fractrain.report.values import Column, Part, Row, Section, Table
@@ -47,7 +47,7 @@ def markdown(table: Table) -> str:
     lines += ["## Notes", ""]
     lines += [f"- {text}" for text in (*table.notes, *table.rules, f"Source: {table.source}.")]
     lines.append(
-        f"- {table.name} version {table.version}, {words(table.profile)}, {_seeds(table)}. "
+        f"- {table.name} version {table.version}, {length_text(table.profile)}, {_seeds(table)}. "
         "pub. = published, model = modelled. All columns and intervals: the CSV, JSON and HTML forms."
     )
     lines += _runs(table)
@@ -161,7 +161,7 @@ def write_all(table: Table, folder: Path | str) -> list[Path]:
         StoreError: the folder cannot be written.
     """
     folder = Path(folder)
-    name = f"{table.name}-{stem(table.profile)}"
+    name = f"{table.name}-{profile_slug(table.profile)}"
     contents = {folder / f"{name}.{fmt}": render(table, fmt) for fmt in FORMATS}
     contents |= {folder / f"{name}-{s.key}.csv": section_csv(table, s) for s in table.sections}
     with storing(folder):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fractrain.engine.index import RunEntry, read_index
 from fractrain.engine.store import RunRecord, RunStore
-from fractrain.report.quantities import BY_KEY, BY_METRIC, Quantity, numbers
+from fractrain.report.quantities import BY_KEY, BY_METRIC, Quantity, all_quantities
 from fractrain.report.stats import estimate
 from fractrain.util.errors import ConfigError, did_you_mean
 
@@ -132,7 +132,7 @@ def _lines(entries: Sequence[RunEntry], by: By, hardware: str, store: RunStore) 
             continue
         found: dict[str, list[float]] = defaultdict(list)
         for x in own:
-            for quantity, value in numbers(_summary(store, x, hardware)):
+            for quantity, value in all_quantities(_summary(store, x, hardware)):
                 found[quantity.key].append(value)
         for key, values in found.items():
             if len(values) == len(own):  # a mean over some of the seeds would pass for one over all

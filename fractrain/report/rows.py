@@ -16,7 +16,7 @@ from fractrain.report.smoke import learns
 from fractrain.report.sources import PublishedIndex, Sources
 from fractrain.report.spec import Pair, RowSpec, TableSpec
 from fractrain.report.stats import estimate
-from fractrain.report.values import Cell, Measured, Row
+from fractrain.report.values import Cell, Row, RunValues
 from fractrain.report.verdict import Verdict, incomplete, judge
 from fractrain.util.errors import FractrainError
 
@@ -39,7 +39,7 @@ class MethodRow:
     """
 
     row: Row
-    measured: Mapping[int, Measured]
+    measured: Mapping[int, RunValues]
     published: Mapping[str, float]
     notes: list[str] = field(default_factory=list)
 
@@ -96,10 +96,10 @@ def method_row(
     if not all(record.verified for record in done.values()):
         notes.append(UNVERIFIED)
     notes += _trivial(pair, row, request.dataset, list(measured.values()))
-    return MethodRow(Row("method", group(pair, request.dataset), cells), measured, numbers, notes)
+    return MethodRow(Row("method", group_heading(pair, request.dataset), cells), measured, numbers, notes)
 
 
-def group(pair: Pair, dataset: str) -> str:
+def group_heading(pair: Pair, dataset: str) -> str:
     """Heading of a pair's rows, with the data set that was really used."""
     return f"{pair.model_label}, {data_label(pair, dataset)}"
 
@@ -167,7 +167,7 @@ def protocol(dataset: str) -> str:
     return info.protocol if info and info.kind == "text" else ""
 
 
-def _measured_cells(measured: Mapping[int, Measured], hardware: str, how: str) -> dict[str, Cell]:
+def _measured_cells(measured: Mapping[int, RunValues], hardware: str, how: str) -> dict[str, Cell]:
     """Means over seeds; an optional number counts only where every seed has it. ``how`` perplexities were measured."""
     cells: dict[str, Cell] = {}
     for quantity in IN_TABLES:
@@ -193,7 +193,7 @@ def _measured_cells(measured: Mapping[int, Measured], hardware: str, how: str) -
 
 def _measure(
     records: Mapping[int, RunRecord], hardware: str, sources: Sources
-) -> tuple[dict[int, Measured], list[str]]:
+) -> tuple[dict[int, RunValues], list[str]]:
     """Numbers of finished runs by seed, or one remark for each whose files do not hold any."""
     measured, remarks = {}, []
     for seed, record in records.items():
@@ -246,7 +246,7 @@ def _notes(pair: Pair, row: RowSpec, runs: Sequence[PlannedRun], printed: Mappin
     where = f"{pair.model_label}, {pair.dataset_label}, {row.label}"
     notes = [f"{where}, published: {note}." for note in dict.fromkeys(p.note for p in printed.values() if p.note)]
     if how := protocol(runs[0].request.dataset):
-        notes.append(f"{group(pair, runs[0].request.dataset)}: {how}.")
+        notes.append(f"{group_heading(pair, runs[0].request.dataset)}: {how}.")
     if runs[0].state == "no plugin":
         notes.append(f"{row.label} was not run (no plugin): {runs[0].reason}")
     elif runs[0].state in ("no model", "no data", "left out"):
@@ -256,18 +256,18 @@ def _notes(pair: Pair, row: RowSpec, runs: Sequence[PlannedRun], printed: Mappin
     return notes
 
 
-def _not_priced(hardware: str, measured: Mapping[int, Measured]) -> list[str]:
+def _not_priced(hardware: str, measured: Mapping[int, RunValues]) -> list[str]:
     """Why a hardware model gave no energy and latency; rows that fail for one reason share the note."""
     reasons = dict.fromkeys(m.not_priced for m in measured.values() if m.not_priced)
     return [f"Not priced by {hardware}: {reason}." for reason in reasons]
 
 
-def _is_language(measured: Iterable[Measured]) -> bool:
+def _is_language(measured: Iterable[RunValues]) -> bool:
     """Whether these runs are judged by perplexity."""
     return all("perplexity_best_test" in m.values for m in measured)
 
 
-def _trivial(pair: Pair, row: RowSpec, dataset: str, measured: Sequence[Measured]) -> list[str]:
+def _trivial(pair: Pair, row: RowSpec, dataset: str, measured: Sequence[RunValues]) -> list[str]:
     """What a predictor without learning reaches on this data, and whether this row's runs are better on average."""
     words = bool(measured) and _is_language(measured)
     kind = "perplexity" if words else "accuracy"
@@ -275,9 +275,9 @@ def _trivial(pair: Pair, row: RowSpec, dataset: str, measured: Sequence[Measured
         return []
     bar = measured[0].values[f"{kind}_trivial"]
     what, unit = ("giving each word its frequency", "perplexity") if words else ("always one class", "accuracy, %")
-    where = dataset if pair.setting == "standard" else group(pair, dataset)
+    where = dataset if pair.setting == "standard" else group_heading(pair, dataset)
     notes = [f"{where}, trivial predictor ({what}): {unit} {bar:.2f}."]
     mean = estimate([m.values[f"{kind}_best_test"] for m in measured]).mean
     if (mean >= bar) if words else (mean <= bar):
-        notes.append(f"{group(pair, dataset)}, {row.label}: NOT better than the trivial predictor.")
+        notes.append(f"{group_heading(pair, dataset)}, {row.label}: NOT better than the trivial predictor.")
     return notes

@@ -84,7 +84,7 @@ def price_run(record: RunRecord, models: Sequence[HardwareModel], by: str = "") 
 
     if record.summary is None:
         raise StoreError(f"run {record.run_id} has status {record.status!r}: only finished runs have a cost")
-    counts = Counts.of(record.ledger())
+    counts = Counts.from_ledger(record.ledger())
     return [_priced(record, counts, model, by) for model in models]
 
 
@@ -95,10 +95,10 @@ def price_record(record: Any, counts: Counts, model: HardwareModel) -> RunCost:
         FractrainError: the model cannot price it; says why.
     """
     from fractrain.cost.price import Recorded, price
-    from fractrain.engine.geometry import run_geometry
+    from fractrain.engine.layer_shapes import run_layer_shapes
 
-    geometry = run_geometry(record.config) if model.needs_geometry else None
-    recorded = Recorded.of(record.metrics()) if model.measures else None
+    geometry = run_layer_shapes(record.config) if model.needs_geometry else None
+    recorded = Recorded.from_metrics(record.metrics()) if model.measures else None
     return price(counts, model, geometry, recorded)
 
 
@@ -113,7 +113,7 @@ def costs_on(record: Any, ledger: Ledger, model: HardwareModel) -> tuple[dict[st
     """
     from fractrain.cost.price import Counts
 
-    priced, best = price_record(record, Counts.of(ledger), model), int(record.summary["best_test_epoch"])
+    priced, best = price_record(record, Counts.from_ledger(ledger), model), int(record.summary["best_test_epoch"])
     found: dict[str, float] = {}
     for at, cost in (("best", priced.until(best)), ("end", priced.until())):
         found |= {f"energy_j@{at}": cost.joules.total, f"latency_s@{at}": cost.seconds.total}

@@ -7,18 +7,18 @@ from typing import Final
 
 from fractrain.cost.hardware import create
 from fractrain.engine.length import Profile
-from fractrain.report.rows import EMPTY, MethodRow, group, published_value
-from fractrain.report.sources import PublishedIndex
-from fractrain.report.spec import Pair, RowSpec, TableSpec
-from fractrain.report.split import (
+from fractrain.report.rows import EMPTY, MethodRow, group_heading, published_value
+from fractrain.report.saving_factors import (
     LABELS,
     PUBLISHED,
-    Split,
+    SavingFactors,
     measured_split,
     published_iterations,
     published_split,
     split_cells,
 )
+from fractrain.report.sources import PublishedIndex
+from fractrain.report.spec import Pair, RowSpec, TableSpec
 from fractrain.report.values import Cell, Column, Row, Section
 
 Built = Mapping[str, MethodRow]  # of one pair, by row key
@@ -56,7 +56,7 @@ def savings_section(
     costs = ("latency", "energy") if spec.hardware else ("macs",)
     rows = []
     for pair in spec.pairs:
-        where = group(pair, spec.dataset(pair, profile))
+        where = group_heading(pair, spec.dataset(pair, profile))
         for own, other in comparisons(spec, pair):
             for cost in costs:
                 cells = _cells(spec, pair, (own, other), built[f"{pair.key}/{pair.setting}"], cost, index)
@@ -89,7 +89,7 @@ def _cells(
 
 def _published(
     pair: Pair, rows: tuple[RowSpec, RowSpec], built: Built, cost: str, index: PublishedIndex
-) -> Split | None:
+) -> SavingFactors | None:
     values = [built[row.key].published for row in rows]
     costs = [v.get(PUBLISHED[cost]) for v in values]
     if costs[0] is None or costs[1] is None:

@@ -10,17 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fractrain.engine.length import share, words
+from fractrain.engine.length import length_divisor, length_text
 from fractrain.report.campaign import Campaign, plan_campaign
 from fractrain.report.grid import PlannedRun
-from fractrain.report.improve import numbers
+from fractrain.report.improve import values_by_seed
 from fractrain.report.quantities import BY_KEY
 from fractrain.report.rows import EMPTY, published_value
 from fractrain.report.sources import PublishedIndex, Sources, Store, default_sources
 from fractrain.report.spec import Pair, RowSpec
 from fractrain.report.stats import CONFIDENCE, Estimate, estimate, paired_saving
-from fractrain.report.trend import Trend, TrendVerdict, fit, judge_trend, trend_rule
-from fractrain.report.values import Cell, Column, Measured, Origin, Row, Table
+from fractrain.report.trend import Trend, TrendVerdict, fit_trend, judge_trend, trend_rule
+from fractrain.report.values import Cell, Column, Origin, Row, RunValues, Table
 
 GAP: Final = "accuracy_best_test"
 SHOWN: Final = ("accuracy_best_test", "accuracy_last", "macs_end", "energy_end")
@@ -42,12 +42,12 @@ class Curve:
     pair: Pair
     row: RowSpec
     planned: Mapping[str, tuple[int, ...]]
-    measured: Mapping[str, Mapping[int, Measured]]
+    measured: Mapping[str, Mapping[int, RunValues]]
     published: float | None
 
     def accuracy(self, length: str) -> dict[int, float]:
         """Best test accuracy of the finished runs of a length, by seed."""
-        return numbers(self.measured.get(length, {}), BY_KEY[GAP])
+        return values_by_seed(self.measured.get(length, {}), BY_KEY[GAP])
 
     def gaps(self, rival: Curve) -> dict[str, list[float]]:
         """Paired differences in points, by length; lengths without a pair are left out."""
@@ -127,7 +127,7 @@ def _curves(campaign: Campaign, runs: Sequence[PlannedRun], sources: Sources) ->
             own = [r for r in runs if r.pair.dataset == dataset and r.row.key == method.key]
             if not own:
                 continue
-            lengths = sorted({r.request.profile for r in own}, key=lambda name: -(share(name) or 0))
+            lengths = sorted({r.request.profile for r in own}, key=lambda name: -(length_divisor(name) or 0))
             planned = {name: tuple(r.seed for r in own if r.request.profile == name) for name in lengths}
             measured = {
                 name: {r.seed: sources.measure(r.record, campaign.hardware) for r in own
@@ -142,7 +142,7 @@ def _curves(campaign: Campaign, runs: Sequence[PlannedRun], sources: Sources) ->
 
 def _gap(own: Curve, rival: Curve, tolerance: float) -> Gap:
     gaps = own.gaps(rival)
-    trend = fit({1 / (share(length) or 1): values for length, values in gaps.items()})
+    trend = fit_trend({1 / (length_divisor(length) or 1): values for length, values in gaps.items()})
     published = own.published_gap(rival)
     at = {length: estimate(values) for length, values in gaps.items()}
     return Gap(own, rival, at, trend, published, judge_trend(trend, published, tolerance) if gaps else None)
@@ -153,7 +153,7 @@ def _gap(own: Curve, rival: Curve, tolerance: float) -> Gap:
 
 def _table(campaign: Campaign, runs: Sequence[PlannedRun], curves: Mapping[tuple[str, str], Curve]) -> Table:
     rows = [row for (dataset, key), curve in curves.items() for row in _rows(campaign, dataset, key, curve, curves)]
-    lengths = sorted({r.request.profile for r in runs}, key=lambda name: -(share(name) or 0))
+    lengths = sorted({r.request.profile for r in runs}, key=lambda name: -(length_divisor(name) or 0))
     span = f"{lengths[0]} to {lengths[-1]}"
     done = sum(run.state == "cached" for run in runs)
     return Table(
@@ -219,7 +219,7 @@ def _rows(
     gaps = {r: _gap(curve, other, campaign.trend.tolerance) for r, other in rivals.items()}
     for length in curve.planned:
         cells = _measured_cells(campaign, curve, length, rivals)
-        cells |= {f"gap_{r}": _gap_cell(gap.at[length]) for r, gap in gaps.items() if length in gap.at}
+        cells |= {f"gap_{r}": _paired_cell(gap.at[length], "+", 2) for r, gap in gaps.items() if length in gap.at}
         yield Row("method", heading, blank | named | cells)
     if ahead := _predicted_cells(gaps):
         yield Row("method", heading, blank | named | {"length": Cell(f"{PAPER} (trend)")} | ahead)
@@ -232,7 +232,7 @@ def _measured_cells(campaign: Campaign, curve: Curve, length: str, rivals: Mappi
         return {**cells, GAP: Cell("not run", "not run")}
     for name in SHOWN:
         quantity = BY_KEY[name]
-        values = numbers(runs, quantity)
+        values = values_by_seed(runs, quantity)
         if values:
             e = estimate(list(values.values()))
             spread = f" ± {quantity.text(e.half_width)}" if quantity.is_quality and e.half_width is not None else ""
@@ -242,22 +242,16 @@ def _measured_cells(campaign: Campaign, curve: Curve, length: str, rivals: Mappi
     base = rivals.get(campaign.trend.against[0])  # none for that method itself
     for name in SAVED:
         other = base.measured.get(length, {}) if base else {}
-        saving = paired_saving(numbers(runs, BY_KEY[name]), numbers(other, BY_KEY[name]))
+        saving = paired_saving(values_by_seed(runs, BY_KEY[name]), values_by_seed(other, BY_KEY[name]))
         if saving is not None:
-            cells[f"{name}_saving"] = _saving_cell(saving)
+            cells[f"{name}_saving"] = _paired_cell(saving, "", 1)
     return cells
 
 
-def _saving_cell(saving: Estimate) -> Cell:
-    spread = "" if saving.half_width is None else f" ± {saving.half_width:.1f}"
+def _paired_cell(e: Estimate, sign: str, digits: int) -> Cell:
+    spread = "" if e.half_width is None else f" ± {e.half_width:.{digits}f}"
     source = "from measured runs, paired over seeds"
-    return Cell(f"{saving.mean:.1f}{spread}", "derived", saving.mean, saving.low, saving.high, saving.n, source)
-
-
-def _gap_cell(gap: Estimate) -> Cell:
-    spread = "" if gap.half_width is None else f" ± {gap.half_width:.2f}"
-    source = "from measured runs, paired over seeds"
-    return Cell(f"{gap.mean:+.2f}{spread}", "derived", gap.mean, gap.low, gap.high, gap.n, source)
+    return Cell(f"{e.mean:{sign}.{digits}f}{spread}", "derived", e.mean, e.low, e.high, e.n, source)
 
 
 def _predicted_cells(gaps: Mapping[str, Gap]) -> dict[str, Cell]:
@@ -277,7 +271,7 @@ def _predicted_cells(gaps: Mapping[str, Gap]) -> dict[str, Cell]:
 def _rules(campaign: Campaign) -> tuple[str, ...]:
     return (
         "Length: share of the paper's 64,000 iterations; milestones and the indicator's clock in proportion, batch, "
-        f"learning rates and weights unchanged ({words('1/64')} is 1,000 iterations, 20 evaluations).",
+        f"learning rates and weights unchanged ({length_text('1/64')} is 1,000 iterations, 20 evaluations).",
         f"Accuracies are means over the seeds there are, ± the half width of the {CONFIDENCE:.0%} Student t interval; "
         "best* = best on the test set over all evaluations (chosen on test data, so optimistic).",
         "Over X: difference of best* between two runs of the same seed, which share batches and initial weights; mean "

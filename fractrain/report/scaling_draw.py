@@ -1,4 +1,4 @@
-"""Draw the gap to a rival against the length of training (matplotlib, extra ``plots``)."""
+"""A campaign in all formats; its figure is the gap to a rival against the length (matplotlib, extra ``plots``)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fractrain.engine.length import share
+from fractrain.engine.length import length_divisor
 from fractrain.report.charts import Drawing
 from fractrain.report.draw import COLOURS, DPI, MARKERS, saved, style
+from fractrain.report.draw import FORMATS as DRAWABLE
 from fractrain.report.page_detail import Chart
+from fractrain.report.render import FORMATS, render
 from fractrain.report.scaling import Gap, Scaling
 from fractrain.report.svg import DIM, GRID, PANEL, SERIES, SOFT, series_colour
+from fractrain.util.files import atomic_write, storing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +53,7 @@ class Look:
     series: Sequence[str]
     told: bool
 
-    def of(self, number: int) -> dict[str, Any]:
+    def colour_and_marker(self, number: int) -> dict[str, Any]:
         """Colour and marker of a method."""
         return {"color": self.series[number % len(self.series)], "marker": _MARKERS[number % len(_MARKERS)]}
 
@@ -130,7 +134,7 @@ def _panel(axes: Axes, scaling: Scaling, data: str, gaps: list[tuple[int, Gap]],
 
 def _one(axes: Axes, gap: Gap, number: int, look: Look, shift: float) -> list[float]:
     """One method: measured gaps with their intervals, the line, the prediction, the published gap; lowest mean last."""
-    own = look.of(number)
+    own = look.colour_and_marker(number)
     xs = [_log(length) + shift for length in gap.at]
     means = [e.mean for e in gap.at.values()]
     half = [e.half_width or 0.0 for e in gap.at.values()]
@@ -153,7 +157,7 @@ def _legend(made: Figure, scaling: Scaling, rival: str, look: Look) -> None:
     methods = [m for m in scaling.campaign.methods if m.key != rival]
     shown = {gap.curve.row.key: n for data in scaling.campaign.datasets for n, gap in _gaps(scaling, data, rival)}
     handles: list[Any] = [
-        Line2D([], [], linestyle="", markersize=6, label=_label(scaling, m.key), **look.of(shown[m.key]))
+        Line2D([], [], linestyle="", markersize=6, label=_label(scaling, m.key), **look.colour_and_marker(shown[m.key]))
         for m in methods if m.key in shown
     ]  # fmt: skip
     columns = 2 * max(1, round(made.get_figwidth() / AXES[0]))
@@ -170,4 +174,42 @@ def _label(scaling: Scaling, key: str) -> str:
 
 
 def _log(length: str) -> float:
-    return -math.log2(share(length) or 1)
+    return -math.log2(length_divisor(length) or 1)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+DRAWN: Final = ("svg", "png")
+
+
+def scaling_content(scaling: Scaling, fmt: str) -> bytes:
+    """Return the table as ``md``, ``csv``, ``tex``, ``html`` or ``json``, or the figure as ``svg``, ``png`` or ``pdf``.
+
+    Raises:
+        ConfigError: unknown format.
+        MachineError: a drawing without matplotlib.
+    """
+    return draw_scaling(scaling, fmt) if fmt in DRAWABLE else render(scaling.table, fmt).encode()
+
+
+def scaling_text(scaling: Scaling, fmt: str) -> str:
+    """:func:`scaling_content` of a text format (``svg`` is one)."""
+    return scaling_content(scaling, fmt).decode()
+
+
+def write(scaling: Scaling, tables: Path, figures: Path) -> list[Path]:
+    """Write the table in every format and the figure as drawings, each file at once or not at all.
+
+    Raises:
+        StoreError: a folder cannot be written.
+        MachineError: matplotlib is not installed.
+    """
+    name = scaling.campaign.name
+    contents = {tables / f"{name}.{fmt}": render(scaling.table, fmt).encode() for fmt in FORMATS}
+    contents |= {figures / f"{name}.{fmt}": draw_scaling(scaling, fmt) for fmt in DRAWN}
+    for path, content in contents.items():
+        with storing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, content)
+    return list(contents)

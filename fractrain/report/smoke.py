@@ -12,7 +12,7 @@ from typing import Final
 from fractrain.report.quantities import BY_KEY
 from fractrain.report.spec import TableSpec
 from fractrain.report.stats import CONFIDENCE, estimate
-from fractrain.report.values import Cell, Column, Measured
+from fractrain.report.values import Cell, Column, RunValues
 
 COLUMNS: Final = ("accuracy_last", "perplexity_last", "train_accuracy", "effective_end", "cp_end", "seconds")
 MACHINE: Final = ("kept_backward", "optimizer_state", "step_seconds")  # where a table asks for them
@@ -46,7 +46,7 @@ def smoke_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
     return tuple(LEARNS if column.key == "verdict" else column for column in columns)
 
 
-def learns(measured: Mapping[int, Measured]) -> Cell:
+def learns(measured: Mapping[int, RunValues]) -> Cell:
     """Whether the last test results are on average better than those of a predictor that learned frequencies alone."""
     runs = [m.values for m in measured.values()]
     for kind, sign in (("perplexity", -1), ("accuracy", 1)):

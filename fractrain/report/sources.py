@@ -15,9 +15,9 @@ from fractrain.cost.published import PublishedRow
 from fractrain.engine.config import RunConfig
 from fractrain.engine.record import RunRecord
 from fractrain.report.arrays import Work, run_work
-from fractrain.report.quantities import numbers
+from fractrain.report.quantities import all_quantities
 from fractrain.report.spec import RunRequest
-from fractrain.report.values import Measured
+from fractrain.report.values import RunValues
 from fractrain.util.errors import ConfigError, FractrainError, PluginError, StoreError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class NotInRelease(ConfigError):
 
 
 MakeConfig = Callable[[RunRequest, int], RunConfig]
-Measure = Callable[[RunRecord, str], Measured]
+Measure = Callable[[RunRecord, str], RunValues]
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def default_sources() -> Sources:
     return Sources(lambda request, seed: engine_config(request, seed, known), measure_run, rows, run_work)
 
 
-def remembering(sources: Sources) -> Sources:
+def cached_sources(sources: Sources) -> Sources:
     """Sources that make each configuration and measure each run once: claims, tables and figures are about the same."""
     made: dict[tuple[str, int], RunConfig] = {}
-    measured: dict[tuple[str, str], Measured] = {}
+    measured: dict[tuple[str, str], RunValues] = {}
 
     def make(request: RunRequest, seed: int) -> RunConfig:
         key = (repr(request), seed)
@@ -108,7 +108,7 @@ def remembering(sources: Sources) -> Sources:
             made[key] = sources.make_config(request, seed)
         return made[key]
 
-    def measure(record: RunRecord, hardware: str) -> Measured:
+    def measure(record: RunRecord, hardware: str) -> RunValues:
         key = (record.run_id, hardware)
         if key not in measured:
             measured[key] = sources.measure(record, hardware)
@@ -152,7 +152,7 @@ def engine_config(request: RunRequest, seed: int, registries: Registries | None 
     )
 
 
-def measure_run(record: RunRecord, hardware: str) -> Measured:
+def measure_run(record: RunRecord, hardware: str) -> RunValues:
     """The numbers of one finished run, by quantity.
 
     Args:
@@ -180,7 +180,7 @@ def measure_run(record: RunRecord, hardware: str) -> Measured:
             not_priced = "" if len(modelled) == 4 else "no meter was read"
         except FractrainError as problem:  # one model that fails must not end the table
             not_priced = str(problem)
-    return Measured({q.key: value for q, value in numbers({**summary, "cost": costs})}, note, not_priced)
+    return RunValues({q.key: value for q, value in all_quantities({**summary, "cost": costs})}, note, not_priced)
 
 
 def _in_authors_unit(record: RunRecord, ledger: Any, macs: Any) -> float | None:

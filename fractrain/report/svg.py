@@ -59,7 +59,7 @@ def themed(svg: bytes, name: str, title: str, marks: Mapping[str, Sequence[Mark]
         if found := re.match(r"series-(\d+)(-|$)", own):
             element.set("class", f"series s{found[1]}")
         if marks and own in marks:
-            _speak(element, marks[own])
+            _add_title(element, marks[own])
     text = ElementTree.tostring(root, encoding="unicode")
     text = re.sub(r'(\bid="|url\(#|xlink:href="#)(?!run-|group-)', rf"\g<1>{name}-", text)
     for colour, variable in VARIABLES.items():
@@ -67,7 +67,7 @@ def themed(svg: bytes, name: str, title: str, marks: Mapping[str, Sequence[Mark]
     return re.sub(r"#0a0a([0-9a-f]{2})", lambda found: f"var(--s{int(found[1], 16)})", text)
 
 
-def _speak(group: ElementTree.Element, marks: Sequence[Mark]) -> None:
+def _add_title(group: ElementTree.Element, marks: Sequence[Mark]) -> None:
     """Give every marker of a group its text, and make it a link where it leads somewhere."""
     places = [(parent, child) for parent in group.iter() for child in parent if child.tag == f"{{{SVG}}}use"]
     for (parent, use), mark in zip(places, marks, strict=True):

@@ -60,7 +60,7 @@ class TrendVerdict:
         return f"trend {self.word} ({self.reason})" if self.reason else f"trend {self.word}"
 
 
-def fit(gaps: Mapping[float, Sequence[float]]) -> Trend | None:
+def fit_trend(gaps: Mapping[float, Sequence[float]]) -> Trend | None:
     """Fit the line.
 
     Args:

@@ -145,7 +145,7 @@ def _cells(row: Row) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class RunValues:
     """What one finished run contributes to a table.
 
     Attributes:

@@ -96,7 +96,7 @@ def equivalence(measured: Estimate, published: float, rule: VerdictRule, less_is
     )
 
 
-def within(measured: Estimate, low: float, high: float) -> Verdict:
+def judge_interval(measured: Estimate, low: float, high: float) -> Verdict:
     """Judge an interval by a zone from ``low`` to ``high``, either of which may be infinite; as :func:`equivalence`.
 
     Raises:

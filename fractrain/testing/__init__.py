@@ -124,9 +124,9 @@ def check_method(
     subject = Subject(load_method(method), model, dataset, dict(settings or {}), quick)
     if not subject.registries.dataset_info(dataset).embedded:
         raise ConfigError(f"the contract runs on embedded data, {dataset!r} is not: take digits or digits100")
-    misfit = subject.registries.misfit(model, dataset)
-    if misfit:
-        raise ConfigError(f"{model} cannot be trained on {dataset}: {misfit}")
+    mismatch = subject.registries.mismatch(model, dataset)
+    if mismatch:
+        raise ConfigError(f"{model} cannot be trained on {dataset}: {mismatch}")
     if settings:
         subject.config(subject.settings)  # what the caller got wrong is not the method's fault
     results = []
@@ -134,7 +134,7 @@ def check_method(
         results.append(_run(name, subject, expected.get(name)))
         if progress is not None:
             progress(results[-1])
-    curves = concentration(subject.kind, subject.busy) if full else None
+    curves = concentration(subject.kind, subject.eager_settings) if full else None
     return ContractReport(subject.kind.name, model, dataset, tuple(results), curves)
 
 

@@ -17,7 +17,7 @@ TINY_LR = 1e-4  # two steps at few bits must not diverge: it is the cost that is
 
 def cost(subject: Subject) -> str:
     """Costs are finite and positive, and more bits cost more."""
-    ledger = _ledger(subject, subject.busy)
+    ledger = _ledger(subject, subject.eager_settings)
     figures = {
         "cp": metrics.cp(ledger),
         "effective MACs": metrics.effective_macs(ledger),
@@ -30,7 +30,7 @@ def cost(subject: Subject) -> str:
     if figures["effective MACs"] > metrics.raw_macs(ledger):
         raise ContractViolation("effective MACs exceed the MACs of the same products in floating point")
     free = {**subject.kind.contract_inert, **subject.kind.contract_costless}
-    widths = [n for n in other_settings.width_settings(subject.kind, subject.busy) if n not in free]
+    widths = [n for n in other_settings.width_settings(subject.kind, subject.eager_settings) if n not in free]
     told = [t for t in (_grows(subject, name) for name in widths) if t]
     return f"cp {figures['cp']:.3f} %; " + ("; ".join(told) or "no setting is a width")
 
@@ -42,7 +42,7 @@ def _grows(subject: Subject, name: str) -> str:
         What was found; empty where no two widths are valid.
     """
     given = other_settings.variation(subject.kind, name)
-    base = {**subject.busy, **(given.given if given else {})}
+    base = {**subject.eager_settings, **(given.given if given else {})}
     value = other_settings.current(subject.kind, base, name)
     valid = [
         v

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fractrain.cost.hardware.base import Cost, Geometry, HardwareModel, Product
+from fractrain.cost.hardware.base import Cost, HardwareModel, LayerShape, Product
 from fractrain.cost.hardware.registry import HardwareRegistry, configure, create
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.price import Counts, Geometries, Recorded, RunCost, price
@@ -24,16 +24,16 @@ from fractrain.testing.report import CheckResult, ContractViolation, NotApplicab
 from fractrain.util.errors import ConfigError, FractrainError, did_you_mean
 from fractrain.util.registry import Origin
 
-SHAPES: Mapping[str, Geometry] = {
-    "conv": Geometry("conv", 16, 24, (3, 3), (1, 1), (12, 12), (12, 12)),
-    "first": Geometry("conv", 3, 16, (3, 3), (1, 1), (12, 12), (12, 12), first=True),
-    "stride": Geometry("conv", 32, 64, (3, 3), (2, 2), (12, 8), (6, 4)),
-    "pointwise": Geometry("conv", 48, 16, (1, 1), (1, 1), (12, 12), (12, 12)),
-    "grouped": Geometry("conv", 32, 64, (3, 3), (1, 1), (6, 6), (6, 6), groups=4),
-    "depthwise": Geometry("conv", 48, 48, (3, 3), (2, 2), (12, 12), (6, 6), groups=48),
-    "linear": Geometry("linear", 64, 10),
-    "words": Geometry("linear", 64, 256, in_size=(16, 1), out_size=(16, 1)),
-    "attention": Geometry("matmul", 4 * 16, 4 * 16, in_size=(16, 1), out_size=(16, 1), groups=4),
+SHAPES: Mapping[str, LayerShape] = {
+    "conv": LayerShape("conv", 16, 24, (3, 3), (1, 1), (12, 12), (12, 12)),
+    "first": LayerShape("conv", 3, 16, (3, 3), (1, 1), (12, 12), (12, 12), first=True),
+    "stride": LayerShape("conv", 32, 64, (3, 3), (2, 2), (12, 8), (6, 4)),
+    "pointwise": LayerShape("conv", 48, 16, (1, 1), (1, 1), (12, 12), (12, 12)),
+    "grouped": LayerShape("conv", 32, 64, (3, 3), (1, 1), (6, 6), (6, 6), groups=4),
+    "depthwise": LayerShape("conv", 48, 48, (3, 3), (2, 2), (12, 12), (6, 6), groups=48),
+    "linear": LayerShape("linear", 64, 10),
+    "words": LayerShape("linear", 64, 256, in_size=(16, 1), out_size=(16, 1)),
+    "attention": LayerShape("matmul", 4 * 16, 4 * 16, in_size=(16, 1), out_size=(16, 1), groups=4),
 }
 PRODUCTS: tuple[Product, ...] = ("FW", "EB", "GC")
 BITS = (2, 3, 4, 6, 8, 12, 16, 32)
@@ -51,7 +51,7 @@ class HardwareReport(Report):
     hardware: str
     checks: tuple[CheckResult, ...]
 
-    def about(self) -> dict[str, str]:
+    def subject_text(self) -> dict[str, str]:
         """The hardware model with its settings."""
         return {"hardware": self.hardware}
 
@@ -120,7 +120,7 @@ def _counts(work: Iterable[tuple[Entry, int]], samples: int, batch: int) -> Coun
     ledger.samples(samples)
     for number, (entry, units) in enumerate(work):
         ledger.count(str(number), units, lambda entry=entry: [entry])  # type: ignore[misc]
-    return Counts.of(ledger)
+    return Counts.from_ledger(ledger)
 
 
 def _price(model: HardwareModel, counts: Counts, shapes: Geometries) -> RunCost:
@@ -210,13 +210,13 @@ def additive(model: HardwareModel) -> str:
 
 
 def _in_proportion(model: HardwareModel) -> None:
-    from fractrain.cost.hardware.base import Row
+    from fractrain.cost.hardware.base import WorkRow
 
     for shape, product in _products():
-        full = Row(shape, product, 4, 8, SHAPES[shape].macs * BATCH, SHAPES[shape], BATCH, shape)
-        once = model.row(full).numbers()
+        full = WorkRow(shape, product, 4, 8, SHAPES[shape].macs * BATCH, SHAPES[shape], BATCH, shape)
+        once = model.row(full).figures()
         for factor in (0.25, 3.0):
-            more = model.row(replace(full, macs=full.macs * factor)).numbers()
+            more = model.row(replace(full, macs=full.macs * factor)).figures()
             if any(
                 not math.isclose(m, factor * o, rel_tol=1e-9, abs_tol=1e-300) for m, o in zip(more, once, strict=True)
             ):

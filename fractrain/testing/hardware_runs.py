@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import torch
 
-from fractrain.cost.hardware.base import Geometry
+from fractrain.cost.hardware.base import LayerShape
 from fractrain.cost.ledger import Ledger
 from fractrain.cost.price import Counts
 from fractrain.data import registry as datasets
 from fractrain.methods.session import attach
 from fractrain.models import registry
-from fractrain.models.geometry import geometries
+from fractrain.models.layer_shapes import layer_shapes
 from fractrain.models.macs import forward_macs
 from fractrain.util.errors import ConfigError
 
@@ -25,7 +25,7 @@ SHAPE, CLASSES, BATCH = (3, 8, 8), 10, 8
 
 
 @lru_cache(maxsize=32)
-def package_shapes(model: str) -> Mapping[str, Geometry]:
+def package_shapes(model: str) -> Mapping[str, LayerShape]:
     """Shapes of a registered model's layers on the first embedded data set that it can be trained on.
 
     Raises:
@@ -34,12 +34,12 @@ def package_shapes(model: str) -> Mapping[str, Geometry]:
     for name in EMBEDDED:
         info = datasets.info(name)
         if registry.compatible(model, cast(Any, info)) is None:
-            return geometries(lambda info=info: registry.build(model, info.classes, info.shape), info.shape)  # type: ignore[misc]
+            return layer_shapes(lambda info=info: registry.build(model, info.classes, info.shape), info.shape)  # type: ignore[misc]
     raise ConfigError(f"{model} can be trained on none of {', '.join(EMBEDDED)}")
 
 
 @lru_cache(maxsize=8)
-def trained(method: str) -> tuple[Counts, Mapping[str, Geometry]]:
+def trained(method: str) -> tuple[Counts, Mapping[str, LayerShape]]:
     """Counts of two training steps of a method on a small residual network, and the shapes of its layers."""
     model = registry.build("resnet38", CLASSES, SHAPE)
     macs = forward_macs(model, SHAPE)
@@ -55,4 +55,4 @@ def trained(method: str) -> tuple[Counts, Mapping[str, Geometry]]:
         session.step()
     ledger: Ledger = session.ledger
     ledger.meta |= {"batch_size": BATCH, "forward_macs": macs}
-    return Counts.of(ledger), geometries(lambda: registry.build("resnet38", CLASSES, SHAPE), SHAPE)
+    return Counts.from_ledger(ledger), layer_shapes(lambda: registry.build("resnet38", CLASSES, SHAPE), SHAPE)

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from fractrain.engine.loop import TrainingLoop
+from fractrain.testing.global_state import generator_state
 from fractrain.testing.report import ContractViolation
 from fractrain.testing.subject import Subject, digest, saved_and_loaded
-from fractrain.testing.surroundings import generator_state
 from fractrain.util.digests import weights_sha256
 
 
 def optimizer(subject: Subject) -> str:
     """The optimizer moves every parameter, rests at a rate of zero, draws no global noise, and is saved whole."""
-    config = subject.config(subject.busy)
+    config = subject.config(subject.eager_settings)
     loop = subject.loop(config)
     given = {id(p) for group in loop.optimizer.param_groups for p in group["params"]}
     left_out = [n for n, p in loop.model.named_parameters() if p.requires_grad and id(p) not in given]
@@ -33,14 +33,14 @@ def optimizer(subject: Subject) -> str:
     for one, other in zip(loop.model.parameters(), fresh.model.parameters(), strict=True):
         other.grad = None if one.grad is None else one.grad.clone()
     for one in (loop, fresh):
-        _update(one, loop.step)
+        _update_without_drawing(one, loop.step)
     if weights_sha256(loop.model) != weights_sha256(fresh.model):
         raise ContractViolation("an optimizer that loaded the state of another makes another update of equal gradients")
-    _rests(loop)
+    _check_zero_learning_rate(loop)
     return f"{len(given)} parameters, {len(state['state'])} with a state"
 
 
-def _update(loop: TrainingLoop, step: int) -> None:
+def _update_without_drawing(loop: TrainingLoop, step: int) -> None:
     """Update the weights once more by the gradients that are there."""
     loop.method.on_step_start(step)
     before = generator_state()
@@ -53,7 +53,7 @@ def _update(loop: TrainingLoop, step: int) -> None:
         )
 
 
-def _rests(loop: TrainingLoop) -> None:
+def _check_zero_learning_rate(loop: TrainingLoop) -> None:
     """Make an update at a learning rate of zero, which the engine sets as a number."""
     before: dict[str, Any] = {n: p.detach().clone() for n, p in loop.model.named_parameters()}
     for group in loop.optimizer.param_groups:

@@ -18,7 +18,7 @@ PAIRS: dict[Product, tuple[str, str]] = {"FW": ("fw_a", "fw_w"), "EB": ("eb_e", 
 
 def precision_train(subject: Subject) -> str:
     """Training: every operand has no more values than its width allows, on its grid, rounded as declared."""
-    loop = subject.loop(subject.config(subject.busy, steps=4, period=1))
+    loop = subject.loop(subject.config(subject.eager_settings, steps=4, period=1))
     probe = Probe()
     _all_layers_seen(subject, loop.model)
     with probe.watching(loop.model):
@@ -31,7 +31,7 @@ def precision_train(subject: Subject) -> str:
 
 def precision_eval(subject: Subject) -> str:
     """Evaluation: the same, with the ranges that evaluation uses."""
-    loop = subject.loop(subject.config(subject.busy, steps=4))
+    loop = subject.loop(subject.config(subject.eager_settings, steps=4))
     for _ in range(3):
         loop.advance()
     probe = Probe()

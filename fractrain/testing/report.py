@@ -83,7 +83,7 @@ class Report:
 
     checks: tuple[CheckResult, ...]
 
-    def about(self) -> dict[str, str]:
+    def subject_text(self) -> dict[str, str]:
         """What was tested, and on what."""
         raise NotImplementedError
 
@@ -101,14 +101,14 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
-            **self.about(), "ok": self.ok, "counts": self.counts,
+            **self.subject_text(), "ok": self.ok, "counts": self.counts,
             "checks": [
                 {"name": c.name, "status": c.status, "reason": c.reason, "seconds": round(c.seconds, 3)}
                 for c in self.checks
             ],
         }  # fmt: skip
 
-    def more(self) -> list[str]:
+    def details(self) -> list[str]:
         """Further lines of :meth:`text`."""
         return []
 
@@ -116,10 +116,10 @@ class Report:
         """The report for people, a verdict in the last line."""
         width = max((len(c.name) for c in self.checks), default=0)
         kind = max((len(c.status) for c in self.checks), default=0)
-        tested, *on = self.about().values()
+        tested, *on = self.subject_text().values()
         lines = [f"contract of {tested}" + (f" on {' / '.join(on)}" if on else "")]
         lines += [f"  {c.status:<{kind}}  {c.name:<{width}}  {c.seconds:6.1f} s  {c.reason}" for c in self.checks]
-        lines += self.more()
+        lines += self.details()
         n = self.counts
         told = f"{n['total']} checks: {n['pass']} passed, {n['fail']} failed, {n['skip']} skipped, " + (
             f"{n['expected failure']} expected failures"
@@ -144,7 +144,7 @@ class ContractReport(Report):
     checks: tuple[CheckResult, ...]
     concentration: tuple[ConcentrationCurve, ...] | None = None
 
-    def about(self) -> dict[str, str]:
+    def subject_text(self) -> dict[str, str]:
         """The method, and what it was trained on."""
         return {"method": self.method, "model": self.model, "dataset": self.dataset}
 
@@ -153,7 +153,7 @@ class ContractReport(Report):
         curves = {} if self.concentration is None else {"concentration": [vars(c) for c in self.concentration]}
         return {**super().as_dict(), **curves}
 
-    def more(self) -> list[str]:
+    def details(self) -> list[str]:
         """The gradient concentration."""
         if self.concentration is None:
             return []

@@ -19,13 +19,13 @@ def settings_validated(subject: Subject) -> str:
     """An unknown setting, a wrong type and a value out of range are each refused with one line."""
     subject.config(subject.settings)  # the settings it is tested with are fine
     tried = 0
-    for name, value in _wrong(subject):
+    for name, value in _invalid_values(subject):
         tried += 1
         _refused(subject, name, value)
     return f"{tried} wrong values refused"
 
 
-def _wrong(subject: Subject) -> Iterator[tuple[str, Any]]:
+def _invalid_values(subject: Subject) -> Iterator[tuple[str, Any]]:
     """Pairs (setting, value that must be refused)."""
     yield UNKNOWN, 1
     kind = subject.kind
@@ -40,13 +40,13 @@ def _wrong(subject: Subject) -> Iterator[tuple[str, Any]]:
         if isinstance(value, float):
             yield name, float("nan")
         for bound in field.metadata:
-            yield from ((name, v) for v in _outside(bound, value))
+            yield from ((name, v) for v in _out_of_bounds(bound, value))
         if name in widths:
             for width in (-1, 1000):
                 yield name, type(value)([width] * len(value)) if isinstance(value, tuple | list) else width
 
 
-def _outside(bound: Any, value: Any) -> Iterator[Any]:
+def _out_of_bounds(bound: Any, value: Any) -> Iterator[Any]:
     """Values on the wrong side of a declared bound, for a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
@@ -104,7 +104,7 @@ def settings_act(subject: Subject) -> str:
 
 def _acts(subject: Subject, name: str, known: dict[str, dict[str, str]]) -> bool:
     given = other_settings.variation(subject.kind, name)
-    base = {**subject.busy, **(given.given if given else {})}
+    base = {**subject.eager_settings, **(given.given if given else {})}
     base.pop(name, None)
     if name in subject.settings:  # the caller's choice is what is varied
         base[name] = subject.settings[name]

@@ -34,7 +34,7 @@ class ContractRegistries(Registries):
     def __init__(self, kind: type[Method], eval_batches: int | None = 1) -> None:
         self._kind, self._eval_batches = kind, eval_batches
         self._methods = MethodRegistry()
-        self._methods.put(kind.name, kind, Origin("class", kind.__qualname__))
+        self._methods.register(kind.name, kind, Origin("class", kind.__qualname__))
         self._data: dict[Any, Any] = {}
         self._macs: dict[tuple[str, str], int] = {}
 
@@ -86,7 +86,7 @@ class Subject:
         return ContractRegistries(self.kind)
 
     @property
-    def busy(self) -> dict[str, Any]:
+    def eager_settings(self) -> dict[str, Any]:
         """Settings under which everything happens within a few steps."""
         return {**self.kind.contract_settings, **self.settings}
 
@@ -154,11 +154,11 @@ def saved_and_loaded(state: Any, what: str) -> Any:
 def digest(value: Any) -> str:
     """SHA-256 of nested dicts, sequences, tensors and plain values: equal exactly when all are, types included."""
     total = hashlib.sha256()
-    _feed(total, value)
+    _update_digest(total, value)
     return total.hexdigest()
 
 
-def _feed(total: Any, value: Any) -> None:
+def _update_digest(total: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         flat = value.detach().cpu().contiguous()
         total.update(f"{value.dtype}{tuple(value.shape)}".encode())
@@ -166,11 +166,11 @@ def _feed(total: Any, value: Any) -> None:
     elif isinstance(value, Mapping):
         for key in sorted(value, key=repr):
             total.update(f"{key!r}:".encode())
-            _feed(total, value[key])
+            _update_digest(total, value[key])
     elif isinstance(value, list | tuple):
         total.update(f"{len(value)}[".encode())
         for item in value:
-            _feed(total, item)
+            _update_digest(total, item)
     else:
         total.update(f"{type(value).__name__}={value!r};".encode())
 

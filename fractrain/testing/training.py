@@ -11,6 +11,7 @@ from torch import nn
 from fractrain.methods.base import Method
 from fractrain.methods.card import declared_precisions
 from fractrain.numerics.precision import Operand, Precision
+from fractrain.testing.global_state import GlobalState, generator_state
 from fractrain.testing.report import ContractViolation
 from fractrain.testing.subject import (
     ContractRegistries,
@@ -20,7 +21,6 @@ from fractrain.testing.subject import (
     require_equal,
     saved_and_loaded,
 )
-from fractrain.testing.surroundings import Surroundings, generator_state
 
 LEARN_STEPS, QUICK_STEPS, LEARN_PERIOD, LEARN_BATCH, LEARN_RATE = 240, 120, 30, 32, 0.02
 SIGMAS: Final = 5.0  # guessing is above this once in three million tests
@@ -60,7 +60,7 @@ def learns(subject: Subject) -> str:
 
 def resume(subject: Subject) -> str:
     """A run that was saved, loaded and continued ends with the same bits as one that was not interrupted."""
-    config = subject.config(subject.busy)
+    config = subject.config(subject.eager_settings)
     expected = fingerprint(subject.trained(config))
     # Before the evaluation that ends the second of three epochs, and within the third.
     cuts = (5,) if subject.quick else (5, 7)
@@ -82,10 +82,10 @@ def resume(subject: Subject) -> str:
 
 def deterministic(subject: Subject) -> str:
     """The same seed gives the same bits, whatever ran before and beside it; another seed gives others."""
-    config = subject.config(subject.busy, steps=4)
+    config = subject.config(subject.eager_settings, steps=4)
     expected = fingerprint(subject.trained(config))
     require_equal(expected, fingerprint(subject.trained(config)), "two runs with one seed")
-    other = subject.config(subject.busy, steps=4, seed=1)
+    other = subject.config(subject.eager_settings, steps=4, seed=1)
     beside = _side_by_side(subject, config, other)
     require_equal(expected, beside[0], "the run changes when another one of the method runs beside it (shared state)")
     if beside[1]["weights"] == expected["weights"]:
@@ -109,7 +109,7 @@ def _side_by_side(subject: Subject, *configs: Any) -> list[dict[str, str]]:
 
 def state_dict(subject: Subject) -> str:
     """What ``state_dict`` returns can be saved safely, and loading it restores method, precision and model."""
-    config = subject.config(subject.busy)
+    config = subject.config(subject.eager_settings)
     loop = subject.loop(config)
     for _ in range(7):
         loop.advance()
@@ -158,16 +158,16 @@ def no_global_state(subject: Subject) -> str:
     neutral = Subject(_Neutral, subject.model, subject.dataset)
     neutral.trained(neutral.config({}, steps=1, period=1, batch=2))
     torch.compile(lambda: None, backend="eager")()  # from the first compiled call on torch marks new modules
-    surroundings = Surroundings.now()
+    surroundings = GlobalState.capture()
     before = generator_state()
-    subject.prepared(subject.busy)
+    subject.prepared(subject.eager_settings)
     changed = [name for name, value in generator_state().items() if value != before[name]]
     if changed:
         raise ContractViolation(
             f"prepare() changes {', '.join(changed)}: draw from a generator seeded by "
             "fractrain.util.seeds.derive_seed(context.seed, ...), or inside torch.random.fork_rng"
         )
-    subject.trained(subject.config(subject.busy, steps=2))
+    subject.trained(subject.config(subject.eager_settings, steps=2))
     left = surroundings.changes()
     if left:
         raise ContractViolation(f"a run leaves the process changed: {', '.join(left[:5])}")

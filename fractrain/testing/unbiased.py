@@ -24,7 +24,7 @@ ALLOWED = {"all": 2e-4, "the largest 1 %": 2e-3}  # beside four standard errors
 
 def unbiased(subject: Subject) -> str:
     """Stochastic rounding: the mean of many roundings of an operand is the operand, saturation included."""
-    loop = subject.loop(subject.config(subject.busy, steps=2))
+    loop = subject.loop(subject.config(subject.eager_settings, steps=2))
     operands: dict[tuple[Format, int], tuple[str, Operand]] = {}
     for layer, declared in declared_precisions(loop.model).items():
         for precision in declared():

@@ -44,7 +44,7 @@ class Console:
             _to_nowhere(self._stream.fileno())
 
 
-def tell(text: str) -> None:
+def log_line(text: str) -> None:
     """Write a line to standard error, if anybody is there."""
     print(text, file=Console(sys.stderr), flush=True)
 

@@ -38,7 +38,7 @@ class EnergyMeter:
         self.read()
 
     @classmethod
-    def of(cls, device: torch.device) -> EnergyMeter:
+    def for_device(cls, device: torch.device) -> EnergyMeter:
         """Return a meter of all that can be read: the GPU trained on, and the processors."""
         found = {**_gpu(device), **_processors(RAPL)}
         return cls({name: counter for name, counter in found.items() if _works(counter[0])})

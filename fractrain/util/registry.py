@@ -3,12 +3,12 @@
 A subclass says what it holds: :class:`fractrain.methods.registry.MethodRegistry`,
 :class:`fractrain.models.registry.ModelRegistry` and so on. Searched in this order; the first to use a name keeps it:
 
-1. what the package ships (:meth:`Registry.own`);
+1. what the package ships (:meth:`Registry.builtin`);
 2. entry points of installed packages, in the group ``fractrain.<plural>`` (``fractrain.models``);
 3. plugin files: ``--plugin FILE`` of the command line, or the environment variable ``FRACTRAIN_PLUGINS`` (separated
    like ``PATH``). The name is the file's.
 
-A name with a prefix, such as ``torchvision:resnet50``, is handed to :meth:`Registry.outside`.
+A name with a prefix, such as ``torchvision:resnet50``, is handed to :meth:`Registry.external`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Registry(Generic[T]):
         self.problems: list[str] = []
         self._loaded: dict[str, T] = {}
 
-    def own(self) -> Mapping[str, Origin]:
+    def builtin(self) -> Mapping[str, Origin]:
         """Return what the package ships."""
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class Registry(Generic[T]):
         """Return the class that entries are instances (or subclasses) of."""
         raise NotImplementedError
 
-    def outside(self, name: str) -> T | None:
+    def external(self, name: str) -> T | None:
         """Return the entry for a name with a prefix (``folder:DIR``), or None where the prefix is unknown."""
         return None
 
@@ -106,7 +106,7 @@ class Registry(Generic[T]):
             plugins: paths of plugin files; None reads the environment variable.
         """
         registry = cls()
-        for name, origin in registry.own().items():
+        for name, origin in registry.builtin().items():
             registry.add(name, origin)
         for point in sorted(importlib.metadata.entry_points(group=cls.group()), key=lambda p: p.name):
             registry.add(point.name, Origin("entry point", point.value))
@@ -133,7 +133,7 @@ class Registry(Generic[T]):
         if known != origin:
             self.problems.append(f"{self.noun} {name!r} of {origin} is left out: {known} has that name")
 
-    def put(self, name: str, entry: T, origin: Origin) -> None:
+    def register(self, name: str, entry: T, origin: Origin) -> None:
         """Register an entry that is there already."""
         self.add(name, origin)
         self._loaded[name] = entry
@@ -150,7 +150,7 @@ class Registry(Generic[T]):
             PluginError: the file cannot be imported or holds no entry of that name; says file and line.
         """
         if name not in self._loaded:
-            entry = self.outside(name) if ":" in name and name not in self.origins else None
+            entry = self.external(name) if ":" in name and name not in self.origins else None
             self._loaded[name] = self._import(name) if entry is None else entry
         return self._loaded[name]
 

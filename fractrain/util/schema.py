@@ -11,6 +11,12 @@ from pydantic_core import from_json
 T = TypeVar("T")
 
 
+class Strict(pydantic.BaseModel):
+    """A section of a specification: closed, unchangeable, no types converted."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
 def read_json(kind: pydantic.TypeAdapter[T], content: bytes) -> T:
     """Return ``content`` as a value of the schema ``kind``.
 

@@ -12,7 +12,7 @@ import torch
 from click.testing import Result
 
 from fractrain.bench import catalog
-from fractrain.bench.document import amount, markdown, number
+from fractrain.bench.document import markdown, number, readable
 from fractrain.bench.timing import median, quartiles
 
 KEYS = {"path", "ratio", "spread", "goal", "unit", "baseline"}
@@ -151,9 +151,9 @@ def test_a_folder_that_cannot_be_written_to(bench: Callable[..., Result], tmp_pa
 def test_numbers_for_people_by_hand() -> None:
     assert number(0.654, "x") == "0.65x"
     assert number(0.00812, "share of the step") == "0.81 %"
-    assert amount(3 * 2**20, "bytes") == "3 MiB"
-    assert amount(0.0123, "s") == "12.3 ms"
-    assert amount(1.5, "s") == "1.5 s"
+    assert readable(3 * 2**20, "bytes") == "3 MiB"
+    assert readable(0.0123, "s") == "12.3 ms"
+    assert readable(1.5, "s") == "1.5 s"
 
 
 def test_the_table_by_hand() -> None:

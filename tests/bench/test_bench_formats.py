@@ -13,7 +13,7 @@ import torch
 from click.testing import Result
 from torch import nn
 
-from fractrain.bench import catalog, measure, peers
+from fractrain.bench import catalog, measure, other_libraries
 from fractrain.bench.subject import MethodStep, PlainStep, Setup
 from fractrain.layers.kept import kept_bytes, kept_per_element
 
@@ -79,28 +79,28 @@ def test_a_peer_that_is_not_installed_says_so(setup: Setup, monkeypatch: pytest.
     def absent(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr(peers, "version", absent)
+    monkeypatch.setattr(other_libraries, "version", absent)
     for name in ("peer_brevitas", "peer_torchao_linear"):
-        found = peers.measure(name, setup, none, 0)
+        found = other_libraries.measure_library(name, setup, none, 0)
         assert not found.ratios
         assert found.missing.startswith("not run: ")
         assert "is not installed (pip install 'fractrain[peers]')" in found.missing
 
 
 def test_torch_ao_runs_and_leaves_the_first_convolution(setup: Setup) -> None:
-    model = peers.converted(setup.plain(), lambda _conv: nn.Identity())
+    model = other_libraries.converted(setup.plain(), lambda _conv: nn.Identity())
     assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == 1
-    found = peers.measure("peer_torch_ao", setup, none, 0)
+    found = other_libraries.measure_library("peer_torch_ao", setup, none, 0)
     assert len(found.ratios) == setup.repeats
     assert found.note.startswith("torch ")
 
 
 def test_torchao_and_ours_do_the_same_work(setup: Setup) -> None:
     pytest.importorskip("torchao", reason="torchao is not installed (extra: dev)")
-    found = peers.measure("peer_torchao_linear", setup, none, 0)
+    found = other_libraries.measure_library("peer_torchao_linear", setup, none, 0)
     assert found.ratios
     assert not found.missing
-    steps = [peers.LinearStep(setup, change) for change in (peers._ours, peers._torchao)]
+    steps = [other_libraries.LinearStep(setup, change) for change in (other_libraries._ours, other_libraries._torchao)]
     for step in steps:
         for p in step.model.parameters():
             nn.init.constant_(p, 0.01)
@@ -116,8 +116,8 @@ def test_microxcaling_is_taken_from_where_the_user_says(
 ) -> None:
     name = "peer_microxcaling_mxint8"
     monkeypatch.delenv(catalog.MICROXCALING, raising=False)
-    assert f"set {catalog.MICROXCALING}" in peers.measure(name, setup, none, 0).missing
+    assert f"set {catalog.MICROXCALING}" in other_libraries.measure_library(name, setup, none, 0).missing
     monkeypatch.setenv(catalog.MICROXCALING, str(tmp_path))
-    assert "there is no package mx in it" in peers.measure(name, setup, none, 0).missing
+    assert "there is no package mx in it" in other_libraries.measure_library(name, setup, none, 0).missing
     (tmp_path / "mx").mkdir()
-    assert "No module named" in peers.measure(name, setup, none, 0).missing
+    assert "No module named" in other_libraries.measure_library(name, setup, none, 0).missing

@@ -12,10 +12,9 @@ import torch
 
 from fractrain.bench import measure
 from fractrain.bench.catalog import EXTRA_NAMES, NAMES
-from fractrain.bench.choices import force_choices, wanted_choices
 from fractrain.bench.memory import resident
-from fractrain.bench.overhead import Clock, harness_overhead
-from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
+from fractrain.bench.overhead import Stopwatch, harness_overhead
+from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup, force_choices, wanted_choices
 from fractrain.util.errors import RunError
 
 CPU = torch.device("cpu")
@@ -79,13 +78,13 @@ def test_the_kernels_asked_for_reach_every_layer(setup: Setup) -> None:
 
 
 def test_a_setting_that_there_is_not_is_lacking() -> None:
-    assert measure.lacking("dfq", {"no_such_setting": 1}).startswith("not available: ")
-    assert measure.lacking("dfq", {"forward": "no such forward"}).startswith("not available: ")
-    assert measure.lacking("dfq", {"target_cp": 2.0}) == ""
+    assert measure.missing_support("dfq", {"no_such_setting": 1}).startswith("not available: ")
+    assert measure.missing_support("dfq", {"forward": "no such forward"}).startswith("not available: ")
+    assert measure.missing_support("dfq", {"target_cp": 2.0}) == ""
 
 
 def test_calls_inside_calls_are_timed_once() -> None:
-    clock = Clock(CPU)
+    clock = Stopwatch(CPU)
     inner = clock.around(lambda: time.sleep(0.02))
     outer = clock.around(lambda: (inner(), time.sleep(0.01)))
     start = time.perf_counter()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from whole_run import estimate
 
 from fractrain.commands import forecast
 from fractrain.commands.planning import plan_runs
@@ -18,7 +19,7 @@ from fractrain.engine.config import RunConfig
 from fractrain.engine.registries import Registries
 from fractrain.engine.store import RunStore
 from fractrain.plan import calibrate
-from fractrain.plan.calibrate import _samples, estimate
+from fractrain.plan.calibrate import _samples
 
 MODELS = {"docs_text": "transformer_base", "digits32": "resnet18", "digits100": "resnet38"}
 
@@ -83,7 +84,7 @@ def test_a_trial_on_large_images_has_eight_of_them(monkeypatch: pytest.MonkeyPat
     config = RunConfig.create(
         method="fp32", model="resnet18", dataset="imagenet", profile="paper", recipe={"val_fraction": 0.01}
     )
-    found = estimate(config, torch.device("cpu"))
+    found = estimate(config)
     assert (found.trial_batch, found.batch, found.evaluations) == (8, 256, 91)  # a pass of 99 % is shorter
     assert found.disk_bytes == pytest.approx(2 * 4 * 11_689_512, rel=0.01)
 
@@ -93,7 +94,7 @@ def test_slow_steps_are_timed_once(monkeypatch: pytest.MonkeyPatch, seconds: flo
     """A first step, those that count, an evaluation."""
     timed: list[Any] = []
     monkeypatch.setattr(calibrate, "_timed", lambda call, device: timed.append(call()) or seconds)
-    found = estimate(RunConfig.create(method="fp32", model="resnet38", dataset="digits"), torch.device("cpu"))
+    found = estimate(RunConfig.create(method="fp32", model="resnet38", dataset="digits"))
     assert (len(timed), found.step_s) == (calls, seconds * found.batch / found.trial_batch)
 
 
@@ -147,7 +148,7 @@ def test_a_stop_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, cli: Any,
     def stop(*args: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(forecast, "attempt", stop)
+    monkeypatch.setattr(forecast, "run_trial", stop)
     before = sorted(tiny_table.parent.rglob("*"))
     result = cli("plan", tiny_table, "--device", "cpu")
     assert (result.exit_code, result.stdout) == (130, "")

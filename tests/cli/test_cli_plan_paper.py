@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from whole_run import estimate
 
 from fractrain.commands import forecast
 from fractrain.engine.config import RunConfig
-from fractrain.plan.calibrate import Trial, attempt, estimate, parameters
+from fractrain.plan.calibrate import Trial, parameters, run_trial
 from fractrain.plan.calibrate import forecast as expect
 from fractrain.plan.loading import Loading
 from fractrain.report.spec import table_names
@@ -68,7 +69,7 @@ def trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
     def rate(name: str, device: torch.device, data_dir: Path | None) -> Loading | None:
         return Loading(RATE, 1, "nowhere", True) if name == "imagenet" else None
 
-    monkeypatch.setattr(forecast, "attempt", one)
+    monkeypatch.setattr(forecast, "run_trial", one)
     monkeypatch.setattr(forecast, "measure_loading", rate)
     monkeypatch.setenv("FRACTRAIN_DATA", str(tmp_path / "no_data"))
     return tried
@@ -187,7 +188,7 @@ def test_all_is_one_job_that_tries_few(cli: Any, trials: list[RunConfig]) -> Non
 
 def test_one_pair_is_really_tried(monkeypatch: pytest.MonkeyPatch, cli: Any, tiny_table: Path) -> None:
     """The paper's ResNet-38 on CIFAR-10 and CIFAR-100: tried once, on 32 images of 128, without the data."""
-    monkeypatch.setattr(forecast, "attempt", attempt)
+    monkeypatch.setattr(forecast, "run_trial", run_trial)
     text = tiny_table.read_text(encoding="utf-8") + "[profiles.paper]\nseeds = 2\n"
     pair = text[text.index("[[pairs]]") : text.index("[[rows]]")]
     text = text.replace(pair, pair + pair.replace("cifar10", "cifar100").replace("CIFAR-10", "CIFAR-100"))
@@ -200,19 +201,19 @@ def test_one_pair_is_really_tried(monkeypatch: pytest.MonkeyPatch, cli: Any, tin
     assert first["seconds"] == pytest.approx(64_000 * first["step_s"] + 164 * first["evaluation_s"])
     # Weights and momentum, and BatchNorm's statistics.
     assert 2 * 4 * 564_122 <= first["disk_bytes"] <= 2.1 * 4 * 564_122
-    own = estimate(RunConfig.create(method="fp32", model="resnet38", dataset="cifar100"), torch.device("cpu"))
+    own = estimate(RunConfig.create(method="fp32", model="resnet38", dataset="cifar100"))
     assert last["disk_bytes"] == pytest.approx(own.disk_bytes, rel=1e-3)
 
 
 def test_too_little_disk_is_named(monkeypatch: pytest.MonkeyPatch, cli: Any, tmp_path: Path) -> None:
     """Of ImageNet twice 154,642,401,280 bytes while it is unpacked, and less than that once it is there."""
-    real = forecast.DiskFolder.of
+    real = forecast.DiskFolder.at
 
     def disk(free: int, disks: int) -> None:
         def of(folder: Path) -> forecast.DiskFolder:
             return forecast.DiskFolder(folder, disks and len(real(folder).folder.parts), free)
 
-        monkeypatch.setattr(forecast.DiskFolder, "of", of)
+        monkeypatch.setattr(forecast.DiskFolder, "at", of)
 
     args = ("plan", "table3", "--profile", "paper", "--device", "cpu")
     disk(308_000_000_000, disks=0)

@@ -15,7 +15,7 @@ from published_forms import published_macs
 from fractrain.cost import metrics
 from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, static_cp
 from fractrain.cost.ledger import Entry, Ledger
-from fractrain.cost.sums import block_of
+from fractrain.cost.metrics import block_of
 from fractrain.util.errors import ConfigError
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fractrain.cost.hardware import Geometry, Product, Row, create
+from fractrain.cost.hardware import LayerShape, Product, WorkRow, create
 from fractrain.cost.hardware.bitfusion import BitFusion
-from fractrain.cost.hardware.tiling import BestTiling, Machine, Problem, best_tiling, lanes
+from fractrain.cost.hardware.tiling import BestTiling, FusedArray, Problem, best_tiling, products_per_cycle
 from fractrain.models import registry
-from fractrain.models.geometry import geometries
+from fractrain.models.layer_shapes import layer_shapes
 from fractrain.util.errors import ConfigError
 
 REFERENCE = json.loads((Path(__file__).parent / "bitfusion_reference.json").read_text(encoding="utf-8"))
@@ -48,13 +48,13 @@ def test_all_369_products() -> None:
         assert found.core + found.sram + found.dram == pytest.approx(energy["total"], rel=1e-9), where
 
 
-def slow(p: Problem, m: Machine) -> BestTiling | None:
+def slow(p: Problem, m: FusedArray) -> BestTiling | None:
     """The same search, one tiling and order after the other, in plain Python."""
 
     def sides(n: int, unit: int = 1) -> list[int]:
         return [unit * 2**k for k in range(40) if unit * 2**k < n] + [n]
 
-    split, turns = lanes(p.bits1, p.bits2)
+    split, turns = products_per_cycle(p.bits1, p.bits2)
     taps, wide, best = p.kernel[0] * p.kernel[1], m.rows * split, None
     squares = [(min(s, p.out_size[0]), min(s, p.out_size[1])) for s in sides(max(p.out_size))]
     for b, (r, c), i, o in itertools.product(sides(p.batch), squares, sides(p.reduced), sides(p.produced, m.columns)):
@@ -115,8 +115,8 @@ def test_the_search_finds_what_a_slow_one_finds(seed: int) -> None:
         assert (found.core, found.sram, found.dram) == pytest.approx((wanted.core, wanted.sram, wanted.dram), rel=1e-12)
 
 
-RESNET38 = geometries(lambda: registry.build("resnet38", 10, (3, 32, 32)), (3, 32, 32))
-RESNET18 = geometries(lambda: registry.build("resnet18", 1000, (3, 224, 224)), (3, 224, 224))
+RESNET38 = layer_shapes(lambda: registry.build("resnet38", 10, (3, 32, 32)), (3, 32, 32))
+RESNET18 = layer_shapes(lambda: registry.build("resnet18", 1000, (3, 224, 224)), (3, 224, 224))
 LAYERS = {
     "stem": "stem.0", "g1": "groups.0.0.conv1", "g2.first": "groups.1.0.conv1", "g2": "groups.1.0.conv2",
     "g3.first": "groups.2.0.conv1", "g3": "groups.2.0.conv2", "fc": "head", "g2.shortcut": "groups.1.0.shortcut.0",
@@ -132,21 +132,21 @@ def test_products_of_resnet38_are_mapped_as_in_the_reference() -> None:
             continue
         name, product = LAYERS[row["layer"]], row["product"]
         shape = RESNET38[name]
-        asked = Row(name, product, row["act_bits"], row["wgt_bits"], 128 * shape.macs, shape, 128)
+        asked = WorkRow(name, product, row["act_bits"], row["wgt_bits"], 128 * shape.macs, shape, 128)
         assert BitFusion().problem(asked) == (problem_of(row), 1)
         seen.add((row["layer"], product))
     assert {product for _, product in seen} == {"FW", "EB", "GC"}
     assert {layer for layer, _ in seen} == set(LAYERS)
 
 
-def per_image(name: str, shapes: dict[str, Geometry], bits: int, batch: int, stem: int = 8) -> tuple[float, float]:
+def per_image(name: str, shapes: dict[str, LayerShape], bits: int, batch: int, stem: int = 8) -> tuple[float, float]:
     """Milliseconds and millijoules of training on one image, every layer at one width but the first."""
     model, time, energy = create(name), 0.0, 0.0
     for layer, shape in shapes.items():
         width = stem if shape.first else bits
         products: tuple[Product, ...] = ("FW", "GC") if shape.first else ("FW", "EB", "GC")
         for product in products:
-            cost = model.row(Row(layer, product, width, width, shape.macs, shape, batch))
+            cost = model.row(WorkRow(layer, product, width, width, shape.macs, shape, batch))
             time, energy = time + 1e3 * cost.seconds.total, energy + 1e3 * cost.joules.total
     return time, energy
 
@@ -180,23 +180,23 @@ def test_resnet18_against_eight_bits(name: str, bits: int, gain: tuple[float, fl
     assert (eight[0] / few[0], eight[1] / few[1]) == pytest.approx(gain, rel=5e-3)
 
 
-def cost_of(shape: Geometry, product: Product, batch: int = 4, bits: tuple[int, int] = (4, 8)) -> float:
-    return create("bitfusion").row(Row("layer", product, *bits, batch * shape.macs, shape, batch)).cycles
+def cost_of(shape: LayerShape, product: Product, batch: int = 4, bits: tuple[int, int] = (4, 8)) -> float:
+    return create("bitfusion").row(WorkRow("layer", product, *bits, batch * shape.macs, shape, batch)).cycles
 
 
 @pytest.mark.parametrize("product", ["FW", "EB", "GC"])
 def test_groups_run_one_after_the_other(product: Product) -> None:
-    one = Geometry("conv", 8, 16, (3, 3), (1, 1), (12, 12), (12, 12))
-    four = Geometry("conv", 32, 64, (3, 3), (1, 1), (12, 12), (12, 12), groups=4)
-    depthwise = Geometry("conv", 24, 24, (3, 3), (2, 2), (12, 12), (6, 6), groups=24)
-    single = Geometry("conv", 1, 1, (3, 3), (2, 2), (12, 12), (6, 6))
+    one = LayerShape("conv", 8, 16, (3, 3), (1, 1), (12, 12), (12, 12))
+    four = LayerShape("conv", 32, 64, (3, 3), (1, 1), (12, 12), (12, 12), groups=4)
+    depthwise = LayerShape("conv", 24, 24, (3, 3), (2, 2), (12, 12), (6, 6), groups=24)
+    single = LayerShape("conv", 1, 1, (3, 3), (2, 2), (12, 12), (6, 6))
     assert cost_of(four, product) == 4 * cost_of(one, product)
     assert cost_of(depthwise, product) == 24 * cost_of(single, product)
 
 
 @pytest.mark.parametrize(("product", "size"), [("FW", (64, 32, 16)), ("EB", (32, 64, 16)), ("GC", (16, 32, 64))])
 def test_attention_runs_sample_by_sample_and_head_by_head(product: Product, size: tuple[int, int, int]) -> None:
-    heads = Geometry("matmul", 8 * 64, 8 * 32, in_size=(16, 1), out_size=(16, 1), groups=8)
+    heads = LayerShape("matmul", 8 * 64, 8 * 32, in_size=(16, 1), out_size=(16, 1), groups=8)
     reduced, made, vectors = size
     found = best_tiling(Problem((1, 1), (1, 1), (1, 1), reduced, made, vectors, 4, 8), MACHINE)
     assert found is not None
@@ -204,38 +204,43 @@ def test_attention_runs_sample_by_sample_and_head_by_head(product: Product, size
 
 
 def test_linear_layers_take_all_vectors_of_a_batch_at_once() -> None:
-    words = Geometry("linear", 64, 96, in_size=(16, 1), out_size=(16, 1))
+    words = LayerShape("linear", 64, 96, in_size=(16, 1), out_size=(16, 1))
     for product in ("FW", "EB", "GC"):
-        assert cost_of(words, product, batch=4) == cost_of(Geometry("linear", 64, 96), product, batch=64)
+        assert cost_of(words, product, batch=4) == cost_of(LayerShape("linear", 64, 96), product, batch=64)
 
 
 def test_a_share_of_a_batch_costs_its_share() -> None:
     shape, model = RESNET38["groups.0.0.conv1"], create("bitfusion")
-    full = model.row(Row("l", "FW", 4, 4, 128 * shape.macs, shape, 128))
-    part = model.row(Row("l", "FW", 4, 4, 37.5 * shape.macs, shape, 128))
-    assert part.numbers() == pytest.approx(full.times(37.5 / 128).numbers())
+    full = model.row(WorkRow("l", "FW", 4, 4, 128 * shape.macs, shape, 128))
+    part = model.row(WorkRow("l", "FW", 4, 4, 37.5 * shape.macs, shape, 128))
+    assert part.figures() == pytest.approx(full.times(37.5 / 128).figures())
 
 
 def test_what_units_make_in_a_cycle() -> None:
-    assert {(a, b): lanes(a, b) for a, b in [(8, 8), (5, 8), (4, 8), (4, 3), (2, 8), (2, 2), (1, 1)]} == {
+    assert {(a, b): products_per_cycle(a, b) for a, b in [(8, 8), (5, 8), (4, 8), (4, 3), (2, 8), (2, 2), (1, 1)]} == {
         (8, 8): (1, 1), (5, 8): (1, 1), (4, 8): (2, 1), (4, 3): (4, 1), (2, 8): (4, 1), (2, 2): (16, 1),
         (1, 1): (16, 1),
     }  # fmt: skip
-    assert [lanes(12, 4), lanes(16, 8), lanes(16, 16), lanes(9, 2)] == [(2, 2), (1, 2), (1, 4), (4, 2)]
+    assert [
+        products_per_cycle(12, 4),
+        products_per_cycle(16, 8),
+        products_per_cycle(16, 16),
+        products_per_cycle(9, 2),
+    ] == [(2, 2), (1, 2), (1, 4), (4, 2)]
 
 
 def test_floating_point_is_counted_at_the_widest_width() -> None:
     shape = RESNET38["groups.0.0.conv1"]
-    rows = [Row("l", "FW", bits, bits, shape.macs, shape, 128) for bits in (32, 16, 8)]
+    rows = [WorkRow("l", "FW", bits, bits, shape.macs, shape, 128) for bits in (32, 16, 8)]
     model = create("bitfusion")
     assert model.row(rows[0]) == model.row(rows[1])
     assert create("bitfusion:widest=8").row(rows[0]) == model.row(rows[2])
 
 
 def test_an_array_without_room_is_one_line() -> None:
-    shape = Geometry("conv", 1, 1, (101, 101), (1, 1), (200, 200), (100, 100))
+    shape = LayerShape("conv", 1, 1, (101, 101), (1, 1), (200, 200), (100, 100))
     with pytest.raises(ConfigError, match="not even the smallest tile fits"):
-        create("bitfusion:weight_kb=1").row(Row("l", "FW", 8, 8, 1.0, shape, 1))
+        create("bitfusion:weight_kb=1").row(WorkRow("l", "FW", 8, 8, 1.0, shape, 1))
     for wrong in ("rows=0", "bus=0", "input_kb=-1", "frequency_hz=0", "widest=33", "columns=5000"):
         with pytest.raises(ConfigError, match=wrong.split("=")[0]):
             create(f"bitfusion:{wrong}")

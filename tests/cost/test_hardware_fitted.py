@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from published_forms import published_macs, published_row
 
 from fractrain.cost.formulas import AUTHORS_FORWARD_MACS
-from fractrain.cost.hardware.base import Cost, Row, Workload
+from fractrain.cost.hardware.base import Cost, Workload, WorkRow
 from fractrain.cost.hardware.fitted import REFERENCES, FittedModel
 from fractrain.util.errors import ConfigError
 
@@ -149,12 +149,12 @@ def test_what_is_outside_the_fitted_range_is_named() -> None:
 
 def test_a_workload_has_a_fixed_part_and_rows_that_grow_with_cp() -> None:
     rows = (
-        Row("b.conv", "FW", 4, 4, 1000.0, block="b"), Row("b.conv", "GC", 8, 4, 1000.0, block="b"),
-        Row("stem", "FW", 32, 32, 1000.0),
+        WorkRow("b.conv", "FW", 4, 4, 1000.0, block="b"), WorkRow("b.conv", "GC", 8, 4, 1000.0, block="b"),
+        WorkRow("stem", "FW", 32, 32, 1000.0),
     )  # fmt: skip
     hardware, forward = FittedModel(), 83_280_512
     priced = hardware.work(Workload(rows, 7, 4.0, forward))
-    own = [Cost.of(line) for line in priced.rows]
+    own = [Cost.from_figures(line) for line in priced.rows]
     total = priced.overhead.seconds.total + sum(cost.seconds.total for cost in own)
     assert total == pytest.approx(hardware.latency_s(7, 4.0, forward), rel=1e-12)
     joules = priced.overhead.joules.total + sum(cost.joules.total for cost in own)

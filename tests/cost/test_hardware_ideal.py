@@ -7,7 +7,7 @@ import itertools
 import pytest
 from published_forms import published_row
 
-from fractrain.cost.hardware import HardwareModel, Row, create, create_all
+from fractrain.cost.hardware import HardwareModel, WorkRow, create, create_all
 from fractrain.cost.hardware.registry import names
 from fractrain.util.errors import ConfigError
 
@@ -15,7 +15,7 @@ BITS = [(1, 1), (2, 8), (3, 6), (8, 8), (12, 4), (32, 32)]
 
 
 def cost(model: HardwareModel, a: int, b: int, macs: float = 1e9) -> tuple[float, float]:
-    found = model.row(Row("layer", "FW", a, b, macs))
+    found = model.row(WorkRow("layer", "FW", a, b, macs))
     return found.seconds.total, found.joules.total
 
 
@@ -35,8 +35,8 @@ def test_time_and_energy_by_hand(a: int, b: int) -> None:
 def test_the_fixed_part_is_its_share_at_eight_bits_and_does_not_change(name: str, share: float) -> None:
     model = create(f"{name}:fixed={share}")
     for a, b in BITS:
-        found = model.row(Row("layer", "FW", a, b, 1e9))
-        full = model.row(Row("layer", "FW", 8, 8, 1e9))
+        found = model.row(WorkRow("layer", "FW", a, b, 1e9))
+        full = model.row(WorkRow("layer", "FW", 8, 8, 1e9))
         assert found.seconds.fixed == full.seconds.fixed == pytest.approx(share * full.seconds.total)
         assert found.joules.fixed == pytest.approx(share * full.joules.total)
         assert found.cycles == pytest.approx(found.seconds.total * 500e6)

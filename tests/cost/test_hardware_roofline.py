@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from fractrain.cost.hardware import Geometry, Product, Row, create
+from fractrain.cost.hardware import LayerShape, Product, WorkRow, create
 from fractrain.cost.hardware.roofline import SHEETS, Roofline
 from fractrain.util.errors import ConfigError
 
-WIDE = Geometry("conv", 512, 512, (3, 3), (1, 1), (28, 28), (28, 28))  # bound by computing
-THIN = Geometry("conv", 16, 32, (1, 1), (2, 2), (32, 32), (16, 16))  # bound by memory
+WIDE = LayerShape("conv", 512, 512, (3, 3), (1, 1), (28, 28), (28, 28))  # bound by computing
+THIN = LayerShape("conv", 16, 32, (1, 1), (2, 2), (32, 32), (16, 16))  # bound by memory
 
 
-def row(shape: Geometry, product: Product, a: int, b: int, samples: int = 64, batch: int = 64) -> Row:
-    return Row("layer", product, a, b, samples * shape.macs, shape, batch)
+def row(shape: LayerShape, product: Product, a: int, b: int, samples: int = 64, batch: int = 64) -> WorkRow:
+    return WorkRow("layer", product, a, b, samples * shape.macs, shape, batch)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_width_without_hardware_runs_at_the_next_that_has_it(name: str, bits: 
     ],
 )  # fmt: skip
 def test_grids_run_as_integers_and_floats_as_floats(bits: tuple[int, int], formats: tuple[str, str], name: str) -> None:
-    asked = Row("layer", "FW", *bits, 1.0, WIDE, 1, None, formats)
+    asked = WorkRow("layer", "FW", *bits, 1.0, WIDE, 1, None, formats)
     assert create("roofline:b200").format_of(asked)[0] == name
 
 
@@ -74,7 +74,7 @@ def test_memory_moves_operands_and_results_once(product: Product, moved: int, ma
 
 
 def test_attention_has_a_second_operand_for_each_sample() -> None:
-    heads = Geometry("matmul", 8 * 64, 8 * 128, in_size=(128, 1), out_size=(128, 1), groups=8)
+    heads = LayerShape("matmul", 8 * 64, 8 * 128, in_size=(128, 1), out_size=(128, 1), groups=8)
     cost = create("roofline").row(row(heads, "FW", 8, 8, 4, 4))
     data = 4 * 8 * (128 * 64 + 64 * 128 + 2 * 128 * 128)
     assert cost.seconds.total == pytest.approx(data / 3350e9)

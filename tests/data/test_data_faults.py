@@ -19,8 +19,8 @@ from fractrain.cli import main
 from fractrain.data import registry, text_files
 from fractrain.data.decode import BadImage, decode
 from fractrain.data.folder import list_part
-from fractrain.data.row_data import parquet_data
-from fractrain.data.rows import RowPart
+from fractrain.data.parquet import ParquetSplit
+from fractrain.data.parquet_data import parquet_data
 from fractrain.data.text_files import TextFiles
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop
@@ -104,14 +104,14 @@ def table(folder: Path, images: list[Any], labels: pa.Array, part: str = "train"
     ids=["text", "float", "null", "no image"],
 )
 def test_what_is_wrong_in_a_row_is_named(tmp_path: Path, images: list[Any], labels: pa.Array, said: str) -> None:
-    part = RowPart("train", 2, 2, (table(tmp_path, images, labels),), (2,))
+    part = ParquetSplit("train", 2, 2, (table(tmp_path, images, labels),), (2,))
     with pytest.raises(DataError, match=said):
         list(part.in_order())
 
 
 def test_brackets_in_a_path_are_no_pattern_and_two_colons_are_named(tmp_path: Path) -> None:
     path = table(tmp_path / "with[1k]*" / "imagenet", [PICTURE] * 2, pa.array([0, 1]))
-    assert len(list(RowPart("train", 2, 2, (path,), (2,)).in_order())) == 2
+    assert len(list(ParquetSplit("train", 2, 2, (path,), (2,)).in_order())) == 2
     table(tmp_path / "a::b", [PICTURE] * 2, pa.array([0, 1]))
     with pytest.raises(DataError, match="'::' in a path"):
         parquet_data(registry.info("imagenet"), tmp_path / "a::b")

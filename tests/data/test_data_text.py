@@ -22,7 +22,7 @@ from text_corpus import lines, load, loop_tokens
 
 from fractrain.cli import main
 from fractrain.data import embedded_text, registry, text, text_cache, text_files
-from fractrain.data.text_official import expected_sha256, official_sha256
+from fractrain.data.text_files import expected_sha256, official_sha256
 from fractrain.data.text_stream import IGNORED, TextEvalStream, TextTrainStream
 from fractrain.data.tokens import FileTokens, MemoryTokens
 from fractrain.data.vocabulary import UNK, Vocabulary, by_frequency, count_words
@@ -148,12 +148,12 @@ def test_a_damaged_preparation_is_named(corpus, damage):
 def test_verify_reads_the_tokens(corpus):
     root, _, entry = corpus
     folder = load(entry, root).folder
-    assert text_cache.check(text_cache.read(entry, folder)) == ""
+    assert text_cache.check(text_cache.open_prepared(entry, folder)) == ""
     path = folder / "test.npy"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert "test.npy has changed" in text_cache.check(text_cache.read(entry, folder))
+    assert "test.npy has changed" in text_cache.check(text_cache.open_prepared(entry, folder))
 
 
 def test_missing_files(corpus, tmp_path):
@@ -331,7 +331,7 @@ entry = replace(registry.info("wikitext2"), classes=0, train_size=0, val_size=0,
                 checksums=("", "", ""))
 texts = text_files.find_files(folder, "wikitext-2")
 before = peak()
-prepared = text_cache.prepare(entry, texts, text_cache.cache_folder("x", texts, folder))
+prepared = text_cache.prepare_text(entry, texts, text_cache.cache_folder("x", texts, folder))
 stream = text_stream.TextTrainStream(prepared.parts["train"], 128, 16, 0, "cpu")
 for index in range(50):
     stream.batch(0, index)

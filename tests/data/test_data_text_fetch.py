@@ -17,7 +17,7 @@ from text_corpus import load
 
 from fractrain.cli import main
 from fractrain.data import registry, text
-from fractrain.data.offline import OFFLINE_VARIABLES
+from fractrain.data.places import OFFLINE_VARIABLES
 from fractrain.util.errors import MachineError
 
 # What a process of its own does: the clients read their variables once, when they are loaded.

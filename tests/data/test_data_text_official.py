@@ -15,7 +15,7 @@ from text_corpus import load, loop_tokens
 
 from fractrain.cli import main
 from fractrain.data import registry, text_files
-from fractrain.data.text_official import official_sha256
+from fractrain.data.text_files import official_sha256
 from fractrain.util.errors import DataError
 
 

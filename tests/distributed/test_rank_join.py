@@ -30,7 +30,7 @@ try:
     with connect("cpu") as ranks:
         if sys.argv[1:] == ["slow"] and ranks.rank == 1:
             time.sleep(60)
-        ranks.gather(1)
+        ranks.all_gather(1)
         print("together")
 except FractrainError as error:
     print(error)
@@ -117,7 +117,7 @@ def test_a_long_wait_is_said_once(monkeypatch, capsys):
     monkeypatch.setattr(collectives, "PATIENCE_S", 0.2)
     monkeypatch.setattr(collectives, "waits", collectives.Waits())
     collectives.waits.watch(3)
-    with collectives.listening():
+    with collectives.naming_lost_peers():
         time.sleep(1.0)
     time.sleep(0.3)
     assert capsys.readouterr().err == "rank 3 has waited 0 s for the other processes\n"

@@ -162,7 +162,7 @@ def test_a_process_whose_peer_is_killed_says_so_in_one_line(tmp_path):
         "from fractrain.util.errors import RunError\n"
         "with connect('cpu') as ranks:\n"
         "    ranks.sum(torch.ones(1))\n"
-        "    if not ranks.first:\n"
+        "    if not ranks.is_main:\n"
         "        os._exit(9)\n"
         "    try:\n"
         "        ranks.sum(torch.ones(1))\n"
@@ -199,8 +199,8 @@ def test_one_process_is_left_alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     x, y = torch.randn(5, 3), torch.arange(5)
     with connect("cpu") as ranks:
-        assert (ranks.rank, ranks.world, ranks.first, ranks.context(True)) == (0, 1, True, {})
-        with ranks.share(lambda: (x, y)) as (a, b):
+        assert (ranks.rank, ranks.world, ranks.is_main, ranks.context(True)) == (0, 1, True, {})
+        with ranks.shard_batch(lambda: (x, y)) as (a, b):
             assert a is x
             assert b is y
             assert ranks.samples is None
@@ -238,7 +238,7 @@ def test_variables_that_torchrun_never_sets(monkeypatch, capsys, name, value, wo
 
 @pytest.mark.parametrize(("samples", "batch", "world", "last"), [(33, 16, 2, 1), (50, 8, 3, 2), (5, 16, 8, 5)])
 def test_shares_that_would_be_empty_are_refused_before_the_first_step(samples, batch, world, last, monkeypatch):
-    monkeypatch.setattr(Ranks, "attempt", lambda ranks, action: action())  # the other ranks are not there
+    monkeypatch.setattr(Ranks, "on_all_ranks", lambda ranks, action: action())  # the other ranks are not there
 
     class Pair(tuple):
         def __len__(self):
@@ -270,7 +270,7 @@ def test_shares_make_up_the_batch(total, world):
     rows = []
     for rank in range(world):
         ranks = Ranks(CPU, rank, world)
-        with ranks.share(lambda: (x, y)) as (own, targets):
+        with ranks.shard_batch(lambda: (x, y)) as (own, targets):
             assert torch.equal(own, x[ranks.start : ranks.start + len(targets)])
             assert (ranks.rows, ranks.samples) == (len(targets), total)
             rows += targets.tolist()
@@ -281,7 +281,7 @@ def test_fewer_samples_than_ranks_are_done_by_all_and_counted_once():
     counted = []
     for rank in range(4):
         ranks = Ranks(CPU, rank, 4)
-        with ranks.share(lambda: (torch.zeros(3, 1), torch.zeros(3))) as (x, _):
+        with ranks.shard_batch(lambda: (torch.zeros(3, 1), torch.zeros(3))) as (x, _):
             assert len(x) == 3
             assert ranks.sum(x) is x
             counted.append(ranks.counts)

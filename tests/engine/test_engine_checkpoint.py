@@ -42,11 +42,11 @@ def test_truncation_anywhere_falls_back(path, caplog):
     rng = random.Random(0)
     for step in (1, 2):
         checkpoint.save(path, state(step), "r")
-    whole, before = path.read_bytes(), checkpoint.previous(path).read_bytes()
+    whole, before = path.read_bytes(), checkpoint.previous_path(path).read_bytes()
     header = whole.index(b"\n") + 1
     for length in [0, 1, header - 1, header, header + 1, len(whole) - 1, *rng.sample(range(len(whole)), 20)]:
         path.write_bytes(whole[:length])
-        checkpoint.previous(path).write_bytes(before)
+        checkpoint.previous_path(path).write_bytes(before)
         caplog.clear()
         assert step_of(path) == 1, length
         assert len(caplog.records) == 1
@@ -88,7 +88,7 @@ def test_both_damaged(path):
     for step in (1, 2):
         checkpoint.save(path, state(step), "r")
     path.write_bytes(path.read_bytes()[:-5])
-    checkpoint.previous(path).write_bytes(b"")
+    checkpoint.previous_path(path).write_bytes(b"")
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path, "r")
     text = str(caught.value)

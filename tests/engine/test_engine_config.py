@@ -249,10 +249,10 @@ def test_learning_rate_is_the_papers_and_a_function_of_the_step():
 
 
 def test_clock_against_counting():
-    clock = Clock.of(fake_config(iterations=23, eval_every=5).recipe, batches=4)
+    clock = Clock.from_recipe(fake_config(iterations=23, eval_every=5).recipe, batches=4)
     assert clock.periods == 5
     steps = [step for epoch in range(clock.periods) for step in range(clock.start(epoch), clock.end(epoch))]
     assert steps == list(range(23))
     assert clock.end(4) == 23
     assert [clock.data(step) for step in (0, 3, 4, 22)] == [(0, 0), (0, 3), (1, 0), (5, 2)]
-    assert Clock.of(fake_config().recipe, batches=4).period == 4
+    assert Clock.from_recipe(fake_config().recipe, batches=4).period == 4

@@ -32,7 +32,7 @@ def test_iterations_milestones_and_periods_are_divided(profile, iterations, mile
     recipe = create(profile).recipe
     assert (recipe.iterations, recipe.milestones, recipe.eval_every) == (iterations, milestones, period)
     assert (recipe.batch_size, recipe.lr, recipe.lr_decay, recipe.weight_decay) == (128, 0.1, 0.1, 1e-4)
-    assert Clock.of(recipe, 391).periods >= 20
+    assert Clock.from_recipe(recipe, 391).periods >= 20
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "imagenet", "wikitext103"])
@@ -88,11 +88,11 @@ def test_a_share_without_room_for_its_periods_is_refused():
 
 
 def test_names_in_titles_and_files():
-    assert [length.words(p) for p in ("smoke", "short", "paper", "1/64")] == [
+    assert [length.length_text(p) for p in ("smoke", "short", "paper", "1/64")] == [
         "profile smoke", "profile short (length 1/8)", "profile paper", "length 1/64",
     ]  # fmt: skip
-    assert [length.stem(p) for p in ("smoke", "1/64")] == ["smoke", "length-1-64"]
+    assert [length.profile_slug(p) for p in ("smoke", "1/64")] == ["smoke", "length-1-64"]
     assert length.longest_first(["smoke", "1/64", "short", "1/16", "paper", "1/64"]) == [
         "paper", "short", "1/16", "1/64", "smoke",
     ]  # fmt: skip
-    assert [length.share(p) for p in ("smoke", "short", "paper", "1/64")] == [None, 8, 1, 64]
+    assert [length.length_divisor(p) for p in ("smoke", "short", "paper", "1/64")] == [None, 8, 1, 64]

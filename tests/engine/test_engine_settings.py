@@ -11,7 +11,7 @@ from torch import nn
 
 from fractrain.data import registry
 from fractrain.data.images import ImageData, Split
-from fractrain.data.transfer_splits import half_of_classes, part_data, part_info, unsuitable
+from fractrain.data.transfer_splits import half_of_classes, part_data, part_info, unsuitable_reason
 from fractrain.engine import checkpoint
 from fractrain.engine.config import RunConfig
 from fractrain.engine.init_weights import head_name, source_weights, start_from
@@ -48,7 +48,7 @@ class TinyModels(Registries):
 
     width = 4
 
-    def misfit(self, model, dataset):
+    def mismatch(self, model, dataset):
         return None
 
     def model(self, name, dataset, seed):
@@ -145,7 +145,7 @@ def test_standard_is_the_data_set_itself():
 
 
 def test_data_sets_that_cannot_be_divided():
-    assert "memory" in unsuitable(registry.info("imagenet"), "fine-tuning")
+    assert "memory" in unsuitable_reason(registry.info("imagenet"), "fine-tuning")
     with pytest.raises(ConfigError, match="cannot be used for adaptation"):
         RunConfig.create(method="fp32", model="resnet18", dataset="imagenet", setting="adaptation")
 

@@ -251,17 +251,17 @@ def test_divergence_names_layer_and_step_and_is_no_result(tmp_path, kind, layer)
 def test_a_loss_read_only_now_and_then_still_names_the_first_bad_step():
     watch = LossWatch(CPU, every=4)
     for step, loss in enumerate([1.0, 2.0, float("inf")]):
-        watch.see(step, torch.tensor(loss))
+        watch.record_loss(step, torch.tensor(loss))
     assert watch.last is None
     with pytest.raises(BadLoss) as caught:
-        watch.see(3, torch.tensor(float("nan")))
+        watch.record_loss(3, torch.tensor(float("nan")))
     assert caught.value.step == 2
     watch = LossWatch(CPU, every=4)
     watch.read()
     for step in range(8):
-        watch.see(step, torch.tensor(float(step)))
+        watch.record_loss(step, torch.tensor(float(step)))
     assert watch.last == 7.0
-    watch.see(8, torch.tensor(float("nan")))
+    watch.record_loss(8, torch.tensor(float("nan")))
     with pytest.raises(BadLoss):
         watch.read()
 

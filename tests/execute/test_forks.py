@@ -14,12 +14,12 @@ from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
 from fractrain.execute import forks
 from fractrain.execute import local as executor_module
-from fractrain.execute.forks import ForkServer, ForkServerError, forks_here
+from fractrain.execute.forks import ForkServer, ForkServerError, can_fork
 from fractrain.execute.local import LocalExecutor, run_here
 from fractrain.execute.processes import Workers
 from fractrain.util.progress import Progress
 
-pytestmark = pytest.mark.skipif(not forks_here(), reason="workers are not forked on this system")
+pytestmark = pytest.mark.skipif(not can_fork(), reason="workers are not forked on this system")
 
 COMMAND = (sys.executable, str(Path(__file__).parents[1] / "support" / "forked_worker.py"))
 

@@ -130,12 +130,12 @@ def test_a_run_may_have_gpus_of_its_own_or_none():
     ],
 )
 def test_so_many_runs_fit_as_the_scarcest_resource_allows(asked, room):
-    assert Machine(cores=8, gpus=2, memory_gb=16).room(LocalResources(**asked)) == room
+    assert Machine(cores=8, gpus=2, memory_gb=16).slots(LocalResources(**asked)) == room
 
 
 @pytest.mark.parametrize("asked", ["cores=9", "gpus=3", "memory_gb=16.5"])
 def test_a_run_that_asks_for_more_than_there_is_is_refused_before_anything_starts(tmp_path, monkeypatch, asked):
-    monkeypatch.setattr(Machine, "here", lambda gpus: Machine(cores=8, gpus=gpus, memory_gb=16))
+    monkeypatch.setattr(Machine, "detect", lambda gpus: Machine(cores=8, gpus=gpus, memory_gb=16))
     local = LocalExecutor(gpus=("0", "1"), resources=parse_resources(LocalResources, [asked]), worker=WORKER)
     with pytest.raises(MachineError, match=f"{asked}: more than this machine has"):
         local.run([fake_config()], Site(tmp_path / "runs", device="cpu"))
@@ -143,7 +143,7 @@ def test_a_run_that_asks_for_more_than_there_is_is_refused_before_anything_start
 
 
 def test_runs_wait_until_there_is_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(Machine, "here", lambda gpus: Machine(cores=5, gpus=gpus, memory_gb=16))
+    monkeypatch.setattr(Machine, "detect", lambda gpus: Machine(cores=5, gpus=gpus, memory_gb=16))
     busy, peak, threads = [], [], set()
 
     def run(workers, config, variables, report, retries):

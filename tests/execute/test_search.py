@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fractrain.execute.search import Axis, Point, grid, parse_grid, parse_range, search
+from fractrain.execute.search import Axis, SweepPoint, grid, parse_grid, parse_range, search_points
 from fractrain.util.errors import ConfigError, MachineError
 
 
@@ -44,9 +44,9 @@ def test_what_is_no_range_is_refused(text: str) -> None:
 def test_every_combination_is_there_once_and_axes_of_one_method_stay_there() -> None:
     points = grid(["dfq", "sbm"], [parse_grid("recipe.lr=1,2"), parse_grid("dfq:target_cp=3,4")])
     assert points == [
-        Point("dfq", (("recipe.lr", lr), ("target_cp", cp))) for lr in (1, 2) for cp in (3, 4)
-    ] + [Point("sbm", (("recipe.lr", lr),)) for lr in (1, 2)]  # fmt: skip
-    assert grid(["sbm"], []) == [Point("sbm", ())]
+        SweepPoint("dfq", (("recipe.lr", lr), ("target_cp", cp))) for lr in (1, 2) for cp in (3, 4)
+    ] + [SweepPoint("sbm", (("recipe.lr", lr),)) for lr in (1, 2)]  # fmt: skip
+    assert grid(["sbm"], []) == [SweepPoint("sbm", ())]
 
 
 @pytest.mark.parametrize(
@@ -66,15 +66,15 @@ AXES = [Axis("recipe.lr", low=1e-3, high=1.0, log=True), Axis("bits", low=2, hig
         Axis("dfq", "dfq", ([1], [2]))]  # fmt: skip
 
 
-def run_search(trials: int, batch: int = 1) -> tuple[list[Point], list[list[Point]]]:
-    asked: list[list[Point]] = []
+def run_search(trials: int, batch: int = 1) -> tuple[list[SweepPoint], list[list[SweepPoint]]]:
+    asked: list[list[SweepPoint]] = []
 
-    def evaluate(points: list[Point]) -> list[list[float] | None]:
+    def evaluate(points: list[SweepPoint]) -> list[list[float] | None]:
         asked.append(points)
         values = [dict(point.sets) for point in points]
         return [None if v["bits"] == 2 else [-abs(v["recipe.lr"] - 0.1), float(v["bits"])] for v in values]
 
-    return search(["sbm", "dfq"], AXES, evaluate, ["maximize", "minimize"], trials, batch), asked
+    return search_points(["sbm", "dfq"], AXES, evaluate, ["maximize", "minimize"], trials, batch), asked
 
 
 def test_a_search_goes_on_where_it_was_and_stays_within_its_ranges() -> None:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from methods_twin import on_grid, products_of, restored_in_the_dtype_of_the_grid, use_twin
 from torch import nn
 
-from fractrain.bench.choices import force_choices
+from fractrain.bench.subject import force_choices
 from fractrain.kernels.cpu.int8 import MIN_MACS, runs_on_int8
 from fractrain.kernels.cpu.int8_backward import possible
 from fractrain.kernels.cpu.uniform import probed

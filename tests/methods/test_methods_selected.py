@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from methods_naive import Naive, per_filter, straight
 from torch import nn
 
-from fractrain.bench.choices import force_choices
+from fractrain.bench.subject import force_choices
 from fractrain.methods.base import MethodContext
 from fractrain.methods.dfq import DFQ
 from fractrain.methods.gated_block import GatedBlock

@@ -54,7 +54,7 @@ def test_what_torchvision_does_not_have_is_one_line():
         registry.build("torchvision:resnet5", 10, (3, 64, 64))
     with pytest.raises(ConfigError, match="3 channels, not 1"):
         registry.build("torchvision:resnet18", 10, (1, 64, 64))
-    assert "at least 32x32" in Registries().misfit("torchvision:resnet18", "digits")
+    assert "at least 32x32" in Registries().mismatch("torchvision:resnet18", "digits")
 
 
 def test_timm(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from fractrain.data import registry
 from fractrain.plan.disk import DiskNeed, disk_need
-from fractrain.plan.synthetic_photos import photo_folder
+from fractrain.plan.loading import photo_folder
 
 WORDS = 103_227_021 + 217_646 + 245_569
 PREPARED = 4 * WORDS  # 267,735 words do not fit into 16 bits

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from fractrain.data import registry
-from fractrain.plan.loading import BATCH, Loading, measure_loading, reading_rate
-from fractrain.plan.synthetic_photos import photo_folder
+from fractrain.plan.loading import BATCH, Loading, measure_loading, photo_folder, reading_rate
 
 CPU = torch.device("cpu")
 
@@ -103,7 +102,7 @@ def test_without_data_photos_are_made_up_and_removed(tmp_path: Path, monkeypatch
     (tmp_path / "scratch").mkdir()
     found = measure_loading("imagenet", CPU, tmp_path, 0.01)
     assert isinstance(found, Loading)
-    assert found.made_up
+    assert found.synthetic
     assert found.images_per_s > 0
     assert found.source == f"made-up photos of 500x375 pixels, for there is no imagenet in {tmp_path / 'imagenet'}"
     assert list(tmp_path.rglob("*")) == [tmp_path / "scratch"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fractrain.engine.config import RunConfig
-from fractrain.plan.calibrate import Estimate, Trial, parameters
+from fractrain.plan.calibrate import RunEstimate, Trial, parameters
 from fractrain.plan.trials import Trials, try_all
 from fractrain.util.errors import ConfigError
 
@@ -36,7 +36,7 @@ def run(configs: list[RunConfig], seconds: Mapping[int, float]) -> tuple[Trials,
 
 def steps(trials: Trials, configs: list[RunConfig]) -> list[Any]:
     found = [trials.estimates[config.run_id] for config in configs]
-    return [value.step_s if isinstance(value, Estimate) else value for value in found]
+    return [value.step_s if isinstance(value, RunEstimate) else value for value in found]
 
 
 def test_settings_between_two_that_agree_are_not_tried() -> None:
@@ -46,7 +46,7 @@ def test_settings_between_two_that_agree_are_not_tried() -> None:
     assert (trials.tried, trials.kinds) == (2, 5)
     assert steps(trials, configs) == pytest.approx([1.1, 1.2, 1.0, 1.1, 1.1, 1.1])
     between = trials.estimates[configs[0].run_id]
-    assert isinstance(between, Estimate)
+    assert isinstance(between, RunEstimate)
     assert between.tried == (configs[2].run_id, configs[1].run_id)
 
 
@@ -62,8 +62,8 @@ def test_classes_share_a_trial_and_have_a_disk_of_their_own() -> None:
     trials, tried, _ = run(configs, {4: 1.0})
     assert tried == [4]
     first, second = (trials.estimates[config.run_id] for config in configs)
-    assert isinstance(first, Estimate)
-    assert isinstance(second, Estimate)
+    assert isinstance(first, RunEstimate)
+    assert isinstance(second, RunEstimate)
     assert (first.disk_bytes, second.disk_bytes) == (1000, round(1000 * (564_122 + 90 * 65) / 564_122))
 
 

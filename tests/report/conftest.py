@@ -12,7 +12,7 @@ from store_fakes import FakeStore
 from fractrain.cost import published
 from fractrain.report.sources import Sources
 from fractrain.report.spec import RunRequest, load_spec
-from fractrain.report.values import Measured
+from fractrain.report.values import RunValues
 from fractrain.util.errors import ConfigError, PluginError
 
 
@@ -37,7 +37,7 @@ def make_config(request: RunRequest, seed: int) -> FakeConfig:
     return FakeConfig(f"{request.method}-{request.model}-{request.dataset}-{request.profile}-s{seed}")
 
 
-def measure(record: Any, hardware: str) -> Measured:
+def measure(record: Any, hardware: str) -> RunValues:
     assert record.status == "done", "only finished runs may be measured"
     return record.measured
 

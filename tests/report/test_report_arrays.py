@@ -11,7 +11,7 @@ from typing import Any
 import figure_fakes
 import pytest
 
-from fractrain.cost.hardware import Geometry
+from fractrain.cost.hardware import LayerShape
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.price import Counts
 from fractrain.engine.store import RunStore
@@ -33,10 +33,10 @@ from fractrain.report.spec import load_spec
 from fractrain.util.errors import ConfigError
 
 SHAPES = {
-    "stem": Geometry("conv", 3, 16, (3, 3), (1, 1), (32, 32), (32, 32), first=True),
-    "b0.conv": Geometry("conv", 64, 64, (3, 3), (1, 1), (16, 16), (16, 16)),
-    "b1.conv": Geometry("conv", 64, 128, (3, 3), (2, 2), (16, 16), (8, 8)),
-    "head": Geometry("linear", 128, 10),
+    "stem": LayerShape("conv", 3, 16, (3, 3), (1, 1), (32, 32), (32, 32), first=True),
+    "b0.conv": LayerShape("conv", 64, 64, (3, 3), (1, 1), (16, 16), (16, 16)),
+    "b1.conv": LayerShape("conv", 64, 128, (3, 3), (2, 2), (16, 16), (8, 8)),
+    "head": LayerShape("linear", 128, 10),
 }
 WIDTHS = (2, 4, 8)
 CLAIMS = (5.1, 4.7)
@@ -55,7 +55,7 @@ def work(*mixes: tuple[float, int, int, int]) -> Work:
             entries = [Entry(name, "FW", a, w, shape.macs), Entry(name, "EB", e, w, shape.macs),
                        Entry(name, "GC", a, e, shape.macs)]  # fmt: skip
             ledger.count(f"{name}{a}{w}{e}", round(100 * share), lambda found=entries: found)
-    return Work(Counts.of(ledger), SHAPES)
+    return Work(Counts.from_ledger(ledger), SHAPES)
 
 
 EIGHT = work((1.0, 8, 8, 8))
@@ -81,7 +81,7 @@ def test_the_first_layer_has_its_errors_from_the_gradient_product() -> None:
     ledger = Ledger()
     ledger.samples(1)
     ledger.count("x", 1, lambda: [Entry("a", "FW", 4, 6, 10), Entry("a", "GC", 4, 3, 10)])
-    assert mean_widths([Counts.of(ledger)])["a"] == {"A": 4, "W": 6, "E": 3}
+    assert mean_widths([Counts.from_ledger(ledger)])["a"] == {"A": 4, "W": 6, "E": 3}
 
 
 def test_uniform_work_keeps_every_mac() -> None:

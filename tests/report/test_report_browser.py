@@ -22,7 +22,7 @@ import fractrain
 from fractrain.engine.store import RunStore
 from fractrain.report.build import build_table
 from fractrain.report.campaign import load_campaign
-from fractrain.report.claims import Claim, judge_claims
+from fractrain.report.claims import JudgedClaim, judge_claims
 from fractrain.report.page import build_page
 from fractrain.report.page_bench import read_benches
 from fractrain.report.quantities import BY_KEY
@@ -50,12 +50,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
 
 
 @pytest.fixture(scope="module")
-def claims(store: RunStore) -> list[Claim]:
+def claims(store: RunStore) -> list[JudgedClaim]:
     return judge_claims(store)
 
 
 @pytest.fixture(scope="module")
-def page(store: RunStore, claims: list[Claim], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(store: RunStore, claims: list[JudgedClaim], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "index.html"
     tables = [build_table(load_spec("table2"), store, "short")]
     file.write_text(build_page(store, tables, "fractrain-fitted", claims=claims), encoding="utf-8")
@@ -225,7 +225,7 @@ def test_methods_and_ways_to_count_are_switched_in_the_drawings(open_page: Any) 
     assert all(BY_KEY["macs_best"].title in text for text in paper)
 
 
-def test_the_claims_come_first_with_their_verdicts(open_page: Any, claims: list[Claim]) -> None:
+def test_the_claims_come_first_with_their_verdicts(open_page: Any, claims: list[JudgedClaim]) -> None:
     sections = open_page.execute_script("return [...document.querySelectorAll('main > section')].map((e) => e.id)")
     assert sections[0] == "known"
     found = rows(open_page, "claims")

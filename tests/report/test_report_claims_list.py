@@ -13,18 +13,18 @@ from small_registries import SmallRegistries
 from store_fakes import FakeStore
 
 from fractrain.cost import published
+from fractrain.cost.formulas import AUTHORS_FORWARD_MACS
 from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
 from fractrain.engine.trainer import Trainer
 from fractrain.report.claim_values import _adaptive, _below_final
-from fractrain.report.claims import claim_files, judge_claims, judge_zone, load_claims
-from fractrain.report.claims_text import listing, markdown
+from fractrain.report.claims import claim_files, judge_claims, judge_zone, listing, load_claims, markdown
 from fractrain.report.evidence import EvidenceStore
-from fractrain.report.published_split import solve
-from fractrain.report.sources import default_sources, engine_config, remembering
+from fractrain.report.saving_factors import BATCH, solved_iterations
+from fractrain.report.sources import cached_sources, default_sources, engine_config
 from fractrain.report.spec import load_spec
 from fractrain.report.stats import estimate
-from fractrain.report.values import Measured
+from fractrain.report.values import RunValues
 from fractrain.report.verdict import VerdictRule
 from fractrain.util.errors import ConfigError
 
@@ -47,8 +47,8 @@ def test_every_number_of_the_abstracts_is_claimed():
     """The published rows hold what the abstracts state."""
     found = claims()
     text = " ".join(f"{c.source} {c.text}" for c in found.values())
-    for row in published.rows(table="abstract"):
-        if row.paper.startswith(("FracTrain", "DYNASTY")):
+    for row in published.rows():
+        if row.table == "abstract" and row.paper.startswith(("FracTrain", "DYNASTY")):
             for number in str(row.value).replace("~", "/").split("/"):
                 assert number.strip().strip("%").removeprefix("up to ") in text or number == "none", row
     assert list(found)[:2] == ["fractrain-cost", "fractrain-latency"]
@@ -76,7 +76,7 @@ def test_runs_of_kinds_that_no_store_has_are_not_looked_for():
     store = EvidenceStore(EVIDENCE)
     kinds = {(c.method, c.model, c.dataset, c.profile) for c in store.configs()}
     counting = SimpleNamespace(get=lambda run_id: looked.append(run_id) or store.get(run_id))
-    sources = remembering(default_sources())
+    sources = cached_sources(default_sources())
     everywhere = judge_claims(counting, sources)
     before = len(looked)
     few = judge_claims(counting, sources, may_have=lambda r: (r.method, r.model, r.dataset, r.profile) in kinds)
@@ -87,13 +87,15 @@ def test_runs_of_kinds_that_no_store_has_are_not_looked_for():
 
 def test_published_rows_are_solved_as_the_authors_script_has_them():
     """DFQ's best iterations stand in the authors' script: 50,700 (ResNet-38) and 37,440 (ResNet-74), at cp 3."""
-    for model, label, macs, latency, iterations in (
-        ("resnet38", "ResNet-38", 4.96e13, 230.32, 50_700), ("resnet74", "ResNet-74", 7.33e13, 343.76, 37_440),
-    ):  # fmt: skip
-        found = solve(model, label, macs, latency)
-        assert found.iterations == pytest.approx(iterations, rel=0.005)
-        assert found.cp_percent == pytest.approx(3.0, rel=0.005)
-    assert solve("mobilenet_v2", "MobileNetV2", 1e13, 100.0) is None
+    for model, macs, latency, iterations in (
+        ("resnet38", 4.96e13, 230.32, 50_700),
+        ("resnet74", 7.33e13, 343.76, 37_440),
+    ):
+        found = solved_iterations(model, macs, latency)
+        assert found == pytest.approx(iterations, rel=0.005)
+        cp_percent = 100 * macs / (3 * BATCH * AUTHORS_FORWARD_MACS[model]) / found
+        assert cp_percent == pytest.approx(3.0, rel=0.005)
+    assert solved_iterations("mobilenet_v2", 1e13, 100.0) is None
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_overhead_is_read_from_a_trained_run_and_not_measured_in_an_old_one(tmp_
             run_id=wanted,
             status="done",
             metrics=lambda: lines,
-            measured=Measured({"accuracy_best_test": 90.0, "accuracy_last": 90.0}),
+            measured=RunValues({"accuracy_best_test": 90.0, "accuracy_last": 90.0}),
         )
         judged = judge_claims(SimpleNamespace(get={wanted: run}.get), scaling_fakes.sources())
         return next(c for c in judged if c.id == claim)

@@ -13,7 +13,7 @@ from fractrain.report.build import build_table
 from fractrain.report.closing import NEXT, closing, next_seconds
 from fractrain.report.grid import plan
 from fractrain.report.sources import Sources, default_sources
-from fractrain.report.values import Measured
+from fractrain.report.values import RunValues
 
 RATE = 2e-10  # seconds for a multiply-accumulate of the forward pass and a sample
 SAMPLES = 1_000 * 128 + 20 * 10_000 / 3  # of a run at 1/64: trained on, and tested on after each of 20 periods
@@ -41,9 +41,9 @@ class Done:
         return SimpleNamespace(meta={"forward_macs": self.macs})
 
 
-def measure(record: Any, hardware: str) -> Measured:
+def measure(record: Any, hardware: str) -> RunValues:
     usual = dict.fromkeys(("accuracy_best_test", "train_accuracy", "macs_best", "effective_end", "cp_end"), 1.0)
-    return Measured({**usual, "accuracy_last": 50.0, "accuracy_trivial": 10.0}, "")
+    return RunValues({**usual, "accuracy_last": 50.0, "accuracy_trivial": 10.0}, "")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import figure_fakes
 import pytest
 
-from fractrain.cost.hardware import Geometry, create
+from fractrain.cost.hardware import LayerShape, create
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.price import Counts, price
 from fractrain.report import output
@@ -24,11 +24,11 @@ from fractrain.report.spec import load_spec
 from fractrain.util.errors import ConfigError
 
 SHAPES = {
-    "stem": Geometry("conv", 3, 16, (3, 3), (1, 1), (32, 32), (32, 32), first=True),
-    "groups.0.0.conv": Geometry("conv", 16, 16, (3, 3), (1, 1), (32, 32), (32, 32)),
-    "groups.1.0.conv": Geometry("conv", 16, 32, (3, 3), (2, 2), (32, 32), (16, 16)),
-    "groups.2.0.conv": Geometry("conv", 32, 64, (3, 3), (2, 2), (16, 16), (8, 8)),
-    "head": Geometry("linear", 64, 10),
+    "stem": LayerShape("conv", 3, 16, (3, 3), (1, 1), (32, 32), (32, 32), first=True),
+    "groups.0.0.conv": LayerShape("conv", 16, 16, (3, 3), (1, 1), (32, 32), (32, 32)),
+    "groups.1.0.conv": LayerShape("conv", 16, 32, (3, 3), (2, 2), (32, 32), (16, 16)),
+    "groups.2.0.conv": LayerShape("conv", 32, 64, (3, 3), (2, 2), (16, 16), (8, 8)),
+    "head": LayerShape("linear", 64, 10),
 }
 BLOCKS = ["groups.0.0", "groups.1.0", "groups.2.0"]
 EPOCHS = 6
@@ -51,7 +51,7 @@ def work(widths: list[int], gated: bool) -> Work:
             ledger.count(f"{name}{own}", 320, lambda found=entries: found)
         if gated:
             ledger.count("gate", 320, lambda: [Entry("groups.0.0.gate.fc", "FW", 32, 32, 160)])
-    return Work(Counts.of(ledger), SHAPES)
+    return Work(Counts.from_ledger(ledger), SHAPES)
 
 
 WORKS = {key: work(widths, key in ("dfq", "fractrain")) for key, widths in WIDTHS.items()}
@@ -128,7 +128,7 @@ def test_every_format_is_written_and_the_same_twice(given: Any, tmp_path: Path) 
     assert b"<svg" in first["figure-cost-smoke.html"]
     assert b"](figure-cost-smoke.svg)" in first["figure-cost-smoke.md"]
     assert json.loads(first["figure-cost-smoke.json"])["name"] == table.name == "figure-cost"
-    assert output.content(spec, store, "smoke", 1, "svg", sources) == first["figure-cost-smoke.svg"]
+    assert output.table_content(spec, store, "smoke", 1, "svg", sources) == first["figure-cost-smoke.svg"]
     lines = list(csv.DictReader(io.StringIO(first["figure-cost-smoke.csv"].decode())))
     figure = build_costs(spec, store, "smoke", 1, sources)
     assert len(lines) == len(figure.shares) + len(figure.periods)
@@ -159,7 +159,7 @@ def test_no_text_leaves_the_page_or_hides_another(given: Any, keys: tuple[str, .
 def test_bad_input_is_one_line(given: Any) -> None:
     spec, store, sources = given("sbm")
     with pytest.raises(ConfigError, match="leave out --panel"):
-        output.content(spec, store, "smoke", 1, "svg", sources, output.Wanted(panel="1"))
+        output.table_content(spec, store, "smoke", 1, "svg", sources, output.Wanted(panel="1"))
     with pytest.raises(ConfigError, match="draws no costs"):
         build_costs(load_spec("table2"), store, "smoke", 1, sources)
 

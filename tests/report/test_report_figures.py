@@ -24,11 +24,11 @@ from fractrain.cli import main
 from fractrain.cost.hardware import create
 from fractrain.cost.published import data_path
 from fractrain.engine.index import RunEntry
-from fractrain.engine.length import words
+from fractrain.engine.length import length_text
 from fractrain.report import charts, output, page_detail
 from fractrain.report.draw import compose, draw, style
-from fractrain.report.figure_data import build_figure, only, points_csv
-from fractrain.report.labels import Box, place
+from fractrain.report.figure_data import build_figure, points_csv, select_panels
+from fractrain.report.labels import Box, place_labels
 from fractrain.report.spec import load_spec
 from fractrain.util.errors import ConfigError, MachineError
 
@@ -129,11 +129,11 @@ def test_reduced_profiles_never_share_axes_with_published_points(store, sources,
     assert {p.kind for panel in figure.measured for p in panel.points} == {"measured"}
     assert len(figure.measured) == len(figure.published) == 4
     for panel in figure.measured:
-        assert f"{words(profile)}; not comparable" in panel.subtitle
+        assert f"{length_text(profile)}; not comparable" in panel.subtitle
     if profile == "smoke":
         assert figure.measured[0].title == "ResNet-38, digits (for CIFAR-10)"
     assert figure.warning.startswith("NOT A REPRODUCTION: measured panels")
-    assert words(profile) in figure.title
+    assert length_text(profile) in figure.title
 
 
 def test_paper_runs_on_the_paper_data_share_the_axes(paper):
@@ -181,14 +181,16 @@ def test_a_pair_that_was_not_run_has_no_panel_and_is_named_below(store, sources)
 
 def test_a_panel_is_chosen_by_its_number_its_title_or_a_part_of_it(smoke):
     titles = [panel.title for panel in smoke.published]
-    assert only(smoke, "2").published == smoke.published[1:2]
-    assert only(smoke, titles[0].lower()).published == smoke.published[:1]  # though others begin with it
-    assert [panel.title for panel in only(smoke, "resnet-74").published] == [t for t in titles if "ResNet-74" in t]
-    measured = only(smoke, "not comparable")
+    assert select_panels(smoke, "2").published == smoke.published[1:2]
+    assert select_panels(smoke, titles[0].lower()).published == smoke.published[:1]  # though others begin with it
+    assert [panel.title for panel in select_panels(smoke, "resnet-74").published] == [
+        t for t in titles if "ResNet-74" in t
+    ]
+    measured = select_panels(smoke, "not comparable")
     assert (measured.published, len(measured.measured)) == ((), 1)
     for wrong in ("0", "99", "no such"):
         with pytest.raises(ConfigError, match=r"no panel .*1: ResNet-38, CIFAR-10 \(published\)"):
-            only(smoke, wrong)
+            select_panels(smoke, wrong)
 
 
 def test_in_a_paper_a_figure_is_a_column_wide_without_a_title_and_reduced_runs_say_so(smoke):
@@ -197,7 +199,7 @@ def test_in_a_paper_a_figure_is_a_column_wide_without_a_title_and_reduced_runs_s
     assert made.texts == []
     said = [text.get_text() for axes in made.axes for text in axes.texts]
     assert sum("not comparable" in text for text in said) == 1
-    one = compose(only(smoke, "1"), "paper")
+    one = compose(select_panels(smoke, "1"), "paper")
     assert [axes.get_title(loc="left") for axes in one.axes] == [""]
     one.canvas.draw()
     renderer = one.canvas.get_renderer()
@@ -213,7 +215,7 @@ def test_a_pdf_is_one_and_the_same_ones_again(smoke):
 
 def test_only_figures_are_drawn(sources):
     with pytest.raises(ConfigError, match="table2 is a table, not a figure"):
-        output.text(load_spec("table2"), None, "smoke", 1, "svg", sources)
+        output.table_text(load_spec("table2"), None, "smoke", 1, "svg", sources)
 
 
 # -- data and drawing --------------------------------------------------------------------------------------------------
@@ -318,7 +320,7 @@ def test_without_matplotlib_there_is_one_clear_line(sources, monkeypatch):
     spec = load_spec("figure-pfq")
     with pytest.raises(MachineError, match=r"pip install 'fractrain\[plots\]'"):
         output.check(spec)
-    assert output.text(spec, None, "smoke", 1, "csv", sources).startswith("figure,version,profile,model")
+    assert output.table_text(spec, None, "smoke", 1, "csv", sources).startswith("figure,version,profile,model")
     output.check(load_spec("table2"))
 
 
@@ -333,20 +335,20 @@ FRAME = Box(100, 100, 100, 100)
 
 
 def test_a_lone_text_is_just_above_its_point():
-    (centre,) = place([Box(100, 100, 5, 5)], [(10, 6)], FRAME)
+    (centre,) = place_labels([Box(100, 100, 5, 5)], [(10, 6)], FRAME)
     assert centre == (100, 100 + 5 + 6 + 2)
 
 
 def test_texts_stay_inside_the_frame():
     for x, y in itertools.product((4, 196), repeat=2):
-        (centre,) = place([Box(x, y, 3, 3)], [(20, 6)], FRAME)
+        (centre,) = place_labels([Box(x, y, 3, 3)], [(20, 6)], FRAME)
         text = Box(*centre, 20, 6)
         assert text.outside(FRAME) == 0
 
 
 def test_texts_of_crowded_points_overlap_nothing():
     points = [Box(100 + 12 * i, 100 + 3 * (i % 2), 5, 5) for i in range(4)]
-    boxes = [Box(x, y, 10, 6) for x, y in place(points, [(10, 6)] * 4, FRAME)]
+    boxes = [Box(x, y, 10, 6) for x, y in place_labels(points, [(10, 6)] * 4, FRAME)]
     for text in boxes:
         assert all(text.overlap(point) == 0 for point in points)
     for one, other in itertools.combinations(boxes, 2):
@@ -445,7 +447,7 @@ def test_learning_curves_of_runs_are_drawn_through_their_test_accuracies(runs):
     done = draw_runs(runs, "curves", *ids, "--format", "svg")
     assert done.exit_code == 0, done.stderr
     ET.fromstring(done.stdout)
-    entries = [RunEntry.of(runs.get(run)) for run in ids]
+    entries = [RunEntry.from_record(runs.get(run)) for run in ids]
     found = [page_detail.look_into(e, runs.get(e.run_id), e.method, create("bit-product")) for e in entries]
     with charts.style(page=False):
         for over in page_detail.OVER:
@@ -463,8 +465,8 @@ def test_precision_over_training_rises_with_the_stages(runs):
     )
     assert done.exit_code == 0, done.stderr
     assert done.stdout_bytes.startswith(b"%PDF-")
-    entry = RunEntry.of(runs.get(synthetic_runs.config_of("pfq", 0).run_id))
-    view = page_detail.widths(page_detail.look_into(entry, runs.get(entry.run_id), "pfq", create("bit-product")))
+    entry = RunEntry.from_record(runs.get(synthetic_runs.config_of("pfq", 0).run_id))
+    view = page_detail.width_curves(page_detail.look_into(entry, runs.get(entry.run_id), "pfq", create("bit-product")))
     assert list(view.bits["A"]) == list(view.bits["E"]) == [3, 4, 5, 6]
     assert view.stages == [(4, 1), (8, 2), (12, 3)]
     assert view.panels == 1

@@ -7,7 +7,7 @@ import pytest
 from fractrain.numerics.catalog import FORMATS
 from fractrain.numerics.registry import number_format
 from fractrain.report.build import build_table
-from fractrain.report.format_errors import ErrorRow, FormatErrors, error_rows, measure
+from fractrain.report.format_errors import ErrorRow, FormatErrors, error_rows, measure_errors
 from fractrain.report.grid import plan
 from fractrain.report.render import FORMATS as LAYOUTS
 from fractrain.report.render import render
@@ -33,7 +33,7 @@ def test_a_row_is_judged_by_its_interval():
 
 
 def test_the_error_is_that_of_the_definition():
-    (one, two) = measure("int8", "error", 2, (8, 16))
+    (one, two) = measure_errors("int8", "error", 2, (8, 16))
     assert one != two
     import torch
 

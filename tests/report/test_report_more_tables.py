@@ -18,7 +18,7 @@ from fractrain.cost.published import rows as published_rows
 from fractrain.report.build import build_table
 from fractrain.report.columns import columns
 from fractrain.report.grid import plan
-from fractrain.report.output import text
+from fractrain.report.output import table_text
 from fractrain.report.quantities import IN_TABLES, QUANTITIES
 from fractrain.report.render import FORMATS, render
 from fractrain.report.rows import published_value
@@ -251,10 +251,10 @@ def test_table6_quantizes_the_same_layers_in_both_rows():
 
 def test_table6_bound_on_the_whole_model_is_that_of_resnet18_at_224():
     """Both ends in floating point over everything, the rest free: the note's figure, from the model's shapes."""
-    from fractrain.models.geometry import geometries
+    from fractrain.models.layer_shapes import layer_shapes
     from fractrain.models.registry import build
 
-    shapes = geometries(lambda: build("resnet18", 1000, (3, 224, 224)), (3, 224, 224))
+    shapes = layer_shapes(lambda: build("resnet18", 1000, (3, 224, 224)), (3, 224, 224))
     macs = {name: shape.macs for name, shape in shapes.items()}
     stem, *_, head = macs
     ends = (2 * macs[stem] + 3 * macs[head]) * 32 * 32  # no error goes to the data
@@ -488,4 +488,6 @@ def test_a_model_or_data_set_that_is_not_there_is_named():
 def test_text_of_a_table_is_what_render_gives(store, sources):
     spec = load_spec("overview")
     for fmt in FORMATS:
-        assert text(spec, store, "smoke", 1, fmt, sources) == render(build_table(spec, store, "smoke", 1, sources), fmt)
+        assert table_text(spec, store, "smoke", 1, fmt, sources) == render(
+            build_table(spec, store, "smoke", 1, sources), fmt
+        )

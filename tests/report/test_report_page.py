@@ -24,7 +24,7 @@ import fractrain
 from fractrain.cli import main
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.engine.store import RunStore
-from fractrain.report.breakdown import bits_by_part, breakdown, choices, mean_bits, quantized_parts
+from fractrain.report.breakdown import bits_by_part, breakdown, mean_bits, quantized_parts, width_shares
 from fractrain.report.build import build_table
 from fractrain.report.campaign import load_campaign
 from fractrain.report.page import build_page
@@ -258,14 +258,14 @@ def test_choices_are_shares_of_forward_macs_where_samples_or_tiles_differ() -> N
     ledger.count("low", 3, lambda: [Entry("a.c", "FW", 4, 4, 100), Entry("a.c", "EB", 8, 4, 100)])
     ledger.count("high", 1, lambda: [Entry("a.c", "FW", 6, 6, 100), Entry("b.c", "FW", 6, 6, 100)])
     ledger.count("skip", 1, lambda: [Entry("b.c", "FW", 0, 0, 100), Entry("stem", "FW", 32, 32, 100)])
-    found = choices(ledger)
+    found = width_shares(ledger)
     assert (list(found.index), list(found.columns)) == (["a", "b"], [0, 4, 6])
     np.testing.assert_array_equal(found.to_numpy(), [[0, 75, 25], [50, 0, 50]])
     assert quantized_parts(breakdown(ledger)) == ["a", "b"]
 
 
 def test_nothing_was_chosen_where_widths_only_move_with_the_period() -> None:
-    assert len(choices(ledger_of("pfq"))) == 0
+    assert len(width_shares(ledger_of("pfq"))) == 0
 
 
 def test_a_stage_stands_at_the_start_of_the_period_in_which_it_began() -> None:

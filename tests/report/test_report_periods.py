@@ -21,7 +21,7 @@ def periods(config: RunConfig) -> int:
     """Evaluation periods of a run on the data set as published."""
     info = Registries().for_setting(config.setting, config.seed).dataset_info(config.dataset)
     samples = (info.train_size - info.shape[0]) // info.shape[0] if info.kind == "text" else info.train_size
-    return Clock.of(config.recipe, max(1, -(-samples // config.recipe.batch_size))).periods
+    return Clock.from_recipe(config.recipe, max(1, -(-samples // config.recipe.batch_size))).periods
 
 
 @pytest.mark.parametrize("profile", ["short", "1/64"])

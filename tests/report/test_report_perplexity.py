@@ -16,7 +16,7 @@ from fractrain.report.render import render
 from fractrain.report.sources import measure_run
 from fractrain.report.spec import read_spec
 from fractrain.report.stats import Estimate
-from fractrain.report.values import Measured
+from fractrain.report.values import RunValues
 from fractrain.report.verdict import VerdictRule, judge
 
 SPEC = """
@@ -67,7 +67,7 @@ precision = "32"
 def add(store: FakeStore, method: str, best: float, seed: int, profile: str = "paper", data: str = "wikitext103"):
     run_id = f"{method}-transformer_base-{data}-{profile}-s{seed}"
     words = {"perplexity_last": best + 1, "perplexity_best_val": best + 0.5, "perplexity_best_test": best}
-    measured = Measured({**words, "macs_best": 1e9, "macs_end": 2e9, "bitops_end": 1e12, "cp": 50.0})
+    measured = RunValues({**words, "macs_best": 1e9, "macs_end": 2e9, "bitops_end": 1e12, "cp": 50.0})
     store.records[run_id] = FakeRecord(run_id, "done", measured)
 
 
@@ -158,7 +158,7 @@ def test_best_of_accuracy_is_the_greatest():
     assert by_key["perplexity_best_test"].best([1.0, 2.0]) == 1.0
     assert not by_key["macs_best"].is_quality
     runs = {
-        name: {0: Measured({"accuracy_best_test": a, "macs_best": 1.0})}
+        name: {0: RunValues({"accuracy_best_test": a, "macs_best": 1.0})}
         for name, a in (("x", 90.0), ("y", 91.0), ("z", 89.0))
     }
     assert measured_cells(runs, "x", {"y": "Y", "z": "Z"})["accuracy_best_test"].value == pytest.approx(-1.0)

@@ -15,8 +15,8 @@ import pytest
 
 from fractrain.report.build import build_table
 from fractrain.report.latex import escape, narrow
+from fractrain.report.output import selected
 from fractrain.report.render import FORMATS, render, write_all
-from fractrain.report.selection import selected
 from fractrain.report.values import fitted_text, macs_text
 from fractrain.util.errors import ConfigError, StoreError
 

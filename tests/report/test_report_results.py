@@ -76,7 +76,7 @@ def test_hardware_models_add_energy_that_is_derived(store: RunStore) -> None:
     own = frame[frame["quantity"] == "energy_end"]
     assert list(own["origin"]) == ["derived"] * 3
     assert set(own["source"]) == {"modelled: fractrain-fitted"}
-    expected = price(Counts.of(ledger_of("sbm")), create("fractrain-fitted")).until().joules.total
+    expected = price(Counts.from_ledger(ledger_of("sbm")), create("fractrain-fitted")).until().joules.total
     assert own["value"].iloc[0] == pytest.approx(expected / 1e3)
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from fractrain.report.build import build_table
 from fractrain.report.render import FORMATS, render, write_all
+from fractrain.report.saving_factors import SavingFactors, known_cp, measured_split, published_iterations
 from fractrain.report.savings import MEANING, comparisons
 from fractrain.report.spec import load_spec
-from fractrain.report.split import Split, known_cp, measured_split, published_iterations
-from fractrain.report.values import Measured
+from fractrain.report.values import RunValues
 
 # Latency of FracTrain against three static 8/8 rows: saving in percent, ratio of iterations, ratio of time per image.
 PUBLISHED = {
@@ -57,7 +57,7 @@ def test_all_twelve_published_latency_savings(published, key):
 
 
 def test_three_quarters_of_the_headline_are_stopping_earlier():
-    headline = Split(0.562, 0.827)
+    headline = SavingFactors(0.562, 0.827)
     assert headline.text() == "53.5 % = 1 – .562 × .827"
     assert math.log(0.562) / math.log(0.562 * 0.827) == pytest.approx(0.75, abs=0.01)
 
@@ -93,7 +93,7 @@ def test_known_cp():
 
 
 def run(samples, minutes, end=10.0):
-    return Measured({"samples_best": samples, "latency": minutes, "samples_end": 1000, "latency_end": end})
+    return RunValues({"samples_best": samples, "latency": minutes, "samples_end": 1000, "latency_end": end})
 
 
 def test_measured_splits_by_hand_over_common_seeds():
@@ -104,7 +104,7 @@ def test_measured_splits_by_hand_over_common_seeds():
     assert (best.saving, best.at_equal_iterations) == pytest.approx((75.0, 50.0))
     assert (end.iterations, end.per_image) == pytest.approx((1.0, 0.5))
     assert measured_split(own, {3: run(1, 1.0)}, "latency", "best") is None
-    assert measured_split(own, {0: Measured({"samples_best": 5}), 1: run(1, 1.0)}, "latency", "best") is None
+    assert measured_split(own, {0: RunValues({"samples_best": 5}), 1: run(1, 1.0)}, "latency", "best") is None
     assert measured_split(own, other, "energy", "best") is None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fractrain.report.trend import fit, judge_trend, trend_rule
+from fractrain.report.trend import fit_trend, judge_trend, trend_rule
 
 THREE = {1 / 64: 3, 1 / 32: 3, 1 / 16: 3}
 WIDE = {1 / 64: 5, 1 / 16: 5, 1 / 4: 5, 1 / 2: 5}
@@ -25,7 +25,7 @@ def sampling_error(share):
 
 
 def test_the_line_by_hand():
-    found = fit({1 / 4: [-3.0, -1.0], 1 / 2: [-2.0, 0.0]})
+    found = fit_trend({1 / 4: [-3.0, -1.0], 1 / 2: [-2.0, 0.0]})
     # x = -2, -2, -1, -1: slope 1, level 0; residuals -1, 1, -1, 1; s^2 = 4/2; Sxx = 1; mean x = -1.5
     assert (found.slope, found.predicted) == pytest.approx((1.0, 0.0), abs=1e-12)
     assert found.slope_half == pytest.approx(4.302653 * math.sqrt(2 / 1), rel=1e-6)
@@ -42,7 +42,7 @@ def test_prediction_is_that_of_another_library():
     (level, slope), squares, *_ = np.linalg.lstsq(design, y, rcond=None)
     s2 = squares[0] / (len(x) - 2)
     half = stats.t.ppf(0.975, len(x) - 2) * math.sqrt(s2 * (1 + np.linalg.inv(design.T @ design)[0, 0]))
-    found = fit(gaps)
+    found = fit_trend(gaps)
     assert (found.predicted, found.slope, found.half) == pytest.approx((level, slope, half), rel=1e-9)
 
 
@@ -51,7 +51,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(design):
     random = np.random.default_rng(1)
     pair, slope = 0, 0
     for _ in range(TRIALS):
-        found = fit(made_up(random, design, level=-0.12, slope=0.5, sd=0.4))
+        found = fit_trend(made_up(random, design, level=-0.12, slope=0.5, sd=0.4))
         pair += found.low <= random.normal(-0.12, 0.4) <= found.high  # one further pair at the paper's length
         slope += abs(found.slope - 0.5) <= found.slope_half
     assert pair / TRIALS == pytest.approx(0.95, abs=sampling_error(0.95))
@@ -68,7 +68,7 @@ def test_false_verdicts_are_rare(design, sd, truth, false):
     random = np.random.default_rng(2)
     words = Counter()
     for _ in range(TRIALS // 2):
-        words[judge_trend(fit(made_up(random, design, truth, 0.5, sd)), 0.0, 1.0).word] += 1
+        words[judge_trend(fit_trend(made_up(random, design, truth, 0.5, sd)), 0.0, 1.0).word] += 1
     assert words[false] / (TRIALS // 2) <= 0.05, words
 
 
@@ -77,7 +77,7 @@ def test_with_little_noise_and_many_runs_the_truth_is_found():
     words = {truth: Counter() for truth in (0.0, 3.0)}
     for truth, count in words.items():
         for _ in range(200):
-            count[judge_trend(fit(made_up(random, WIDE, truth, 0.5, 0.2)), 0.0, 1.0).word] += 1
+            count[judge_trend(fit_trend(made_up(random, WIDE, truth, 0.5, 0.2)), 0.0, 1.0).word] += 1
     assert words[0.0]["supports"] > 165  # one in twenty is taken for bent
     assert words[3.0]["contradicts"] > 165  # one in twenty is taken for bent
 
@@ -89,27 +89,27 @@ def test_what_is_no_line_says_nothing():
     for _ in range(300):
         bent = {share: list(level + random.normal(0, 0.1, 5)) for share, level in
                 ((1 / 64, -4.0), (1 / 16, 0.0), (1 / 4, 0.0))}  # fmt: skip
-        words[judge_trend(fit(bent), 0.0, 1.0).reason[:27]] += 1
+        words[judge_trend(fit_trend(bent), 0.0, 1.0).reason[:27]] += 1
     assert words["no line in log length, p = "] > 290
-    straight = Counter(fit(made_up(random, THREE, 0, 1, 0.3)).bent < 0.05 for _ in range(TRIALS))
+    straight = Counter(fit_trend(made_up(random, THREE, 0, 1, 0.3)).bent < 0.05 for _ in range(TRIALS))
     assert straight[True] / TRIALS == pytest.approx(0.05, abs=sampling_error(0.05))
 
 
 def test_words():
     exact = {1 / 64: [-6.0, -6.0], 1 / 32: [-5.0, -5.0]}  # level 0, no noise
-    assert str(judge_trend(fit(exact), 0.5, 1.0)) == "trend supports"
-    assert str(judge_trend(fit(exact), 1.5, 1.0)) == "trend contradicts"
+    assert str(judge_trend(fit_trend(exact), 0.5, 1.0)) == "trend supports"
+    assert str(judge_trend(fit_trend(exact), 1.5, 1.0)) == "trend contradicts"
     noisy = {1 / 64: [-8.0, -4.0], 1 / 32: [-5.0, -5.0]}
-    assert str(judge_trend(fit(noisy), 0.0, 1.0)) == "trend says nothing (interval wider than ±1)"
+    assert str(judge_trend(fit_trend(noisy), 0.0, 1.0)) == "trend says nothing (interval wider than ±1)"
     some = {1 / 4: [-2.0, -2.1], 1 / 2: [-1.0, -0.9]}
-    assert str(judge_trend(fit(some), 1.0, 1.0)) == "trend says nothing (interval crosses the edge of ±1)"
+    assert str(judge_trend(fit_trend(some), 1.0, 1.0)) == "trend says nothing (interval crosses the edge of ±1)"
     assert str(judge_trend(None, 0.0, 1.0)) == "trend says nothing (two lengths and 4 pairs needed)"
-    assert judge_trend(fit(exact), None, 1.0) is None
+    assert judge_trend(fit_trend(exact), None, 1.0) is None
 
 
 @pytest.mark.parametrize("gaps", [{}, {1 / 64: [1.0, 2.0, 3.0, 4.0]}, {1 / 64: [1.0, 2.0], 1 / 32: [1.0]}])
 def test_too_little_is_no_trend(gaps):
-    assert fit(gaps) is None
+    assert fit_trend(gaps) is None
 
 
 def test_the_rule_is_stated():

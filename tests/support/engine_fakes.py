@@ -146,7 +146,7 @@ class FakeRegistries(Registries):
         embedded = not name.startswith("cifar")
         return SimpleNamespace(name=name, classes=CLASSES, shape=SHAPE, embedded=embedded, recipe={}, train_size=50_000)
 
-    def misfit(self, model: str, dataset: str) -> str | None:
+    def mismatch(self, model: str, dataset: str) -> str | None:
         return "it takes images" if dataset == "text" else None
 
     def model(self, name: str, dataset: str, seed: int) -> nn.Module:

@@ -66,7 +66,7 @@ class Small(nn.Module):
 class SmallModels(Registries):
     """The package's methods and data; a small model, and a data set of 50 images cut from digits, or 40 of 64 words."""
 
-    def misfit(self, model: str, dataset: str) -> str | None:
+    def mismatch(self, model: str, dataset: str) -> str | None:
         return None
 
     def model(self, name: str, dataset: str, seed: int) -> nn.Module:
@@ -120,7 +120,7 @@ def do(job: dict[str, Any], ranks: Ranks | None = None) -> dict[str, Any]:
         if "images" in job:
             image_folders.install(patch, image_folders.entry(**job["images"]))
         config, known = config_of(job), SmallModels()
-        if ranks is not None and not ranks.first and "differ" in job:
+        if ranks is not None and not ranks.is_main and "differ" in job:
             config = _differ(patch, job, config, known)
         if job.get("same_norms"):
             patch.setattr(loop_module, "synchronise_norms", replace_norms)

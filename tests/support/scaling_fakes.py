@@ -10,11 +10,11 @@ import numpy as np
 from store_fakes import FakeStore
 
 from fractrain.cost import published
-from fractrain.engine.length import share
+from fractrain.engine.length import length_divisor
 from fractrain.report.campaign import Campaign, plan_campaign
 from fractrain.report.grid import PlannedRun
 from fractrain.report.sources import Sources, engine_config
-from fractrain.report.values import Measured
+from fractrain.report.values import RunValues
 
 LEVEL = {"fp32": 0.3, "sbm": 0.0, "dfq": -0.2, "fractrain": -0.1, "pfq": 0.0, "slu": -1.0, "dynasty": -0.5,
          "static-4-6": -1.8, "fractrain-script": -0.3}  # fmt: skip
@@ -22,7 +22,7 @@ SLOPE = {"fractrain": 0.8, "dfq": 0.5}
 COST = {"fp32": 100.0, "sbm": 6.25, "dfq": 3.0, "fractrain": 2.3, "pfq": 4.0}
 
 
-def measure(record: Any, hardware: str) -> Measured:
+def measure(record: Any, hardware: str) -> RunValues:
     assert record.status == "done"
     return record.measured
 
@@ -33,7 +33,7 @@ def sources() -> Sources:
 
 def result(run: PlannedRun, sd: float = 0.2) -> dict[str, Any]:
     """Accuracy and costs of one run: SBM's accuracy grows with the length, the others' gaps close."""
-    doublings = math.log2(1 / share(run.request.profile))
+    doublings = math.log2(1 / length_divisor(run.request.profile))
     random = np.random.default_rng(
         [run.seed, int(-doublings), list(LEVEL).index(run.row.key), len(run.request.dataset)]
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fractrain.report.values import Measured
+from fractrain.report.values import RunValues
 
 
 @dataclass
 class FakeRecord:
     run_id: str
     status: str
-    measured: Measured | None = None
+    measured: RunValues | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     message: str = ""
     verified: bool = True
@@ -39,5 +39,5 @@ class FakeStore:
             "accuracy_best_val": accuracy - 0.25,
             "accuracy_best_test": accuracy,
         }
-        measured = Measured({**quality, **values}, caveat)
+        measured = RunValues({**quality, **values}, caveat)
         self.records[run_id] = FakeRecord(run_id, status, measured if status == "done" else None)

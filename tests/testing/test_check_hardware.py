@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fractrain.cost.hardware import Cost, HardwareModel, Parts, Row
+from fractrain.cost.hardware import Cost, HardwareModel, Parts, WorkRow
 from fractrain.cost.hardware.registry import get, names
 from fractrain.testing.hardware import CHECKS, check_hardware
 from fractrain.util.errors import ConfigError, PluginError
@@ -29,7 +29,7 @@ class Good(HardwareModel):
 
     name, source, counted, is_not = "good", "this test", "MACs times widths", "a machine"
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         n = row.macs * (row.bits1 + row.bits2)
         return Cost(Parts(compute=n), Parts(dram=n), n)
 
@@ -37,14 +37,14 @@ class Good(HardwareModel):
 class Narrow(Good):
     """Dearer when narrow."""
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         return Cost(Parts(compute=row.macs / row.bits2), Parts(dram=row.macs))
 
 
 class Batch(Good):
     """Cheaper in large batches."""
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         n = row.macs / (row.batch**2)
         return Cost(Parts(compute=n), Parts(dram=n))
 
@@ -52,7 +52,7 @@ class Batch(Good):
 class Start(Good):
     """A start for each row, not in proportion to its work."""
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         return Cost(Parts(compute=row.macs + 5.0), Parts(dram=row.macs))
 
 
@@ -61,7 +61,7 @@ class Memory(Good):
 
     asked = 0
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         self.asked += 1
         return Cost(Parts(compute=row.macs * (1 + 1e-3 * self.asked)), Parts(dram=row.macs))
 
@@ -69,14 +69,14 @@ class Memory(Good):
 class Nan(Good):
     """Not a number where widths are odd."""
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         return Cost(Parts(compute=row.macs if row.bits1 != 3 else math.nan), Parts(dram=row.macs))
 
 
 class Free(Good):
     """Depthwise layers cost nothing."""
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         n = row.macs if row.geometry is None or row.geometry.groups < 5 else 0.0
         return Cost(Parts(compute=n), Parts(dram=n))
 
@@ -84,7 +84,7 @@ class Free(Good):
 class Picky(Good):
     """Does not know attention."""
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         if row.geometry is not None and row.geometry.kind == "matmul":
             raise KeyError("matmul")
         return super().row(row)
@@ -93,7 +93,7 @@ class Picky(Good):
 class Blind(Good):
     """Needs shapes, and does not say so."""
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         return super().row(row) if row.shape.macs else Cost()
 
 
@@ -106,7 +106,7 @@ class Mute(Good):
 class Float(Good):
     """Takes no floating point."""
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         if row.bits1 > 16:
             raise ConfigError("no width above 16 bits")
         return super().row(row)

@@ -72,7 +72,7 @@ def test_processor_packages_are_found_and_their_parts_are_not(tmp_path: Path, mo
     package(tmp_path, "intel-rapl:0")
     package(tmp_path, "intel-rapl:0:0")
     monkeypatch.setattr(energy, "RAPL", tmp_path)
-    meter = EnergyMeter.of(torch.device("cpu"))
+    meter = EnergyMeter.for_device(torch.device("cpu"))
     assert meter.total == 0
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("7500000")
     assert meter.total == 2.5
@@ -84,9 +84,9 @@ def test_what_may_not_be_read_is_not_measured(tmp_path: Path, monkeypatch: pytes
     package(tmp_path, "intel-rapl:1")
     (tmp_path / "intel-rapl:1" / "name").unlink()
     monkeypatch.setattr(energy, "RAPL", tmp_path)
-    assert EnergyMeter.of(torch.device("cpu")).total is None
+    assert EnergyMeter.for_device(torch.device("cpu")).total is None
     monkeypatch.setattr(energy, "RAPL", tmp_path / "missing")
-    assert EnergyMeter.of(torch.device("cpu")).total is None
+    assert EnergyMeter.for_device(torch.device("cpu")).total is None
 
 
 def test_a_gpu_is_read_by_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_a_gpu_is_read_by_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(energy, "RAPL", tmp_path)
     properties = SimpleNamespace(uuid="abc", name="Card")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    meter = EnergyMeter.of(torch.device("cuda:1"))
+    meter = EnergyMeter.for_device(torch.device("cuda:1"))
     assert meter.total == 3.0
     assert list(meter.joules) == ["GPU Card"]
 
@@ -108,4 +108,4 @@ def test_a_gpu_is_read_by_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_without_the_package_a_gpu_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     monkeypatch.setattr(energy, "RAPL", tmp_path)
-    assert EnergyMeter.of(torch.device("cuda")).total is None
+    assert EnergyMeter.for_device(torch.device("cuda")).total is None

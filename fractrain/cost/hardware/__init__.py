@@ -2,27 +2,27 @@
 
 from fractrain.cost.hardware.base import (
     Cost,
-    Geometry,
     HardwareModel,
     HardwareSettings,
+    LayerShape,
     Parts,
     Priced,
     Product,
-    Row,
     Workload,
+    WorkRow,
 )
 from fractrain.cost.hardware.registry import HardwareRegistry, create, create_all
 
 __all__ = [
     "Cost",
-    "Geometry",
     "HardwareModel",
     "HardwareRegistry",
     "HardwareSettings",
+    "LayerShape",
     "Parts",
     "Priced",
     "Product",
-    "Row",
+    "WorkRow",
     "Workload",
     "create",
     "create_all",

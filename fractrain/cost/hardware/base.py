@@ -25,7 +25,7 @@ FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
-class Geometry:
+class LayerShape:
     """Shape of one layer, for one sample.
 
     A linear layer is a convolution with a 1x1 kernel whose positions are the vectors of a sample. A product of two
@@ -64,7 +64,7 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Row:
+class WorkRow:
     """What is priced: MACs of one layer and product at one pair of widths.
 
     Attributes:
@@ -84,7 +84,7 @@ class Row:
     bits1: int
     bits2: int
     macs: float
-    geometry: Geometry | None = None
+    geometry: LayerShape | None = None
     batch: int = 1
     block: str | None = None
     formats: tuple[str, str] = ("", "")
@@ -100,7 +100,7 @@ class Row:
         return self.macs / self.shape.macs
 
     @property
-    def shape(self) -> Geometry:
+    def shape(self) -> LayerShape:
         """The geometry, for models that need it.
 
         Raises:
@@ -135,7 +135,7 @@ class Parts:
 
 PARTS = ("compute", "on_chip", "dram", "fixed")
 FIGURES = ("cycles", *(f"seconds_{p}" for p in PARTS), *(f"joules_{p}" for p in PARTS))
-"""Names of a cost's nine numbers, in the order of :meth:`Cost.numbers`."""
+"""Names of a cost's nine numbers, in the order of :meth:`Cost.figures`."""
 
 
 @dataclass(frozen=True)
@@ -151,20 +151,20 @@ class Cost:
     joules: Parts = Parts()
     cycles: float = 0.0
 
-    def numbers(self) -> tuple[float, ...]:
+    def figures(self) -> tuple[float, ...]:
         """Cycles, seconds by part, joules by part; see :data:`FIGURES`."""
         s, j = self.seconds, self.joules
         return (self.cycles, s.compute, s.on_chip, s.dram, s.fixed, j.compute, j.on_chip, j.dram, j.fixed)
 
     @classmethod
-    def of(cls, numbers: Sequence[float]) -> Cost:
-        """The cost with these :meth:`numbers`."""
+    def from_figures(cls, numbers: Sequence[float]) -> Cost:
+        """The cost with these :meth:`figures`."""
         values = [float(n) for n in numbers]
         return cls(Parts(*values[1:5]), Parts(*values[5:9]), values[0])
 
     def times(self, factor: float) -> Cost:
         """The cost of ``factor`` times as much work."""
-        return Cost.of([factor * n for n in self.numbers()])
+        return Cost.from_figures([factor * n for n in self.figures()])
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Workload:
         seconds, joules: what the run itself took, by clock and meter; None where that was not measured.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[WorkRow, ...]
     samples: int
     cp_percent: float
     forward_macs: float | None
@@ -192,7 +192,7 @@ class Priced:
     """What a workload costs.
 
     Attributes:
-        rows: cost of each row, in order; or their :meth:`Cost.numbers` as an array ``[rows, 9]``, which is faster.
+        rows: cost of each row, in order; or their :meth:`Cost.figures` as an array ``[rows, 9]``, which is faster.
         overhead: cost that belongs to no row.
         note: why the figures are an extrapolation, in one line; empty if they are not.
     """
@@ -260,7 +260,7 @@ class HardwareModel:
         ]
         return ":".join([self.name, *changed])
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         """Return the cost of one row.
 
         Args:

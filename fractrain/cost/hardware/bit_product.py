@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from pydantic import Field
 
-from fractrain.cost.hardware.base import Cost, HardwareModel, HardwareSettings, Parts, Row
+from fractrain.cost.hardware.base import Cost, HardwareModel, HardwareSettings, Parts, WorkRow
 
 REFERENCE_BITS = 8
 
@@ -34,7 +34,7 @@ def shared_card(s: ArraySettings) -> dict[str, str]:
     }
 
 
-def ideal_cost(row: Row, time: float, s: ArraySettings) -> Cost:
+def ideal_cost(row: WorkRow, time: float, s: ArraySettings) -> Cost:
     """Return the cost of a row whose time without the fixed part is ``time``, in units of the 8x8-bit time."""
     cycles = row.macs / s.macs_per_cycle
     joules = row.macs * s.pj_per_mac * 1e-12
@@ -65,7 +65,7 @@ class BitProduct(HardwareModel):
     # ResNet-38: DFQ at cp 3 takes .8471 of the time of 8/8 per image, its products of widths .48: f + (1 - f) .48.
     presets = MappingProxyType({"published": {"fixed": 0.706}})
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         """See :class:`HardwareModel`."""
         return ideal_cost(row, row.bits1 * row.bits2 / REFERENCE_BITS**2, self.settings)
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fractrain.cost.hardware.base import Cost, HardwareModel, Row
+from fractrain.cost.hardware.base import Cost, HardwareModel, WorkRow
 from fractrain.cost.hardware.bit_product import REFERENCE_BITS, ArraySettings, ideal_cost, shared_card
 
 
@@ -37,7 +37,7 @@ class BitSerial(HardwareModel):
     # every mix of its candidates with that cp the share is .36 to .47, and .43 at a mean serial width of 5.85 bits.
     presets = MappingProxyType({"published": {"fixed": 0.43}})
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         """See :class:`HardwareModel`."""
         a, b = row.bits1, row.bits2
         width = {"first": a, "second": b, "narrower": min(a, b), "wider": max(a, b)}[self.settings.serial]

@@ -6,8 +6,8 @@ from types import MappingProxyType
 
 from pydantic import Field
 
-from fractrain.cost.hardware.base import Cost, HardwareModel, HardwareSettings, Parts, Row
-from fractrain.cost.hardware.tiling import Machine, Problem, best_tiling
+from fractrain.cost.hardware.base import Cost, HardwareModel, HardwareSettings, Parts, WorkRow
+from fractrain.cost.hardware.tiling import FusedArray, Problem, best_tiling
 from fractrain.util.errors import ConfigError
 
 CORE_NJ = 0.235104 / (16 * 32)  # a unit and cycle
@@ -58,7 +58,7 @@ class BitFusion(HardwareModel):
         }
     )
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         """See :class:`HardwareModel`."""
         problem, times = self.problem(row)
         found = best_tiling(problem, self.machine)
@@ -73,14 +73,14 @@ class BitFusion(HardwareModel):
         return batch.times(times * row.samples / row.batch)
 
     @property
-    def machine(self) -> Machine:
+    def machine(self) -> FusedArray:
         """The array with its constants; energies of a bit do not change with the size of a buffer."""
         s = self.settings
         weights, inputs, sums = (1024 * 8 * kb for kb in (s.weight_kb, s.input_kb, s.output_kb))
         core = CORE_NJ * s.rows * s.columns
-        return Machine(s.rows, s.columns, s.bus, weights, inputs, sums, SUM_BITS, core, READ_NJ, WRITE_NJ, DRAM_NJ)
+        return FusedArray(s.rows, s.columns, s.bus, weights, inputs, sums, SUM_BITS, core, READ_NJ, WRITE_NJ, DRAM_NJ)
 
-    def problem(self, row: Row) -> tuple[Problem, int]:
+    def problem(self, row: WorkRow) -> tuple[Problem, int]:
         """Return what the array computes for a batch of a row's product, and how often."""
         g, batch = row.shape, row.batch
         bits = min(row.bits1, self.settings.widest), min(row.bits2, self.settings.widest)

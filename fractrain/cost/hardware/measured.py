@@ -6,7 +6,7 @@ from fractrain.cost.hardware.base import Cost, HardwareModel, Parts, Priced, Wor
 from fractrain.util.errors import ConfigError
 
 
-class Measured(HardwareModel):
+class MeasuredHardware(HardwareModel):
     """No model: wall clock of the run itself, and its energy where a meter could be read."""
 
     name = "measured"

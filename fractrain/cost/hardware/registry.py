@@ -19,7 +19,7 @@ SHIPPED = {
     "bit-product": "bit_product:BitProduct",
     "bit-serial": "bit_serial:BitSerial",
     "bitfusion": "bitfusion:BitFusion",
-    "measured": "measured:Measured",
+    "measured": "measured:MeasuredHardware",
     "roofline": "roofline:Roofline",
 }
 
@@ -29,7 +29,7 @@ class HardwareRegistry(Registry[type[HardwareModel]]):
 
     noun, plural, classes = "hardware model", "hardware", True
 
-    def own(self) -> Mapping[str, Origin]:
+    def builtin(self) -> Mapping[str, Origin]:
         """Those of this folder."""
         return {name: Origin("module", f"fractrain.cost.hardware.{where}") for name, where in SHIPPED.items()}
 

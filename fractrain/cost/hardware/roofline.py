@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from fractrain.cost.hardware.base import FLOAT_BITS, Cost, HardwareModel, HardwareSettings, Parts, Row
+from fractrain.cost.hardware.base import FLOAT_BITS, Cost, HardwareModel, HardwareSettings, Parts, WorkRow
 
 WIDTHS: Final = (("fp4", 4), ("int4", 4), ("fp8", 8), ("int8", 8), ("bf16", 16), ("tf32", 32), ("fp32", 32))
 """Formats with the widest operand that each takes."""
@@ -76,7 +76,7 @@ class Roofline(HardwareModel):
     Settings = RooflineSettings
     presets = SHEETS
 
-    def format_of(self, row: Row) -> tuple[str, int, float]:
+    def format_of(self, row: WorkRow) -> tuple[str, int, float]:
         """Return name, width and peak of the fastest format that holds both operands of a row."""
         s, bits = self.settings, max(row.bits1, row.bits2)
         pairs = zip((row.bits1, row.bits2), row.formats, strict=True)
@@ -88,7 +88,7 @@ class Roofline(HardwareModel):
         ]
         return max((f for f in fits if s.full == "tf32" or f[0] != "tf32"), key=lambda f: (f[2], -f[1]))
 
-    def row(self, row: Row) -> Cost:
+    def row(self, row: WorkRow) -> Cost:
         """See :class:`HardwareModel`."""
         s, g, batch = self.settings, row.shape, row.batch
         _, width, peak = self.format_of(row)

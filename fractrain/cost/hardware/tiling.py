@@ -46,7 +46,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Machine:
+class FusedArray:
     """An array of ``rows x columns`` fused units.
 
     Attributes:
@@ -90,7 +90,7 @@ class BestTiling:
     dram: float
 
 
-def lanes(bits1: int, bits2: int) -> tuple[int, int]:
+def products_per_cycle(bits1: int, bits2: int) -> tuple[int, int]:
     """Return products that a fused unit makes in a cycle, and cycles that it takes for them.
 
     Below 8 bits a unit splits; what is wider is cut into pieces of at most 8 bits, which take turns.
@@ -101,12 +101,12 @@ def lanes(bits1: int, bits2: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=100_000)
-def best_tiling(p: Problem, m: Machine) -> BestTiling | None:
+def best_tiling(p: Problem, m: FusedArray) -> BestTiling | None:
     """Return the cost of the best tiling; None where not even the smallest tiles fit.
 
     The layers of a network and the widths of a run repeat, so answers are kept.
     """
-    split, turns = lanes(p.bits1, p.bits2)
+    split, turns = products_per_cycle(p.bits1, p.bits2)
     tiles = _tiles(p, m)
     batch, rows, columns, reduced, produced = tiles
     taps, wide = p.kernel[0] * p.kernel[1], m.rows * split
@@ -188,7 +188,7 @@ def _orders(square: bool) -> tuple[tuple[int, ...], ...]:
     return tuple(o for o in every if not square or o.index(1) < o.index(2))
 
 
-def _tiles(p: Problem, m: Machine) -> Integers:
+def _tiles(p: Problem, m: FusedArray) -> Integers:
     """Sides of all tiles ``[5, tilings]``: powers of two or the whole, as many rows as columns."""
     squares = [(min(s, p.out_size[0]), min(s, p.out_size[1])) for s in _sides(max(p.out_size), 1)]
     found = product(_sides(p.batch, 1), squares, _sides(p.reduced, 1), _sides(p.produced, m.columns))

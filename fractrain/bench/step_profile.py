@@ -7,16 +7,76 @@ left is ``other``, and its parts are told.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fractrain.bench.scopes import PREFIX, labelled
 from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
 from fractrain.bench.timing import Tick, median, seconds_of
+
+PREFIX = "fractrain::"
+# A category, and where its work is done: module, then attributes. A new fast path belongs here as well.
+SCOPES = (
+    ("quantize", "fractrain.layers.base:QuantLayer._activation"),
+    ("quantize", "fractrain.layers.base:QuantLayer.weight_operand"),
+    ("quantize", "fractrain.layers.base:QuantLayer.error_operand"),
+    ("quantize", "fractrain.numerics.quantize:Quantized.values"),
+    ("conv", "fractrain.layers.conv_linear:convolve"),
+    ("conv", "fractrain.layers.conv_linear:products"),
+    ("conv", "fractrain.experimental.int8_conv:forward"),
+    ("conv", "fractrain.experimental.int8_conv:input_gradient"),
+    ("conv", "fractrain.experimental.int8_conv:weight_gradient"),
+    ("conv", "fractrain.experimental.int8_gemm:forward"),
+    ("conv", "fractrain.experimental.int8_gemm:input_gradient"),
+    ("conv", "fractrain.experimental.int8_gemm:weight_gradient"),
+    ("gate", "fractrain.methods.gate:GateNetwork.forward"),
+    ("gate", "fractrain.methods.gated_block:pooled"),
+    ("gate", "fractrain.methods.gated_block:straight_through"),
+    ("gate", "fractrain.methods.dfq:DFQ.extra_loss"),
+    ("ledger", "fractrain.layers.base:QuantLayer.report"),
+    ("ledger", "fractrain.methods.gated_block:GatedBlock._count"),
+    ("ledger", "fractrain.cost.ledger:Ledger.samples"),
+)
+
+
+def resolve(place: str) -> tuple[Any, str]:
+    """Return (owner, name of the attribute) of a place ``module:Class.function``.
+
+    Raises:
+        AttributeError: the package has no such function.
+    """
+    module, _, path = place.partition(":")
+    *owners, name = path.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    getattr(owner, name)
+    return owner, name
+
+
+@contextmanager
+def labelled() -> Iterator[None]:
+    """Make the functions of ``SCOPES`` show in a profile, inside the block."""
+    with ExitStack() as stack:
+        for category, place in SCOPES:
+            owner, name = resolve(place)
+            stack.enter_context(patch.object(owner, name, _label(PREFIX + category, getattr(owner, name))))
+        yield
+
+
+def _label(label: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with record_function(label):
+            return call(*args, **kwargs)
+
+    return inside
+
 
 CATEGORIES = ("conv", "quantize", "batch norm", "gate", "ledger", "other")
 STEP = PREFIX + "step"
@@ -35,7 +95,7 @@ PYTHON, REST = "Python between operations", "everything else"
 
 
 @dataclass(frozen=True)
-class View:
+class StepProfile:
     """Shares of one method's step.
 
     Attributes:
@@ -55,7 +115,7 @@ class View:
     other: dict[str, float] = field(default_factory=dict)
 
 
-def view(setup: Setup, method: str, tick: Tick) -> View:
+def profile_step(setup: Setup, method: str, tick: Tick) -> StepProfile:
     """Profile some steps of a method (``fp32``: the plain model); gates choose as in the path ``dfq_typical``."""
     step, candidates = _step(setup, method)
     for _ in range(WARMUP):
@@ -72,7 +132,7 @@ def view(setup: Setup, method: str, tick: Tick) -> View:
                 wall += seconds_of(step, setup.device)
     tick()
     shares, other = shares_of(list(prof.events() or ()), wall if cuda else None)
-    return View(method, candidates, seconds, wall / count, shares, other)
+    return StepProfile(method, candidates, seconds, wall / count, shares, other)
 
 
 def _step(setup: Setup, method: str) -> tuple[PlainStep | MethodStep, Sequence[int] | None]:

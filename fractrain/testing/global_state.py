@@ -56,8 +56,8 @@ def _settings() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """A snapshot; see :meth:`now` and :meth:`changes`."""
+class GlobalState:
+    """A snapshot; see :meth:`capture` and :meth:`changes`."""
 
     settings: dict[str, Any]
     environment: dict[str, str]
@@ -66,7 +66,7 @@ class Surroundings:
     held: tuple[Any, ...]  # keeps what is compared by id alive
 
     @classmethod
-    def now(cls) -> Surroundings:
+    def capture(cls) -> GlobalState:
         """Take a snapshot."""
         modules = dict(sys.modules)
         values = {(i, name): value for i, owner in enumerate(PATCHABLE) for name, value in vars(owner).items()}
@@ -80,7 +80,7 @@ class Surroundings:
 
     def changes(self) -> list[str]:
         """What is different now."""
-        now = Surroundings.now()
+        now = GlobalState.capture()
         found = [name for name, value in self.settings.items() if now.settings[name] != value]
         for name in sorted(self.environment.keys() | now.environment.keys()):
             if self.environment.get(name) != now.environment.get(name):

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fractrain.cost.hardware.base import Geometry
+from fractrain.cost.hardware.base import LayerShape
 from fractrain.layers.matmul import Matmul
 
 Hook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]
 
 
-def geometries(make: Callable[[], nn.Module], shape: Sequence[int]) -> dict[str, Geometry]:
+def layer_shapes(make: Callable[[], nn.Module], shape: Sequence[int]) -> dict[str, LayerShape]:
     """Return the shape of every convolution, linear layer and product of activations, by module name.
 
     A linear layer that sees a number of vectors that depends on the data (the ends of a language model), or none in a
@@ -27,11 +27,11 @@ def geometries(make: Callable[[], nn.Module], shape: Sequence[int]) -> dict[str,
         shape: of a sample, ``(C, H, W)`` or ``(T,)`` for word numbers.
     """
     model = make()
-    found: dict[str, Geometry] = {}
+    found: dict[str, LayerShape] = {}
     tokens = getattr(model, "input", "") == "tokens"
     kinds = nn.Conv2d | nn.Linear | Matmul
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
-    hooks = [layer.register_forward_hook(_noting(found, name, tokens)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(_recording(found, name, tokens)) for name, layer in layers.items()]
     device = next(model.parameters()).device
     try:
         model.eval()
@@ -42,25 +42,25 @@ def geometries(make: Callable[[], nn.Module], shape: Sequence[int]) -> dict[str,
             hook.remove()
     for name, layer in layers.items():
         if name not in found and isinstance(layer, nn.Linear):
-            found[name] = Geometry("linear", layer.in_features, layer.out_features)
+            found[name] = LayerShape("linear", layer.in_features, layer.out_features)
     return found
 
 
-def _noting(found: dict[str, Geometry], name: str, tokens: bool) -> Hook:
+def _recording(found: dict[str, LayerShape], name: str, tokens: bool) -> Hook:
     def note(layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         found[name] = _geometry(layer, args[0].shape, output.shape, first=not found and not tokens)
 
     return note
 
 
-def _geometry(layer: nn.Module, x: torch.Size, y: torch.Size, first: bool) -> Geometry:
+def _geometry(layer: nn.Module, x: torch.Size, y: torch.Size, first: bool) -> LayerShape:
     if isinstance(layer, nn.Conv2d):
         kernel, stride = (layer.kernel_size[0], layer.kernel_size[1]), (layer.stride[0], layer.stride[1])
         sizes = (x[2], x[3]), (y[2], y[3])
-        return Geometry("conv", layer.in_channels, layer.out_channels, kernel, stride, *sizes, layer.groups, first)
+        return LayerShape("conv", layer.in_channels, layer.out_channels, kernel, stride, *sizes, layer.groups, first)
     if isinstance(layer, nn.Linear):
         size = (y[1:-1].numel(), 1) if x[0] == 1 else (1, 1)  # else its vectors were picked by their values
-        return Geometry("linear", layer.in_features, layer.out_features, in_size=size, out_size=size, first=first)
+        return LayerShape("linear", layer.in_features, layer.out_features, in_size=size, out_size=size, first=first)
     heads = x[1:-2].numel()
     size = (x[-2], 1)
-    return Geometry("matmul", heads * x[-1], heads * y[-1], in_size=size, out_size=size, groups=heads)
+    return LayerShape("matmul", heads * x[-1], heads * y[-1], in_size=size, out_size=size, groups=heads)

@@ -22,9 +22,8 @@ import numpy as np
 from fractrain.data.imagenet import MEAN, STD, Photos
 from fractrain.data.images import ArraySource
 from fractrain.data.info import DatasetInfo
-from fractrain.data.offline import offline
-from fractrain.data.places import root_of
-from fractrain.data.row_data import COMMIT, Layout, RowData, hub_data
+from fractrain.data.parquet_data import COMMIT, Layout, RowData, hub_data
+from fractrain.data.places import offline_variable, root_of
 from fractrain.util.errors import ConfigError, DataError, MachineError, did_you_mean, message_line
 
 SIZE: Final = 224
@@ -129,7 +128,7 @@ def _hub(name: str, place: str, size: int) -> DatasetInfo:
             f"data set {name!r}: expected hf:OWNER/NAME@REVISION, a commit's hash of 40 digits: a branch or tag may "
             "move, and a result could not be repeated"
         )
-    if variable := offline():
+    if variable := offline_variable():
         raise MachineError(f"data set {name!r}: the hub must be asked, but {variable} is set: unset it")
     try:
         import datasets

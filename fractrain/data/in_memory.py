@@ -15,8 +15,8 @@ from fractrain.util.errors import ConfigError
 Batch = tuple[Tensor, Tensor]
 
 
-def fits_on_device(split: Split, device: torch.device | str, share: float = 0.25) -> bool:
-    """Tell whether the images may live on the device: on CUDA, when they take at most ``share`` of its free memory.
+def fits_on_device(split: Split, device: torch.device | str) -> bool:
+    """Tell whether the images may live on the device: on CUDA, when they take at most a quarter of its free memory.
 
     On the CPU they are where they are, so the answer is yes; on other devices (shared memory) likewise.
     """
@@ -24,7 +24,7 @@ def fits_on_device(split: Split, device: torch.device | str, share: float = 0.25
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
-    return split.images.numel() <= share * free
+    return split.images.numel() <= free / 4
 
 
 class _Pixels:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from fractrain.bench.scopes import SCOPES, labelled, resolve
-from fractrain.bench.view import CATEGORIES, IDLE, PYTHON, STEP, shares_of
+from fractrain.bench.step_profile import CATEGORIES, IDLE, PYTHON, SCOPES, STEP, labelled, resolve, shares_of
 
 
 @dataclass

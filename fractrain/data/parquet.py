@@ -1,11 +1,11 @@
 """ImageNet as rows of a table (encoded image, label), streamed by ``datasets`` from parquet files or from the hub.
 
 Rows can only be read one after the other, so a pass is shuffled as streams are: the files in random order, the
-stretch of each lane (:mod:`fractrain.data.shards`) on its own, and its rows within a window that moves over them. The
+stretch of each shard (:mod:`fractrain.data.shards`) on its own, and its rows within a window that moves over them. The
 shuffle is ours: that of ``datasets`` differs between its releases. The order is a function of (seed, epoch) and of
-the size of a batch, not of the number of processes; a jump reads its way to the place. Each process reads the lanes
+the size of a batch, not of the number of processes; a jump reads its way to the place. Each process reads the shards
 it needs, which takes the number of rows of every file. Parquet files tell it at their end; a data set on the hub in
-another format has one lane, and every process reads all of it.
+another format has one shard, and every process reads all of it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Any, Final
 import numpy as np
 
 from fractrain.data.images import permutation
-from fractrain.data.shards import LANES, Lanes
+from fractrain.data.shards import SHARDS, Sharding
 from fractrain.util.errors import DataError, MachineError, message_line
 from fractrain.util.seeds import derive_seed
 
-WINDOW: Final = 2048  # rows over all lanes: 0.2 GB of ImageNet's files
+WINDOW: Final = 2048  # rows over all shards: 0.2 GB of ImageNet's files
 _ASKING: Final = 16  # connections at a time
 
 Row = tuple[str, bytes, int]
 
 
 @dataclass(frozen=True)
-class RowPart:
+class ParquetSplit:
     """One part of a table of images.
 
     Attributes:
@@ -72,19 +72,19 @@ class RowPart:
             raise DataError(f"{self.origin} has {sum(found):,} rows, expected {self.rows:,}")
         return found
 
-    def lanes(self, batch_size: int) -> Lanes:
+    def sharding(self, batch_size: int) -> Sharding:
         """Return how a pass in batches is divided."""
-        return Lanes(self.rows, batch_size, LANES if self.file_rows else 1)
+        return Sharding(self.rows, batch_size, SHARDS if self.file_rows else 1)
 
-    def read(self, seed: int, epoch: int, lanes: Lanes, lane: int) -> Iterator[Row]:
-        """Yield (name, encoded image, label) of the rows of one lane, shuffled by (seed, epoch).
+    def read(self, seed: int, epoch: int, sharding: Sharding, shard: int) -> Iterator[Row]:
+        """Yield (name, encoded image, label) of the rows of one shard, shuffled by (seed, epoch).
 
         Raises:
             DataError: another number of rows, other columns, or files that cannot be read.
             MachineError: the hub cannot be reached (any more), or ``datasets`` is not installed.
         """
-        rows = self.in_order(lanes.stretch(lane), derive_seed(seed, "files", epoch))
-        return window_shuffle(rows, derive_seed(seed, "rows", epoch, lane), WINDOW // lanes.count)
+        rows = self.in_order(sharding.rows_of(shard), derive_seed(seed, "files", epoch))
+        return window_shuffle(rows, derive_seed(seed, "rows", epoch, shard), WINDOW // sharding.count)
 
     def in_order(self, wanted: range | None = None, files_seed: int | None = None) -> Iterator[Row]:
         """Yield a range of the rows, all by default, file by file; files are shuffled unless ``files_seed`` is None.
@@ -176,7 +176,7 @@ class RowPart:
 
     @cached_property
     def _stream(self) -> Any:
-        """The table as ``datasets`` reads it; lanes share it, because opening it asks the hub for its list of files."""
+        """The table as ``datasets`` reads it; shards share it, because to open it asks the hub for all files."""
         datasets = self._package()
         try:
             if self.hub:

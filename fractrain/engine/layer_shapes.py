@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from fractrain.cost.hardware.base import Geometry
+from fractrain.cost.hardware.base import LayerShape
 from fractrain.util.registry import PLUGIN_VARIABLE
 
 if TYPE_CHECKING:
     from fractrain.engine.config import RunConfig
 
 
-def run_geometry(config: RunConfig) -> Mapping[str, Geometry]:
+def run_layer_shapes(config: RunConfig) -> Mapping[str, LayerShape]:
     """Return the shapes of the plain model's layers on the run's data, by module name.
 
     Raises:
@@ -25,9 +25,9 @@ def run_geometry(config: RunConfig) -> Mapping[str, Geometry]:
 
 
 @lru_cache(maxsize=64)
-def _geometry(model: str, dataset: str, setting: str, _plugins: str) -> Mapping[str, Geometry]:
+def _geometry(model: str, dataset: str, setting: str, _plugins: str) -> Mapping[str, LayerShape]:
     from fractrain.engine.registries import Registries
-    from fractrain.models.geometry import geometries
+    from fractrain.models.layer_shapes import layer_shapes
 
     registries = Registries().for_setting(setting, 0)
-    return geometries(lambda: registries.model(model, dataset, 0), tuple(registries.dataset_info(dataset).shape))
+    return layer_shapes(lambda: registries.model(model, dataset, 0), tuple(registries.dataset_info(dataset).shape))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from fractrain.data import augment, registry, stream
+from fractrain.data import augment, in_memory, registry
 from fractrain.data.images import Split
 from fractrain.util.errors import ConfigError
 
@@ -39,7 +39,7 @@ def reference(image, top, left, flip, info, crop=True):
 def test_batches_equal_the_slow_loop_bit_for_bit(info, shape):
     split = random_split(70, shape)
     plan = augment.epoch_plan(70, info, seed=3, epoch=2)
-    batches = stream.TrainStream(split, info, 32, seed=3, device="cpu")
+    batches = in_memory.TrainStream(split, info, 32, seed=3, device="cpu")
     for index in range(len(batches)):
         images, labels = batches.batch(2, index)
         for row, image in enumerate(images):
@@ -64,12 +64,12 @@ def test_every_offset_and_both_directions_against_the_slow_loop():
 def test_all_pixel_values_are_normalized_as_torchvision_does():
     values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(1, 3, 1, 1)
     split = Split(values, torch.zeros(1, dtype=torch.int64))
-    (images, _) = stream.EvalStream(split, CIFAR, 4, "cpu").batch(0)
+    (images, _) = in_memory.EvalStream(split, CIFAR, 4, "cpu").batch(0)
     assert torch.equal(images[0], reference(values[0], 0, 0, False, CIFAR, crop=False))
 
 
 def test_shapes_types_and_memory_format():
-    for images, labels in stream.TrainStream(random_split(), CIFAR, 32, 0, "cpu").epoch(0):
+    for images, labels in in_memory.TrainStream(random_split(), CIFAR, 32, 0, "cpu").epoch(0):
         assert images.dtype == torch.float32
         assert labels.dtype == torch.int64
         assert images.shape[1:] == (3, 32, 32)
@@ -80,34 +80,34 @@ def test_shapes_types_and_memory_format():
 @given(n=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 2**40), epoch=st.integers(0, 500))
 def test_every_image_once_per_epoch_whatever_the_batch_size(n, batch, seed, epoch):
     split = random_split(n, (3, 4, 4))
-    batches = stream.TrainStream(split, DIGITS, batch, seed, "cpu")
+    batches = in_memory.TrainStream(split, DIGITS, batch, seed, "cpu")
     parts = list(batches.epoch(epoch))
     assert len(parts) == len(batches) == -(-n // batch)
     assert [len(labels) for _, labels in parts[:-1]] == [batch] * (len(parts) - 1)
     labels = torch.cat([labels for _, labels in parts])
     assert labels.sort().values.tolist() == list(range(n))
-    (whole, whole_labels) = stream.TrainStream(split, DIGITS, n, seed, "cpu").batch(epoch, 0)
+    (whole, whole_labels) = in_memory.TrainStream(split, DIGITS, n, seed, "cpu").batch(epoch, 0)
     assert torch.equal(torch.cat([images for images, _ in parts]), whole)
     assert torch.equal(labels, whole_labels)
 
 
 def test_a_batch_depends_on_seed_epoch_and_index_only():
     split = random_split(60)
-    forward = stream.TrainStream(split, CIFAR, 16, 9, "cpu")
+    forward = in_memory.TrainStream(split, CIFAR, 16, 9, "cpu")
     wanted = {(e, i): forward.batch(e, i) for e in range(3) for i in range(4)}
-    jumping = stream.TrainStream(split, CIFAR, 16, 9, "cpu")
+    jumping = in_memory.TrainStream(split, CIFAR, 16, 9, "cpu")
     torch.manual_seed(123)  # global state must not matter
     for e, i in [(2, 3), (0, 1), (2, 0), (1, 2), (0, 0), (2, 3), (1, 3)]:
         images, labels = jumping.batch(e, i)
         assert torch.equal(images, wanted[e, i][0])
         assert torch.equal(labels, wanted[e, i][1])
-    resumed = list(stream.TrainStream(split, CIFAR, 16, 9, "cpu").epoch(1, start=2))
+    resumed = list(in_memory.TrainStream(split, CIFAR, 16, 9, "cpu").epoch(1, start=2))
     assert [torch.equal(a[0], wanted[1, i][0]) for i, a in zip((2, 3), resumed, strict=True)] == [True, True]
 
 
 def test_seeds_and_epochs_differ():
     split = random_split(60)
-    one, two = (stream.TrainStream(split, CIFAR, 60, seed, "cpu") for seed in (0, 1))
+    one, two = (in_memory.TrainStream(split, CIFAR, 60, seed, "cpu") for seed in (0, 1))
     orders = [one.batch(0, 0)[1], one.batch(1, 0)[1], two.batch(0, 0)[1]]
     assert not torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
@@ -129,9 +129,9 @@ def test_choices_are_spread_evenly():
 
 def test_without_augmentation_same_order_plain_images():
     split = random_split(40)
-    plain = stream.TrainStream(split, CIFAR, 16, 5, "cpu", augment=False)
-    full = stream.TrainStream(split, CIFAR, 16, 5, "cpu")
-    ordered = stream.EvalStream(split, CIFAR, 40, "cpu").batch(0)[0]
+    plain = in_memory.TrainStream(split, CIFAR, 16, 5, "cpu", augment=False)
+    full = in_memory.TrainStream(split, CIFAR, 16, 5, "cpu")
+    ordered = in_memory.EvalStream(split, CIFAR, 40, "cpu").batch(0)[0]
     for index in range(len(plain)):
         images, labels = plain.batch(0, index)
         assert torch.equal(labels, full.batch(0, index)[1])
@@ -139,7 +139,7 @@ def test_without_augmentation_same_order_plain_images():
 
 
 def test_eval_in_order_again_and_again():
-    batches = stream.EvalStream(random_split(50), CIFAR, 16, "cpu")
+    batches = in_memory.EvalStream(random_split(50), CIFAR, 16, "cpu")
     assert len(batches) == 4
     for _ in range(2):
         assert torch.cat([labels for _, labels in batches]).tolist() == list(range(50))
@@ -149,27 +149,27 @@ def test_eval_in_order_again_and_again():
 def test_the_split_is_not_changed():
     split = random_split(40)
     before = split.images.clone()
-    images, _ = stream.EvalStream(split, CIFAR, 40, "cpu").batch(0)
+    images, _ = in_memory.EvalStream(split, CIFAR, 40, "cpu").batch(0)
     images.zero_()
-    next(stream.TrainStream(split, CIFAR, 40, 0, "cpu").epoch(0))[0].zero_()
+    next(in_memory.TrainStream(split, CIFAR, 40, 0, "cpu").epoch(0))[0].zero_()
     assert torch.equal(split.images, before)
 
 
 def test_bad_arguments():
     split = random_split(4)
     with pytest.raises(ConfigError, match="batch_size is 0"):
-        stream.TrainStream(split, CIFAR, 0, 0, "cpu")
+        in_memory.TrainStream(split, CIFAR, 0, 0, "cpu")
     with pytest.raises(ConfigError, match="no images"):
-        stream.EvalStream(Split(split.images[:0], split.labels[:0]), CIFAR, 4, "cpu")
+        in_memory.EvalStream(Split(split.images[:0], split.labels[:0]), CIFAR, 4, "cpu")
     with pytest.raises(IndexError, match="batch 2 of 2"):
-        stream.TrainStream(split, CIFAR, 2, 0, "cpu").batch(0, 2)
+        in_memory.TrainStream(split, CIFAR, 2, 0, "cpu").batch(0, 2)
     with pytest.raises(IndexError, match="batch -1 of 2"):
-        stream.EvalStream(split, CIFAR, 2, "cpu").batch(-1)
+        in_memory.EvalStream(split, CIFAR, 2, "cpu").batch(-1)
 
 
 def test_images_too_large_for_the_device_are_moved_batch_by_batch(monkeypatch):
-    monkeypatch.setattr(stream, "fits_on_device", lambda split, device: False)
-    images, labels = stream.TrainStream(random_split(40), CIFAR, 16, 0, "meta").batch(0, 2)
+    monkeypatch.setattr(in_memory, "fits_on_device", lambda split, device: False)
+    images, labels = in_memory.TrainStream(random_split(40), CIFAR, 16, 0, "meta").batch(0, 2)
     assert images.device.type == labels.device.type == "meta"
     assert images.shape == (8, 3, 32, 32)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -177,20 +177,20 @@ def test_images_too_large_for_the_device_are_moved_batch_by_batch(monkeypatch):
 
 def test_fits_on_device(monkeypatch):
     split = random_split(10)  # 30,720 bytes
-    assert stream.fits_on_device(split, "cpu")
+    assert in_memory.fits_on_device(split, "cpu")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * 30_720, 10**9))
-    assert stream.fits_on_device(split, "cuda")
+    assert in_memory.fits_on_device(split, "cuda")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * 30_720 - 1, 10**9))
-    assert not stream.fits_on_device(split, "cuda")
+    assert not in_memory.fits_on_device(split, "cuda")
 
 
 @needs_cuda
 @pytest.mark.parametrize("fits", [True, False])
 def test_cuda_gives_the_same_bits(monkeypatch, fits):
     split = random_split(60)
-    here = stream.TrainStream(split, CIFAR, 16, 1, "cpu")
-    monkeypatch.setattr(stream, "fits_on_device", lambda split, device: fits)
-    there = stream.TrainStream(split, CIFAR, 16, 1, "cuda")
+    here = in_memory.TrainStream(split, CIFAR, 16, 1, "cpu")
+    monkeypatch.setattr(in_memory, "fits_on_device", lambda split, device: fits)
+    there = in_memory.TrainStream(split, CIFAR, 16, 1, "cuda")
     for index in range(4):
         for a, b in zip(here.batch(3, index), there.batch(3, index), strict=True):
             assert b.device.type == "cuda"
@@ -199,7 +199,7 @@ def test_cuda_gives_the_same_bits(monkeypatch, fits):
 
 def test_a_cifar_batch_takes_a_few_milliseconds():
     # Measured at 0.8 ms on one core. The bound only has to catch a loop over images (about 30 ms).
-    batches = stream.TrainStream(random_split(2000), CIFAR, 128, 0, "cpu")
+    batches = in_memory.TrainStream(random_split(2000), CIFAR, 128, 0, "cpu")
     times = []
     for _ in range(3):
         for index in range(len(batches) - 1):

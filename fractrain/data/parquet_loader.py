@@ -14,9 +14,9 @@ from fractrain.data.batches import HOW_TO_SKIP, Fetched, prepare
 from fractrain.data.decode import BadImage, Pixels
 from fractrain.data.info import DatasetInfo
 from fractrain.data.loader import EvalLoader, TrainLoader, bad_image_policy
+from fractrain.data.parquet import ParquetSplit, Row
 from fractrain.data.prefetch import worker_count
-from fractrain.data.rows import Row, RowPart
-from fractrain.data.shards import Lanes, share
+from fractrain.data.shards import Sharding, rank_positions
 from fractrain.util.errors import ConfigError
 from fractrain.util.seeds import derive_seed
 
@@ -44,7 +44,7 @@ class RowFetcher:
 
     def __init__(
         self,
-        part: RowPart,
+        part: ParquetSplit,
         size: tuple[int, int],
         batch_size: int,
         seed: int | None = None,
@@ -93,10 +93,10 @@ class RowFetcher:
         # thread, one that is just being started included. They end by themselves when nobody holds their pool.
         reader, decoders = ThreadPoolExecutor(1), ThreadPoolExecutor(self.threads)
         waiting: deque[Future[Fetched]] = deque()
-        lanes, rows = self._open(epoch, index)
+        sharding, rows = self._open(epoch, index)
         try:
             for following in range(index, len(self)):
-                waiting.append(reader.submit(self._make, lanes, rows, decoders, epoch, following))
+                waiting.append(reader.submit(self._make, sharding, rows, decoders, epoch, following))
                 if len(waiting) > _AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -105,26 +105,31 @@ class RowFetcher:
             for future in waiting:
                 future.cancel()
 
-    def _open(self, epoch: int, index: int) -> tuple[Lanes, Mapping[int, Iterator[Row]]]:
-        """The lanes of this rank, each at its first row of batch ``index``."""
+    def _open(self, epoch: int, index: int) -> tuple[Sharding, Mapping[int, Iterator[Row]]]:
+        """The shards of this rank, each at its first row of batch ``index``."""
         if self.seed is None:  # evaluation: the table's order, which can be entered anywhere
             first = index * self.batch_size
-            return Lanes(len(self.part), self.batch_size, 1), {0: self.part.in_order(range(first, len(self.part)))}
-        lanes, rows = self.part.lanes(self.batch_size), {}
-        for lane in lanes.of(self.rank, self.world):
-            done = index * len(lanes.places(lane, self.batch_size))
-            rows[lane] = islice(self.part.read(self.seed, epoch, lanes, lane), done, None)
-        return lanes, rows
+            return Sharding(len(self.part), self.batch_size, 1), {0: self.part.in_order(range(first, len(self.part)))}
+        sharding, rows = self.part.sharding(self.batch_size), {}
+        for shard in sharding.of_rank(self.rank, self.world):
+            done = index * len(sharding.positions(shard, self.batch_size))
+            rows[shard] = islice(self.part.read(self.seed, epoch, sharding, shard), done, None)
+        return sharding, rows
 
     def _make(
-        self, lanes: Lanes, rows: Mapping[int, Iterator[Row]], decoders: ThreadPoolExecutor, epoch: int, index: int
+        self,
+        sharding: Sharding,
+        rows: Mapping[int, Iterator[Row]],
+        decoders: ThreadPoolExecutor,
+        epoch: int,
+        index: int,
     ) -> Fetched:
-        """Read this rank's lanes of one batch and decode its part of it."""
+        """Read this rank's shards of one batch and decode its part of it."""
         size = min(self.batch_size, len(self.part) - index * self.batch_size)
-        mine = share(size, self.rank, self.world)
+        mine = rank_positions(size, self.rank, self.world)
         names, labels, futures = [], [], []
-        for lane, stretch in rows.items():
-            places = lanes.places(lane, size)
+        for shard, stretch in rows.items():
+            places = sharding.positions(shard, size)
             for place, (name, data, label) in zip(places, islice(stretch, len(places)), strict=True):
                 if place in mine:
                     seed = self._crop_seed(epoch, index * self.batch_size + place)
@@ -153,7 +158,7 @@ class RowFetcher:
 
 
 def train_loader(
-    part: RowPart,
+    part: ParquetSplit,
     info: DatasetInfo,
     batch_size: int,
     seed: int,
@@ -170,7 +175,7 @@ def train_loader(
     return TrainLoader(fetcher, info, device, world)
 
 
-def eval_loader(part: RowPart, info: DatasetInfo, batch_size: int, device: torch.device | str) -> EvalLoader:
+def eval_loader(part: ParquetSplit, info: DatasetInfo, batch_size: int, device: torch.device | str) -> EvalLoader:
     """Make the evaluation batches of a table."""
     replace_bad = bad_image_policy() == "skip"
     threads = worker_count(torch.device(device))

@@ -36,7 +36,7 @@ class Missing(Exception):
     """A peer is not here; the message says why."""
 
 
-def measure(name: str, setup: Setup, tick: Tick, warmup: int) -> Measurement:
+def measure_library(name: str, setup: Setup, tick: Tick, warmup: int) -> Measurement:
     """Time a row of the catalog against FP32.
 
     Args:

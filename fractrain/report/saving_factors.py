@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from fractrain.cost.formulas import AUTHORS_FORWARD_MACS, static_cp
 from fractrain.cost.hardware.fitted import REFERENCES, ReferenceLine
-from fractrain.report.values import Cell, Measured
+from fractrain.report.values import Cell, RunValues
 
 BATCH: Final = 128  # of FracTrain's CIFAR table
 MILLI: Final = 1e-3
-Runs = Mapping[int, Measured]  # by seed, complete rows only
+Runs = Mapping[int, RunValues]  # by seed, complete rows only
 
 LABELS: Final = {"latency": "Latency", "energy": "Energy", "macs": "MACs"}
 PUBLISHED: Final = {"latency": "latency_published", "energy": "energy_published", "macs": "macs_published"}
 
 
 @dataclass(frozen=True)
-class Split:
+class SavingFactors:
     """A saving and its two factors, each as a ratio of the row's to the other row's.
 
     Attributes:
@@ -59,7 +59,7 @@ def _ratio(value: float) -> str:
 # -- measured ----------------------------------------------------------------------------------------------------------
 
 
-def measured_split(own: Runs, other: Runs, cost: str, where: str) -> Split | None:
+def measured_split(own: Runs, other: Runs, cost: str, where: str) -> SavingFactors | None:
     """Split a saving of measured runs, over their common seeds together.
 
     Args:
@@ -71,7 +71,7 @@ def measured_split(own: Runs, other: Runs, cost: str, where: str) -> Split | Non
         None where a run lacks the cost.
     """
     seeds = own.keys() & other.keys()
-    mine, theirs = ([_spent(runs[seed], cost, where) for seed in seeds] for runs in (own, other))
+    mine, theirs = ([_samples_and_cost(runs[seed], cost, where) for seed in seeds] for runs in (own, other))
     known, known2 = ([spent for spent in found if spent is not None] for found in (mine, theirs))
     if not seeds or len(known) + len(known2) < 2 * len(seeds):
         return None
@@ -79,10 +79,10 @@ def measured_split(own: Runs, other: Runs, cost: str, where: str) -> Split | Non
     samples2, amount2 = (math.fsum(numbers) for numbers in zip(*known2, strict=True))
     if not (samples and samples2 and amount2):
         return None
-    return Split(samples / samples2, (amount / samples) / (amount2 / samples2))
+    return SavingFactors(samples / samples2, (amount / samples) / (amount2 / samples2))
 
 
-def _spent(run: Measured, cost: str, where: str) -> tuple[float, float] | None:
+def _samples_and_cost(run: RunValues, cost: str, where: str) -> tuple[float, float] | None:
     """Training samples, and what they cost."""
     key = cost if where == "best" and cost != "macs" else f"{cost}_{where}"
     samples, amount = run.values.get(f"samples_{where}"), run.values.get(key)
@@ -111,18 +111,45 @@ def published_iterations(
         return known
     line, cp = _line(model), known_cp(precision)
     minutes, macs = values.get("latency_published"), values.get("macs_published")
-    if minutes is not None and line is not None:
-        per_batch = minutes * 60 / BATCH / MILLI
-        if cp is not None:
-            return per_batch / (line.time_a + line.time_b * cp)
-        if macs is not None:
-            return (per_batch - line.time_b * _cp_times_iterations(model, macs)) / line.time_a
+    if minutes is not None and line is not None and cp is not None:
+        return _ms_times_iterations(minutes) / (line.time_a + line.time_b * cp)
+    if minutes is not None and macs is not None and line is not None:
+        return solved_iterations(model, macs, minutes)
     if cp is not None and macs is not None and model in AUTHORS_FORWARD_MACS:
         return _cp_times_iterations(model, macs) / cp
     return None
 
 
-def published_split(own: float | None, other: float | None, cost: float, cost2: float) -> Split | None:
+def solved_iterations(model: str, macs: float, minutes: float) -> float | None:
+    """Iterations up to the best accuracy by MACs and latency (minutes) together; None for a model without a line."""
+    line = _line(model)
+    if line is None:
+        return None
+    return (_ms_times_iterations(minutes) - line.time_b * _cp_times_iterations(model, macs)) / line.time_a
+
+
+def split_text(model: str, own: Sequence[float | None], other: Sequence[float | None]) -> str:
+    """How much of a published saving is stopping earlier, and what remains at equal iterations; empty if unknown.
+
+    Args:
+        model: registry name.
+        own, other: published MACs and latency (minutes) of the two rows.
+    """
+    known = [cost for cost in (*own, *other) if cost is not None]
+    if len(known) < 4:
+        return ""
+    mine, theirs = solved_iterations(model, *known[:2]), solved_iterations(model, *known[2:])
+    macs, time = (published_split(mine, theirs, cost, cost2) for cost, cost2 in zip(known[:2], known[2:], strict=True))
+    if not (mine and theirs and macs and time):
+        return ""
+    return (
+        f"by the published rows the best accuracy came after {mine / 1e3:.1f}k against {theirs / 1e3:.1f}k iterations "
+        f"(x {macs.iterations:.3f}); at equal iterations they save {macs.at_equal_iterations:.1f} % of the MACs and "
+        f"{time.at_equal_iterations:.1f} % of the latency"
+    )
+
+
+def published_split(own: float | None, other: float | None, cost: float, cost2: float) -> SavingFactors | None:
     """Split a published saving.
 
     Args:
@@ -131,7 +158,7 @@ def published_split(own: float | None, other: float | None, cost: float, cost2: 
     """
     if not own or not other:
         return None
-    return Split(own / other, (cost / own) / (cost2 / other))
+    return SavingFactors(own / other, (cost / own) / (cost2 / other))
 
 
 def known_cp(precision: str) -> float | None:
@@ -141,6 +168,11 @@ def known_cp(precision: str) -> float | None:
         return static_cp(int(static[1]), int(static[2]))
     target = re.fullmatch(r"cp=([\d.]+)", precision)
     return float(target[1]) if target else None
+
+
+def _ms_times_iterations(minutes: float) -> float:
+    """Milliseconds of an image times iterations."""
+    return minutes * 60 / BATCH / MILLI
 
 
 def _cp_times_iterations(model: str, macs: float) -> float:
@@ -156,7 +188,9 @@ def _line(model: str) -> ReferenceLine | None:
 # -- cells -------------------------------------------------------------------------------------------------------------
 
 
-def split_cells(measured: Mapping[str, Split | None], published: Split | None, source: str) -> dict[str, Cell]:
+def split_cells(
+    measured: Mapping[str, SavingFactors | None], published: SavingFactors | None, source: str
+) -> dict[str, Cell]:
     """Cells of one cost: as published, up to the best epoch, at the end, and each at equal iterations.
 
     Args:

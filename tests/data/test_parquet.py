@@ -20,9 +20,9 @@ from image_folders import ROWS, entry, install, jpeg, one_line, write_parquet
 
 from fractrain.data import registry
 from fractrain.data.decode import decode, eval_pixels
-from fractrain.data.row_loader import RowFetcher
-from fractrain.data.rows import RowPart, window_shuffle
-from fractrain.data.shards import Lanes, share
+from fractrain.data.parquet import ParquetSplit, window_shuffle
+from fractrain.data.parquet_loader import RowFetcher
+from fractrain.data.shards import Sharding, rank_positions
 from fractrain.util.errors import DataError, MachineError
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
@@ -55,7 +55,7 @@ def test_rows_are_a_function_of_seed_epoch_and_index(parquet, tmp_path):
     assert [len(e) for e in epochs] == [ROWS, ROWS]
     assert not torch.equal(*epochs)
     assert not torch.equal(batches([(0, 0)], seed=6)[0, 0].images, straight[0, 0].images)
-    for world in (2, 3, 4):  # the last batch has 6 rows, so lanes are empty in it, or belong to two of three ranks
+    for world in (2, 3, 4):  # the last batch has 6 rows, so shards are empty in it, or belong to two of three ranks
         ranks = [batches(order, rank=r, world=world) for r in range(world)]
         for at in order:
             assert torch.equal(torch.cat([rank[at].images for rank in ranks]), straight[at].images)
@@ -63,13 +63,13 @@ def test_rows_are_a_function_of_seed_epoch_and_index(parquet, tmp_path):
 
 def test_each_rank_reads_its_own_rows_only(parquet, tmp_path, monkeypatch):
     read = []
-    take = RowPart._take
+    take = ParquetSplit._take
 
     def taken(self, rows, number):
         read.append(number)
         return take(self, rows, number)
 
-    monkeypatch.setattr(RowPart, "_take", taken)
+    monkeypatch.setattr(ParquetSplit, "_take", taken)
     data = registry.load("imagenet", tmp_path)
 
     def rows_of(rank, world):
@@ -86,7 +86,7 @@ def test_each_rank_reads_its_own_rows_only(parquet, tmp_path, monkeypatch):
 
     def scored(rank, world):
         read.clear()
-        labels = torch.cat([y for _, y in data.eval_stream("test", 1, torch.device("cpu")).share(rank, world)])
+        labels = torch.cat([y for _, y in data.eval_stream("test", 1, torch.device("cpu")).shard(rank, world)])
         return labels.tolist(), sorted(set(read))
 
     assert scored(0, 1) == ([0, 1, 2, 0, 1, 2, 0], list(range(7)))
@@ -117,23 +117,23 @@ def test_a_fetcher_that_is_dropped_waits_for_nobody_and_its_threads_end(parquet,
         time.sleep(0.01)
 
 
-@given(rows=st.integers(1, 500), batch=st.integers(1, 70), lanes=st.integers(1, 17), world=st.integers(1, 9))
-def test_lanes_divide_every_batch_and_every_row(rows, batch, lanes, world):
-    found = Lanes(rows, batch, lanes)
-    stretches = [found.stretch(lane) for lane in range(lanes)]
+@given(rows=st.integers(1, 500), batch=st.integers(1, 70), shards=st.integers(1, 17), world=st.integers(1, 9))
+def test_lanes_divide_every_batch_and_every_row(rows, batch, shards, world):
+    found = Sharding(rows, batch, shards)
+    stretches = [found.rows_of(shard) for shard in range(shards)]
     assert [row for stretch in stretches for row in stretch] == list(range(rows))
     sizes = [min(batch, rows - first) for first in range(0, rows, batch)]
     for size in sizes:
-        assert [p for lane in range(lanes) for p in found.places(lane, size)] == list(range(size))
-    for lane, stretch in enumerate(stretches):
-        assert len(stretch) == sum(len(found.places(lane, size)) for size in sizes)
+        assert [p for shard in range(shards) for p in found.positions(shard, size)] == list(range(size))
+    for shard, stretch in enumerate(stretches):
+        assert len(stretch) == sum(len(found.positions(shard, size)) for size in sizes)
     for rank in range(world):
-        mine = set(found.of(rank, world))
+        mine = set(found.of_rank(rank, world))
         for size in sizes:
-            for place in share(size, rank, world):
-                assert any(place in found.places(lane, size) for lane in mine)
-    if lanes % world == 0:
-        assert sum(len(found.of(rank, world)) for rank in range(world)) <= lanes
+            for place in rank_positions(size, rank, world):
+                assert any(place in found.positions(shard, size) for shard in mine)
+    if shards % world == 0:
+        assert sum(len(found.of_rank(rank, world)) for rank in range(world)) <= shards
 
 
 def test_every_row_once_per_epoch_in_another_order(parquet, tmp_path):
@@ -141,8 +141,8 @@ def test_every_row_once_per_epoch_in_another_order(parquet, tmp_path):
     plain = [name for name, _, _ in part.in_order()]
 
     def epoch(number):
-        lanes = part.lanes(8)
-        return [name for lane in range(lanes.count) for name, _, _ in part.read(3, number, lanes, lane)]
+        sharding = part.sharding(8)
+        return [name for shard in range(sharding.count) for name, _, _ in part.read(3, number, sharding, shard)]
 
     first, second = epoch(0), epoch(1)
     assert sorted(first) == sorted(second) == sorted(plain)
@@ -244,7 +244,7 @@ def test_a_hub_of_other_files_is_read_whole_by_every_rank(parquet, tmp_path, mon
     )
     monkeypatch.setenv("FRACTRAIN_IMAGENET", "owner/name@0123456789abcdef0123456789abcdef01234abc")
     part = registry.load("imagenet", tmp_path / "nothing").train
-    assert part.lanes(8).count == 1
+    assert part.sharding(8).count == 1
 
     def labels(world):
         fetchers = [RowFetcher(part, (16, 16), 8, 5, rank=rank, world=world) for rank in range(world)]

@@ -13,9 +13,9 @@ import torch
 
 from fractrain.data.info import DatasetInfo
 from fractrain.data.loader import EvalLoader, TrainLoader
-from fractrain.data.offline import offline
-from fractrain.data.row_loader import eval_loader, train_loader
-from fractrain.data.rows import RowPart
+from fractrain.data.parquet import ParquetSplit
+from fractrain.data.parquet_loader import eval_loader, train_loader
+from fractrain.data.places import offline_variable
 from fractrain.util.errors import ConfigError, DataError, MachineError, message_line
 
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -35,8 +35,8 @@ class RowData:
     """
 
     info: DatasetInfo
-    train: RowPart
-    test: RowPart
+    train: ParquetSplit
+    test: ParquetSplit
     val: None = None
 
     @cached_property
@@ -87,7 +87,7 @@ def parquet_data(entry: DatasetInfo, folder: Path, val_fraction: float = 0.0) ->
         rows = sum(sizes)
         if known not in (0, rows):
             raise DataError(f"{entry.name}: {folder}/{split}-*.parquet have {rows:,} rows, the data set has {known:,}")
-        parts[part] = RowPart(split, rows, entry.classes, files[part], sizes)
+        parts[part] = ParquetSplit(split, rows, entry.classes, files[part], sizes)
     _no_validation(entry, val_fraction)
     info = replace(entry, train_size=len(parts["train"]), test_size=len(parts["test"]))
     return RowData(info, parts["train"], parts["test"])
@@ -115,11 +115,11 @@ def hub_data(entry: DatasetInfo, hub: str, val_fraction: float = 0.0, layout: La
             f"FRACTRAIN_IMAGENET={hub!r}: expected owner/name@revision, a commit's hash of 40 digits: a branch or "
             "tag may move, and a result could not be repeated"
         )
-    if variable := offline():
+    if variable := offline_variable():
         raise MachineError(f"{hub} is streamed from the hub, but {variable} is set: unset it, or use files on disk")
     _no_validation(entry, val_fraction)
     layout = layout or Layout()
-    train = RowPart("train", entry.train_size, entry.classes, hub=hub, image=layout.image, label=layout.label)
+    train = ParquetSplit("train", entry.train_size, entry.classes, hub=hub, image=layout.image, label=layout.label)
     return RowData(entry, train, replace(train, split=layout.test, rows=entry.test_size))
 
 
