@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from engine_fakes import fake_config
-from kill_helper import killed_and_straight
+from kill_helper import kill_server
 
 from fractrain.engine.store import RunStore
 from fractrain.testing.subject import TIMES
+
+__all__ = ["kill_server"]  # fixture
 
 SAME = (
     "weights_sha256",
@@ -17,9 +19,9 @@ SAME = (
 )
 
 
-def test_killed_again_and_again_gives_the_same_bits(tmp_path):
+def test_killed_again_and_again_gives_the_same_bits(kill_server, tmp_path):
     config = fake_config(iterations=24, eval_every=5)
-    killed, straight, kills = killed_and_straight(
+    killed, straight, kills = kill_server.killed_and_straight(
         config, tmp_path, kills=6, seed=1, registries="engine_fakes:FakeRegistries"
     )
     assert kills >= 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kill_helper import killed_and_straight
+from kill_helper import kill_server
 
 from fractrain.engine.config import RunConfig
 from fractrain.kernels.cpu import cpu_features as capability
@@ -12,6 +12,8 @@ from fractrain.kernels.cpu.int8_backward import Plan, possible
 from fractrain.kernels.geometry import Geometry
 from fractrain.methods.registry import names
 
+__all__ = ["kill_server"]  # fixture
+
 # Stages must move within the few steps of the test, otherwise their state could be lost without a trace.
 QUICK_STAGES = {"window": 2, "epsilon": 10.0, "scale_epochs": 1}
 SETTINGS = {"pfq": QUICK_STAGES, "fractrain": QUICK_STAGES}
@@ -19,19 +21,19 @@ MORE = [("sbm", {"variant": "banner"}), ("fractrain", {**QUICK_STAGES, "forward"
 
 
 @pytest.mark.parametrize(("method", "settings"), [(n, SETTINGS.get(n, {})) for n in names()] + MORE)
-def test_a_killed_run_ends_with_the_same_bits(method, settings, tmp_path):
+def test_a_killed_run_ends_with_the_same_bits(kill_server, method, settings, tmp_path):
     config = RunConfig.create(
         method=method, model="resnet38", dataset="digits", settings=settings,
         recipe={"iterations": 9, "batch_size": 60, "eval_every": 3, "val_fraction": 0.0, "milestones": [5]},
     )  # fmt: skip
-    killed, straight, kills = killed_and_straight(
+    killed, straight, kills = kill_server.killed_and_straight(
         config, tmp_path, kills=2, seed=3, checkpoint_seconds=(0.0, 0.3), registries="small_registries:SmallRegistries"
     )
     same(killed, straight, kills)
 
 
 @pytest.mark.parametrize("method", ["static8", "fractrain"])
-def test_a_killed_run_whose_products_are_of_integers_ends_with_the_same_bits(method, tmp_path):
+def test_a_killed_run_whose_products_are_of_integers_ends_with_the_same_bits(kill_server, method, tmp_path):
     """Digits of 8x8 are too small for the integer paths, those of 32x32 are not (if the processor has such paths)."""
     config = RunConfig.create(
         method=method, model="resnet18", dataset="digits32", settings=SETTINGS.get(method, {}),
@@ -41,7 +43,7 @@ def test_a_killed_run_whose_products_are_of_integers_ends_with_the_same_bits(met
     if capability.byte_products():
         assert runs_on_int8(geometry)
         assert possible(geometry) == Plan(geometry, True, True)
-    killed, straight, kills = killed_and_straight(
+    killed, straight, kills = kill_server.killed_and_straight(
         config, tmp_path, kills=2, seed=3, checkpoint_seconds=(0.0, 0.3), registries="small_registries:SmallRegistries"
     )
     same(killed, straight, kills)

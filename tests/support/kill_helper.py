@@ -1,7 +1,7 @@
 """``kill -9`` at random moments: train a config once in peace and once killed again and again, and hand back both.
 
-``killed_and_straight(config, folder)`` works for every config; run as a program, this file does the work in a process
-of its own, in which each attempt is a fork that is killed with SIGKILL when a random step has been reached.
+The fixture ``kill_server`` is one process for all tests of a file: it imports once, and each attempt is a fork of it
+that is killed with SIGKILL when a random step has been reached. Run as a program, this file is that process.
 """
 
 from __future__ import annotations
@@ -14,54 +14,71 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-def killed_and_straight(
-    config: Any,
-    folder: Path,
-    kills: int = 5,
-    seed: int = 0,
-    registries: str = "fractrain.engine.registries:Registries",
-    checkpoint_seconds: Sequence[float] = (0.0, 0.02),
-    timeout: float = 600,
-) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """Return (summary of the killed run, summary of the uninterrupted run, how often it was really killed).
+class KillServer:
+    """The process, as tests see it."""
 
-    Args:
-        config: a RunConfig.
-        folder: where the two stores are made: ``folder/killed`` and ``folder/straight``.
-        kills: how often to kill; moments are drawn with ``seed`` over the whole run.
-        seed: seed of the moments.
-        registries: ``module:class`` of the registries to use; the module is looked for beside this file, too.
-        checkpoint_seconds: taken in turn by the attempts; 0 writes a checkpoint after every step, so that many kills
-            hit the writing itself, more leaves steps to be done again.
-        timeout: seconds for everything; a hang guard.
-    """
-    job = {
-        "config": config.to_json(),
-        "folder": str(folder),
-        "kills": kills,
-        "seed": seed,
-        "registries": registries,
-        "checkpoint_seconds": list(checkpoint_seconds),
-    }
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, __file__],
-        input=json.dumps(job),
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    return result["killed"], result["straight"], result["kills"]
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def killed_and_straight(
+        self,
+        config: Any,
+        folder: Path,
+        kills: int = 5,
+        seed: int = 0,
+        registries: str = "fractrain.engine.registries:Registries",
+        checkpoint_seconds: Sequence[float] = (0.0, 0.02),
+    ) -> tuple[dict[str, Any], dict[str, Any], int]:
+        """Return (summary of the killed run, of the uninterrupted run, how often it was really killed).
+
+        Args:
+            config: a RunConfig.
+            folder: where the two stores are made: ``folder/killed`` and ``folder/straight``.
+            kills: how often to kill; moments are drawn with ``seed`` over the whole run.
+            seed: seed of the moments.
+            registries: ``module:class`` of the registries to use; the module is looked for beside this file, too.
+            checkpoint_seconds: taken in turn by the attempts; 0 writes a checkpoint after every step, so that many
+                kills hit the writing itself, more leaves steps to be done again.
+        """
+        job = {
+            "config": config.to_json(), "folder": str(folder), "kills": kills, "seed": seed, "registries": registries,
+            "checkpoint_seconds": list(checkpoint_seconds),
+        }  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the process of killed runs has ended"
+        result = json.loads(answer)
+        assert "error" not in result, result["error"]
+        return result["killed"], result["straight"], result["kills"]
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def kill_server() -> Iterator[KillServer]:
+    """One process for all tests of a file."""
+    server = KillServer()
+    yield server
+    server.close()
 
 
 class PipeProgress:
@@ -117,8 +134,6 @@ def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: fl
             ).run()
             code = 0
         except BaseException:
-            import traceback
-
             traceback.print_exc()
         os._exit(code)
     os.close(writer)
@@ -145,10 +160,14 @@ def _import_once() -> None:
         importlib.import_module(name)
 
 
-def main() -> None:
-    job = json.loads(sys.stdin.read())
-    _import_once()
-    sys.path.insert(0, str(Path(__file__).parent))
+def _without_environment() -> None:
+    """List no packages and ask git nothing: it takes longer than the steps, and no resumed run reads it."""
+    environment: Any = importlib.import_module("fractrain.engine.environment")
+    environment.packages, environment.source_revision = dict, lambda: None
+
+
+def _done(job: dict[str, Any]) -> dict[str, Any]:
+    """Both summaries of a job, and the number of kills."""
     from fractrain.engine.config import RunConfig
     from fractrain.engine.store import RunStore
 
@@ -169,7 +188,21 @@ def main() -> None:
         assert record is not None
         assert record.summary is not None, record.status
         summaries[name] = record.summary
-    print(json.dumps({**summaries, "kills": killed}))
+    return {**summaries, "kills": killed}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a run prints is no answer
+    _import_once()
+    _without_environment()
+    sys.path.insert(0, str(Path(__file__).parent))
+    for line in sys.stdin:
+        try:
+            result = _done(json.loads(line))
+        except Exception:
+            result = {"error": traceback.format_exc()}
+        print(json.dumps(result), file=answers, flush=True)
 
 
 if __name__ == "__main__":
