@@ -8,6 +8,7 @@ that kind. A call for which there is no layer runs as it is, and the coverage na
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections import Counter
@@ -25,6 +26,7 @@ from fractrain.layers.functional import read_only_by_weight
 from fractrain.layers.product_calls import READERS, Call, WeightCall, read
 from fractrain.util.errors import ConfigError
 
+log = logging.getLogger(__name__)
 CHILD = "functional"  # name of the layers' place in the module whose products they compute
 CALL: CodeType = nn.Module._call_impl.__code__
 
@@ -39,6 +41,18 @@ class OwnProducts(nn.ModuleDict):
     def __init__(self) -> None:
         super().__init__()
         self.order: dict[Hashable, list[tuple[str, ...]]] = {}
+        self._warned = False
+
+    def lacks(self, function: Any) -> None:
+        """Say once that a product has no layer, where others are quantized."""
+        layers: list[Any] = list(self.values())
+        if not self._warned and any(not layer.precision.is_float for layer in layers):
+            self._warned = True
+            name = layers[0].site.rpartition(CHILD)[0].rstrip(".") or "the model"
+            log.warning(
+                "%s: a product (%s) that example_inputs has not shown stays in floating point, and is counted only "
+                "where a first pass shows it", name, function.__name__,
+            )  # fmt: skip
 
     def take(self, call: Call) -> None:
         """Make the layers of one more call."""
@@ -141,7 +155,10 @@ class _Routing(TorchFunctionMode):
         module, _, checkpointed = _caller() if func in READERS else (None, None, False)
         call = read(func, args, kwargs) if module is self._module else None
         layers = () if call is None else self._next(call)
-        if call is None or not layers:
+        if call is None:
+            return func(*args, **kwargs)
+        if not layers:
+            self._products.lacks(func)
             return func(*args, **kwargs)
         floating = all(layer.effective(layer.precision).is_float for layer in layers)
         if floating and call.report(*layers):

@@ -200,7 +200,9 @@ def test_a_computed_weight_is_not_taken_for_one_before() -> None:
     assert not torch.equal(*outs)
 
 
-def test_a_product_that_the_examples_have_not_shown_is_named_and_computed_as_it_is() -> None:
+def test_a_product_that_the_examples_have_not_shown_is_named_and_computed_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     x = torch.tensor([[0, 3], [6, 3]])  # one expert
     model = seeded(Tied)
     session = fractrain.attach("sbm", model, layers="all", example_inputs=x)
@@ -208,9 +210,18 @@ def test_a_product_that_the_examples_have_not_shown_is_named_and_computed_as_it_
     assert session.report().covered == 100
     assert {p.operation for p in session.report().products} == {"QuantLinear"}
     two = torch.tensor([[0, 3], [6, 3], [1, 0]])
+    caplog.clear()
+    for _ in range(2):
+        session.model(two)
+    assert [r.message for r in caplog.records if "example_inputs" in r.message] == [
+        "the model: a product (linear) that example_inputs has not shown stays in floating point, and is counted only "
+        "where a first pass shows it"
+    ]
+    caplog.clear()
     other = fractrain.attach("fp32", seeded(Tied), example_inputs=x)
     assert torch.equal(other.model(two), seeded(Tied)(two))
     outside = other.report().outside
+    assert not caplog.records
     assert [(p.name, p.why) for p in outside] == [("", "computed in the code of the model")]
 
 
