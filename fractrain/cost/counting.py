@@ -107,22 +107,30 @@ def count_layer(layer: Counted, x: torch.Tensor, macs: int, eb: bool, gc: bool, 
 
     With ``fw`` False only the backward products: the forward pass has been counted before.
     """
-    p, ledger = layer.effective(layer.precision), layer.state.ledger
-    if p.is_constant:
-        key = (p, macs, eb, gc, fw)
-        if layer.work_key[0] != key:
-            widths = ",".join(
-                str(o.bits) if o.is_float or o.format.bits is None else o.format.name for o in p.operands().values()
-            )
-            which = f"{'' if fw else '-'}{'E' if eb else ''}{'G' if gc else ''}"
-            layer.work_key = (key, f"{layer.site}|{widths}|{macs}|{which}")
-        ledger.count(layer.work_key[1], x.shape[0], lambda: entries_for(layer.site, p, macs, eb, gc, layer.shapes, fw))
-        return
-    for product, first, second in products_of(p, eb, gc, fw):
+    key = (layer.precision, macs, eb, gc, fw)
+    if layer.work_key[0] != key:
+        p = layer.effective(layer.precision)
+        if not p.is_constant:
+            _count_varying(layer, p, x.shape[0], macs, (eb, gc, fw))
+            return
+        widths = ",".join(
+            str(o.bits) if o.is_float or o.format.bits is None else o.format.name for o in p.operands().values()
+        )
+        which = f"{'' if fw else '-'}{'E' if eb else ''}{'G' if gc else ''}"
+        layer.work_key = (key, f"{layer.site}|{widths}|{macs}|{which}")
+    layer.state.ledger.count(
+        layer.work_key[1], x.shape[0],
+        lambda: entries_for(layer.site, layer.effective(key[0]), macs, eb, gc, layer.shapes, fw),
+    )  # fmt: skip
+
+
+def _count_varying(layer: Counted, p: Precision, samples: int, macs: int, runs: tuple[bool, bool, bool]) -> None:
+    """Count one pass at widths per sample or tile; ``runs``: whether EB, GC and FW do."""
+    for product, first, second in products_of(p, *runs):
         if any(isinstance(o.bits, torch.Tensor) and isinstance(o.format.granularity, PerTile) for o in (first, second)):
-            _count_tiles(layer, product, first, second, x.shape[0])
+            _count_tiles(layer, product, first, second, samples)
         else:
-            _count_samples(layer, product, first, second, x.shape[0], macs)
+            _count_samples(layer, product, first, second, samples, macs)
 
 
 def _count_samples(layer: Counted, product: Product, a: Operand, b: Operand, samples: int, macs: int) -> None:

@@ -119,8 +119,9 @@ class Ledger:
             self._work[work] = tuple(define())
         if self._recorded is not None:
             self._recorded.append((work, units))
-        else:
-            self._add(work, units)
+            return
+        key = (self.phase, self.epoch, work)
+        self._units[key] = self._units.get(key, 0) + units
 
     def count_selected(
         self, works: tuple[str, ...], units: torch.Tensor, define: Callable[[int], Sequence[Entry]]
@@ -154,13 +155,9 @@ class Ledger:
             return
         for work, units in recorded:
             if isinstance(work, str):
-                self._add(work, cast(int, units))
+                self.count(work, cast(int, units), tuple)  # defined when it was recorded
             else:
                 self._add_selected(work, cast("torch.Tensor", units))
-
-    def _add(self, work: str, units: int) -> None:
-        key = (self.phase, self.epoch, work)
-        self._units[key] = self._units.get(key, 0) + units
 
     def _add_selected(self, works: tuple[str, ...], units: torch.Tensor) -> None:
         key = (self.phase, self.epoch, works)

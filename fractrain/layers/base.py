@@ -1,27 +1,33 @@
-"""What the two quantized layers share: precision, ranges, weight cache, rounding noise, accounting."""
+"""The plain path of a quantized layer: its operands are quantized, and multiplied in three products.
+
+:meth:`QuantLayer.forward` quantizes activation and weight and makes FW; :class:`_Products`, the autograd function
+behind it, quantizes the error in backward and makes EB and GC. Where codes can be multiplied as integers the layer's
+kind does that (``integer_...``); all else multiplies their values.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from fractrain.cost.counting import count_layer, entries_for
 from fractrain.cost.ledger import Entry
+from fractrain.experimental.int8_gemm import GemmPlan, Shape
+from fractrain.kernels.cpu.int8_backward import Plan
+from fractrain.kernels.geometry import Geometry
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.delayed import adopt_histories, delayed_limits, prepare_histories, remember
 from fractrain.layers.eager import eager
-from fractrain.layers.number_types import in_wide_types, widened
-from fractrain.layers.product_layer import Activation, ProductLayer
-from fractrain.layers.products import run_products
+from fractrain.layers.number_types import WIDE, without_autocast
 from fractrain.layers.recomputation import recomputing
-from fractrain.layers.state import QuantState
+from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.layers.tensor_hints import version_of
-from fractrain.numerics.backend import Kept, Quantized
-from fractrain.numerics.formats import Bits, Limits, PerTensor, Place
-from fractrain.numerics.measured import quantize_measured
+from fractrain.numerics.backend import Kept, Quantized, backend_for
+from fractrain.numerics.formats import Limits, Place
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.quantize import quantize
 from fractrain.numerics.running_range import all_finite, update_range
@@ -29,8 +35,39 @@ from fractrain.numerics.stochastic_rounding import NoiseKey
 from fractrain.util.errors import ConfigError, NonFiniteError
 
 
-class QuantLayer(ProductLayer):
-    """What :class:`QuantConv2d` and :class:`QuantLinear` share: precision, ranges, weight cache, accounting.
+@dataclass
+class Activation:
+    """An activation operand ready for its product.
+
+    Attributes:
+        values: for FW now.
+        codes: for backward.
+        geometry: of the product on integer codes, where FW is to run on them.
+    """
+
+    values: torch.Tensor | None
+    codes: Kept | None
+    geometry: Geometry | Shape | None = None
+
+
+@dataclass(frozen=True)
+class Backward:
+    """What a layer has at hand in its backward pass, for :attr:`QuantLayer.backward_observer`.
+
+    Attributes:
+        error: output gradient before it is quantized.
+        activation: the quantized activation that GC multiplies; None in floating point.
+        da, dw: gradients of input and weight, None where not wanted.
+    """
+
+    error: torch.Tensor
+    activation: Kept | None
+    da: torch.Tensor | None
+    dw: torch.Tensor | None
+
+
+class QuantLayer(nn.Module):
+    """A layer of three products: precision, ranges, weight cache, accounting; each kind says how it multiplies.
 
     Products of quantized operands are computed in float32, or in float64 where the input is: in a model or under
     autocast in a narrower type the operands are widened first. The output has the input's type.
@@ -41,8 +78,14 @@ class QuantLayer(ProductLayer):
         running_low, running_high: range of the input used in evaluation, 0-dim buffers.
         observer: called as ``observer(layer, operand name, Operand, original, quantized values)`` when set; for
             probes and tests.
+        backward_observer: called as ``backward_observer(layer, Backward)`` at the end of each backward pass when set;
+            for methods that steer by gradients. It must not change what it is shown.
     """
 
+    weight: Any  # a parameter, where there is one
+    bias: Any
+    keeps_codes = False  # of its weight from forward to backward, not the values: where these are large
+    _paths: tuple[Any, tuple[Geometry | Shape | None, Plan | GemmPlan | None]] | None = None
     groups = 1
     axes = 2  # least axes of the input
     gated = False  # whether a gated block sets the precision anew for each of its passes
@@ -64,29 +107,24 @@ class QuantLayer(ProductLayer):
         self.state = state
         self.site = site
         self.observer: Any = None
-        self.backward_observer = None
+        self.backward_observer: Any = None
         self.shapes: dict[str, torch.Size] = {}  # of A, W and E in the last forward pass
         self.work_key: tuple[Any, str] = (None, "")  # ledger work item at the present precision
         self.tile_work: dict[str, list[Any]] = {}  # the same by product, where widths vary from tile to tile
-        self._weights: dict[Any, tuple[torch.Tensor | None, Kept | None, Bits]] = {}
-        self._weights_of: Any = None
+        # Quantized weights by format and width, with what holds the map of widths; by None the weight's version.
+        self._weights: dict[Any, Any] = {}
         self._without_graph: int | None = None  # step of the last training pass, if it was under no_grad
         weight = getattr(self, "weight", None)
         device = device if weight is None else weight.device
         for name in ("running_low", "running_high"):
             self.register_buffer(name, torch.zeros((), device=device))
         self.register_buffer("running_steps", torch.zeros((), dtype=torch.int64, device=device))
-        prepare_histories(self, self.history_names(precision))
+        prepare_histories(self, self.effective(precision) if self.paired else precision)
 
     @property
     def device(self) -> torch.device:
         """Where the layer is."""
         return self.running_low.device
-
-    @property
-    def keeps_forward_operand(self) -> bool:
-        """Whether what FW multiplies is kept for GC."""
-        return self.precision.gc_a.same_as(self.precision.fw_a)
 
     @property
     def learns(self) -> bool:
@@ -100,14 +138,6 @@ class QuantLayer(ProductLayer):
     def wants(self, *inputs: torch.Tensor) -> tuple[bool, bool]:
         """Whether a training step with these inputs runs EB and GC."""
         return inputs[0].requires_grad, self.weight.requires_grad
-
-    def history_names(self, precision: Precision) -> dict[str, Operand]:
-        """Operands with delayed scaling by the name of their history: as they are quantized, uses alike only once."""
-        own = precision.operands()
-        shared = {"gc_a": "fw_a", "eb_w": "fw_w"}
-        kept = {n: o for n, o in own.items() if not (n in shared and o.same_as(own[shared[n]])) and n[-1] != "e"}
-        errors = {"E": own["gc_e"]} if own["eb_e"].same_as(own["gc_e"]) else {"E.gc": own["gc_e"], "E.eb": own["eb_e"]}
-        return {n.replace(".", "_"): o for n, o in {**kept, **errors}.items() if o.history}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         adopt_histories(self, state_dict, prefix)
@@ -173,57 +203,68 @@ class QuantLayer(ProductLayer):
     def forward_product(self, a: Activation, w: Operand, bias: torch.Tensor | None) -> torch.Tensor:
         """FW of a quantized activation and the weight."""
         if a.geometry is not None and isinstance(a.codes, Quantized):
-            _, codes = self.weight_operand(w, "fw_w", True)
-            y = self.integer_product(a.codes, codes, bias, a.geometry) if isinstance(codes, Quantized) else None
-            if y is not None:
-                return y
+            restored, codes = self.weight_operand(w, "fw_w", True)
+            if isinstance(codes, Quantized):
+                y = self.integer_product(a.codes, codes, restored, bias, a.geometry)
+                if y is not None:
+                    return y
         values = a.codes.values() if a.values is None and a.codes is not None else a.values
         assert values is not None
         return self.product(values, self.quantized_weight(w), bias)
 
-    @in_wide_types
+    @without_autocast
     def _quantized(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype not in WIDE:
+            return self._quantized(x.float()).to(x.dtype)
         if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
-        scope = self.state.scope
+        scope, paths = self.state.scope, self.integer_paths(x) if self.training else (None, None)
         # The number of the call tells apart the uses of a layer that runs more than once in a pass.
         key = None if scope is None else ("product", self.site, scope.forward_key, len(scope.sites))
         known = None if scope is None else scope.memo.get(key)
+        now: Activation | None = None
+        done: torch.Tensor | None = None
         if known is not None and version_of(known[0]) == known[2]:  # else the block has changed it in place
             # Another candidate with the same forward precision has computed this product: only backward differs.
-            return run_products(x, self, None, known[1], known[0])
-        fw = self._activation(x, self.precision.fw_a, "fw_a")
-        kept = fw
-        if self.training and not self.precision.gc_a.same_as(self.precision.fw_a):
-            kept = self._activation(x, self.precision.gc_a, "gc_a")
-        y = run_products(x, self, fw, kept)
-        if scope is not None and self.training:
+            done, kept = known[:2]
+        else:
+            p = self.precision
+            # In evaluation nan may pass through, which codes cannot show: only measured ranges are known to be finite.
+            kept = now = self._activation(x, p.fw_a, "fw_a", paths[0])
+            if self.training and not p.one_activation:
+                kept = self._activation(x, p.gc_a, "gc_a")
+        bias = self.bias if self.bias is None or self.bias.dtype in WIDE else self.bias.float()
+        plan = paths[1] if kept.codes is not None else None
+        y: torch.Tensor = _Products.apply(x, self.as_kernel(self.weight), bias, self, now, kept, done, plan)
+        if scope is not None and self.training and done is None:
             kept = replace(kept, values=None) if kept.codes is not None else kept
             scope.memo[key] = (y.detach(), kept, version_of(y))
         return y
 
-    def _activation(self, x: torch.Tensor, op: Operand, name: str) -> Activation:
+    def _activation(
+        self, x: torch.Tensor, op: Operand, name: str, geometry: Geometry | Shape | None = None
+    ) -> Activation:
+        """Quantize an input; with a ``geometry`` FW will run on its codes."""
         told = known_range.of(x)
         x = x.detach()
         if op.is_float:
             return Activation(x, None)
-        # In evaluation nan may pass through, which codes cannot show: only measured ranges are known to be finite.
-        geometry = self.integer_paths(x)[0] if name == "fw_a" and self.training else None
         tensor = "A" if name in ("fw_a", "gc_a") else "B"
-        kept = self.training and (name not in ("fw_a", "fw_w") or geometry is not None or self.keeps_forward_operand)
-        noise, code_bits = self._noise(op, tensor, x), op.widest if kept else 0
+        first = name in ("fw_a", "fw_w")
+        kept = self.training and (not first or geometry is not None or self.precision.one_activation)
+        noise = None if op.format.rounding == "nearest" else self._noise(op, tensor, x)
+        code_bits = 0 if not kept else op.bits if isinstance(op.bits, int) else op.widest
         running = None if op.running is None else self.running_range(name)
         if not self.training and running is not None and bool(running[2] > 0):
             known: Limits | None = (running[0].to(x.dtype), running[1].to(x.dtype))
         else:
-            known = self._shared_limits(x, op)
+            known = None if self.state.scope is None else self._shared_limits(x, op, self.state.scope)
         only_codes = geometry is not None and self.observer is None
         values, codes, limits = self._to_grid(x, op, name, noise, code_bits, "input", known, only_codes, told)
-        forward = self.training and name in ("fw_a", "fw_w")
-        if running is not None and op.running is not None and forward and not recomputing():
+        if running is not None and op.running is not None and self.training and first and not recomputing():
             update_range(running, limits, op.running)
-        if values is not None:
-            self._observe(name, op, x, values)
+        if values is not None and self.observer is not None:
+            self.observer(self, name, op, x, values)
         return Activation(values, codes, geometry)
 
     def _to_grid(
@@ -235,24 +276,25 @@ class QuantLayer(ProductLayer):
         ``name`` is that of the operand, ``what`` says what a message is about. With ``only_codes`` the values
         may be left out. What is ``told`` is what measuring would find.
         """
-        state = self.state
-        if op.format.bits is not None:
+        state, form, uniform = self.state, op.format, op.format.uniform
+        if uniform is None and form.bits is not None:
             return self._to_scaled(x, op, name, noise, code_bits > 0, what, known)
-        if known is None and state.reduce_limits is not None and what != "weight" and op.format.spans_samples:
-            known = self._whole(op.format.limits(x, state.kernels), op, x)
-        if known is None or (known[0].numel() == 1 and known[0].device.type == "cpu"):
-            whole = isinstance(op.format.granularity, PerTensor)
-            given = (known[0].item(), known[1].item()) if known is not None else told if whole else None
-            done = quantize_measured(x, op.format, op.bits, noise, code_bits, state.kernels, given, only_codes)
+        if known is None and state.reduce_limits is not None and what != "weight" and form.spans_samples:
+            known = self._whole(form.limits(x, state.kernels), op, x)
+        if uniform is not None and (known is None or (known[0].numel() == 1 and known[0].device.type == "cpu")):
+            given = told if not uniform.per_row else None
+            given = given if known is None else (known[0].item(), known[1].item())
+            backend = backend_for(x.device, state.kernels)
+            done = backend.quantize_measured(x, uniform, op.bits, noise, code_bits, given, only_codes)
             if done is not None:
                 if isinstance(done.bad, torch.Tensor):
                     state.note(self.site, what, done.bad)  # read later: no synchronisation in a step
                 elif done.bad:
                     self._refuse(what)
                 return done.values, done.codes, done.limits
-        limits = known if known is not None else op.format.limits(x, state.kernels)
+        limits = known if known is not None else form.limits(x, state.kernels)
         self._check(limits, what)
-        grid = op.format.compact_grid(limits, op.bits, x)  # per tile: a grid of the tensor's size is not kept
+        grid = form.compact_grid(limits, op.bits, x)  # per tile: a grid of the tensor's size is not kept
         values, codes = quantize(x, grid, noise, code_bits, state.kernels)
         return values, codes, limits
 
@@ -271,10 +313,9 @@ class QuantLayer(ProductLayer):
             remember(self, history, op, done.limits)
         return done.values, done.codes, done.limits
 
-    def _shared_limits(self, x: torch.Tensor, op: Operand) -> Limits | None:
+    def _shared_limits(self, x: torch.Tensor, op: Operand, scope: CandidateScope) -> Limits | None:
         """Range of the block's input, measured once for all candidates and all layers that read it; else None."""
-        scope = self.state.scope
-        if scope is None or x.data_ptr() != scope.input.data_ptr():
+        if x.data_ptr() != scope.input.data_ptr():
             return None
         key = ("limits", op.format, x.shape, x.stride(), version_of(x))
         if key not in scope.memo:
@@ -295,7 +336,7 @@ class QuantLayer(ProductLayer):
         Backward drops what is kept: writes through ``weight.data`` leave no trace in the weight's version. Evaluation
         keeps nothing for the same reason.
         """
-        return self.as_kernel(widened(self.weight.detach())) if op.is_float else self.weight_operand(op, name, False)[0]
+        return self.as_kernel(self.weight.detach()) if op.is_float else self.weight_operand(op, name, False)[0]
 
     def weight_operand(self, op: Operand, name: str, integer: bool) -> tuple[torch.Tensor, Kept | None]:
         """Values of the quantized weight and, where ``integer`` products want them, its codes."""
@@ -305,18 +346,21 @@ class QuantLayer(ProductLayer):
         # What was computed outside of a recording is a constant in it, and would stay so in all its replays.
         number = None if self.state.table is None else self.state.table.recording
         weight = self.weight
-        version = (version_of(weight), weight.data_ptr(), step, number)
-        if self._weights_of != version:
-            self._weights, self._weights_of = {}, version
+        version = (None if weight.is_inference() else weight._version, weight.data_ptr(), step, number)
+        if self._weights.get(None) != version:
+            self._weights.clear()
+            self._weights[None] = version
         kept = self._weights.get(key) if self.training else None
         slim = self.keeps_codes and self.state.scope is None
         if kept is None or ((integer or slim) and kept[1] is None):
-            w = op.format.forward_transform(self.as_kernel(widened(weight.detach())))
-            code_bits = op.widest if integer or slim else 0
-            values, codes, _ = self._to_grid(w, op, name, self._noise(op, "W", w), code_bits, "weight")
+            w = op.format.forward_transform(self.as_kernel(weight.detach()))
+            code_bits = 0 if not (integer or slim) else op.bits if isinstance(op.bits, int) else op.widest
+            noise = None if step is None else self._noise(op, "W", w)
+            values, codes, _ = self._to_grid(w, op, name, noise, code_bits, "weight")
             assert values is not None
-            self._observe(name, op, w, values)
-            if self.training:  # holds the map, so that its id stays taken
+            if self.observer is not None:
+                self.observer(self, name, op, w, values)
+            if self.training:  # the map, too, so that its id stays taken
                 self._weights[key] = (None if slim and codes is not None else values, codes, op.bits)
             return values, codes
         values, codes, _ = kept
@@ -327,7 +371,7 @@ class QuantLayer(ProductLayer):
 
     def forget_weights(self) -> None:
         """Drop the quantized weights kept for reuse."""
-        self._weights, self._weights_of = {}, None
+        self._weights.clear()
 
     def quantized_error(self, g: torch.Tensor, op: Operand, name: str) -> torch.Tensor:
         """Quantized output gradient (values)."""
@@ -345,12 +389,12 @@ class QuantLayer(ProductLayer):
         if op.is_float:
             return g, None
         only_codes = integer and not values and self.observer is None
-        code_bits = min(op.widest, 8) if integer else 0
+        code_bits = min(op.bits if isinstance(op.bits, int) else op.widest, 8) if integer else 0
         e, codes, _ = self._to_grid(
             g, op, name, self._noise(op, name, g), code_bits, "output gradient", None, only_codes, known_range.of(g)
         )
-        if e is not None:
-            self._observe(name, op, g, e)
+        if e is not None and self.observer is not None:
+            self.observer(self, name, op, g, e)
         return e, codes
 
     def _noise(self, op: Operand, tensor: str, x: torch.Tensor) -> NoiseKey | None:
@@ -372,10 +416,172 @@ class QuantLayer(ProductLayer):
         message = f"{self.site}: inf or nan in its {what} at step {self.state.step}"
         raise NonFiniteError(message, self.site, self.state.step)
 
-    def _observe(self, name: str, op: Operand, x: torch.Tensor, values: torch.Tensor) -> None:
-        if self.observer is not None:
-            self.observer(self, name, op, x, values)
-
     def entries(self, precision: Precision, macs: int, eb: bool, gc: bool) -> list[Entry]:
         """Ledger entries per sample at constant widths."""
         return entries_for(self.site, precision, macs, eb, gc, self.shapes)
+
+    # -- how it multiplies, to be given by the kinds of layers --------------------------------------------------------
+
+    def as_kernel(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight in the form and the wide type that it is quantized and multiplied in."""
+        return weight if weight.dtype in WIDE else weight.float()
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        """What the layer that this one replaces computes, its hooks apart."""
+        raise NotImplementedError
+
+    def product(self, a: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """FW."""
+        raise NotImplementedError
+
+    def backward_products(
+        self, e: torch.Tensor, a: torch.Tensor | None, w: torch.Tensor, shape: torch.Size, want_a: bool, want_w: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """EB and GC from the same error: (dA or None, dW or None)."""
+        raise NotImplementedError
+
+    def operand_shape(self, x: torch.Tensor) -> torch.Size:
+        """What :meth:`backward_products` must know of the input's shape."""
+        return x.shape
+
+    def bias_gradient(self, e: torch.Tensor) -> torch.Tensor:
+        """Gradient of the bias from the error."""
+        raise NotImplementedError
+
+    def sample_macs(self, output: torch.Tensor) -> int:
+        """Forward MACs per sample (first axis)."""
+        raise NotImplementedError
+
+    def integer_geometry(self, x: torch.Tensor) -> Geometry | Shape | None:
+        """How FW runs on integer codes, where the layer can do that and it pays; else None."""
+        return None
+
+    def integer_backward(self, x: torch.Tensor) -> Plan | GemmPlan | None:
+        """Which backward products run on integer codes, where the layer can do that and it pays; else None."""
+        return None
+
+    def integer_paths(self, x: torch.Tensor) -> tuple[Geometry | Shape | None, Plan | GemmPlan | None]:
+        """What the two above say, asked once for a precision whose widths are constant and a kind of input."""
+        now = (self.precision, x.shape, x.dtype, x.device, self.state.kernels)
+        if self._paths is None or self._paths[0] != now or not self.precision.is_constant:
+            self._paths = (now, (self.integer_geometry(x), self.integer_backward(x) or None))
+        return self._paths[1]
+
+    def integer_product(
+        self, a: Quantized, w: Quantized, values: torch.Tensor, bias: torch.Tensor | None, geometry: Any
+    ) -> torch.Tensor | None:
+        """FW on integer codes (``values``: the weight's) as planned; None where the codes are not what it needs."""
+        raise NotImplementedError
+
+    def integer_products(
+        self, e: Quantized, values: torch.Tensor | None, a: Quantized | None, w: Quantized | None, plan: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+        """EB and GC (None where not in the plan) on integer codes; None where the codes are not what they need.
+
+        Where some samples of the error have no codes its ``values`` are there for them.
+        """
+        raise NotImplementedError
+
+
+class _Products(torch.autograd.Function):
+    """FW now; EB and GC in backward, from quantized operands.
+
+    What is kept for backward: the activation as integer codes (values only where GC reads it in floating point), and
+    nothing of the error. The weight is quantized again only if it changed in between.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layer: QuantLayer,
+        now: Activation | None, kept: Activation, known: torch.Tensor | None, plan: Plan | GemmPlan | None,
+    ) -> torch.Tensor:  # fmt: skip
+        p = layer.precision
+        y = cast(torch.Tensor, known).detach() if now is None else layer.forward_product(now, p.fw_w, bias)
+        ctx.layer, ctx.precision, ctx.shape = layer, p, layer.operand_shape(x)
+        s = layer.state.scope  # only its index is needed: what it shares must not live as long as the graph
+        ctx.scope = None if s is None else replace(s, input=x.new_empty(0), memo={}, sites=[])
+        ctx.has_bias = bias is not None
+        # EB multiplies by the weight of this forward pass, as quantized now.
+        ctx.plan, ctx.weight, ctx.weight_kept = plan, None, None
+        if plan is not None and plan.eb:
+            w, ctx.weight = layer.weight_operand(p.eb_w, "eb_w", True)
+        elif not p.eb_w.is_float and layer.keeps_codes and s is None:
+            w, codes = layer.weight_operand(p.eb_w, "eb_w", False)
+            if codes is not None:
+                w, ctx.weight_kept = codes.codes, codes.emptied()
+        else:
+            w = layer.quantized_weight(p.eb_w, "eb_w")
+        # Autograd keeps the codes: it frees them after backward even where the loss lives on, and hooks see them.
+        a = kept.values if kept.codes is None else kept.codes.codes
+        ctx.kept = None if kept.codes is None else kept.codes.with_codes(x.new_empty(0))
+        ctx.save_for_backward(w, weight, a if ctx.needs_input_grad[1] else None)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    @without_autocast
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        layer: QuantLayer = ctx.layer
+        p: Precision = ctx.precision
+        layer._weights.clear()
+        w, master, a = ctx.saved_tensors
+        if ctx.weight_kept is not None:
+            w = ctx.weight_kept.with_codes(w).values().to(grads[0].dtype)  # codes are restored in float32
+        kept: Kept | None = None if ctx.kept is None or a is None else ctx.kept.with_codes(a)
+        g = grads[0].contiguous(memory_format=torch.channels_last) if grads[0].dim() == 4 else grads[0]
+        eb, gc = ctx.needs_input_grad[:2]
+        bias = ctx.needs_input_grad[2] and ctx.has_bias
+        operands = (g, w, a if kept is None else kept)
+        da = dw = db = None
+        outer, layer.state.scope = layer.state.scope, ctx.scope
+        try:
+            if p.one_error:
+                da, dw, db = _products_of_error(ctx, "E", p.gc_e, operands, eb, gc, bias)
+            else:
+                if gc or bias:
+                    _, dw, db = _products_of_error(ctx, "E.gc", p.gc_e, operands, False, gc, bias)
+                if eb:
+                    da, _, _ = _products_of_error(ctx, "E.eb", p.eb_e, operands, True, False, False)
+        finally:
+            layer.state.scope = outer
+        if dw is not None and not p.fw_w.is_float:
+            dw = p.fw_w.format.backward_transform(master.detach(), dw)
+        if layer.backward_observer is not None:
+            layer.backward_observer(layer, Backward(g, kept, da, dw))
+        return da, dw, db, None, None, None, None, None
+
+
+def _products_of_error(
+    ctx: Any, name: str, op: Operand, operands: tuple[Any, Any, Any], eb: bool, gc: bool, bias: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Quantize the error and multiply it: on codes what the forward pass has planned, all else by values.
+
+    Args:
+        ctx: has the layer, the plan, and the codes of the weight where the plan needs them.
+        name, op: of the error.
+        operands: output gradient, weight, and activation (quantized, or None where GC does not run).
+        eb, gc, bias: which gradients are wanted: of the input, of the weight, of the bias.
+
+    Returns:
+        These gradients; None where not wanted.
+    """
+    layer: QuantLayer = ctx.layer
+    plan: Plan | GemmPlan | None = ctx.plan
+    g, w, a = operands
+    da = dw = None
+    if plan is not None and (plan.eb, plan.gc) != (eb, gc):
+        plan = plan.only(eb, gc) or None
+    if plan is None:
+        e: Any = layer.quantized_error(g, op, name)
+    else:
+        e, codes = layer.error_operand(g, op, name, True, eb > plan.eb or gc > plan.gc or bias)
+        if isinstance(codes, Quantized):
+            kept = a if isinstance(a, Quantized) else None
+            da, dw = layer.integer_products(codes, e, kept, ctx.weight, plan) or (None, None)
+    db = layer.bias_gradient(e) if bias else None
+    eb, gc = eb and da is None, gc and dw is None
+    if eb or gc:
+        values = a.values().to(g.dtype) if gc and isinstance(a, Kept) else a
+        some_da, some_dw = layer.backward_products(e, values if gc else None, w, ctx.shape, eb, gc)
+        da, dw = some_da if eb else da, some_dw if gc else dw
+    return da, dw, db

@@ -133,7 +133,8 @@ class _Normalise(torch.autograd.Function):
         found: BatchStatistics, fused: tuple[ModuleType, bool],
     ) -> torch.Tensor:  # fmt: skip
         kernels, parallel = fused
-        channels, lines = x.shape[1], _lines(x)
+        channels, y = x.shape[1], blocks.empty_like(x)
+        lines, out = _lines(x, y)
         rows, columns = lines.shape
         parts = max(1, min(PARTS, rows // MIN_ROWS))
         means, squares, counts = np.empty((parts, columns)), np.empty((parts, columns)), np.empty(parts, np.int64)
@@ -145,9 +146,8 @@ class _Normalise(torch.autograd.Function):
         found.count, finite = kernels.prepare(
             means, squares, counts, gain, offset, eps, found.mean, found.variance, deviation, scale, shift, centre
         )
-        y = blocks.empty_like(x)
         low, high = np.empty((2, parts), np.float32)
-        kernels.apply[parallel](lines, scale, shift, np.float32(floor), _lines(y), low, high)
+        kernels.apply[parallel](lines, scale, shift, np.float32(floor), out, low, high)
         if finite:
             found.limits = float(low.min()), float(high.max())
         ctx.save_for_backward(x)
@@ -162,7 +162,9 @@ class _Normalise(torch.autograd.Function):
         kernels, parallel = ctx.fused
         live = known_range.samples_of(grads[0])
         g = grads[0].contiguous(memory_format=torch.channels_last)
-        lines, errors, floor = _lines(x), _lines(g), ctx.floor
+        dx = blocks.empty_like(x) if ctx.needs_input_grad[0] else None
+        lines, errors, *out = _lines(x, g) if dx is None else _lines(x, g, dx)
+        floor = ctx.floor
         scale, shift, centre = ctx.lines
         channels, columns = x.shape[1], lines.shape[1]
         if live is None or lines.shape[0] % x.shape[0]:  # a line of pixels of several samples
@@ -172,12 +174,10 @@ class _Normalise(torch.autograd.Function):
         slope, rest = np.empty((2, columns), np.float32)
         dw, db = np.empty((2, channels), np.float32)
         finite = kernels.terms(sums, products, ctx.count, ctx.mean, ctx.deviation, scale, centre, slope, rest, dw, db)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = blocks.empty_like(x)
+        if dx is not None:
             low, high = np.empty((2, ctx.parts), np.float32)
             kernels.input_error[parallel](
-                lines, errors, live, scale, shift, floor, centre, slope, rest, _lines(dx), low, high
+                lines, errors, live, scale, shift, floor, centre, slope, rest, *out, low, high
             )  # fmt: skip
             if finite:
                 known_range.note(dx, float(low.min()), float(high.max()))
@@ -186,11 +186,13 @@ class _Normalise(torch.autograd.Function):
         return dx, *gradients, *[None] * 4
 
 
-def _lines(x: torch.Tensor) -> np.ndarray:
-    """A channels-last tensor as ``[rows, columns]``: a power of two of pixels side by side, as the kernels want it."""
+def _lines(x: torch.Tensor, *others: torch.Tensor) -> list[np.ndarray]:
+    """Channels-last tensors as ``[rows, columns]``: a power of two of pixels side by side, as the kernels want it."""
     channels, pixels = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3]
     together = 1
     while 2 * together * channels <= LINE and pixels % (2 * together) == 0:
         together *= 2
-    lines: np.ndarray = x.detach().permute(0, 2, 3, 1).reshape(-1, together * channels).numpy()
-    return lines
+    out = []
+    for t in (x, *others):
+        out.append(t.detach().permute(0, 2, 3, 1).reshape(-1, together * channels).numpy())
+    return out

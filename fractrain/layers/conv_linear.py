@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,10 +20,9 @@ from fractrain.kernels.cpu.int8 import (
 )
 from fractrain.kernels.cpu.int8_backward import Plan, possible, products
 from fractrain.kernels.geometry import Geometry
-from fractrain.layers.base import QuantLayer
+from fractrain.layers.base import Backward, QuantLayer
 from fractrain.layers.eager import eager
 from fractrain.layers.matmul import stand_in
-from fractrain.layers.product_layer import Backward
 from fractrain.layers.state import QuantState
 from fractrain.numerics.backend import Quantized
 from fractrain.numerics.precision import Operand, Precision
@@ -84,21 +84,26 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         return int8_conv.plan(geometry, eb, gc, x.device) if on_gpu else possible(geometry).only(eb, gc)
 
     def integer_product(
-        self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Geometry
+        self, a: Quantized, w: Quantized, values: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry
     ) -> torch.Tensor | None:
         """FW, see :mod:`fractrain.kernels.cpu.int8`; None where compiled kernels did not quantize the activation."""
         if a.codes.device.type in int8_conv.DEVICES:
             return int8_conv.forward(a, w, bias, geometry)
-        return convolve(a, w, bias, geometry)
+        return convolve(a, w, bias, geometry, values)
 
     def integer_products(
-        self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: Plan
+        self, e: Quantized, values: torch.Tensor | None, a: Quantized | None, w: Quantized | None, plan: Plan
     ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
         """EB and GC; None where compiled kernels did not quantize the error."""
         if e.codes.device.type in int8_conv.DEVICES:
             da = int8_conv.input_gradient(e, w, plan.geometry) if plan.eb and w is not None else None
             return da, int8_conv.weight_gradient(e, a, plan.geometry) if plan.gc and a is not None else None
-        return None if e.rows is None else products(e, a, w, plan)
+        if e.rows is None:
+            return None
+        da, dw = products(e, a, w, plan)
+        if e.rows.coded is not None and values is not None:
+            dw = _others(self, values, e.rows.coded, a, w, plan, da, dw)
+        return da, dw
 
     def _geometry(self, x: torch.Tensor) -> Geometry | None:
         """Of dense convolutions of float32, on devices that have kernels for them, where these may be used."""
@@ -207,13 +212,13 @@ class QuantLinear(QuantLayer, nn.Linear):
         return x.dtype == torch.float32 and self.state.kernels != "reference" and int8_gemm.possible(shape, x.device)
 
     def integer_product(
-        self, a: Quantized, w: Quantized, bias: torch.Tensor | None, geometry: Shape
+        self, a: Quantized, w: Quantized, values: torch.Tensor, bias: torch.Tensor | None, geometry: Shape
     ) -> torch.Tensor | None:
         """FW, see :mod:`fractrain.experimental.int8_gemm`."""
         return int8_gemm.forward(a, w, bias)
 
     def integer_products(
-        self, e: Quantized, a: Quantized | None, w: Quantized | None, plan: GemmPlan
+        self, e: Quantized, values: torch.Tensor | None, a: Quantized | None, w: Quantized | None, plan: GemmPlan
     ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
         """EB and GC, see :mod:`fractrain.experimental.int8_gemm`."""
         da = int8_gemm.input_gradient(e, w) if plan.eb and w is not None else None
@@ -270,3 +275,24 @@ def zero_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
 def _of_one_grid(operand: Operand) -> bool:
     """Whether an operand has codes of at most 8 bits on one grid."""
     return isinstance(operand.bits, int) and tensor_fits_int8(operand)
+
+
+def _others(
+    layer: QuantConv2d, e: torch.Tensor, coded: np.ndarray, kept: Quantized | None, weight: Quantized | None,
+    part: Plan, da: torch.Tensor | None, dw: torch.Tensor | None,
+) -> torch.Tensor | None:  # fmt: skip
+    """The products of samples whose errors have no codes, in float32, into ``da``; return their GC added to ``dw``."""
+    rows = np.setdiff1d(np.arange(e.shape[0]), coded)
+    which = torch.from_numpy(rows)
+    error = e[which].contiguous(memory_format=torch.channels_last)
+    a = None
+    if part.gc:
+        assert kept is not None
+        a = kept.take(rows).values()
+    w = layer.weight.detach() if weight is None else weight.values()
+    shape = torch.Size((len(rows), *part.geometry.image))
+    some_da, some_dw = layer.backward_products(error, a, w, shape, part.eb, part.gc)
+    if da is not None:
+        assert some_da is not None
+        da[which] = some_da
+    return dw if some_dw is None or dw is None else dw + some_dw

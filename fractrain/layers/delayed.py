@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fractrain.numerics.formats import Limits
-from fractrain.numerics.precision import Operand
+from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.scaled import Scaled
 
 PREFIX = "amax_history_"
@@ -44,9 +44,13 @@ def remember(layer: nn.Module, name: str, op: Operand, limits: Limits) -> None:
         kept.copy_(torch.cat((limits[1].reshape(1), kept[:-1])))
 
 
-def prepare_histories(layer: nn.Module, operands: dict[str, Operand]) -> None:
-    """Make the histories of a layer's operands, so that a checkpoint finds them."""
-    for name, op in operands.items():
+def prepare_histories(layer: nn.Module, precision: Precision) -> None:
+    """Make the histories of a layer's operands, so that a checkpoint finds them: of uses alike only one."""
+    own = precision.operands()
+    shared = {"gc_a": "fw_a", "eb_w": "fw_w"}
+    kept = {n: o for n, o in own.items() if not (n in shared and o.same_as(own[shared[n]])) and n[-1] != "e"}
+    errors = {"E": own["gc_e"]} if precision.one_error else {"E_gc": own["gc_e"], "E_eb": own["eb_e"]}
+    for name, op in {**kept, **errors}.items():
         if op.history:
             _history(layer, name, op)
 

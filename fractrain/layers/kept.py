@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from fractrain.layers.base import QuantLayer
-from fractrain.layers.product_layer import Backward
+from fractrain.layers.base import Backward, QuantLayer
 
 
 @contextmanager

@@ -25,15 +25,14 @@ from torch.autograd.function import once_differentiable
 from fractrain.cost.counting import entries_for
 from fractrain.cost.ledger import Entry
 from fractrain.kernels.cpu.gemm import matmul
-from fractrain.layers.base import QuantLayer
+from fractrain.layers.base import Activation, Backward, QuantLayer
 from fractrain.layers.eager import eager
 from fractrain.layers.number_types import WIDE, widened, without_autocast
-from fractrain.layers.product_layer import Activation, Backward
 from fractrain.layers.softmax import Remake
 from fractrain.layers.state import QuantState
 from fractrain.layers.tensor_hints import version_of
 from fractrain.numerics.backend import Kept
-from fractrain.numerics.precision import Operand, Precision
+from fractrain.numerics.precision import Precision
 from fractrain.numerics.tiles import PerTile
 from fractrain.util.errors import ConfigError
 
@@ -148,10 +147,6 @@ class QuantMatmul(QuantLayer, Matmul):
         """Rows of each sample's and head's matrix; operands come as ``[N, heads x rows, columns]``."""
         return x.shape[1] // self._operand[1:-2].numel()
 
-    def history_names(self, precision: Precision) -> dict[str, Operand]:
-        """As :meth:`QuantLayer.history_names`."""
-        return super().history_names(self.effective(precision))
-
     def running_range(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """Low, high and number of updates of an operand's running range; None for errors."""
         if name in ("fw_w", "eb_w"):
@@ -203,12 +198,12 @@ class QuantMatmul(QuantLayer, Matmul):
         key = None if scope is None else ("product", self.site, scope.forward_key, len(scope.sites))
         known = None if scope is None else scope.memo.get(key)
         if known is not None and version_of(known[0]) == known[3]:  # see QuantLayer
-            self._remake = self._recipe(*known[1:3]) if self.remade and p.gc_a.same_as(p.fw_a) else None
+            self._remake = self._recipe(*known[1:3]) if self.remade and p.one_activation else None
             return _Pair.apply(a, b, self, p, (), known[1:3], known[0])  # type: ignore[no-any-return]
         first, second = _rows(a), _rows(b)
         now = self._activation(first, p.fw_a, "fw_a"), self._activation(second, p.fw_w, "fw_w")
         kept = now
-        if self.training and not p.gc_a.same_as(p.fw_a):
+        if self.training and not p.one_activation:
             kept = self._activation(first, p.gc_a, "gc_a"), self._activation(second, p.eb_w, "eb_w")
         y: torch.Tensor = _Pair.apply(a, b, self, p, (now[0].values, now[1].values), kept, None)
         if scope is not None and self.training:
@@ -229,7 +224,7 @@ class QuantMatmul(QuantLayer, Matmul):
         grids, shape = [q.emptied() for q in (first.codes, second.codes)], self._operand
 
         def build(*codes: torch.Tensor) -> torch.Tensor:
-            a, b = (replace(q, codes=c).values() for q, c in zip(grids, codes, strict=True))
+            a, b = (q.with_codes(c).values() for q, c in zip(grids, codes, strict=True))
             return multiply(a.view(shape), b.view(*shape[:-2], -1, b.shape[-1]), self.transpose)
 
         return Remake((first.codes.codes, second.codes.codes), build)
@@ -290,13 +285,13 @@ class _Pair(torch.autograd.Function):
         layer, p = cast(QuantMatmul, ctx.layer), cast(Precision, ctx.precision)
         want_a, want_b = ctx.needs_input_grad[:2]
         stored = [
-            t if t is None or kept is None else replace(kept, codes=t)
+            t if t is None or kept is None else kept.with_codes(t)
             for t, kept in zip(ctx.saved_tensors, ctx.kept, strict=True)
         ]
         g = _rows(grads[0])
         outer, layer.state.scope = layer.state.scope, ctx.scope
         try:
-            one = p.eb_e.same_as(p.gc_e)
+            one = p.one_error
             e_gc = layer.quantized_error(g, p.gc_e, "E" if one else "E.gc") if want_b or one else g
             e_eb = e_gc if one else (layer.quantized_error(g, p.eb_e, "E.eb") if want_a else g)
         finally:

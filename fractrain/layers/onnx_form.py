@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from fractrain.layers.conv_linear import PaddedQuantConv2d, QuantLayer
 from fractrain.layers.matmul import QuantMatmul, multiply
-from fractrain.layers.number_types import widened
 from fractrain.layers.other_convs import QuantOtherConv
 from fractrain.numerics.backend import Quantized
 from fractrain.numerics.formats import Format, Limits, PerAxis, PerTensor
@@ -173,7 +172,7 @@ class _Form(nn.Module):
 
     def kernel(self) -> torch.Tensor:
         """The weight that is multiplied."""
-        w: torch.Tensor = self.layer.as_kernel(widened(self.weight)) if self.second is None else self.second()
+        w: torch.Tensor = self.layer.as_kernel(self.weight) if self.second is None else self.second()
         return w
 
 

@@ -112,8 +112,8 @@ class QuantOtherConv(QuantLayer):
     # -- as a 2-D convolution sees it ---------------------------------------------------------------------------------
 
     def as_kernel(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight as it is quantized: filters first, four axes."""
-        return image(self._swapped(weight))
+        """A weight as it is quantized: in a wide type, filters first, four axes."""
+        return image(self._swapped(super().as_kernel(weight)))
 
     def as_weight(self, kernel: torch.Tensor) -> torch.Tensor:
         """A kernel in the order and shape of the layer's weight."""

@@ -58,7 +58,7 @@ class _ReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, inplace: bool) -> torch.Tensor:
         fused = kernels_for(x)
-        ctx.packed = fused is not None
+        ctx.fused = fused
         if fused is None:
             y = torch.relu_(x) if inplace else torch.relu(x)
             signs = ~(y <= 0)
@@ -78,8 +78,8 @@ class _ReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         (signs,) = ctx.saved_tensors
-        if ctx.packed:
-            return rectify_gradient(signs, grads[0], ctx.layout), None
+        if ctx.fused is not None:
+            return rectify_gradient(signs, grads[0], ctx.layout, ctx.fused), None
         return torch.where(signs, grads[0], grads[0].new_zeros(())), None  # not a product: 0 * inf would be nan
 
 
@@ -88,18 +88,19 @@ def layout_of(x: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if x.dim() == 4 else torch.contiguous_format
 
 
-def rectify_gradient(signs: torch.Tensor, g: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+def rectify_gradient(
+    signs: torch.Tensor, g: torch.Tensor, layout: torch.memory_format, fused: tuple[ModuleType, bool]
+) -> torch.Tensor:
     """``g`` where the bit is set, else zero.
 
     Args:
         signs: as packed by the kernels.
         g: gradient.
         layout: of the tensor whose signs they are.
+        fused: what has packed them, see :func:`kernels_for`.
     """
     samples = known_range.samples_of(g)
     g = g.contiguous(memory_format=layout)
-    fused = kernels_for(g)
-    assert fused is not None
     module, parallel = fused
     da = blocks.empty_like(g)
     live = known_range.all_samples(g) if samples is None else samples

@@ -55,11 +55,11 @@ class _SumReLU(torch.autograd.Function):
         signs = room_for_signs(y)
         module.sum_relu[parallel](flat(y.detach()), flat(shortcut.detach()), flat(out), flat(signs))
         ctx.save_for_backward(signs)
-        ctx.layout = layout_of(y)
+        ctx.layout, ctx.fused = layout_of(y), fused
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (signs,) = ctx.saved_tensors
-        da = rectify_gradient(signs, grads[0], ctx.layout)
+        da = rectify_gradient(signs, grads[0], ctx.layout, ctx.fused)
         return da, da

@@ -1,6 +1,7 @@
 """What the maker of a tensor knows and who is next would have to read it for: extremes, and samples that are all zero.
 
-A note is on the tensor object itself and holds for the version of its data that it was made for.
+A note is on the tensor object itself and holds for the version of its data that it was made for. In inference mode
+nothing is noted, as versions are not counted.
 """
 
 from __future__ import annotations
@@ -18,25 +19,26 @@ def version_of(x: torch.Tensor) -> int | None:
 
 def note(x: torch.Tensor, low: float, high: float) -> None:
     """Note the extremes of a tensor; nothing where they are not finite, so that who measures finds out."""
-    if math.isfinite(low) and math.isfinite(high):
-        x._known_range = (low, high, version_of(x))  # type: ignore[attr-defined]
+    if math.isfinite(low) and math.isfinite(high) and not x.is_inference():
+        x._known_range = (low, high, x._version)  # type: ignore[attr-defined]
 
 
 def of(x: torch.Tensor) -> tuple[float, float] | None:
     """Extremes of a tensor, if known and nothing was written to it since."""
     known = getattr(x, "_known_range", None)
-    return known[:2] if known is not None and known[2] == version_of(x) else None
+    return None if known is None or known[2] != x._version else known[:2]
 
 
 def note_samples(x: torch.Tensor, live: np.ndarray) -> None:
     """Note which samples of a tensor are not all zero: uint8 ``[N]``."""
-    x._live_samples = (live, version_of(x))  # type: ignore[attr-defined]
+    if not x.is_inference():
+        x._live_samples = (live, x._version)  # type: ignore[attr-defined]
 
 
 def samples_of(x: torch.Tensor) -> np.ndarray | None:
     """Which samples may differ from zero, uint8 ``[N]``, if known and nothing was written to the tensor since."""
     known = getattr(x, "_live_samples", None)
-    live: np.ndarray | None = known[0] if known is not None and known[1] == version_of(x) else None
+    live: np.ndarray | None = None if known is None or known[1] != x._version else known[0]
     return live
 
 

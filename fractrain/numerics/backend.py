@@ -7,7 +7,7 @@ serve; then the plain path computes them. It is imported when a tensor of its de
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any, Literal, Protocol, Self
@@ -46,9 +46,15 @@ class Kept:
         """Bytes kept."""
         raise NotImplementedError
 
+    def with_codes(self, codes: torch.Tensor) -> Self:
+        """The same with other codes."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, codes=codes)
+        return twin
+
     def emptied(self) -> Self:
-        """The same without its codes, which autograd keeps; ``replace(kept, codes=...)`` puts them back."""
-        return replace(self, codes=self.codes.new_empty(0))
+        """The same without its codes, which autograd keeps; :meth:`with_codes` puts them back."""
+        return self.with_codes(self.codes.new_empty(0))
 
 
 @dataclass
@@ -176,7 +182,20 @@ class Backend:
         self, x: torch.Tensor, form: Uniform, bits: int | torch.Tensor, noise: NoiseKey | None, code_bits: int,
         known: tuple[float, float] | None, only_codes: bool,
     ) -> Measured | None:  # fmt: skip
-        """See :func:`fractrain.numerics.measured.quantize_measured`."""
+        """The common case in one call: measure the range, derive the grid and quantize dense float32.
+
+        Same bits as ``Format.limits``, ``Format.grid`` and :func:`fractrain.numerics.quantize.quantize`, which spend
+        more time on one-element tensors than on the data where layers are small, and on a GPU wait for the range.
+
+        Args:
+            x: the tensor.
+            form: the grid, see ``Format.uniform``.
+            bits: width; on the CPU, of a grid per tensor that is not symmetric, also one per sample.
+            noise: key for stochastic rounding, or None.
+            code_bits: as in :func:`fractrain.numerics.quantize.quantize`; samples of greater width get values only.
+            known: range to use instead of measuring it (per tensor only).
+            only_codes: leave the values out (they can be restored from the codes).
+        """
         return None
 
     def quantize_blocks(
@@ -204,12 +223,10 @@ PLAIN = Backend()
 
 
 @cache
-def _of(device: str, kernels: str) -> Backend:
-    module: Any = import_module(MODULES[device])
-    backend: Backend = module.backend(kernels)
-    return backend
-
-
 def backend_for(device: torch.device, kernels: Kernels) -> Backend:
     """The backend to ask: with ``auto`` after a probe of this machine, with ``fused`` without, else none."""
-    return _of(device.type, kernels) if kernels != "reference" and device.type in MODULES else PLAIN
+    if kernels == "reference" or device.type not in MODULES:
+        return PLAIN
+    module: Any = import_module(MODULES[device.type])
+    backend: Backend = module.backend(kernels)
+    return backend

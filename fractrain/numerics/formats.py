@@ -14,11 +14,12 @@ grid (floats, block scales, rotations) overrides :meth:`Format.quantize`, as :mo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 
-from fractrain.numerics.backend import Kept, Kernels
+from fractrain.numerics.backend import Kept, Kernels, Uniform
 from fractrain.numerics.blocks import ACTIVATION
 from fractrain.numerics.blocks import PerBlock as PerBlock
 from fractrain.numerics.blocks import Place as Place
@@ -198,6 +199,18 @@ class Format:
         widest = int(bits.max()) if isinstance(bits, torch.Tensor) else bits
         values, codes = quantize(x, grid, noise, widest if place.keep else 0, place.kernels)
         return Rounded(values, codes, limits)
+
+    @cached_property
+    def uniform(self) -> Uniform | None:
+        """The grid as backends derive it from the range they have measured; None: :meth:`limits` and :meth:`grid` do.
+
+        Of :class:`Affine` and :class:`Symmetric` themselves (a subclass may have another grid), per tensor or per index
+        of the first axis, by extremes.
+        """
+        per_row = self.granularity == PerAxis(0)
+        if type(self) not in (Affine, Symmetric) or self.statistic != "extreme":
+            return None
+        return Uniform(type(self) is Symmetric, per_row) if per_row or self.granularity == PerTensor() else None
 
     def groups(self, values: torch.Tensor, place: Place = ACTIVATION) -> torch.Tensor | None:
         """Quantized values that share a scale, one group a row, where blocks are the granularity; for checks.

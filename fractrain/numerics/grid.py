@@ -57,6 +57,11 @@ class RowGrid:
     vary: bool = field(default=False, kw_only=True)
     coded: np.ndarray | None = field(default=None, kw_only=True)
 
+    def steps(self, row: int) -> tuple[float, float]:
+        """Scale of a row, and the value of its code 0."""
+        scale = float(self.scale[row])
+        return scale, float(self.offset[row]) + scale * float(self.qmin[row])
+
     def take(self, rows: np.ndarray) -> RowGrid:
         """Of some rows."""
         some = (p[rows] for p in (self.scale, self.offset, self.qmin, self.qmax))

@@ -56,7 +56,7 @@ class Operand:
         """For the transposed tensor: blocks of columns become blocks of rows."""
         return replace(self, format=self.format.flipped())
 
-    @property
+    @cached_property
     def is_float(self) -> bool:
         """Whether the operand is left in floating point."""
         return isinstance(self.bits, int) and self.bits >= FLOAT_BITS
@@ -131,6 +131,16 @@ class Precision:
     def is_constant(self) -> bool:
         """Whether no width varies from sample to sample or from tile to tile."""
         return not any(isinstance(o.bits, torch.Tensor) for o in self.operands().values())
+
+    @cached_property
+    def one_activation(self) -> bool:
+        """Whether FW and GC multiply the same quantized activation."""
+        return self.gc_a.same_as(self.fw_a)
+
+    @cached_property
+    def one_error(self) -> bool:
+        """Whether EB and GC multiply the same quantized error."""
+        return self.eb_e.same_as(self.gc_e)
 
     def operands(self) -> dict[str, Operand]:
         """The six operands by name."""

@@ -39,6 +39,11 @@ def _splitmix(z: int) -> int:
     return z ^ (z >> 31)
 
 
+@lru_cache(maxsize=16)
+def _step_hash(seed: int, step: int) -> int:
+    return _splitmix(_splitmix(seed & 0xFFFFFFFFFFFFFFFF) ^ step)
+
+
 @dataclass(frozen=True)
 class NoiseKey:
     """Which noise: two 32-bit keys, and the element number at which this process's part of the tensor begins.
@@ -62,7 +67,7 @@ def noise_key(seed: int, step: int, name: str, base: int = 0) -> NoiseKey:
         name: name of the tensor, for example ``"layer1.0.conv1.E"``.
         base: see :class:`NoiseKey`.
     """
-    z = _splitmix(_splitmix(_splitmix(seed & 0xFFFFFFFFFFFFFFFF) ^ step) ^ _name_hash(name))
+    z = _splitmix(_step_hash(seed, step) ^ _name_hash(name))
     return NoiseKey(z >> 32, z & MASK32, base)
 
 
@@ -110,7 +115,7 @@ class NoiseTable:
 
     def _of(self, hashes: list[int]) -> torch.Tensor:
         """What :func:`noise_key` gives, for many names at once, int64 ``[names, 2]``."""
-        seeded = np.uint64(_splitmix(_splitmix(self._seed & 0xFFFFFFFFFFFFFFFF) ^ self._step))
+        seeded = np.uint64(_step_hash(self._seed, self._step))
         z = (np.array(hashes, np.uint64) ^ seeded) + np.uint64(0x9E3779B97F4A7C15)  # wraps around
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

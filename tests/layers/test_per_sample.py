@@ -20,9 +20,8 @@ from fractrain.kernels.cpu.int8 import convolve, samples_by_grid
 from fractrain.kernels.geometry import Geometry
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.state import QuantState
-from fractrain.numerics.backend import Measured, Quantized
+from fractrain.numerics.backend import Measured, Quantized, backend_for
 from fractrain.numerics.formats import Affine, PerAxis
-from fractrain.numerics.measured import quantize_measured
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.quantize import quantize
 from fractrain.numerics.stochastic_rounding import NoiseKey
@@ -35,10 +34,12 @@ def channels_last(t: torch.Tensor) -> torch.Tensor:
     return t.contiguous(memory_format=torch.channels_last)
 
 
-def measured(x: torch.Tensor, bits: list[int], code_bits: int = 8, only_codes: bool = True, **known: Any) -> Measured:
+def measured(x: torch.Tensor, bits: list[int], code_bits: int = 8, only_codes: bool = True) -> Measured:
     noise = NoiseKey(1, 2)
-    got = quantize_measured(
-        channels_last(x), Affine(), torch.tensor(bits), noise, code_bits, "fused", only_codes=only_codes, **known
+    form = Affine().uniform
+    assert form is not None
+    got = backend_for(x.device, "fused").quantize_measured(
+        channels_last(x), form, torch.tensor(bits), noise, code_bits, None, only_codes
     )
     assert got is not None
     return got

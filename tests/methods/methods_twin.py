@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fractrain.layers.base import QuantLayer
+from fractrain.layers.base import Backward, QuantLayer
 from fractrain.layers.batch_norm import CompactBatchNorm2d
 from fractrain.layers.convert import quant_layers
 from fractrain.layers.matmul import QuantMatmul
 from fractrain.layers.max_pool import CompactMaxPool2d
-from fractrain.layers.product_layer import Backward
 from fractrain.layers.relu import CompactReLU
 from fractrain.layers.state import CandidateScope
 from fractrain.methods.gated_block import GatedBlock

@@ -26,7 +26,6 @@ from fractrain.numerics import backend, formats
 from fractrain.numerics.backend import Quantized, Uniform
 from fractrain.numerics.formats import Affine, PerAxis, PerTile, Symmetric
 from fractrain.numerics.grid import Grid
-from fractrain.numerics.measured import quantize_measured
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.quantize import quantize, quantize_reference, row_limits
 from fractrain.numerics.stochastic_rounding import MASK32, NoiseKey
@@ -236,7 +235,7 @@ def check_dispatch(check: Check, gpu: Launcher) -> None:
 
     x = tensor((3, 4, 5, 6), 0)
     limits = row_limits(x, "reference")
-    backend._of.cache_clear()
+    backend.backend_for.cache_clear()
     with (
         patch.dict(backend.MODULES, cpu=backend.MODULES["cuda"]),
         patch.object(gpu_backend, "launcher_for", launcher_for),
@@ -247,10 +246,12 @@ def check_dispatch(check: Check, gpu: Launcher) -> None:
             plain, plain_codes = quantize_reference(x, grid, KEY, 8)
             check(same(values, plain) and same(codes.codes, plain_codes.codes), fmt)
             check(isinstance(codes, Quantized) and codes.rows is None and same(codes.values(), plain), fmt)
-        check(quantize_measured(x, Affine(PerTile(2, 2)), 8, None, 0, "auto") is None, "tiles")
-        check(quantize_measured(x, Affine(statistic="mean"), 8, None, 0, "auto") is None, "mean")
-        check(quantize_measured(x, Affine(), torch.tensor([8, 4, 2]), None, 0, "auto") is None, "widths")
-        check(quantize_measured(x, Affine(), 8, None, 0, "reference") is None, "reference")
+        there = backend.backend_for(x.device, "auto")
+        check(Affine(PerTile(2, 2)).uniform is None, "tiles")
+        check(Affine(statistic="mean").uniform is None, "mean")
+        widths = torch.tensor([8, 4, 2])
+        check(there.quantize_measured(x, Affine().uniform, widths, None, 0, None, False) is None, "widths")
+        check(backend.backend_for(x.device, "reference") is backend.PLAIN, "reference")
         check(set(seen) == {torch.float32, torch.uint8}, seen)
         for w in (Symmetric(PerAxis(0)), Affine()):
             layer_check(check, x, w)

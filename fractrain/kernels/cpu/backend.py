@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fractrain.kernels.cpu import scaled_blocks, uniform, uniform_tiles
+from fractrain.kernels.cpu.tensors import flat
 from fractrain.numerics.backend import Backend, Blocks, Kernels, Measured, Quantized, Range, ScaledFormat, Uniform
 from fractrain.numerics.blocks import Place
-from fractrain.numerics.grid import Grid
+from fractrain.numerics.grid import MIN_SCALE, Grid, RowGrid
 from fractrain.numerics.stochastic_rounding import NoiseKey
 from fractrain.numerics.tiles import PerTile
 
@@ -48,7 +50,35 @@ class CpuBackend(Backend):
         known: tuple[float, float] | None, only_codes: bool,
     ) -> Measured | None:  # fmt: skip
         """Dense float32, also one width per sample."""
-        return uniform.quantize_measured(x, form, bits, noise, code_bits, known, only_codes, self.kernels)
+        if form.per_row and known is not None:
+            return None
+        if isinstance(bits, torch.Tensor) and (form.per_row or form.symmetric or bits.numel() != x.shape[0]):
+            return None
+        fused = uniform.fused_for(x, self.kernels, noise is not None)
+        if fused is None:
+            return None
+        module, threads = fused
+        n = x.shape[0]
+        ranges = np.empty((2, n), np.float32)
+        data = flat(x)
+        if known is None:
+            module.extremes[threads](data.view(np.int32), ranges[0].view(np.int32), ranges[1].view(np.int32))
+        else:
+            ranges[0], ranges[1] = known
+        if isinstance(bits, torch.Tensor):
+            return uniform.quantize_per_sample(
+                x, data, bits, ranges, noise, code_bits, self.kernels, fused, only_codes
+            )  # fmt: skip
+        top = np.float32(2 ** (bits - 1) - 1 if form.symmetric else 2**bits - 1)
+        grid = np.empty((4, n), np.float32)
+        low, high, finite = module.fill_grid(
+            ranges[0], ranges[1], form.per_row, form.symmetric, top, np.float32(MIN_SCALE), *grid
+        )
+        rows = RowGrid(module, threads, *grid)
+        shape = (n, *([1] * (x.dim() - 1))) if form.per_row else ()
+        values, codes = uniform.quantize_rows(x, data, rows, noise, code_bits, only_codes and code_bits > 0)
+        kept = None if codes is None else Quantized(codes, lambda: uniform.grid_of(grid, shape), self.kernels, rows)
+        return Measured(values, kept, (low, high), not finite)
 
     def quantize_blocks(
         self, form: ScaledFormat, m: torch.Tensor, noise: NoiseKey | None, known: torch.Tensor | None, place: Place

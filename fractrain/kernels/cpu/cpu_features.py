@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from functools import lru_cache
 
-import numpy as np
 import torch
 
 from fractrain.kernels.cpu.tensors import parallel
@@ -52,16 +51,5 @@ def runs_exactly(exact: Callable[[], bool]) -> bool:
 
 def parts_of(codes: torch.Tensor) -> int:
     """How many parts of the batch run side by side."""
-    return min(torch.get_num_threads(), codes.shape[0]) if parallel(codes) else 1
-
-
-def room(*shape: int, kind: torch.dtype) -> np.ndarray:
-    """Uninitialized, where vectors do not straddle cache lines."""
-    out: np.ndarray = torch.empty(shape, dtype=kind).numpy()
-    return out
-
-
-def nhwc(x: torch.Tensor) -> np.ndarray:
-    """A channels-last image tensor as numpy sees it, without a copy."""
-    view: np.ndarray = x.permute(0, 2, 3, 1).numpy()
-    return view
+    threads = torch.get_num_threads()
+    return min(threads, codes.shape[0]) if threads > 1 and parallel(codes) else 1

@@ -140,12 +140,9 @@ def _own_sums(
     u: torch.Tensor, zero: int, scale: float, v: torch.Tensor, scales: torch.Tensor, g: Geometry
 ) -> torch.Tensor:
     """As :func:`_sums`."""
-    codes, shift, nothing = v.view(torch.uint8) ^ 128, torch.full((g.filters,), 128, dtype=torch.uint8), _nothing(g)
+    codes, shift = v.view(torch.uint8) ^ 128, torch.full((g.filters,), 128, dtype=torch.uint8)
+    nothing = np.zeros((1, 1, g.filters), np.float32)
     return integer_forward.convolve(u, zero, codes, shift, (scales * scale).numpy(), nothing[0, 0], nothing, g)
-
-
-def _nothing(g: Geometry) -> np.ndarray:
-    return np.zeros((1, 1, g.filters), np.float32)
 
 
 @lru_cache(maxsize=256)
@@ -153,30 +150,35 @@ def _zeros(n: int) -> torch.Tensor:
     return torch.zeros(n, dtype=torch.int64)
 
 
-def convolve(a: Quantized, w: Quantized, bias: torch.Tensor | None, g: Geometry) -> torch.Tensor | None:
+def convolve(
+    a: Quantized, w: Quantized, bias: torch.Tensor | None, g: Geometry, values: torch.Tensor | None = None
+) -> torch.Tensor | None:
     """Convolve a quantized activation ``[N, C, H, W]`` with a quantized weight ``[F, C, kh, kw]``.
 
     Args:
         a, w: operands that :func:`fit_int8` accepts.
         bias: per filter, or None.
         g: geometry that :func:`runs_on_int8`.
+        values: of the weight, if at hand.
 
     Returns:
         float32 ``[N, F, H', W']`` in channels-last memory; None where compiled kernels did not quantize the activation.
     """
-    if a.rows is None or (a.rows.vary and not _own(g)):
+    own = _own(g)
+    if a.rows is None or (a.rows.vary and not own):
         return None
-    groups = samples_by_grid(a)
-    y = blocks.empty((a.codes.shape[0], g.filters, *g.output), channels_last=True) if _own(g) else None
-    for which in groups:
-        y = _convolve(a, w, bias, g, which, y)
+    y = blocks.empty((a.codes.shape[0], g.filters, *g.output), channels_last=True) if own else None
+    for which in samples_by_grid(a) if a.rows.vary else [np.arange(a.codes.shape[0])]:
+        y = _convolve(a, w, values, bias, g, which, y)
     return y
 
 
 def samples_by_grid(*operands: Quantized) -> list[np.ndarray]:
     """The samples by equal grids of all operands; those that have no codes are left out."""
-    rows = [q.rows for q in operands if q.rows is not None]
-    vary = [r for r in rows if r.vary]
+    vary: list[RowGrid] = []
+    for q in operands:
+        if q.rows is not None and q.rows.vary:
+            vary.append(q.rows)
     if not vary:
         return [np.arange(operands[0].codes.shape[0])]
     groups: dict[tuple[float, ...], list[int]] = {}
@@ -189,20 +191,21 @@ def samples_by_grid(*operands: Quantized) -> list[np.ndarray]:
 
 
 def _convolve(
-    a: Quantized, w: Quantized, bias: torch.Tensor | None, g: Geometry, which: np.ndarray, y: torch.Tensor | None
-) -> torch.Tensor:
+    a: Quantized, w: Quantized, values: torch.Tensor | None, bias: torch.Tensor | None, g: Geometry,
+    which: np.ndarray, y: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
     """:func:`convolve` of samples of one grid, into ``y`` by own kernels; by oneDNN if there is none."""
     assert a.rows is not None
-    first = int(which[0])
-    scale, offset = float(a.rows.scale[first]), _offset(a.rows)[first]
+    scale, offset = a.rows.steps(int(which[0]))
     zero = int(min(max(round(-offset / scale), 0), 255))
     rest = offset + scale * zero
     rows = w.rows or _row_grid(w, a.rows)
     shift, leftover = _centre(rows)
     slope = scale * leftover
-    table = _nothing(g)
+    table = np.zeros((1, 1, g.filters), np.float32)
     if rest:
-        inside = F.conv2d(torch.ones(1, 1, *g.image[1:]), w.values().sum(1, keepdim=True), None, g.stride, g.padding)
+        values = w.values() if values is None else values
+        inside = F.conv2d(torch.ones(1, 1, *g.image[1:]), values.sum(1, keepdim=True), None, g.stride, g.padding)
         table = inside[0].permute(1, 2, 0).numpy() * np.float32(rest)
     if bias is not None:
         table = table + bias.detach().numpy()
@@ -225,16 +228,11 @@ def _row_grid(w: Quantized, like: RowGrid) -> RowGrid:
     return RowGrid(like.module, like.parallel, *map(np.ascontiguousarray, params))
 
 
-def _offset(rows: RowGrid) -> np.ndarray:
-    """Value of code 0, float64 ``[rows]``."""
-    offset: np.ndarray = rows.offset + rows.scale.astype(np.float64) * rows.qmin
-    return offset
-
-
 def _centre(rows: RowGrid) -> tuple[torch.Tensor, np.ndarray]:
     """What to take from each filter's codes for int8 ``[F, 1, 1, 1]``, and the value of the new code 0 ``[F]``."""
-    scale, offset = rows.scale.astype(np.float64), _offset(rows)
-    shift = np.clip(np.rint(-offset / scale), (rows.qmax - rows.qmin) - 127, 128)
+    scale = rows.scale.astype(np.float64)
+    offset = rows.offset + scale * rows.qmin
+    shift = np.minimum(np.maximum(np.rint(-offset / scale), (rows.qmax - rows.qmin) - 127), 128)
     return torch.from_numpy(shift).to(torch.uint8).view(-1, 1, 1, 1), offset + shift * scale
 
 

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from fractrain.kernels.cpu import memory as blocks
-from fractrain.kernels.cpu.cpu_features import byte_products, nhwc, parts_of, room, runs_exactly
-from fractrain.kernels.cpu.int8 import MIN_MACS, _centre, _offset, _row_grid, samples_by_grid
+from fractrain.kernels.cpu.cpu_features import byte_products, parts_of, runs_exactly
+from fractrain.kernels.cpu.int8 import MIN_MACS, _centre, _row_grid, samples_by_grid
 from fractrain.kernels.cpu.uniform import probed
 from fractrain.kernels.geometry import Geometry
 from fractrain.numerics.backend import Quantized
@@ -130,12 +130,11 @@ def products(
     """
     g = plan.geometry
     da = blocks.empty((e.codes.shape[0], *g.image) if plan.eb else (0, 1, 1, 1), channels_last=True)
-    groups = samples_by_grid(e, a) if plan.gc and a is not None else samples_by_grid(e)
-    parts = [_products(e, a, w, plan, which, da) for which in groups]
-    dw = None
-    if plan.gc:
-        total = sum(parts[1:], parts[0])
-        dw = torch.from_numpy(total.astype(np.float32, copy=False)).permute(0, 3, 1, 2)
+    first, *others = samples_by_grid(e, a) if plan.gc and a is not None else samples_by_grid(e)
+    total = _products(e, a, w, plan, first, da)
+    for which in others:
+        total = total + _products(e, a, w, plan, which, da)
+    dw = torch.from_numpy(total.astype(np.float32, copy=False)).permute(0, 3, 1, 2) if plan.gc else None
     return da if plan.eb else None, dw
 
 
@@ -147,20 +146,21 @@ def _products(
 
     g, first = plan.geometry, int(which[0])
     assert e.rows is not None
-    scale, offset = float(e.rows.scale[first]), float(_offset(e.rows)[first])
+    scale, offset = e.rows.steps(first)
     zero = int(min(max(round(-offset / scale), 0), 255))
     rest = offset + scale * zero
     (rows, columns), n, parts = g.output, len(which), min(parts_of(e.codes), len(which))
     top = g.kernel[0] - 1 - g.padding[0] if plan.eb else 0
     lines = g.image[1] + g.kernel[0] - 1 if plan.eb else rows
-    planes = room(parts, g.filters, lines, fused_backward.plane_row(columns), kind=torch.uint8)
+    # by torch, here and below, whose memory is so aligned that vectors do not straddle cache lines
+    planes = torch.empty(parts, g.filters, lines, fused_backward.plane_row(columns), dtype=torch.uint8).numpy()
     inputs = _input_arrays(w, e.rows, zero, rest, planes.shape, g) if plan.eb else _nothing(_INPUT_KINDS)
     sums = _weight_arrays(parts, g) if plan.gc else _nothing(_WEIGHT_KINDS)
     left = fused_backward.LEFT - (g.kernel[1] - 1 - g.padding[1])
     codes = e.codes if a is None or not plan.gc else a.codes
     fused_backward.backward[parts > 1](
-        nhwc(_dense(e.codes)), nhwc(_dense(codes)), which, zero, top, plan.eb, plan.gc,
-        *inputs[:4], g.kernel, left, np.float32(scale), *inputs[4:], nhwc(da),
+        _dense(e.codes), _dense(codes), which, zero, top, plan.eb, plan.gc,
+        *inputs[:4], g.kernel, left, np.float32(scale), *inputs[4:], da.permute(0, 2, 3, 1).numpy(),
         g.stride, g.padding, max(1, MOST_TERMS // (rows * columns)), *sums, planes,
     )  # fmt: skip
     dw = np.empty((g.filters, *g.kernel, g.image[0]))
@@ -168,14 +168,13 @@ def _products(
         return dw
     assert a is not None
     assert a.rows is not None
-    a_scale, a_offset = float(a.rows.scale[first]), float(_offset(a.rows)[first])
-    fused_backward.finish_weights(*sums[3:], n, g.stride, g.padding, zero, scale, rest, a_scale, a_offset, dw)
+    fused_backward.finish_weights(*sums[3:], n, g.stride, g.padding, zero, scale, rest, *a.rows.steps(first), dw)
     return dw
 
 
-def _dense(codes: torch.Tensor) -> torch.Tensor:
-    """As the kernels read it; only hooks on saved tensors may have changed the layout."""
-    return codes.contiguous(memory_format=torch.channels_last)
+def _dense(codes: torch.Tensor) -> np.ndarray:
+    """As the kernels read it, ``[N, H, W, C]``; only hooks on saved tensors may have changed the layout."""
+    return codes.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).numpy()
 
 
 def _nothing(kinds: tuple[tuple[int, type], ...]) -> tuple[np.ndarray, ...]:
@@ -192,7 +191,7 @@ def _input_arrays(
     channels, height, width = g.image
     rows = w.rows or _row_grid(w, like)
     shift, leftover = _centre(rows)
-    packed = room(channels // 16, g.filters, g.kernel[0] + 1, 16, 4, kind=torch.int8)
+    packed = torch.empty(channels // 16, g.filters, g.kernel[0] + 1, 16, 4, dtype=torch.int8).numpy()
     sums, table = np.empty((*g.kernel, channels)), np.zeros((height, width, channels), np.float32)
     codes = w.codes.contiguous().numpy()
     fused_backward.pack_weights(codes, shift.view(-1).numpy(), rows.scale, leftover, np.int32(zero), packed, sums)

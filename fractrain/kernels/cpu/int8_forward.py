@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fractrain.kernels.cpu import memory as blocks
-from fractrain.kernels.cpu.cpu_features import byte_products, nhwc, parts_of, room
+from fractrain.kernels.cpu.cpu_features import byte_products, parts_of
 from fractrain.kernels.geometry import Geometry
 
 
@@ -46,12 +46,16 @@ def convolve(
     which = np.arange(a.shape[0]) if which is None else which
     parts = min(parts_of(a), len(which))
     lines, columns = height + 2 * g.padding[0], width + 2 * g.padding[1]
-    weights = room(g.filters // 16, g.kernel[0] + 1, g.kernel[1] * channels // 4, 16, 4, kind=torch.int8)
+    # by torch, whose memory is so aligned that vectors do not straddle cache lines
+    shape = (g.filters // 16, g.kernel[0] + 1, g.kernel[1] * channels // 4, 16, 4)
+    weights = torch.empty(shape, dtype=torch.int8).numpy()
     fused_forward.pack_filters(codes.contiguous().numpy(), shift.reshape(-1).numpy(), np.int32(zero), weights)
     y = blocks.empty((a.shape[0], g.filters, *g.output), channels_last=True) if y is None else y
     fused_forward.forward[parts > 1](
-        nhwc(a).view(np.uint64), which, zero, weights, scales, slope, table, g.kernel, g.stride, g.padding,
+        a.permute(0, 2, 3, 1).numpy().view(np.uint64), which, zero, weights, scales, slope, table,
+        g.kernel, g.stride, g.padding,
         np.empty((parts, lines, columns * channels // 8), np.uint64), np.empty((parts, lines, columns), np.int32),
-        np.empty((parts, columns), np.int32), np.empty((parts, g.output[1]), np.float32), nhwc(y),
+        np.empty((parts, columns), np.int32), np.empty((parts, g.output[1]), np.float32),
+        y.permute(0, 2, 3, 1).numpy(),
     )  # fmt: skip
     return y

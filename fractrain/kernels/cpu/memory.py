@@ -18,7 +18,9 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,10 +43,18 @@ class Piece:
     free: bool = False
 
 
+class _User(weakref.ref[np.ndarray]):
+    """The array that a piece is lent to."""
+
+    __slots__ = ("piece",)
+    piece: Piece
+
+
 class Blocks:
     """Blocks of memory: in use as long as the tensor (or any other with its storage) lives, else free.
 
-    A free block serves tensors up to its size: what is left over is a block of its own, until its neighbours are free.
+    A free block serves tensors of its size at once, as the steps of training want them again and again. Where there is
+    none, blocks are joined with free neighbours and serve smaller tensors: what is left over is a block of its own.
 
     Attributes:
         peak: most bytes that were in use at once; with what is idle there are hardly more.
@@ -55,13 +65,14 @@ class Blocks:
         self.peak = 0
         self.watch: Callable[[int], None] | None = None
         self._used = self._idle = 0
-        self._free: dict[int, dict[int, Piece]] = {}  # by size, then by id
+        self._ready: dict[int, list[Piece]] = {}  # free, by size, as they were lent
+        self._free: dict[int, dict[int, Piece]] = {}  # joined with their neighbours, by size, then by id
         self._sizes: list[int] = []  # of free pieces, ascending
         self._taken: dict[int, int] = {}  # when a size was asked for
         self._clock = count()
-        self._users: dict[int, weakref.ref[np.ndarray]] = {}
+        self._users: dict[int, _User] = {}  # by id of the piece
         # Tensors are freed anywhere, also while this is at work: what they leave waits here. Appending is atomic.
-        self._returned: deque[Piece] = deque()
+        self._returned: deque[Any] = deque()
         self.renew_lock()
 
     def renew_lock(self) -> None:
@@ -80,6 +91,7 @@ class Blocks:
         """Bytes that are free."""
         with self._lock:
             self._collect()
+            self._join()
             return self._idle
 
     def tensor(self, shape: Sequence[int], dtype: torch.dtype, channels_last: bool = False) -> torch.Tensor:
@@ -91,7 +103,15 @@ class Blocks:
             channels_last: for 4-D shapes.
         """
         bytes_ = math.prod(shape) * dtype.itemsize
-        piece = self._take(size_of_block(bytes_))
+        size = size_of_block(bytes_)
+        with self._lock:
+            if self._returned:
+                self._collect()
+            self._taken[size] = next(self._clock)
+            ready = self._ready.get(size)
+            piece = ready.pop() if ready else self._found(size)
+            self._used += piece.size
+            self.peak = max(self.peak, self._used)
         array: np.ndarray = piece.segment[piece.start : piece.start + bytes_].view(KINDS[dtype])
         if channels_last:
             n, c, h, w = shape
@@ -99,52 +119,58 @@ class Blocks:
         else:
             array = array.reshape(tuple(shape))
         # This very array is what torch holds as long as the storage lives (views of it would only hold the block).
-        number = id(array)
+        if self.watch is None:
+            user = _User(array, self._returned.append)
+        else:
 
-        def freed(_: weakref.ref[np.ndarray]) -> None:
-            del self._users[number]
-            if self.watch is not None:
-                self.watch(-bytes_)
-            self._returned.append(piece)
+            def freed(user: weakref.ref[np.ndarray]) -> None:
+                if self.watch is not None:
+                    self.watch(-bytes_)
+                self._returned.append(user)
 
-        self._users[number] = weakref.ref(array, freed)
-        if self.watch is not None:
+            user = _User(array, freed)
             self.watch(bytes_)
+        user.piece = piece
+        self._users[id(piece)] = user
         return torch.from_numpy(array)
 
-    def _take(self, size: int) -> Piece:
-        with self._lock:
-            self._collect()
-            self._taken[size] = next(self._clock)
-            at = bisect_left(self._sizes, size)
-            if at < len(self._sizes):
-                found = self._free[self._sizes[at]]
-                piece = found[next(reversed(found))]
-                self._forget(piece)
-                if piece.size - size >= SMALLEST:
-                    self._cut(piece, size)
-            else:
-                self._give_back(size)
-                piece = Piece(np.frombuffer(mmap.mmap(-1, size, **FLAGS), np.uint8), 0, size)
-            self._used += piece.size
-            self.peak = max(self.peak, self._used)
-            return piece
+    def _found(self, size: int) -> Piece:
+        """Part of a free piece that is large enough, or a new one."""
+        self._join()
+        at = bisect_left(self._sizes, size)
+        if at == len(self._sizes):
+            self._give_back(size)
+            return Piece(np.frombuffer(mmap.mmap(-1, size, **FLAGS), np.uint8), 0, size)
+        found = self._free[self._sizes[at]]
+        piece = found[next(reversed(found))]
+        self._forget(piece)
+        if piece.size - size >= SMALLEST:
+            self._cut(piece, size)
+        return piece
 
     def _collect(self) -> None:
-        """Take back what tensors have left, and join it with free neighbours."""
+        """Take back what tensors have left."""
         while True:
             try:
-                piece = self._returned.popleft()
+                piece = self._returned.popleft().piece
             except IndexError:
                 return
+            del self._users[id(piece)]
             self._used -= piece.size
-            if piece.before is not None and piece.before.free:
-                self._forget(piece.before)
-                piece = _joined(piece.before, piece)
-            if piece.after is not None and piece.after.free:
-                self._forget(piece.after)
-                piece = _joined(piece, piece.after)
-            self._keep(piece)
+            self._ready.setdefault(piece.size, []).append(piece)
+
+    def _join(self) -> None:
+        """Join what is ready with free neighbours."""
+        for pieces in self._ready.values():
+            for piece in pieces:
+                if piece.before is not None and piece.before.free:
+                    self._forget(piece.before)
+                    piece = _joined(piece.before, piece)
+                if piece.after is not None and piece.after.free:
+                    self._forget(piece.after)
+                    piece = _joined(piece, piece.after)
+                self._keep(piece)
+        self._ready.clear()
 
     def _cut(self, piece: Piece, size: int) -> None:
         """Keep ``size`` bytes of a piece; the rest is a free one."""
@@ -189,6 +215,7 @@ def _joined(left: Piece, right: Piece) -> Piece:
     return left
 
 
+@lru_cache(maxsize=4096)
 def size_of_block(wanted: int) -> int:
     """Bytes rounded up to whole pages, and so that sizes which differ by a few percent share blocks."""
     step = max(mmap.PAGESIZE, 1 << max(wanted.bit_length() - 4, 0))
@@ -225,10 +252,13 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32, channels_las
 def empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """As ``torch.empty_like``, in a block of its own where the tensor is large and dense on the CPU."""
     dtype = x.dtype if dtype is None else dtype
-    if x.device.type != "cpu" or x.numel() * dtype.itemsize < SMALLEST:
+    if x.device.type != "cpu" or dtype not in KINDS or x.numel() * dtype.itemsize < SMALLEST:
         return torch.empty_like(x, dtype=dtype)
     # Both layouts are dense where there is one pixel or channel; kernels go by the strides.
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and x.stride()[1::2] == (1, x.shape[1])
     if last or x.is_contiguous():
-        return empty(x.shape, dtype, last)
+        try:
+            return _BLOCKS.tensor(x.shape, dtype, last)
+        except OSError:
+            pass
     return torch.empty_like(x, dtype=dtype)

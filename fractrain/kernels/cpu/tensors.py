@@ -12,24 +12,10 @@ _THREADS = threading.local()  # how many were last set: numba's number is one pe
 
 
 def flat(x: torch.Tensor) -> np.ndarray:
-    """Return a ``[rows, columns]`` numpy view in memory order (channels last for 4-D)."""
-    if x.dim() == 4:
+    """Return a ``[rows, columns]`` numpy view in memory order."""
+    if x.dim() == 4 and not x.is_contiguous():  # channels last
         x = x.permute(0, 2, 3, 1)
     return x.reshape(x.shape[0] if x.dim() else 1, -1).numpy()
-
-
-def dense(x: torch.Tensor) -> bool:
-    """Whether :func:`flat` makes no copy."""
-    if x.dim() == 4:
-        return x.is_contiguous(memory_format=torch.channels_last)
-    return x.dim() > 0 and x.is_contiguous()
-
-
-def readable(x: torch.Tensor) -> bool:
-    """Whether the kernels can read a tensor: dense float32 or codes, not empty."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.uint8, torch.int16):
-        return False
-    return dense(x) and x.numel() > 0
 
 
 def parallel(x: torch.Tensor) -> bool:

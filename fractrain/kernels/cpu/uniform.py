@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from fractrain.kernels.cpu import memory as blocks
-from fractrain.kernels.cpu.tensors import flat, parallel, readable
-from fractrain.numerics.backend import SHIFT16, Kernels, Measured, Quantized, Range, Uniform
+from fractrain.kernels.cpu.tensors import flat, parallel
+from fractrain.numerics.backend import SHIFT16, Kernels, Measured, Quantized, Range
 from fractrain.numerics.grid import MIN_SCALE, Grid, RowGrid
 from fractrain.numerics.quantize import quantize, quantize_reference
 from fractrain.numerics.stochastic_rounding import NoiseKey
+
+READABLE = (torch.float32, torch.uint8, torch.int16)
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +63,21 @@ def probed() -> ModuleType | None:
     return module
 
 
-def fused_for(x: torch.Tensor, kernels: Kernels) -> tuple[ModuleType, bool] | None:
-    """The compiled kernels and whether to run them on several threads, or None where the plain path must do."""
-    if kernels == "reference" or not readable(x):
+def fused_for(x: torch.Tensor, kernels: Kernels, ordered: bool = True) -> tuple[ModuleType, bool] | None:
+    """The compiled kernels and whether to run them on several threads, or None where the plain path must do.
+
+    They read dense float32 or codes, 4-D ones channels last; unless ``ordered`` (by the numbers of elements, see
+    :mod:`fractrain.numerics.stochastic_rounding`) in either layout.
+    """
+    if kernels == "reference" or x.device.type != "cpu" or x.dtype not in READABLE or not x.numel():
+        return None
+    dense = x.dim() > 0 and x.is_contiguous()
+    if x.dim() == 4 and (ordered or not dense):
+        dense = x.is_contiguous(memory_format=torch.channels_last)
+    if not dense:
         return None
     module = load_fused() if kernels == "fused" else probed()
-    return None if module is None else (module, parallel(x))
+    return None if module is None else (module, torch.get_num_threads() > 1 and parallel(x))
 
 
 def quantize_grid(
@@ -94,45 +105,15 @@ def restore(kept: Quantized, kernels: Kernels) -> torch.Tensor | None:
 
 def row_limits(x: torch.Tensor) -> Range | None:
     """Smallest and largest value per row, exact without a probe: they compare bits."""
-    module = load_fused() if x.dtype == torch.float32 and readable(x) else None
-    if module is None:
+    fused = fused_for(x, "fused") if x.dtype == torch.float32 else None
+    if fused is None:
         return None
     low, high = torch.empty(2, x.shape[0])
-    module.extremes[parallel(x)](flat(x).view(np.int32), low.numpy().view(np.int32), high.numpy().view(np.int32))
+    fused[0].extremes[fused[1]](flat(x).view(np.int32), low.numpy().view(np.int32), high.numpy().view(np.int32))
     return low, high
 
 
-def quantize_measured(
-    x: torch.Tensor, form: Uniform, bits: int | torch.Tensor, noise: NoiseKey | None, code_bits: int,
-    known: tuple[float, float] | None, only_codes: bool, kernels: Kernels,
-) -> Measured | None:  # fmt: skip
-    """See :func:`fractrain.numerics.measured.quantize_measured`."""
-    fused = fused_for(x, kernels)
-    if fused is None:
-        return None
-    module, threads = fused
-    n = x.shape[0]
-    ranges = np.empty((2, n), np.float32)
-    data = flat(x)
-    if known is None:
-        module.extremes[threads](data.view(np.int32), ranges[0].view(np.int32), ranges[1].view(np.int32))
-    else:
-        ranges[0], ranges[1] = known
-    if isinstance(bits, torch.Tensor):
-        return _per_sample(x, data, bits, ranges, noise, code_bits, kernels, fused, only_codes)
-    top = np.float32(2 ** (bits - 1) - 1 if form.symmetric else 2**bits - 1)
-    grid = np.empty((4, n), np.float32)
-    low, high, finite = module.fill_grid(
-        ranges[0], ranges[1], form.per_row, form.symmetric, top, np.float32(MIN_SCALE), *grid
-    )
-    rows = RowGrid(module, threads, *grid)
-    shape = (n, *([1] * (x.dim() - 1))) if form.per_row else ()
-    values, codes = quantize_rows(x, data, rows, noise, code_bits, only_codes and code_bits > 0)
-    kept = None if codes is None else Quantized(codes, lambda: _grid(grid, shape), kernels, rows)
-    return Measured(values, kept, (low, high), not finite)
-
-
-def _per_sample(
+def quantize_per_sample(
     x: torch.Tensor, data: np.ndarray, bits: torch.Tensor, ranges: np.ndarray, noise: NoiseKey | None, code_bits: int,
     kernels: Kernels, fused: tuple[ModuleType, bool], only_codes: bool,
 ) -> Measured:  # fmt: skip
@@ -150,11 +131,11 @@ def _per_sample(
     rows = RowGrid(*fused, *grid, vary=True, coded=coded)
     values, codes = quantize_rows(x, data, rows, noise, code_bits, only_codes and code_bits > 0 and coded is None)
     shape = (len(widths), *([1] * (x.dim() - 1)))
-    kept = None if codes is None else Quantized(codes, lambda: _grid(grid, shape), kernels, rows)
+    kept = None if codes is None else Quantized(codes, lambda: grid_of(grid, shape), kernels, rows)
     return Measured(values, kept, (float(low), float(high)), False)
 
 
-def _grid(rows: np.ndarray, shape: tuple[int, ...]) -> Grid:
+def grid_of(rows: np.ndarray, shape: tuple[int, ...]) -> Grid:
     """The grid as tensors, for who asks."""
     scale, offset, qmin, qmax = (torch.from_numpy(r).view(shape) if shape else torch.tensor(r[0]) for r in rows)
     return Grid(scale, offset, qmin, qmax)
@@ -182,7 +163,7 @@ def quantize_rows(
     """Values (None if only codes are wanted) and codes (or None) by the compiled kernels; ``data`` is ``flat(x)``."""
     values = None if only_codes else blocks.empty_like(x)
     args = (data, rows.scale, rows.offset, rows.qmin, rows.qmax, *(() if values is None else (flat(values),)))
-    m, key = rows.module, key_of(noise, x)
+    m, key = rows.module, () if noise is None else key_of(noise, x)
     if not code_bits:
         (m.nearest_values if noise is None else m.stochastic_values)[rows.parallel](*args, *key)
         return values, None
@@ -196,10 +177,8 @@ def quantize_rows(
     return values, codes
 
 
-def key_of(noise: NoiseKey | None, x: torch.Tensor) -> tuple[np.uint32, ...]:
-    """The words of a key as kernels take them; none to round to nearest."""
-    if noise is None:
-        return ()
+def key_of(noise: NoiseKey, x: torch.Tensor) -> tuple[np.uint32, np.uint32, np.uint32]:
+    """The words of a key as kernels take them."""
     if noise.base + x.numel() > 0xFFFFFFFF:
         raise ValueError(f"stochastic rounding numbers at most 2**32 elements, got {noise.base + x.numel()}")
     return np.uint32(noise.k0), np.uint32(noise.k1), np.uint32(noise.base)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from fractrain.kernels.cpu import memory as blocks
-from fractrain.kernels.cpu.tensors import flat, parallel, readable
-from fractrain.kernels.cpu.uniform import key_of, load_fused, probed
+from fractrain.kernels.cpu.tensors import flat
+from fractrain.kernels.cpu.uniform import fused_for, key_of, load_fused, probed
 from fractrain.numerics.backend import SHIFT16, Kernels, Quantized, Range
 from fractrain.numerics.grid import Grid
 from fractrain.numerics.quantize import quantize, tile_limits
@@ -79,7 +79,7 @@ def quantize_grid(
     m, threads = fused
     values = blocks.empty_like(x)
     params = _params(grid, tile_counts(x.shape, tile), ("scale", "offset", "qmin", "qmax"))
-    args, key = (_matrix(x), tile.rows, tile.cols, *params, _matrix(values)), key_of(noise, x)
+    args, key = (_matrix(x), tile.rows, tile.cols, *params, _matrix(values)), () if noise is None else key_of(noise, x)
     if not code_bits:
         (m.nearest_values if noise is None else m.stochastic_values)[threads](*args, *key)
         return values, None
@@ -103,10 +103,9 @@ def restore(kept: Quantized, grid: Grid, tile: PerTile, kernels: Kernels) -> tor
 
 
 def _fused_for(x: torch.Tensor, kernels: Kernels) -> tuple[ModuleType, bool] | None:
-    if not readable(x):
-        return None
-    module = load_fused_tiles() if kernels == "fused" else probed_tiles()
-    return None if module is None else (module, parallel(x))
+    fused = fused_for(x, "fused")
+    module = None if fused is None else load_fused_tiles() if kernels == "fused" else probed_tiles()
+    return None if fused is None or module is None else (module, fused[1])
 
 
 def _matrix(x: torch.Tensor) -> np.ndarray:
