@@ -194,18 +194,16 @@ class Trial:
             cluster.shutdown()
 
     def submitit(self) -> list[Outcome]:
-        """Submitit's local executor, which starts whatever it gets; one job is preempted as Slurm would do it."""
+        """Submitit's local executor; one job is preempted as Slurm would do it."""
         from fractrain.execute.on_slurm import SlurmExecutor, SlurmResources
 
         def preempt() -> None:
             os.kill(children(os.getpid(), "submitit.core._submit")[0], signal.SIGUSR2)
 
-        executor, ended = SlurmExecutor(SlurmResources(cluster="local", minutes=60, on_interrupt="cancel")), []
         if self.left:
             self.disturb("job preempted", self.left[0], preempt)
-        for at in range(0, len(self.runs), AT_ONCE):
-            ended += executor.run(self.runs[at : at + AT_ONCE], self.site)
-        return ended
+        resources = SlurmResources(cluster="local", minutes=60, parallel=AT_ONCE, on_interrupt="cancel")
+        return SlurmExecutor(resources).run(self.runs, self.site)
 
     def slurm(self) -> list[Outcome]:
         """A real Slurm; one job is preempted, the process of another one is killed."""

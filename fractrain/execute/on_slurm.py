@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from fractrain.engine.site import Site
 from fractrain.execute.remote import RemoteExecutor, RemoteRun
-from fractrain.execute.resources import Resources
+from fractrain.execute.resources import LocalResources, Machine, Resources
 from fractrain.util.errors import MachineError
 from fractrain.util.files import atomic_write
 
@@ -42,7 +42,7 @@ class SlurmResources(Resources):
         minutes: time limit of a job; a run that needs more is queued again where it stopped.
         signal_seconds: how long before the limit a job is told to write its checkpoint (Slurm; 30 s here).
         partition, account, constraint: as for ``sbatch``; None leaves it to the cluster.
-        parallel: jobs of the array that run at the same time at most.
+        parallel: jobs that run at the same time at most; with ``cluster=local`` no more than this machine has room for.
         cluster: ``slurm``, or ``local`` for processes on this machine through the same code.
     """
 
@@ -116,6 +116,21 @@ class SlurmExecutor(RemoteExecutor[SlurmRun]):
 
     resources: SlurmResources = field(default_factory=SlurmResources)
     queue: Queue = field(default_factory=Queue)
+
+    @property
+    def at_once(self) -> int | None:
+        """On this machine as many runs as there is room for: submitit starts what it is given, and has no queue.
+
+        Raises:
+            MachineError: there is no room for one.
+        """
+        want = self.resources
+        if want.cluster == "slurm":
+            return None
+        import torch
+
+        own = LocalResources(cores=want.cores, gpus=want.gpus, memory_gb=want.memory_gb)
+        return min(want.parallel, Machine.here(torch.cuda.device_count()).room(own) or want.parallel)
 
     def submit(self, runs: Sequence[RemoteRun], site: Site) -> list[SlurmRun]:
         """Queue all runs but those whose job of an earlier command goes on.

@@ -111,7 +111,7 @@ class RemoteRun:
 
 
 class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
-    """Hands all runs to an engine at once and waits for them.
+    """Hands runs to an engine, all at once unless it has no queue of its own, and waits for them.
 
     Attributes:
         resources: of each run.
@@ -122,6 +122,11 @@ class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
     @property
     def limit(self) -> TimeLimit | None:
         """Time limit that each start of a run keeps by itself."""
+        return None
+
+    @property
+    def at_once(self) -> int | None:
+        """Runs that the engine may be given at a time; None: all, for it has a queue."""
         return None
 
     @abc.abstractmethod
@@ -145,14 +150,18 @@ class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
         site = site.absolute(wait_s=LOCK_WAIT_S)
         shown = TableProgress(progress)
         want = self.resources
-        runs = [RemoteRun(config, site, want.cores, want.retries, self.limit) for config in configs]
+        waiting = [RemoteRun(config, site, want.cores, want.retries, self.limit) for config in configs]
+        open_runs: dict[RemoteRun, Handle] = {}
+        places = self.at_once or len(waiting)
         outcomes: dict[str, Outcome] = {}
         with GracefulStop() as stop:
             shown.start({config.run_id: config.recipe.iterations for config in configs}, cached)
             try:
-                open_runs = dict(zip(runs, self.submit(runs, site), strict=True))
                 read = 0.0
-                while open_runs:
+                while waiting or open_runs:
+                    if new := waiting[: places - len(open_runs)]:
+                        open_runs |= zip(new, self.submit(new, site), strict=True)
+                        del waiting[: len(new)]
                     for run, handle in list(open_runs.items()):
                         outcome = self._outcome(run, handle)
                         if outcome is not None:
@@ -160,7 +169,7 @@ class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
                             shown.finish(outcome.run_id, outcome.status, outcome.message)
                             del open_runs[run]
                     if stop.requested:
-                        raise RunInterrupted(self._leave(list(open_runs.values()), len(outcomes)))
+                        raise RunInterrupted(self._leave(list(open_runs.values()), len(outcomes), len(waiting)))
                     if time.monotonic() - read >= STORE_POLL_S:
                         for run_id, steps in _steps(site.store, [run.config.run_id for run in open_runs]).items():
                             shown.update(run_id, steps)
@@ -185,13 +194,14 @@ class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
                 return Outcome(run_id, "failed", f"done elsewhere, but not in {run.site.store}: share the run store")
         return Outcome(run_id, ended["status"], ended["message"])  # type: ignore[arg-type]
 
-    def _leave(self, handles: Sequence[Handle], ended: int) -> str:
+    def _leave(self, handles: Sequence[Handle], ended: int, waiting: int) -> str:
+        rest = f", {waiting} were not started" if waiting else ""
         if self.resources.on_interrupt == "cancel":
             self.cancel(handles)
-            return f"stopped: {ended} runs ended, {len(handles)} cancelled; the same command goes on with them"
+            return f"stopped: {ended} runs ended, {len(handles)} cancelled{rest}; the same command goes on with them"
         return (
             f"stopped waiting: {ended} runs ended, {len(handles)} go on without us (--executor-set on_interrupt=cancel "
-            "cancels them); the same command shows the rest"
+            f"cancels them){rest}; the same command shows the rest"
         )
 
 

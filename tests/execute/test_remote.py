@@ -98,6 +98,47 @@ def test_an_engine_that_raises_ends_that_run_alone(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("places", [1, 2, None])
+def test_an_engine_without_a_queue_is_given_as_many_runs_as_there_are_places(tmp_path, places):
+    class Counting(Inline):
+        at_once = places
+
+        def submit(self, runs, site):
+            going.extend(handles := [{"status": "failed", "message": run.config.run_id, "polls": 2} for run in runs])
+            most.append(sum(handle["polls"] > 0 for handle in going))
+            return handles
+
+        def result(self, handle):
+            handle["polls"] -= 1
+            return None if handle["polls"] else handle
+
+    going, most = [], []
+    configs = [config("sbm", seed=seed) for seed in range(5)]
+    ended = Counting(Resources()).run(configs, Site(tmp_path, device="cpu"))
+    assert [o.message for o in ended] == [c.run_id for c in configs], "each run once, in their order"
+    assert max(most) == (places or 5)
+
+
+def test_submitit_here_has_no_more_places_than_the_machine_has_room(monkeypatch):
+    from fractrain.execute import on_slurm
+
+    monkeypatch.setattr(on_slurm.Machine, "here", lambda gpus: on_slurm.Machine(cores=4, gpus=0, memory_gb=8))
+
+    def places(*texts):
+        return on_slurm.SlurmExecutor(parse_resources(on_slurm.SlurmResources, texts)).at_once
+
+    assert places() is None, "Slurm has a queue"
+    here = "cluster=local"
+    assert [places(here), places(here, "cores=2"), places(here, "parallel=3"), places(here, "memory_gb=8")] == [
+        4,
+        2,
+        3,
+        1,
+    ]
+    with pytest.raises(FractrainError, match="more than this machine has"):
+        places(here, "cores=5")
+
+
 @pytest.mark.parametrize(("on_interrupt", "cancelled"), [("leave", 0), ("cancel", 1)])
 def test_ctrl_c_leaves_or_cancels_what_the_engine_has(tmp_path, on_interrupt, cancelled):
     class Never(Inline):
@@ -298,7 +339,10 @@ def test_submitit_runs_preempts_and_ends_with_the_same_digests(here, tmp_path):
     class Watched(SlurmExecutor):
         def submit(self, runs, site):
             jobs.extend(handles := super().submit(runs, site))
-            threading.Thread(target=preempt, args=(handles[2].job, site.store, configs[2].run_id), daemon=True).start()
+            for handle in handles:
+                if handle.run.config == configs[2]:
+                    wanted = handle.job, site.store, configs[2].run_id
+                    threading.Thread(target=preempt, args=wanted, daemon=True).start()
             return handles
 
     store = tmp_path / "runs"
@@ -308,6 +352,27 @@ def test_submitit_runs_preempts_and_ends_with_the_same_digests(here, tmp_path):
     assert digests(store, configs) == expected
     log = "".join(p.read_text() for p in (tmp_path / "jobs").rglob("*_log.*"))
     assert "preempted" in log  # it really was
+
+
+def test_submitit_here_starts_a_run_when_there_is_a_place_for_it(tmp_path):
+    pytest.importorskip("submitit", reason="extra slurm is not installed")
+    from fractrain.execute.on_slurm import SlurmExecutor, SlurmResources
+
+    class Counting(SlurmExecutor):
+        def submit(self, runs, site):
+            for run in runs:
+                run.worker = FAKE_WORKER
+            jobs.extend(handles := super().submit(runs, site))
+            going.append(sum(not handle.job.done() for handle in jobs))
+            return handles
+
+    jobs: list[object] = []
+    going: list[int] = []
+    configs = [fake_config(seed=seed) for seed in range(3)]
+    site = Site(tmp_path / "runs", device="cpu")
+    ended = Counting(SlurmResources(cluster="local", parallel=1)).run(configs, site)
+    assert [o.status for o in ended] == ["done"] * 3, [o.message for o in ended]
+    assert going == [1, 1, 1]
 
 
 def preempt(job, store: Path, run_id: str) -> None:
