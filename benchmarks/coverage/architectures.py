@@ -37,12 +37,12 @@ Written by `benchmarks/coverage/architectures.py`: public architectures with ran
 {BATCH}, attached with `example_inputs`. *Covered* is the share of the forward MACs, measured on what ran, in layers
 that methods reach: quantized, or left in floating point by the method. What is outside runs at 32 bits, is named by
 `session.report()` and counted by `session.costs()`. *fp32* says whether a model with method `fp32` gives the plain
-model's output, bit for bit, in training and in evaluation. Columns of methods: {STEPS} training steps (SGD, rate
-{RATE:g}) and an evaluation with finite results; `sbm` with `layers=all`. *Run*: when (UTC) and on what input these
-columns were last run; on images of 32 pixels some networks end in maps of one pixel, of which a BatchNorm sees {BATCH}
-values. *Other methods*: how many went through the same of those that were run, and what the others said; the rest was
-not run. Rows older than 2026-11-29 14:45 were attached without `example_inputs`. Methods with gates were given the
-blocks of the Transformers of timm and transformers by name. Export was not run here.
+model's output, bit for bit, in training and in evaluation. Columns of methods: {STEPS} training steps (SGD or the
+method's optimizer, rate {RATE:g}) and an evaluation with finite results; `sbm` with `layers=all`. *Run*: when (UTC)
+and on what input these columns were last run; on images of 32 pixels some networks end in maps of one pixel, of which
+a BatchNorm sees {BATCH} values. *Other methods*: how many went through the same of those that were run, and what the
+others said; the rest was not run. Rows older than 2026-11-29 14:45 were attached without `example_inputs`. Methods
+with gates were given the blocks of the Transformers of timm and transformers by name. Export was not run here.
 
 """
 
@@ -132,7 +132,8 @@ def _trains(make: Callable[[], Any], method: str, settings: dict[str, Any]) -> t
             method, model, steps_per_epoch=STEPS, total_steps=STEPS, batch_size=BATCH,
             example_inputs=_example(inputs), **settings,
         )  # fmt: skip
-        optimizer = torch.optim.SGD(session.model.parameters(), RATE)
+        own = session.method.makes_optimizer()
+        optimizer = session.optimizer(lr=RATE) if own else torch.optim.SGD(session.model.parameters(), RATE)
         for _ in range(STEPS):
             session.loss(_run(session.model, inputs).square().mean()).backward()
             optimizer.step()
