@@ -20,13 +20,13 @@ from fractrain.report.spec import (
     PublishedKey,
     RowSpec,
     RunRequest,
-    Strict,
     TableSpec,
     benchmark_folders,
     load_spec,
     read_closed,
 )
 from fractrain.util.errors import ConfigError, did_you_mean
+from fractrain.util.schema import Strict
 
 
 class CampaignMethod(Strict):
