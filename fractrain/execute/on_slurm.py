@@ -130,7 +130,7 @@ class SlurmExecutor(RemoteExecutor[SlurmRun]):
         import torch
 
         own = LocalResources(cores=want.cores, gpus=want.gpus, memory_gb=want.memory_gb)
-        return min(want.parallel, Machine.here(torch.cuda.device_count()).room(own) or want.parallel)
+        return min(want.parallel, Machine.detect(torch.cuda.device_count()).slots(own) or want.parallel)
 
     def submit(self, runs: Sequence[RemoteRun], site: Site) -> list[SlurmRun]:
         """Queue all runs but those whose job of an earlier command goes on.

@@ -122,7 +122,7 @@ def test_an_engine_without_a_queue_is_given_as_many_runs_as_there_are_places(tmp
 def test_submitit_here_has_no_more_places_than_the_machine_has_room(monkeypatch):
     from fractrain.execute import on_slurm
 
-    monkeypatch.setattr(on_slurm.Machine, "here", lambda gpus: on_slurm.Machine(cores=4, gpus=0, memory_gb=8))
+    monkeypatch.setattr(on_slurm.Machine, "detect", lambda gpus: on_slurm.Machine(cores=4, gpus=0, memory_gb=8))
 
     def places(*texts):
         return on_slurm.SlurmExecutor(parse_resources(on_slurm.SlurmResources, texts)).at_once
