@@ -210,8 +210,8 @@ class GatedBlock(BlockWrapper):
             return None
         if device.type == "cpu":
             return torch.get_rng_state()
-        state: torch.Tensor = torch.get_device_module(device).get_rng_state(device)
-        return state
+        generators: Any = getattr(torch, device.type, None)  # None for devices that draw no numbers, as meta
+        return None if generators is None else cast(torch.Tensor, generators.get_rng_state(device))
 
     def _train_selected(
         self, call: Call, x: torch.Tensor, mask: torch.Tensor, choice: torch.Tensor

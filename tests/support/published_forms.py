@@ -6,9 +6,13 @@ from fractrain.cost.published import PublishedRow, rows
 
 
 def published_row(**where: str) -> PublishedRow:
-    """The only published row with these coordinates, compared as by :func:`fractrain.cost.published.rows`."""
-    (row,) = rows(**where)
+    """The only published row with these coordinates: letters and digits count, and no text in parentheses."""
+    (row,) = (r for r in rows() if all(_letters(getattr(r, key)) == _letters(value) for key, value in where.items()))
     return row
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text.split("(")[0].casefold() if c.isalnum())
 
 
 def published_macs(cp_percent: float, iterations: int, batch_size: int, forward_macs: float) -> float:
