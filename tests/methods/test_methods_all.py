@@ -37,7 +37,7 @@ def digits(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def train(name, settings, steps=3, seed=0, rate=0.05, same=False):
     method = registry.create(name, settings)
-    plain = models.build("resnet38", 10, (3, 8, 8), seed)
+    plain = models.build("resnet20", 10, (3, 8, 8), seed)
     context = MethodContext(seed=seed, steps_per_epoch=2, total_steps=max(steps, 8), batch_size=8)
     context.ledger.meta["blocks"] = plain.gateable_blocks()
     model = method.prepare(plain, context).train()

@@ -44,8 +44,8 @@ def cli(store: RunStore) -> Callable[..., Result]:
     [("fp32", {}), ("fractrain", {"window": 2, "epsilon": 9.0, "scale_epochs": 1}), ("dynasty", {}), ("cpt", {})],
 )
 def test_a_run_is_made_found_again_and_has_its_model(method: str, settings: dict[str, object], tmp_path: Path) -> None:
-    recipe = {"iterations": 3, "eval_every": 1, "batch_size": 8}
-    made = fractrain.run(method, "resnet38", "digits", recipe=recipe, store=tmp_path, device="cpu", progress=False,
+    recipe = {"iterations": 3, "eval_every": 1, "batch_size": 60}
+    made = fractrain.run(method, "resnet20", "digits", recipe=recipe, store=tmp_path, device="cpu", progress=False,
                          **settings)  # fmt: skip
     again = fractrain.load_run(made.id[:-4], store=tmp_path)
     assert (again.id, again.status) == (made.id, "done")
@@ -70,8 +70,8 @@ def _inputs() -> torch.Tensor:
 def test_a_run_without_a_checkpoint_or_with_another_one_has_no_model(store: RunStore, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         _ = fractrain.load_run(config_of("sbm", 0).run_id, store).model
-    recipe = {"iterations": 1, "eval_every": 1, "batch_size": 8}
-    run = fractrain.run("fp32", "resnet38", "digits", recipe=recipe, store=tmp_path, device="cpu", progress=False)
+    recipe = {"iterations": 1, "eval_every": 1, "batch_size": 60}
+    run = fractrain.run("fp32", "resnet20", "digits", recipe=recipe, store=tmp_path, device="cpu", progress=False)
     summary = run.record.path / "summary.json"
     summary.write_text(json.dumps({**json.loads(summary.read_text()), "weights_sha256": "0" * 64}))
     with pytest.raises(FractrainError):

@@ -7,6 +7,7 @@ import re
 import contract_broken as broken
 import pytest
 import torch
+from small_registries import RESNET8
 from torch.nn import functional as F
 
 from fractrain.testing import CHECKS, check_method, describe, training
@@ -53,7 +54,8 @@ def put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("check", "method", "reason"), CAUGHT, ids=[f"{c}-{m.name}" for c, m, _ in CAUGHT])
 def test_caught(check, method, reason):
-    report = check_method(method, checks=[check], quick=True)
+    model = "resnet38" if check == "models" else RESNET8
+    report = check_method(method, checks=[check], quick=True, model=model)
     (result,) = report.checks
     assert result.status == "fail", report.text()
     assert not report.ok
@@ -68,14 +70,14 @@ def test_every_check_has_a_method_that_it_catches():
 def test_the_sound_one_passes_everything_and_leaves_the_generator_alone():
     before = torch.get_rng_state()
     checks = [c for c in CHECKS if c != "learns"]  # the methods of the package do so in another test
-    report = check_method(broken.Sound, checks=checks, quick=True)
+    report = check_method(broken.Sound, checks=checks, quick=True, model=RESNET8)
     assert report.ok, report.text()
     assert report.counts == {"total": len(checks), "pass": len(checks), "fail": 0, "skip": 0, "expected failure": 0}
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_an_excuse_with_a_reason_is_taken():
-    report = check_method(broken.ExcusedDead, checks=["settings_act"])
+    report = check_method(broken.ExcusedDead, checks=["settings_act"], model=RESNET8)
     assert report.ok
     assert "1 declared inert" in report.checks[0].reason
 

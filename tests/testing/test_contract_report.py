@@ -7,6 +7,7 @@ from pathlib import Path
 
 import contract_broken as broken
 import pytest
+from small_registries import RESNET8
 
 from fractrain.testing import CHECKS, check_method, load_method, run_check
 from fractrain.testing.report import CheckResult, ContractReport
@@ -54,8 +55,9 @@ def test_all_skipped_says_so():
 
 def test_an_expected_failure_needs_a_reason_and_must_fail():
     failing = check_method(
-        broken.Dead, checks=["settings_act", "settings_validated"], expected_failures={"settings_act": "soon"}
-    )
+        broken.Dead, checks=["settings_act", "settings_validated"], expected_failures={"settings_act": "soon"},
+        model=RESNET8,
+    )  # fmt: skip
     assert failing.ok
     assert [c.status for c in failing.checks] == ["expected failure", "pass"]
     assert "soon (nothing changes with momentum" in failing.checks[0].reason
@@ -114,18 +116,19 @@ def test_a_bad_file_is_told_with_its_line(tmp_path: Path, text: str, message: st
 
 
 def test_run_check_is_a_pytest_test():
+    later = {"settings_act": "later", "learns": "other"}
     run_check(broken.Sound, "settings_validated")
     with pytest.raises(pytest.fail.Exception, match="settings_act: nothing changes with momentum"):
-        run_check(broken.Dead, "settings_act")
+        run_check(broken.Dead, "settings_act", model=RESNET8)
     with pytest.raises(pytest.skip.Exception, match="no settings"):
         run_check("fp32", "settings_act")
     with pytest.raises(pytest.xfail.Exception, match="later"):
-        run_check(broken.Dead, "settings_act", expected_failures={"settings_act": "later", "learns": "other"})
+        run_check(broken.Dead, "settings_act", expected_failures=later, model=RESNET8)
 
 
 def test_progress_is_told_and_order_kept():
     seen: list[str] = []
     names = ["settings_validated", "cost"]
-    check_method(broken.Sound, checks=names, progress=lambda result: seen.append(result.name))
+    check_method(broken.Sound, checks=names, model=RESNET8, progress=lambda result: seen.append(result.name))
     assert seen == names
     assert CHECKS[0] == "no_global_state"
