@@ -240,13 +240,13 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32, channels_las
         dtype: of its elements.
         channels_last: for 4-D tensors ``[N, C, H, W]``: in channels-last memory.
     """
-    if dtype in KINDS and math.prod(shape) * dtype.itemsize >= SMALLEST:
-        try:
-            return _BLOCKS.tensor(shape, dtype, channels_last)
-        except OSError:  # the system gives no more memory, or no more pieces of it: PyTorch may, or says so
-            pass
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(tuple(shape), dtype=dtype, memory_format=layout)
+    if dtype not in KINDS or math.prod(shape) * dtype.itemsize < SMALLEST:
+        return torch.empty(tuple(shape), dtype=dtype, memory_format=layout)
+    try:
+        return _BLOCKS.tensor(shape, dtype, channels_last)
+    except OSError:  # the system gives no more memory, or no more pieces of it: PyTorch may, or says so
+        return torch.empty(tuple(shape), dtype=dtype, memory_format=layout)
 
 
 def empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -256,9 +256,9 @@ def empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tenso
         return torch.empty_like(x, dtype=dtype)
     # Both layouts are dense where there is one pixel or channel; kernels go by the strides.
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and x.stride()[1::2] == (1, x.shape[1])
-    if last or x.is_contiguous():
-        try:
-            return _BLOCKS.tensor(x.shape, dtype, last)
-        except OSError:
-            pass
-    return torch.empty_like(x, dtype=dtype)
+    if not last and not x.is_contiguous():
+        return torch.empty_like(x, dtype=dtype)
+    try:
+        return _BLOCKS.tensor(x.shape, dtype, last)
+    except OSError:  # as above
+        return torch.empty_like(x, dtype=dtype)
