@@ -6,6 +6,7 @@ Each is an element of the report page, whose colours follow its theme, or a file
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,7 +135,7 @@ def scatter(name: str, title: str, dots: Sequence[Dot], labels: tuple[str, str])
         for number in sorted({dot.series for dot in dots}):
             own = [dot for dot in dots if dot.series == number]
             colour, marker = _series(number), MARKERS[number % len(MARKERS)]
-            bars = [dot for dot in own if dot.low == dot.low]
+            bars = _bars_of(own)
             axes.vlines([d.x for d in bars], [d.low for d in bars], [d.high for d in bars], colors=colour,
                         linewidth=1.1, alpha=0.7, gid=f"series-{number}-bars")  # fmt: skip
             gid = f"series-{number}-dots"
@@ -144,7 +145,7 @@ def scatter(name: str, title: str, dots: Sequence[Dot], labels: tuple[str, str])
         _scales(axes, labels, [dot.x for dot in dots], [dot.y for dot in dots])
         axes.margins(0.12)
         if len(dots) <= MOST_LABELS:
-            _labelled(axes, dots)
+            _labelled(axes, dots, [((d.x, d.low), (d.x, d.high)) for d in _bars_of(dots)])
 
     return _drawn(name, title, draw, marks)
 
@@ -169,7 +170,9 @@ def curves(
         if size[0] < SIZE[0]:  # too narrow for texts beside the lines
             axes.legend(handles=axes.lines, labels=[line.label for line in lines], frameon=False, fontsize=7)
         elif len(lines) <= MOST_LABELS:
-            _labelled(axes, [Dot(n.series, n.label, n.x[-1], n.y[-1], n.y[-1], n.y[-1], n.mark) for n in lines])
+            points = [list(zip(line.x, line.y, strict=True)) for line in lines]
+            _labelled(axes, [Dot(n.series, n.label, n.x[-1], n.y[-1], n.y[-1], n.y[-1], n.mark) for n in lines],
+                      [piece for line in points for piece in itertools.pairwise(line)])  # fmt: skip
 
     return _drawn(name, title, draw, marks, size)
 
@@ -379,11 +382,18 @@ def ratios(name: str, title: str, rows: Sequence[Ratio], label: str, kinds: Sequ
 # -- helpers -----------------------------------------------------------------------------------------------------------
 
 
-def _labelled(axes: Axes, dots: Sequence[Dot]) -> None:
-    """Write the label of each point near it, off the others."""
+def _bars_of(dots: Sequence[Dot]) -> list[Dot]:
+    """Those that have an interval."""
+    return [dot for dot in dots if dot.low == dot.low]
+
+
+def _labelled(
+    axes: Axes, dots: Sequence[Dot], lines: Sequence[tuple[tuple[float, float], tuple[float, float]]]
+) -> None:
+    """Write the label of each point near it, off the others and off lines and bars."""
     axes.autoscale_view()  # so that places on the page are known
     sizes = [(0.5 * 5.2 * len(dot.label) * 100 / 72, 6.0) for dot in dots]
-    places = place_in_axes(axes, [(dot.x, dot.y) for dot in dots], sizes, 6.0)
+    places = place_in_axes(axes, [(dot.x, dot.y) for dot in dots], sizes, 6.0, lines)
     for dot, (x, y) in zip(dots, places, strict=True):
         axes.text(x, y, dot.label, fontsize=7, color=_series(dot.series), ha="center", va="center",
                   gid=f"series-{dot.series}-label")  # fmt: skip

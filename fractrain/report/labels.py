@@ -35,29 +35,45 @@ class Box:
 
 
 def place_in_axes(
-    axes: Axes, points: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], marker: float
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    marker: float,
+    lines: Sequence[tuple[tuple[float, float], tuple[float, float]]] = (),
 ) -> list[tuple[float, float]]:
-    """:func:`place_labels` for points, and centres, in data coordinates; ``marker``: half its width, pixels."""
-    (x0, y0), (x1, y1) = axes.transAxes.transform([(0, 0), (1, 1)])
-    frame = Box((x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2)
+    """:func:`place_labels` for points, and centres, in data coordinates.
+
+    ``marker``: half its width, pixels; ``lines``: pieces of curves and error bars, from here to there.
+    """
+    frame = _spanned(*axes.transAxes.transform([(0, 0), (1, 1)]))
     boxes = [Box(float(x), float(y), marker, marker) for x, y in axes.transData.transform(list(points))]
+    drawn = [_spanned(*axes.transData.transform(ends), least=1.0) for ends in lines]
     back = axes.transData.inverted()
-    centres = (back.transform(centre) for centre in place_labels(boxes, sizes, frame))
+    centres = (back.transform(centre) for centre in place_labels(boxes, sizes, frame, drawn))
     return [(float(x), float(y)) for x, y in centres]
 
 
-def place_labels(points: Sequence[Box], sizes: Sequence[tuple[float, float]], frame: Box) -> list[tuple[float, float]]:
+def _spanned(one: Sequence[float], other: Sequence[float], least: float = 0.0) -> Box:
+    """The rectangle between two corners; half its sides are at least so many pixels."""
+    (x0, y0), (x1, y1) = one, other
+    return Box((x0 + x1) / 2, (y0 + y1) / 2, max(least, abs(x1 - x0) / 2), max(least, abs(y1 - y0) / 2))
+
+
+def place_labels(
+    points: Sequence[Box], sizes: Sequence[tuple[float, float]], frame: Box, drawn: Sequence[Box] = ()
+) -> list[tuple[float, float]]:
     """Choose a centre for the text of each point: greedily, the first of the places with the least overlap.
 
     Args:
         points: boxes of the markers, pixels.
         sizes: half width and half height of each text, pixels; zero for no text.
         frame: the axes.
+        drawn: what else no text should lie on.
 
     Returns:
         Centres in pixels, in the order of the points.
     """
-    taken = list(points)
+    taken = [*points, *drawn]
     centres = []
     for point, (width, height) in zip(points, sizes, strict=True):
         best = min(_places(point, width, height), key=lambda c: _cost(c, taken, frame))

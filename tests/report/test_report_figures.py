@@ -355,6 +355,14 @@ def test_texts_of_crowded_points_overlap_nothing():
         assert one.overlap(other) == 0
 
 
+def test_labels_stay_off_bars_and_lines():
+    bar = Box(100, 100, 1, 60)
+    (centre,) = place_labels([Box(100, 100, 5, 5)], [(20, 6)], FRAME, [bar])
+    assert Box(*centre, 20, 6).overlap(bar) == 0
+    (above,) = place_labels([Box(100, 100, 5, 5)], [(20, 6)], FRAME)
+    assert Box(*above, 20, 6).overlap(bar) > 0  # where it went before
+
+
 # -- files and commands ------------------------------------------------------------------------------------------------
 
 
