@@ -27,10 +27,11 @@ FORMATS = [
     Scaled(PerBlock(0, 1), scale=Multiplier(power_of_two=True)),
     *(Scaled(PerBlock(1, 32), element=e, scale=E8M0(mode=m))
       for e, m in product([E4M3, E5M2, E2M1, E2M3, E3M2], ["floor", "rceil", "ceil", "even"])),
-    Scaled(PerBlock(32, 1), element=E4M3, scale=MX), Scaled(PerBlock(1, 32), element=integer(8, 6), scale=MX),
+    Scaled(PerBlock(32, 1), element=E4M3, scale=E8M0(margin=0.75)),
+    Scaled(PerBlock(1, 32), element=integer(8, 6), scale=MX),
     Scaled(PerBlock(1, 16), element=E2M1, scale=TwoLevel()), Scaled(PerBlock(16, 16), element=E2M1, scale=TwoLevel()),
-    Scaled(PerBlock(32, 32), element=INT8, scale=Step()), Scaled(PerBlock(1, 0), element=INT8, scale=Step()),
-    Scaled(PerBlock(1, 16), element=integer(4), scale=TwoLevel()),
+    Scaled(PerBlock(32, 32), element=INT8, scale=Step()), Scaled(PerBlock(1, 0), element=INT8, scale=Step(margin=0.9)),
+    Scaled(PerBlock(1, 16), element=integer(4), scale=TwoLevel(margin=17 / 16, bound=256.0)),
 ]  # fmt: skip
 
 
@@ -55,17 +56,17 @@ def slow_factors(fmt: Scaled, amax: float, whole: float) -> tuple[float, float]:
     scale, largest, values = fmt.scale, fmt.element.max, values_of(fmt.element)
     if isinstance(scale, E8M0):
         k = e8m0_exponent(amax, values, scale.mode, fmt.element.mantissa_bits)
-        return math.ldexp(1.0, -k), math.ldexp(1.0, k)
+        return f32(math.ldexp(1.0, -k) / scale.margin), f32(math.ldexp(1.0, k) * scale.margin)
     if isinstance(scale, Multiplier):
-        to = f32(largest / max(amax, 1e-12))
+        to = f32(largest / (max(amax, 1e-12) * scale.margin))
         to = 2.0 ** math.floor(math.log2(to)) if scale.power_of_two else to
         return to, f32(1 / to)
     if isinstance(scale, Step):
-        back = f32(amax / largest)
+        back = f32(f32(amax * f32(scale.margin)) / largest)
         return f32(1 / max(back, f32(1e-12))), back
     assert isinstance(scale, TwoLevel)
-    top = f32(whole / (448 * largest))
-    block = round_to_values(f32(f32(amax / largest) / top) if top else 0.0, values_of(E4M3))
+    top = f32(f32(whole * scale.margin) / (scale.bound * largest))
+    block = round_to_values(f32(f32(f32(amax * scale.margin) / largest) / top) if top else 0.0, values_of(E4M3))
     back = f32(block * top)
     return (min(f32(1 / back), torch.finfo(torch.float32).max) if back else 0.0), back
 

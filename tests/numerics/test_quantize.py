@@ -11,7 +11,7 @@ from fractrain.kernels.cpu.uniform import load_fused, probed
 from fractrain.numerics.formats import Affine, PerAxis, PerTensor, PerTile, Symmetric, tile_counts
 from fractrain.numerics.grid import Grid
 from fractrain.numerics.quantize import quantize, quantize_reference, row_limits
-from fractrain.numerics.stochastic_rounding import NoiseKey
+from fractrain.numerics.stochastic_rounding import NoiseKey, element_numbers, uniform
 
 KEY = NoiseKey(0x89ABCDEF, 0xFEDCBA98, 1_000_003)
 GRIDS = [cls(g) for cls in (Affine, Symmetric) for g in (PerTensor(), PerAxis(0), PerAxis(1))]
@@ -58,6 +58,14 @@ def test_one_width_per_sample(fmt, noise) -> None:
     for shape in ((4, 9), (4, 3, 5, 2)):
         same(tensor(shape, 0), fmt, torch.tensor([0, 2, 5, 8]), noise)
         same(tensor(shape, 1), fmt, torch.tensor([16, 0, 7, 11]), noise)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+def test_a_fraction_is_rounded_up_from_the_first_value_above_the_noise(kernels) -> None:
+    u = uniform(KEY, element_numbers(torch.Size((4, 3, 5, 7)), torch.device("cpu")))
+    grid = Grid(*(torch.tensor(value) for value in (1.0, 0.0, 0.0, 255.0)))
+    assert torch.equal(quantize(u, grid, KEY, 8, kernels)[0], torch.zeros_like(u))
+    assert torch.equal(quantize(u + 2.0**-24, grid, KEY, 8, kernels)[0], torch.ones_like(u))
 
 
 @pytest.mark.parametrize("fmt", GRIDS, ids=str)

@@ -47,7 +47,7 @@ class KillServer:
         Args:
             config: a RunConfig.
             folder: where the two stores are made: ``folder/killed`` and ``folder/straight``.
-            kills: how often to kill; moments are drawn with ``seed`` over the whole run.
+            kills: how often to kill; each moment is drawn with ``seed`` from a part of the run, first to last.
             seed: seed of the moments.
             registries: ``module:class`` of the registries to use; the module is looked for beside this file, too.
             checkpoint_seconds: taken in turn by the attempts; 0 writes a checkpoint after every step, so that many
@@ -82,20 +82,20 @@ def kill_server() -> Iterator[KillServer]:
 
 
 class PipeProgress:
-    """Writes one byte per step to a pipe and waits for the reader's answer, so that no run outruns its killer."""
+    """Writes the step to a pipe and waits for the reader's answer, so that no run outruns its killer."""
 
     def __init__(self, pipe: int, answers: int) -> None:
         self.pipe, self.answers = pipe, answers
 
-    def _tell(self) -> None:
-        os.write(self.pipe, b".")
+    def _tell(self, step: int) -> None:
+        os.write(self.pipe, step.to_bytes(4))
         os.read(self.answers, 1)
 
     def start(self, label: str, total: int, done: int = 0) -> None:
-        self._tell()
+        self._tell(done)
 
     def update(self, done: int, loss: float | None = None, label: str | None = None) -> None:
-        self._tell()
+        self._tell(done)
 
     def note(self, text: str) -> None:
         pass
@@ -105,9 +105,9 @@ class PipeProgress:
 
 
 def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: float, number: int = 0) -> bool:
-    """Train in a fork; kill it ``delay`` seconds after its ``kill_after``-th sign of life; return whether it was.
+    """Train in a fork; kill it ``delay`` seconds after it has reported step ``kill_after``; return whether it was.
 
-    The run waits for an answer to each sign, so it is at most one step further when it is killed, however slow we are.
+    The run waits for an answer to each report: it is at most one step further when it is killed, however slow we are.
     """
     from fractrain.engine.config import RunConfig
     from fractrain.engine.site import Site
@@ -138,11 +138,9 @@ def _attempt(job: dict[str, Any], store: Path, kill_after: int | None, delay: fl
         os._exit(code)
     os.close(writer)
     os.close(answers)
-    seen = 0
-    while os.read(reader, 1):
-        seen += 1
+    while step := os.read(reader, 4):
         os.write(answer, b".")
-        if kill_after is not None and seen >= kill_after:
+        if kill_after is not None and int.from_bytes(step) >= kill_after:
             time.sleep(delay)
             os.kill(child, signal.SIGKILL)
             break
@@ -176,11 +174,12 @@ def _done(job: dict[str, Any]) -> dict[str, Any]:
     rng = random.Random(job["seed"])
     began = time.monotonic()
     assert not _attempt(job, folder / "straight", None, 0.0)
-    step = (time.monotonic() - began) / config.recipe.iterations
+    steps, kills = config.recipe.iterations, job["kills"]
+    step = (time.monotonic() - began) / steps
     killed = 0
-    spread = max(2, 2 * config.recipe.iterations // (job["kills"] + 1))
-    for number in range(job["kills"]):
-        killed += _attempt(job, folder / "killed", rng.randint(1, spread), rng.uniform(0, step), number)
+    for number in range(kills):
+        moment = rng.randrange(number * steps // kills, (number + 1) * steps // kills)
+        killed += _attempt(job, folder / "killed", moment, rng.uniform(0, step), number)
     _attempt(job, folder / "killed", None, 0.0)
     summaries = {}
     for name in ("killed", "straight"):
