@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fractrain.kernels.cpu import memory as blocks
+from fractrain.kernels.cpu.tensors import nhwc
 from fractrain.kernels.cpu.uniform import fused_for
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.eager import eager
@@ -192,7 +193,4 @@ def _lines(x: torch.Tensor, *others: torch.Tensor) -> list[np.ndarray]:
     together = 1
     while 2 * together * channels <= LINE and pixels % (2 * together) == 0:
         together *= 2
-    out = []
-    for t in (x, *others):
-        out.append(t.detach().permute(0, 2, 3, 1).reshape(-1, together * channels).numpy())
-    return out
+    return [nhwc(t.detach()).reshape(-1, together * channels) for t in (x, *others)]

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fractrain.kernels.cpu import memory as blocks
+from fractrain.kernels.cpu.tensors import nhwc
 from fractrain.kernels.cpu.uniform import fused_for
 from fractrain.layers.eager import eager
 
@@ -56,7 +57,7 @@ class _MaxPool(torch.autograd.Function):
         places = blocks.empty(y.shape, torch.uint8, channels_last=True)
         found = fused_for(x, "auto")
         assert found is not None
-        fused_pool.max_pool[found[1]](_nhwc(x.detach()), kernel, stride, padding, _nhwc(y), _nhwc(places))
+        fused_pool.max_pool[found[1]](nhwc(x.detach()), kernel, stride, padding, nhwc(y), nhwc(places))
         ctx.save_for_backward(places)
         ctx.geometry = x.shape, kernel, stride, padding
         return y
@@ -71,15 +72,9 @@ class _MaxPool(torch.autograd.Function):
         g = grads[0].contiguous(memory_format=torch.channels_last)
         dx = blocks.empty(shape, channels_last=True).zero_()
         found = fused_for(g, "auto")
-        fused_pool.max_unpool[found is not None and found[1]](
-            _nhwc(g), _nhwc(places), kernel, stride, padding, _nhwc(dx)
-        )
+        fused_pool.max_unpool[found is not None and found[1]](nhwc(g), nhwc(places), kernel, stride, padding, nhwc(dx))
         return dx, None, None, None
 
 
 def _pair(value: Any) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def _nhwc(x: torch.Tensor) -> Any:
-    return x.permute(0, 2, 3, 1).numpy()

@@ -12,11 +12,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from quant_helpers import tensor
 from torch import nn
+from torch.nn import functional as F
 
 from fractrain.kernels.cpu import cpu_features as capability
 from fractrain.kernels.cpu import int8 as integer
 from fractrain.kernels.cpu import int8_backward as integer_backward
 from fractrain.kernels.cpu import int8_forward as integer_forward
+from fractrain.kernels.cpu.int8 import convolve
 from fractrain.kernels.cpu.int8_backward import Plan, possible, products
 from fractrain.kernels.geometry import Geometry
 from fractrain.layers.conv_linear import QuantConv2d
@@ -194,6 +196,21 @@ def test_a_layer_gives_the_plain_path_s_gradients_up_to_the_order_of_sums(precis
         assert (got is None) == (want is None)
         if want is not None and got is not None:
             assert torch.allclose(got, want, rtol=0, atol=5e-6 * float(want.abs().max())), name
+
+
+@needs_vnni
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("bits", [2, 4, 7, 8])
+def test_filters_of_one_sign_whose_grid_does_not_reach_zero(bits: int, sign: float) -> None:
+    e, a = (coded(channels_last(tensor((2, 16, 32, 32), seed)), Affine(), 8) for seed in (1, 0))
+    values, w, exact = coded(sign * (1 + tensor((16, 16, 3, 3), 2).sigmoid()), Affine(PerAxis(0)), bits)
+    y = convolve(a[1], w, None, BIG, values)
+    da, dw = products(e[1], a[1], w, Plan(BIG, True, True))
+    got = (y, da, dw)
+    right = (F.conv2d(a[2], exact, None, 1, 1), *gradients(e[2], a[2], exact, BIG))
+    for found, want in zip(got, right, strict=True):
+        assert found is not None
+        assert torch.allclose(found.double(), want, rtol=0, atol=2e-6 * float(want.abs().max()))
 
 
 @needs_vnni

@@ -13,8 +13,9 @@ from quant_helpers import tensor
 from torch import nn
 
 from fractrain.kernels.cpu import max_pool as fused_pool
+from fractrain.kernels.cpu.tensors import nhwc
 from fractrain.layers.compact import compact_layers
-from fractrain.layers.max_pool import CompactMaxPool2d, _nhwc
+from fractrain.layers.max_pool import CompactMaxPool2d
 from fractrain.layers.state import QuantState
 
 SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0])
@@ -99,7 +100,7 @@ def test_a_window_outside_is_no_place_of_the_image() -> None:
     x = torch.full((1, 2, 4, 4), -torch.inf).contiguous(memory_format=torch.channels_last)
     y, places = torch.empty(1, 2, 2, 2), torch.zeros((1, 2, 2, 2), dtype=torch.uint8)
     y, places = (t.contiguous(memory_format=torch.channels_last) for t in (y, places))
-    fused_pool.max_pool[0](_nhwc(x), (3, 3), (2, 2), (1, 1), _nhwc(y), _nhwc(places))
+    fused_pool.max_pool[0](nhwc(x), (3, 3), (2, 2), (1, 1), nhwc(y), nhwc(places))
     assert places[0, 0].tolist() == [[4, 3], [1, 0]]
 
 

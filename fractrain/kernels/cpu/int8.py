@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from fractrain.kernels.cpu import int8_forward as integer_forward
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu.cpu_features import runs_exactly
+from fractrain.kernels.cpu.tensors import nhwc
 from fractrain.kernels.cpu.uniform import probed
 from fractrain.kernels.geometry import Geometry
 from fractrain.numerics.backend import Quantized
@@ -140,7 +141,7 @@ def _own_sums(
     u: torch.Tensor, zero: int, scale: float, v: torch.Tensor, scales: torch.Tensor, g: Geometry
 ) -> torch.Tensor:
     """As :func:`_sums`."""
-    codes, shift = v.view(torch.uint8) ^ 128, torch.full((g.filters,), 128, dtype=torch.uint8)
+    codes, shift = v.view(torch.uint8) ^ 128, np.full(g.filters, 128, np.int32)
     nothing = np.zeros((1, 1, g.filters), np.float32)
     return integer_forward.convolve(u, zero, codes, shift, (scales * scale).numpy(), nothing[0, 0], nothing, g)
 
@@ -200,7 +201,7 @@ def _convolve(
     zero = int(min(max(round(-offset / scale), 0), 255))
     rest = offset + scale * zero
     rows = w.rows or _row_grid(w, a.rows)
-    shift, leftover = _centre(rows)
+    shift, leftover = centre(rows)
     slope = scale * leftover
     table = np.zeros((1, 1, g.filters), np.float32)
     if rest:
@@ -214,7 +215,7 @@ def _convolve(
         return integer_forward.convolve(
             a.codes, zero, w.codes, shift, scales, slope, np.ascontiguousarray(table, np.float32), g, which, y
         )
-    v = w.codes.sub(shift).view(torch.int8)  # wraps around
+    v = (w.codes - torch.from_numpy(shift.astype(np.uint8)).view(-1, 1, 1, 1)).view(torch.int8)  # wraps around
     y = _sums(a.codes, zero, scale, v, torch.from_numpy(rows.scale), g)
     if rest or bias is not None or slope.any():
         _add_affine(a, zero, slope.astype(np.float32), np.ascontiguousarray(table), g, y)
@@ -228,19 +229,18 @@ def _row_grid(w: Quantized, like: RowGrid) -> RowGrid:
     return RowGrid(like.module, like.parallel, *map(np.ascontiguousarray, params))
 
 
-def _centre(rows: RowGrid) -> tuple[torch.Tensor, np.ndarray]:
-    """What to take from each filter's codes for int8 ``[F, 1, 1, 1]``, and the value of the new code 0 ``[F]``."""
-    scale = rows.scale.astype(np.float64)
-    offset = rows.offset + scale * rows.qmin
-    shift = np.minimum(np.maximum(np.rint(-offset / scale), (rows.qmax - rows.qmin) - 127), 128)
-    return torch.from_numpy(shift).to(torch.uint8).view(-1, 1, 1, 1), offset + shift * scale
+def centre(rows: RowGrid) -> tuple[np.ndarray, np.ndarray]:
+    """What to take from each filter's codes for int8, int32, and the value of the new code 0, float64; ``[F]``."""
+    shift, rest = np.empty(len(rows.scale), np.int32), np.empty(len(rows.scale))
+    rows.module.centre(rows.scale, rows.offset, rows.qmin, rows.qmax, shift, rest)
+    return shift, rest
 
 
 def _add_affine(a: Quantized, zero: int, slope: np.ndarray, table: np.ndarray, g: Geometry, y: torch.Tensor) -> None:
     from fractrain.kernels.cpu.int8_affine_loops import add_affine
 
     assert a.rows is not None
-    codes, out = (t.permute(0, 2, 3, 1).numpy() for t in (a.codes, y))
+    codes, out = nhwc(a.codes), nhwc(y)
     channels = g.image[0]
     words = codes.view(np.uint64) if channels % 8 == 0 else codes
     zeros = np.int32(zero * channels)

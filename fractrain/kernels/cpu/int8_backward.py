@@ -26,7 +26,8 @@ import torch
 
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu.cpu_features import byte_products, parts_of, runs_exactly
-from fractrain.kernels.cpu.int8 import MIN_MACS, _centre, _row_grid, samples_by_grid
+from fractrain.kernels.cpu.int8 import MIN_MACS, _row_grid, centre, samples_by_grid
+from fractrain.kernels.cpu.tensors import nhwc
 from fractrain.kernels.cpu.uniform import probed
 from fractrain.kernels.geometry import Geometry
 from fractrain.numerics.backend import Quantized
@@ -160,7 +161,7 @@ def _products(
     codes = e.codes if a is None or not plan.gc else a.codes
     fused_backward.backward[parts > 1](
         _dense(e.codes), _dense(codes), which, zero, top, plan.eb, plan.gc,
-        *inputs[:4], g.kernel, left, np.float32(scale), *inputs[4:], da.permute(0, 2, 3, 1).numpy(),
+        *inputs[:4], g.kernel, left, np.float32(scale), *inputs[4:], nhwc(da),
         g.stride, g.padding, max(1, MOST_TERMS // (rows * columns)), *sums, planes,
     )  # fmt: skip
     dw = np.empty((g.filters, *g.kernel, g.image[0]))
@@ -174,7 +175,7 @@ def _products(
 
 def _dense(codes: torch.Tensor) -> np.ndarray:
     """As the kernels read it, ``[N, H, W, C]``; only hooks on saved tensors may have changed the layout."""
-    return codes.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).numpy()
+    return nhwc(codes.contiguous(memory_format=torch.channels_last))
 
 
 def _nothing(kinds: tuple[tuple[int, type], ...]) -> tuple[np.ndarray, ...]:
@@ -190,11 +191,11 @@ def _input_arrays(
 
     channels, height, width = g.image
     rows = w.rows or _row_grid(w, like)
-    shift, leftover = _centre(rows)
+    shift, leftover = centre(rows)
     packed = torch.empty(channels // 16, g.filters, g.kernel[0] + 1, 16, 4, dtype=torch.int8).numpy()
     sums, table = np.empty((*g.kernel, channels)), np.zeros((height, width, channels), np.float32)
-    codes = w.codes.contiguous().numpy()
-    fused_backward.pack_weights(codes, shift.view(-1).numpy(), rows.scale, leftover, np.int32(zero), packed, sums)
+    words = packed.view(np.int32)[..., 0]
+    fused_backward.pack_weights(_dense(w.codes), shift, rows.scale, leftover, np.int32(zero), words, sums)
     if rest:
         fused_backward.input_table(sums, rest, g.padding, g.output, table)
     parts, _, lines, columns = planes

@@ -214,28 +214,38 @@ def finish_weights(totals, e_sums, a_sums, samples, stride, padding, zero, e_sca
 
 
 @njit(**_OPTIONS)
+def _in_sixteens(line, out, filter_, row):  # type: ignore[no-untyped-def]
+    for c in range(0, line.shape[0], 16):
+        out[c // 16, filter_, row] = line[c : c + 16]
+
+
+@njit(**_OPTIONS)
 def pack_weights(codes, shift, scales, rest, zero, out, sums):  # type: ignore[no-untyped-def]
     """Prepare weights for EB.
 
-    ``codes`` uint8 [F, C, kh, kw], of value ``scales [F] * (codes - shift [F]) + rest [F]``; ``out`` int8
-    [C / 16, F, kh + 1, 16, 4]: codes less shift, and what makes ``zero`` the padding; ``sums`` float64 [kh, kw, C]: of
-    values over filters.
+    ``codes`` uint8 [F, kh, kw, C], of value ``scales [F] * (codes - shift [F]) + rest [F]``; ``out`` int32
+    [C / 16, F, kh + 1, 16]: codes less shift, a row of the kernel to a word and from right to left, and what makes
+    ``zero`` the padding; ``sums`` float64 [kh, kw, C]: of values over filters.
     """
-    filters, channels, height, width = codes.shape
-    out[:] = 0
+    filters, height, width, channels = codes.shape
+    line, totals = np.empty(channels, np.int32), np.empty(channels, np.int32)
     sums[:] = 0.0
     for f in range(filters):
+        s, o, less = np.float64(scales[f]), rest[f], shift[f]
+        totals[:] = 0
+        for k in range(height):
+            line[:] = 0
+            for q in range(width):
+                place, here, added = np.int32(8 * (width - 1 - q)), codes[f, k, q], sums[k, q]
+                for c in range(channels):
+                    v = np.int32(here[c]) - less
+                    line[c] |= np.int32(np.int32(v & np.int32(255)) << place)
+                    added[c] += s * v + o
+                    totals[c] += v
+            _in_sixteens(line, out, f, height - 1 - k)
         for c in range(channels):
-            total = np.int32(0)
-            for k in range(height):
-                for q in range(width):
-                    v = np.int32(codes[f, c, k, q]) - np.int32(shift[f])
-                    out[c // 16, f, height - 1 - k, c % 16, width - 1 - q] = v
-                    sums[k, q, c] += scales[f] * v + rest[f]
-                    total += v
-            constant = -total * zero
-            for q in range(4):
-                out[c // 16, f, height, c % 16, q] = np.int8((constant >> (8 * q)) & 255)
+            totals[c] *= -zero
+        _in_sixteens(totals, out, f, height)
 
 
 @njit(**_OPTIONS)

@@ -11,6 +11,7 @@ import torch
 
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu.cpu_features import byte_products, parts_of
+from fractrain.kernels.cpu.tensors import nhwc
 from fractrain.kernels.geometry import Geometry
 
 
@@ -21,7 +22,7 @@ def possible(g: Geometry) -> bool:
 
 
 def convolve(
-    a: torch.Tensor, zero: int, codes: torch.Tensor, shift: torch.Tensor, scales: np.ndarray, slope: np.ndarray,
+    a: torch.Tensor, zero: int, codes: torch.Tensor, shift: np.ndarray, scales: np.ndarray, slope: np.ndarray,
     table: np.ndarray, g: Geometry, which: np.ndarray | None = None, y: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """``scales * sum (a - zero) (codes - shift) + slope * sum (a - zero) + table``, float32 ``[N, F, H', W']``.
@@ -30,7 +31,7 @@ def convolve(
         a: uint8 ``[N, C, H, W]`` in channels-last memory; around it, ``zero``.
         zero: code of zero, 0..255.
         codes: uint8 ``[F, C, kh, kw]``.
-        shift: uint8, per filter; ``codes - shift`` must be in -128..127.
+        shift: int32, per filter; ``codes - shift`` must be in -128..127.
         scales, slope: float32 per filter.
         table: float32 ``[H', W', F]`` or ``[1, 1, F]``.
         g: geometry.
@@ -49,13 +50,14 @@ def convolve(
     # by torch, whose memory is so aligned that vectors do not straddle cache lines
     shape = (g.filters // 16, g.kernel[0] + 1, g.kernel[1] * channels // 4, 16, 4)
     weights = torch.empty(shape, dtype=torch.int8).numpy()
-    fused_forward.pack_filters(codes.contiguous().numpy(), shift.reshape(-1).numpy(), np.int32(zero), weights)
+    rows = nhwc(codes.contiguous(memory_format=torch.channels_last)).reshape(g.filters, g.kernel[0], -1)
+    fused_forward.pack_filters(rows, shift, np.int32(zero), weights.view(np.int32)[..., 0])
     y = blocks.empty((a.shape[0], g.filters, *g.output), channels_last=True) if y is None else y
     fused_forward.forward[parts > 1](
-        a.permute(0, 2, 3, 1).numpy().view(np.uint64), which, zero, weights, scales, slope, table,
+        nhwc(a).view(np.uint64), which, zero, weights, scales, slope, table,
         g.kernel, g.stride, g.padding,
         np.empty((parts, lines, columns * channels // 8), np.uint64), np.empty((parts, lines, columns), np.int32),
         np.empty((parts, columns), np.int32), np.empty((parts, g.output[1]), np.float32),
-        y.permute(0, 2, 3, 1).numpy(),
+        nhwc(y),
     )  # fmt: skip
     return y

@@ -62,21 +62,22 @@ def _forward(  # type: ignore[no-untyped-def]
 def pack_filters(codes, shift, zero, out):  # type: ignore[no-untyped-def]
     """Prepare weights for FW.
 
-    ``codes`` uint8 [F, C, kh, kw], ``shift`` uint8 [F]; ``out`` int8 [F / 16, kh + 1, kw C / 4, 16, 4]: codes less
-    shift, in the last row first what makes ``zero`` the padding, as int32.
+    ``codes`` uint8 [F, kh, kw C], ``shift`` int32 [F]; ``out`` int32 [F / 16, kh + 1, kw C / 4, 16]: codes less shift,
+    four to a word, in the last row first what makes ``zero`` the padding.
     """
-    filters, channels, height, width = codes.shape
+    filters, height, length = codes.shape
+    line = np.empty(length, np.int8)
+    words = line.view(np.int32)
     for f in range(filters):
-        total = np.int32(0)
+        total, less = np.int32(0), shift[f]
         for k in range(height):
-            for q in range(width):
-                for c in range(channels):
-                    v = np.int32(codes[f, c, k, q]) - np.int32(shift[f])
-                    out[f // 16, k, (q * channels + c) // 4, f % 16, c % 4] = v
-                    total += v
-        constant = -total * zero
-        for q in range(4):
-            out[f // 16, height, 0, f % 16, q] = np.int8((constant >> (8 * q)) & 255)
+            for i in range(length):
+                v = np.int32(codes[f, k, i]) - less
+                line[i] = v
+                total += v
+            for i in range(words.shape[0]):
+                out[f // 16, k, i, f % 16] = words[i]
+        out[f // 16, height, 0, f % 16] = -total * zero
 
 
 forward = builds(_forward)

@@ -13,9 +13,16 @@ _THREADS = threading.local()  # how many were last set: numba's number is one pe
 
 def flat(x: torch.Tensor) -> np.ndarray:
     """Return a ``[rows, columns]`` numpy view in memory order."""
-    if x.dim() == 4 and not x.is_contiguous():  # channels last
-        x = x.permute(0, 2, 3, 1)
-    return x.reshape(x.shape[0] if x.dim() else 1, -1).numpy()
+    array = x.numpy()  # once, as numpy's views take a fifth of the time of torch's
+    if array.ndim == 4 and not array.flags.c_contiguous:  # channels last
+        array = array.transpose(0, 2, 3, 1)
+    return array.reshape(len(array) if array.ndim else 1, -1)
+
+
+def nhwc(x: torch.Tensor) -> np.ndarray:
+    """Return a numpy view ``[N, H, W, C]`` of images ``[N, C, H, W]``."""
+    array: np.ndarray = x.numpy().transpose(0, 2, 3, 1)
+    return array
 
 
 def parallel(x: torch.Tensor) -> bool:
