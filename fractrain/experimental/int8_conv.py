@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from fractrain.kernels.cpu.cpu_features import runs_exactly
 from fractrain.kernels.cpu.int8 import MAX_TERMS
 from fractrain.kernels.cpu.int8_backward import Plan
-from fractrain.kernels.cuda.launch import EXACT, _current
+from fractrain.kernels.cuda.launch import EXACT, current
 from fractrain.kernels.geometry import Geometry
 from fractrain.numerics.backend import Quantized
 from fractrain.numerics.grid import Grid
@@ -125,7 +125,7 @@ class Launcher:
         return {"w_ptr": packed, **made}
 
     def _launch(self, name: str, where: torch.Tensor, programs: tuple[int, ...], **args: Any) -> None:
-        with _current(where):
+        with current(where):
             getattr(self.module, name)[programs](**args, **EXACT)
 
 

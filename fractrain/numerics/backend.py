@@ -18,7 +18,7 @@ import torch
 from fractrain.numerics.blocks import PerBlock, Place
 from fractrain.numerics.elements import Minifloat
 from fractrain.numerics.grid import Grid, RowGrid
-from fractrain.numerics.scales import Scale
+from fractrain.numerics.scales import Scale, Scales
 from fractrain.numerics.stochastic_rounding import NoiseKey
 from fractrain.numerics.tiles import PerTile
 
@@ -138,6 +138,9 @@ class ScaledFormat(Protocol):
     def scale(self) -> Scale: ...  # noqa: D102
     @property
     def block(self) -> PerBlock: ...  # noqa: D102
+    def scales_of(  # noqa: D102
+        self, blocks: torch.Tensor, limits: Range | None, place: Place
+    ) -> tuple[Scales, torch.Tensor]: ...
 
 
 @dataclass

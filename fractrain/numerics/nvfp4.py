@@ -33,8 +33,9 @@ class FourOverSix(Scaled):
         """As of :class:`Scaled`, with the choice."""
         return f"{super().name} (4 over 6)"
 
-    def _scales(self, blocks: torch.Tensor, limits: Limits | None, place: Place) -> tuple[Scales, torch.Tensor]:
-        six, measured = super()._scales(blocks, limits, place)
+    def scales_of(self, blocks: torch.Tensor, limits: Limits | None, place: Place) -> tuple[Scales, torch.Tensor]:
+        """See :meth:`Scaled.scales_of`; of both scales the better."""
+        six, measured = super().scales_of(blocks, limits, place)
         assert isinstance(self.scale, TwoLevel)
         assert six.tensor is not None
         amax = blocks.abs().amax((2, 4), keepdim=True).to(torch.float32)

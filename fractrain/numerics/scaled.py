@@ -120,7 +120,7 @@ class Scaled(Format):
                 codes = BlockCodes(fast.codes, self, x.shape, replace(place, reduce=None), fast.tensor)
             return Rounded(values, codes, (-fast.amax, fast.amax))
         blocks = cut(m, self.block)
-        scales, amax = self._scales(blocks, limits, place)
+        scales, amax = self.scales_of(blocks, limits, place)
         q, scales = self._rounded(blocks, scales, m.shape, noise)
         values = from_matrices(joined(q * scales.back.to(x.dtype), m.shape), x.shape, place, self.block)
         kept = self._kept(joined(q, m.shape), scales, x.shape, place) if place.keep else None
@@ -136,15 +136,18 @@ class Scaled(Format):
         """See :meth:`Format.neighbours`."""
         m = matrices(x, place, self.block)
         blocks = cut(m, self.block)
-        scales, _ = self._scales(blocks, limits, place)
+        scales, _ = self.scales_of(blocks, limits, place)
         below, above = (
             from_matrices(joined(self._elements(blocks, scales, u) * scales.back, m.shape), x.shape, place, self.block)
             for u in (torch.ones_like(m), torch.zeros_like(m))  # never up, and up where there is a fraction
         )
         return below, above
 
-    def _scales(self, blocks: torch.Tensor, limits: Limits | None, place: Place) -> tuple[Scales, torch.Tensor]:
-        """Scales of the blocks, and the largest magnitude of the tensor."""
+    def scales_of(self, blocks: torch.Tensor, limits: Limits | None, place: Place) -> tuple[Scales, torch.Tensor]:
+        """Scales of blocks as :func:`cut` makes them, and the largest magnitude of the tensor.
+
+        ``limits`` take the place of the measured ones where one scale holds for all.
+        """
         amax = blocks.abs().amax((2, 4), keepdim=True)
         whole = measured = amax.amax()
         if place.reduce is not None:

@@ -47,7 +47,7 @@ def place_in_axes(
     """
     frame = _spanned(*axes.transAxes.transform([(0, 0), (1, 1)]))
     boxes = [Box(float(x), float(y), marker, marker) for x, y in axes.transData.transform(list(points))]
-    drawn = [_spanned(*axes.transData.transform(ends), least=1.0) for ends in lines]
+    drawn = [_spanned(a, b, least=1.0) for a, b in (axes.transData.transform(ends) for ends in lines)]
     back = axes.transData.inverted()
     centres = (back.transform(centre) for centre in place_labels(boxes, sizes, frame, drawn))
     return [(float(x), float(y)) for x, y in centres]

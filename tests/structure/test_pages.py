@@ -36,8 +36,17 @@ def test_decisions_are_where_the_page_says():
     rows = re.findall(r"^\| .* \| `([\w/]+\.py)` \| `(\w+)`", text, re.MULTILINE)
     assert len(rows) >= 10
     for file, name in rows:
-        code = (DOCS.parent / "fractrain" / file).read_text(encoding="utf-8")
+        folder = DOCS.parent if file.startswith("baselines/") else DOCS.parent / "fractrain"
+        code = (folder / file).read_text(encoding="utf-8")
         assert re.search(rf"^ *(def|class) {name}\b|^{name}\b", code, re.MULTILINE), (file, name)
+
+
+def test_files_named_on_pages_for_readers_of_the_code_exist():
+    known = {path.name for path in DOCS.parent.rglob("*.py") if ".venv" not in path.parts}
+    for page in ("architecture.md", "quantization.md", "speed.md"):
+        named = set(re.findall(r"`(?:[\w/]+/)?(\w+\.py)`", (DOCS / page).read_text(encoding="utf-8")))
+        assert len(named) >= 3
+        assert named - known == set(), page
 
 
 @pytest.mark.parametrize("page", ["README.md", "architecture.md"])

@@ -13,13 +13,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fractrain.kernels.cuda import triton_quantize as triton_kernels
+from fractrain.kernels.cuda import triton_blocks, triton_quantize
 from fractrain.kernels.cuda.launch import EXACT
 
 FLOAT, INT = "*fp32", "i32"
 PARAMS = ("scale", "offset", "qmin", "qmax")
 GRID = {f"{p}_ptr": FLOAT for p in PARAMS} | {f"{p}_step": INT for p in PARAMS}
 SIZES = {"columns": INT, "parts": INT}
+WALK = dict.fromkeys(("count", "rows", "columns", "high", "width", "bands", "across"), INT)
+E4M3 = {"MANTISSA": 3, "LOWEST": 121 << 23, "SIGN": 7, "NAN": 127, "BLOCK": 1024}
+E2M1 = {"MANTISSA": 1, "LOWEST": 127 << 23, "SIGN": 3, "NAN": 7, "BLOCK": 1024}
 BUILDS = [
     ("extremes", {"x_ptr": FLOAT, "low_ptr": "*i32", "high_ptr": "*i32"}, {"STEPS": 8, "BLOCK": 1024}),
     ("finish", {"low_ptr": "*i32", "high_ptr": "*i32", "out_ptr": FLOAT, "bad_ptr": "*u8", "rows": INT, "top": "fp32",
@@ -30,13 +33,17 @@ BUILDS = [
     ("dequantize", {"codes_ptr": "*i16"}, {"BLOCK": 1024}),
     ("rescale", {"sums_ptr": "*i32", "out_ptr": FLOAT, "add_rows_ptr": "*i32", "add_columns_ptr": "*i32",
                  "of_rows_ptr": FLOAT, "by_columns_ptr": FLOAT, "of_columns_ptr": FLOAT}, {"BLOCK": 1024}),
+    ("round_blocks", {"codes_ptr": "*u8"}, E4M3 | {"STOCHASTIC": False, "KEYS": False, "CODES": True, "PAIRS": False}),
+    ("round_blocks", {"codes_ptr": "*u8"}, E2M1 | {"STOCHASTIC": True, "KEYS": True, "CODES": True, "PAIRS": True}),
+    ("restore_blocks", {"codes_ptr": "*u8"}, {"PAIRS": True, "BLOCK": 1024}),
 ]  # fmt: skip
 COMMON = GRID | SIZES | {"x_ptr": FLOAT, "values_ptr": FLOAT, "shift": "fp32", "k0": INT, "k1": INT, "base": INT,
-                        "k0_ptr": "*i64", "k1_ptr": "*i64"}  # fmt: skip
+                        "k0_ptr": "*i64", "k1_ptr": "*i64", "to_ptr": FLOAT, "back_ptr": FLOAT, "table_ptr": FLOAT,
+                        "largest": "fp32", "unit": "fp32"} | WALK  # fmt: skip
 
 
 def build(name: str, types: dict[str, str], constants: dict[str, object], arch: int) -> dict[str, object]:
-    fn = getattr(triton_kernels, name)
+    fn = getattr(triton_blocks if name.endswith("_blocks") else triton_quantize, name)
     types = {n: "constexpr" if n in constants else (COMMON | types)[n] for n in fn.arg_names}
     places = {(fn.arg_names.index(n),): v for n, v in constants.items()}
     source = ASTSource(fn=fn, signature=types, constexprs=places)

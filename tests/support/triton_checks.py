@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -19,15 +20,21 @@ from quant_helpers import Check, tensor
 
 from fractrain.kernels.cuda import backend as gpu_backend
 from fractrain.kernels.cuda import launch as device
+from fractrain.kernels.cuda import scaled_blocks
 from fractrain.kernels.cuda.launch import Launcher, agrees, covered
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.state import QuantState
 from fractrain.numerics import backend, formats
 from fractrain.numerics.backend import Quantized, Uniform
+from fractrain.numerics.blocks import PerBlock, Place
+from fractrain.numerics.elements import E2M1, E2M3, E3M2, E4M3, E5M2, INT4, INT8, integer
 from fractrain.numerics.formats import Affine, PerAxis, PerTile, Symmetric
 from fractrain.numerics.grid import Grid
+from fractrain.numerics.nvfp4 import Eden, FourOverSix
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.quantize import quantize, quantize_reference, row_limits
+from fractrain.numerics.scaled import Scaled
+from fractrain.numerics.scales import E8M0, Multiplier, Step, TwoLevel
 from fractrain.numerics.stochastic_rounding import MASK32, NoiseKey
 
 KEY = NoiseKey(0x89ABCDEF, 0xFEDCBA98, 1_000_003)
@@ -285,6 +292,86 @@ def check_rescale(check: Check, gpu: Launcher) -> None:
             check(same(gpu.rescale(sums, terms), device.rescale_reference(sums, terms)), shape, top)
         one = [*terms[:2], terms[2][:1].expand(shape[1]), *terms[3:]]
         check(same(gpu.rescale(sums, one), device.rescale_reference(sums, one)), shape, "one scale")
+
+
+def check_blocks(check: Check, gpu: Launcher) -> None:
+    """Elements, scales, blocks and edges; 4-bit codes of an odd number of elements; zeros and tiny and huge blocks."""
+    blocks = scaled_blocks.load()
+    shapes = ((3, 50), (2, 5, 21), (1, 7), (2, 35, 3, 2))
+    elements = (E4M3, E5M2, E2M1, E2M3, E3M2, INT8, INT4, integer(8, 6))
+    rules = (E8M0(), E8M0(mode="even", margin=1.1), TwoLevel(), Multiplier(), Step())
+    cuts = (PerBlock(1, 32), PerBlock(16, 1), PerBlock(16, 16), PerBlock(1, 0), PerBlock(0, 1), PerBlock(0, 0))
+    for number, element in enumerate(elements):
+        for place, block in enumerate(cuts):
+            fmt = Scaled(block, element=element, scale=rules[(number + place) % len(rules)])
+            for noise in (None, KEY, KEPT):
+                x = tensor(shapes[(number + place) % len(shapes)], number, scale=3.0)
+                check(scaled_blocks.same_bits(blocks, fmt, x, noise), fmt, x.shape, noise)
+    extreme = tensor((4, 64), 1) * torch.logspace(-40, 38, 64)
+    extreme[1], extreme[2, :32], extreme[3, 5] = 0.0, 1e-42, -0.0
+    ties = torch.arange(-64, 64).view(2, 64) / 8
+    for fmt in (Scaled(PerBlock(1, 32), element=E2M1, scale=E8M0()), Scaled(element=E4M3), FourOverSix()):
+        for x in (extreme, ties):
+            check(scaled_blocks.same_bits(blocks, fmt, x), fmt, "extreme numbers and ties")
+    for value in (NAN, INF, -INF):
+        x = tensor((2, 64), 2).abs()
+        x[1, 40] = value
+        fmt = Scaled(PerBlock(1, 32), element=E4M3, scale=E8M0())
+        m, place = x[None], Place(kernels="reference")
+        scales, _ = fmt.scales_of(scaled_blocks.cut(m, fmt.block), None, place)
+        check(same(blocks.quantize(fmt, m, scales, None, False)[0][0], fmt.quantize(x, 8, place=place).values), value)
+
+
+def check_block_dispatch(check: Check, gpu: Launcher) -> None:
+    """Formats, told that the kernels apply to CPU tensors; what they do not serve takes the plain path."""
+    launcher, seen = scaled_blocks.load(), []
+
+    def launcher_for(form, x, served):
+        serves = type(form).__name__ in served and form.element.overflow == "saturate"
+        seen.append((type(form).__name__, served, serves))
+        return launcher if serves else None
+
+    x = tensor((3, 32, 5, 6), 0)
+    special = replace(E4M3, overflow="special")
+    formats_ = (Scaled(PerBlock(1, 32), element=E4M3, scale=E8M0()), FourOverSix(), Eden(), Scaled(element=special))
+    plain = [fmt.quantize(x, fmt.bits, KEY, None, Place(keep=True, kernels="reference")) for fmt in formats_]
+    backend.backend_for.cache_clear()
+    with (
+        patch.dict(backend.MODULES, cpu=backend.MODULES["cuda"]),
+        patch.object(scaled_blocks, "launcher_for", launcher_for),
+    ):
+        for fmt, want in zip(formats_, plain, strict=True):
+            got = fmt.quantize(x, fmt.bits, KEY, None, Place(keep=True))
+            check(same(got.values, want.values) and same(got.codes.codes, want.codes.codes), fmt)
+            check(same(got.codes.values(), want.values) and torch.equal(got.limits[1], want.limits[1]), fmt, "kept")
+        known = (torch.tensor(-2.0), torch.tensor(2.0))
+        fmt = Scaled()
+        got, want = (fmt.quantize(x, 8, None, known, Place(kernels=k)) for k in ("auto", "reference"))
+        check(same(got.values, want.values), "a range of before")
+    backend.backend_for.cache_clear()
+    check([name for name, _, serves in seen if serves].count("Eden") == 1, "restored alone", seen)
+
+
+def check_block_probe(check: Check, gpu: Launcher) -> None:
+    blocks = scaled_blocks.load()
+    check(scaled_blocks.agrees(blocks, torch.device("cpu")), "these kernels")
+
+    def broken(name: str, index: int) -> bool:
+        class Launch:
+            def __getitem__(self, grid):
+                def call(*args, **options):
+                    args = [a + 1 if i == index else a for i, a in enumerate(args)]
+                    return blocks.module.__dict__[name][grid](*args, **options)
+
+                return call
+
+        parts = {"round_blocks": blocks.module.round_blocks, "restore_blocks": blocks.module.restore_blocks}
+        module = SimpleNamespace(**{**parts, name: Launch()})
+        return scaled_blocks.agrees(scaled_blocks.BlockLauncher(module), torch.device("cpu"))
+
+    check(not broken("round_blocks", 16), "another number of the first element")
+    check(not broken("round_blocks", 14), "another unit")
+    check(not broken("restore_blocks", 8), "blocks of another width")
 
 
 def check_probe(check: Check, gpu: Launcher) -> None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from fractrain.kernels.cuda import scaled_blocks
 from fractrain.kernels.cuda.launch import launcher_for
-from fractrain.numerics.backend import Backend, Kernels, Measured, Quantized, Range, Uniform
+from fractrain.numerics.backend import Backend, Blocks, Kernels, Measured, Quantized, Range, ScaledFormat, Uniform
+from fractrain.numerics.blocks import Place, cut
 from fractrain.numerics.grid import Grid
 from fractrain.numerics.stochastic_rounding import NoiseKey
 
@@ -49,6 +51,25 @@ class CudaBackend(Backend):
             return None
         assert isinstance(bits, int)
         return launcher.quantize_measured(x, form, bits, noise, code_bits)
+
+    def quantize_blocks(
+        self, form: ScaledFormat, m: torch.Tensor, noise: NoiseKey | None, known: torch.Tensor | None, place: Place
+    ) -> Blocks | None:
+        """Float32 matrices, by scales of the plain path."""
+        launcher = scaled_blocks.launcher_for(form, m, scaled_blocks.ROUNDED)
+        if launcher is None:
+            return None
+        m = m.contiguous()
+        scales, amax = form.scales_of(cut(m, form.block), None if known is None else (-known, known), place)
+        values, codes = launcher.quantize(form, m, scales, noise, place.keep)
+        return Blocks(values, codes, scales.tensor, amax)
+
+    def restore_blocks(
+        self, form: ScaledFormat, codes: torch.Tensor, back: torch.Tensor, shape: torch.Size, place: Place
+    ) -> torch.Tensor | None:
+        """The codes of any format with scales."""
+        launcher = scaled_blocks.launcher_for(form, codes, scaled_blocks.RESTORED)
+        return None if launcher is None else launcher.restore(form, codes, back, shape)
 
 
 def backend(kernels: Kernels) -> Backend:

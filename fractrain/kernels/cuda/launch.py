@@ -53,12 +53,12 @@ class Launcher:
         if code_bits:
             codes = torch.empty_like(x, dtype=torch.int16 if code_bits > 8 else torch.uint8)
             shift = SHIFT16 if code_bits > 8 else 0.0
-        words = (0, 0, 0) if noise is None else _words(noise, x.numel())
-        keys = _kept_keys(noise)
-        with _current(x):
+        key = (0, 0, 0) if noise is None else words(noise, x.numel())
+        keys = kept_keys(noise)
+        with current(x):
             self.module.quantize[(rows * parts,)](
                 x, values, values if codes is None else codes, *params, *(keys or (x, x)),
-                *(int(p.numel() > 1) for p in params), columns, parts, shift, *words,
+                *(int(p.numel() > 1) for p in params), columns, parts, shift, *key,
                 STOCHASTIC=noise is not None, CODES=codes is not None, KEYS=keys is not None, BLOCK=block, **EXACT,
             )  # fmt: skip
         return values, codes
@@ -71,7 +71,7 @@ class Launcher:
         values = torch.empty_like(codes, dtype=torch.float32)
         shift = 0.0 if codes.dtype == torch.uint8 else SHIFT16
         steps = (int(p.numel() > 1) for p in params)
-        with _current(codes):
+        with current(codes):
             args = (codes, values, *params, *steps, columns, parts, shift)
             self.module.dequantize[(rows * parts,)](*args, BLOCK=block, **EXACT)
         return values
@@ -80,7 +80,7 @@ class Launcher:
         """:func:`rescale_reference` in one pass; all contiguous."""
         out = torch.empty(sums.shape, device=sums.device)
         columns, parts, block = _cut(sums, sums.shape[0], 1)
-        with _current(sums):
+        with current(sums):
             self.module.rescale[(sums.shape[0] * parts,)](
                 sums, out, *(t.contiguous() for t in terms), columns, parts, BLOCK=block, **EXACT
             )
@@ -107,7 +107,7 @@ class Launcher:
         low, high = torch.empty(2, rows * parts, dtype=torch.int32, device=x.device)
         out = torch.empty(6 if grid else 2, rows, dtype=torch.float32, device=x.device)
         bad = torch.empty(rows, dtype=torch.uint8, device=x.device)
-        with _current(x):
+        with current(x):
             self.module.extremes[(rows * parts,)](x, low, high, columns, parts, STEPS=STEPS, BLOCK=block)
             args = (low, high, out, bad, rows, parts, top, MIN_SCALE)
             self.module.finish[(rows,)](*args, GRID=grid, SYMMETRIC=symmetric, BLOCK=SHORT, **EXACT)
@@ -232,21 +232,21 @@ def _cut(x: torch.Tensor, rows: int, steps: int) -> tuple[int, int, int]:
     return columns, -(-columns // (block * steps)), block
 
 
-def _words(noise: NoiseKey, count: int) -> tuple[int, ...]:
+def words(noise: NoiseKey, count: int) -> tuple[int, ...]:
     """The three words of a key as signed 32-bit integers; zero for those that are kept in tensors."""
     if noise.base + count > MASK32:
         raise ValueError(f"stochastic rounding numbers at most 2**32 elements, got {noise.base + count}")
-    words = (0 if isinstance(w, torch.Tensor) else w for w in (noise.k0, noise.k1, noise.base))
-    return tuple(w - (1 << 32) if w >> 31 else w for w in words)
+    given = (0 if isinstance(w, torch.Tensor) else w for w in (noise.k0, noise.k1, noise.base))
+    return tuple(w - (1 << 32) if w >> 31 else w for w in given)
 
 
-def _kept_keys(noise: NoiseKey | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+def kept_keys(noise: NoiseKey | None) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The first two words of a key where they are kept in tensors."""
     if noise is None or not (isinstance(noise.k0, torch.Tensor) and isinstance(noise.k1, torch.Tensor)):
         return None
     return noise.k0, noise.k1
 
 
-def _current(x: torch.Tensor) -> AbstractContextManager[Any]:
+def current(x: torch.Tensor) -> AbstractContextManager[Any]:
     """Make the tensor's device the current one: Triton launches there."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
