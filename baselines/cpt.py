@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from fractrain.layers.convert import convert_body, quant_layers
-from fractrain.methods.base import LAYERS_INERT, Kept, Layers, Method, MethodContext, MethodSettings
+from fractrain.methods.base import LAYERS_INERT, KeptLayers, Layers, Method, MethodContext, MethodSettings
 from fractrain.numerics.precision import Precision, fractrain_precision
 from fractrain.util.errors import ConfigError
 
@@ -41,7 +41,7 @@ class CPTSettings(MethodSettings):
     cycles: int = Field(32, ge=1, description="cycles per training")
     evaluation: Literal["highest", "current"] = Field("highest", description="width in evaluation; authors: current")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
-    keep: Kept = ()
+    keep: KeptLayers = ()
     layers: Layers = "convolutions"
 
     @model_validator(mode="after")

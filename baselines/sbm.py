@@ -24,7 +24,7 @@ from torch import nn
 
 from fractrain.layers.convert import convert, convert_body
 from fractrain.layers.range_norm import replace_batch_norm
-from fractrain.methods.base import LAYERS_INERT, Kept, Layers, Method, MethodContext, MethodSettings
+from fractrain.methods.base import LAYERS_INERT, KeptLayers, Layers, Method, MethodContext, MethodSettings
 from fractrain.numerics.formats import Affine
 from fractrain.numerics.precision import FLOAT, Operand, Precision, fractrain_precision
 
@@ -36,7 +36,7 @@ class SBMSettings(MethodSettings):
     bits: int = Field(8, ge=2, le=16, description="forward bits (A and W)")
     grad_bits: int = Field(8, ge=2, le=16, description="error bits")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (variant fractrain)")
-    keep: Kept = ()
+    keep: KeptLayers = ()
     layers: Layers = "convolutions"
 
 

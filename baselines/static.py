@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from fractrain.layers.convert import convert_body
-from fractrain.methods.base import LAYERS_INERT, Kept, Layers, Method, MethodContext, MethodSettings, Width
+from fractrain.methods.base import LAYERS_INERT, KeptLayers, Layers, Method, MethodContext, MethodSettings, Width
 from fractrain.numerics.precision import fractrain_precision
 
 
@@ -23,7 +23,7 @@ class StaticSettings(MethodSettings):
     grad_bits: Width = Field(8, description="error bits (BW)")
     weight_bits: Width | None = Field(None, description="weight bits; none: as many as activation bits")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
-    keep: Kept = ()
+    keep: KeptLayers = ()
     layers: Layers = "convolutions"
 
 

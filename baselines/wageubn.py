@@ -175,7 +175,7 @@ class DirectBatchNorm2d(nn.Module):
                 var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
                 self.running_var.lerp_(var.to(self.running_var.dtype), share)
-        out: torch.Tensor = _Normalise.apply(
+        out: torch.Tensor = _QuantizedBatchNorm.apply(
             x, widened(self.weight), widened(self.bias), mean, var, self.bits, self.training
         )
         return out
@@ -195,7 +195,7 @@ def _normalised(
     return out
 
 
-class _Normalise(torch.autograd.Function):
+class _QuantizedBatchNorm(torch.autograd.Function):
     """:func:`_normalised`, which keeps ``x`` for backward and nothing else of its size: the rest is made anew."""
 
     @staticmethod

@@ -125,7 +125,7 @@ def processes(*words: str) -> list[int]:
     return [int(pid) for pid, line in found if all(w in line for w in words) and "python" in line.split()[0]]
 
 
-class Trial:
+class EngineTrial:
     """One engine: what it ran, what was done to it.
 
     Args:
@@ -280,7 +280,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def tried(name: str, trial: Trial) -> dict[str, Any]:
+def tried(name: str, trial: EngineTrial) -> dict[str, Any]:
     """Run all by one engine; what is to be told of it."""
     try:
         outcomes = getattr(trial, name)()
@@ -309,7 +309,7 @@ def main() -> int:
     seconds, engines = 5.0 if options.uncut else 0.0, {}
     for name in options.engines.split(","):
         folder = options.folder / name if options.folder else Path(tempfile.mkdtemp(prefix=f"trial-{name}-"))
-        engines[name] = tried(name, Trial(folder.absolute(), runs, seconds))
+        engines[name] = tried(name, EngineTrial(folder.absolute(), runs, seconds))
     first = next(iter(engines.values()))["digests"]
     equal = {name: found["digests"] == first and len(first) == len(runs) for name, found in engines.items()}
     what = "table 2, profile smoke, uncut"

@@ -25,7 +25,7 @@ from typing import Final
 import trial
 from kills import Kills, difference
 from moments import PHASES, attempt
-from trial import Found, Trial, run_args
+from trial import FaultTrial, Found, run_args
 
 METHODS: Final = ("fp32", "static8", "fractrain")
 FREE_BYTES: Final = (0, 1, 3000, 100_000, 500_000)  # that a full disk has left
@@ -136,7 +136,7 @@ CODES: Final = {  # a disk that fails in mid-run is a run that failed; one that 
     "full": (0, 1), "no inodes": (0, 1), "read-only": (2,), "deleted": (0, 1), "unplugged": (0, 1),
 }  # fmt: skip
 DISKS = Disks()
-TRIAL = Trial(
+TRIAL = FaultTrial(
     name="disks", title="Disks in memory (tmpfs) that fail while a run writes: what happened to them, and how the run "
     "ended.", cases=60, unit="runs", case=DISKS.case, setup=DISKS.setup,
 )  # fmt: skip

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import trial
-from trial import ROOT, Found, Trial, here, run_args
+from trial import ROOT, FaultTrial, Found, here, run_args
 
 LIMIT_S: Final = 20.0
 ODD: Final = (
@@ -208,7 +208,7 @@ KINDS: Final[dict[str, tuple[int, Make]]] = {
     "plugin files": (1, Inputs.plugin),
 }  # fmt: skip
 INPUTS = Inputs()
-TRIAL = Trial(
+TRIAL = FaultTrial(
     name="inputs", title="Odd command lines and configurations: what they were, and how they ended.", cases=2000,
     unit="commands", case=INPUTS.case, setup=INPUTS.setup, together=100,
 )  # fmt: skip

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import trial
 from moments import FILES, PHASES, SYNCS, Moment, Pace, attempt
-from trial import ROOT, Found, Trial, run_args, warm
+from trial import ROOT, FaultTrial, Found, run_args, warm
 
 PROCESS: Final = "import"
 KINDS: Final = {**dict.fromkeys(PHASES, 3), "checkpoint": 4, FILES: 4, SYNCS: 3, PROCESS: 0.5}
@@ -137,7 +137,7 @@ def difference(straight: Straight, out: str, store: Any) -> str:
 
 
 KILLS = Kills()
-TRIAL = Trial(
+TRIAL = FaultTrial(
     name="kills", title="Runs of every method, killed with SIGKILL at random moments and taken up again: where they "
     "were when they were killed, and how they ended.", cases=1000, unit="kills", case=KILLS.case, setup=KILLS.setup,
 )  # fmt: skip

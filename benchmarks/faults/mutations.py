@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import trial
 from moments import Moment, attempt
-from trial import RECIPE, Ended, Found, Trial, here, run_args, warm
+from trial import RECIPE, Ended, FaultTrial, Found, here, run_args, warm
 
 METHODS: Final = ("static8", "fractrain", "sbm")  # two finished runs, and one that is interrupted
 SAME: Final = ("weights_sha256", "ledger_sha256", "test_accuracy_last", "test_accuracy_best", "train_loss", "cost")
@@ -273,7 +273,7 @@ CHANGES: Final[dict[str, Callable[[random.Random, Path, Path], bool]]] = {
 }  # fmt: skip
 
 MUTATIONS = Mutations()
-TRIAL = Trial(
+TRIAL = FaultTrial(
     name="mutations", title="Files of run folders changed at random, then everything that reads runs, then the run's "
     "own command: what was changed, and what became of it.", cases=1000, unit="changed files",
     case=MUTATIONS.case, setup=MUTATIONS.setup, together=50,

@@ -239,7 +239,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Trial:
+class FaultTrial:
     """A kind of fault.
 
     Attributes:
@@ -263,7 +263,7 @@ class Trial:
     together: int = 0
 
 
-def main(trial: Trial, description: str) -> None:
+def main(trial: FaultTrial, description: str) -> None:
     """The command of a trial; exit code 1 where it found a fault."""
     options = _options(trial, description)
     options.work.mkdir(parents=True, exist_ok=True)
@@ -287,7 +287,7 @@ def main(trial: Trial, description: str) -> None:
     sys.exit(1 if faults else 0)
 
 
-def _options(trial: Trial, description: str) -> Options:
+def _options(trial: FaultTrial, description: str) -> Options:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=trial.cases, help=f"{trial.unit} [default: %(default)s]")
     parser.add_argument("--seed", type=int, default=0)
@@ -298,7 +298,7 @@ def _options(trial: Trial, description: str) -> Options:
     return Options(given.cases, given.seed, given.out.absolute(), given.work.absolute(), given.again)
 
 
-def _all_cases(trial: Trial, options: Options, scratch: Path) -> list[Found]:
+def _all_cases(trial: FaultTrial, options: Options, scratch: Path) -> list[Found]:
     """Do what the journal lacks."""
     from fractrain.util.progress import duration
 
@@ -328,7 +328,7 @@ def _all_cases(trial: Trial, options: Options, scratch: Path) -> list[Found]:
     return [found[key] for key in sorted(found)]
 
 
-def _case(trial: Trial, seed: int, number: int, scratch: Path) -> Found:
+def _case(trial: FaultTrial, seed: int, number: int, scratch: Path) -> Found:
     folder = scratch / f"case-{number}"
     folder.mkdir()
     try:
@@ -338,7 +338,7 @@ def _case(trial: Trial, seed: int, number: int, scratch: Path) -> Found:
     return {"case": number, "fault": "", **found}
 
 
-def _in_fork(trial: Trial, seed: int, numbers: Sequence[int], scratch: Path) -> Iterator[Found]:
+def _in_fork(trial: FaultTrial, seed: int, numbers: Sequence[int], scratch: Path) -> Iterator[Found]:
     """Do cases in a fork; one in which the fork dies, or says nothing for long, is at fault, and the last of them."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -374,7 +374,7 @@ def _in_fork(trial: Trial, seed: int, numbers: Sequence[int], scratch: Path) -> 
         yield {"case": waiting[0], "fault": how, "kind": "the process"}
 
 
-def _journal(trial: Trial, options: Options) -> Path:
+def _journal(trial: FaultTrial, options: Options) -> Path:
     return options.work / f"{trial.name}-{options.seed}.jsonl"
 
 
@@ -399,7 +399,7 @@ def _weight(found: Sequence[Found] | dict[int, Found]) -> int:
 # -- records -----------------------------------------------------------------------------------------------------------
 
 
-def write_record(trial: Trial, options: Options, found: Sequence[Found], seconds: float) -> None:
+def write_record(trial: FaultTrial, options: Options, found: Sequence[Found], seconds: float) -> None:
     """Write ``NAME.json`` and, from all records that are there, ``README.md``."""
     import torch
 

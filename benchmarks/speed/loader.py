@@ -19,13 +19,12 @@ from typing import Any
 
 from fractrain.data import registry
 from fractrain.data.folder_data import FolderData
-from fractrain.data.loader import train_loader
 from fractrain.plan.loading import photo_folder, reading_rate
 
 
 def measure(data: FolderData, batch: int, workers: int, seconds: float) -> dict[str, Any]:
     """Read training batches for some seconds; return images per second and the time to the first batch."""
-    rate, first = reading_rate(train_loader(data.train, data.info, batch, 0, "cpu", workers=workers), seconds)
+    rate, first = reading_rate(data.train_stream(batch, 0, "cpu", workers=workers), seconds)
     return {"workers": workers, "images_per_second": round(rate, 1), "first_batch_s": round(first, 2)}
 
 

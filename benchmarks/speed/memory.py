@@ -27,7 +27,7 @@ from fractrain.models.registry import build
 LAYERS = (nn.Conv2d, nn.Linear, QuantLayer)
 
 
-class Kept:
+class SavedTensors:
     """Tensors kept for backward, by storage.
 
     Attributes:
@@ -76,9 +76,9 @@ class Kept:
 
 
 @contextmanager
-def counting(model: nn.Module) -> Iterator[Kept]:
+def counting(model: nn.Module) -> Iterator[SavedTensors]:
     """Count what the forward passes inside keep for backward."""
-    kept = Kept(model)
+    kept = SavedTensors(model)
     hooks = []
     for m in model.modules():
         if isinstance(m, LAYERS):

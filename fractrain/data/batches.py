@@ -6,6 +6,7 @@ mirror images are drawn by position in the epoch, so neither batch size nor work
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from fractrain.data.decode import BadImage, Pixels, decode, eval_pixels, train_pixels
 from fractrain.data.folder import FolderSplit
 from fractrain.data.images import IntArray
+from fractrain.data.shards import rank_positions
 from fractrain.util.errors import ConfigError
 from fractrain.util.seeds import derive_seed
 
@@ -38,6 +40,47 @@ class Fetched(NamedTuple):
     error: str
 
 
+@dataclass(frozen=True)
+class Batching:
+    """How a part's images become batches, whatever holds them.
+
+    Attributes:
+        size: (height, width) of the images wanted.
+        batch_size: images per batch, over all ranks; the last batch of an epoch holds the rest.
+        seed: where order and crops derive from; None means the order of the part, evaluation preprocessing.
+        augment: random crops (and mirror images); False means evaluation preprocessing in shuffled order.
+        mirror: mirror images half of the time.
+        replace_bad: an image that cannot be decoded is replaced; otherwise it makes the batch unusable.
+        rank, world: this process gets the ``rank``-th of ``world`` parts of every batch.
+
+    Raises:
+        ConfigError: batch size below the number of ranks.
+    """
+
+    size: tuple[int, int]
+    batch_size: int
+    seed: int | None = None
+    augment: bool = False
+    mirror: bool = False
+    replace_bad: bool = False
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < self.world:
+            raise ConfigError(
+                f"batch_size is {self.batch_size}; it must be at least {self.world}, one image per process"
+            )
+
+    def count(self, images: int) -> int:
+        """Batches of an epoch of so many images."""
+        return -(-images // self.batch_size)
+
+    def crop_seed(self, epoch: int, position: int) -> int | None:
+        """Seed of the crop at a position of an epoch; None means the middle."""
+        return derive_seed(self.seed, "crop", epoch, position) if self.augment and self.seed is not None else None
+
+
 class UnreadableFile(Exception):
     """A file cannot be read at all; the text names it and says why."""
 
@@ -57,43 +100,22 @@ class FolderBatches:
 
     Args:
         part: the files.
-        size: (height, width) of the images wanted.
-        batch_size: images per batch, over all ranks; the last batch of an epoch holds the rest.
-        seed: where order and crops derive from; None means the order of listing, evaluation preprocessing.
-        augment: random crops (and mirror images); False means evaluation preprocessing in shuffled order.
-        mirror: mirror images half of the time.
-        replace_bad: an image that cannot be decoded is replaced by the next one of its class, in the order of listing,
-            that can; otherwise it makes the batch unusable.
-        rank, world: this process gets the ``rank``-th of ``world`` parts of every batch.
+        batching: how; a bad image is replaced by the next one of its class, in the order of listing, that can be
+            decoded.
 
     Raises:
-        ConfigError: batch size below the number of ranks, or no images.
+        ConfigError: no images.
     """
 
-    def __init__(
-        self,
-        part: FolderSplit,
-        size: tuple[int, int],
-        batch_size: int,
-        seed: int | None = None,
-        augment: bool = False,
-        mirror: bool = False,
-        replace_bad: bool = False,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if batch_size < world:
-            raise ConfigError(f"batch_size is {batch_size}; it must be at least {world}, one image per process")
+    def __init__(self, part: FolderSplit, batching: Batching) -> None:
         if len(part) == 0:
             raise ConfigError(f"{part.root} has no images")
-        self.part, self.size, self.batch_size, self.seed = part, size, batch_size, seed
-        self.augment, self.mirror, self.replace_bad = augment and seed is not None, mirror, replace_bad
-        self.rank, self.world = rank, world
+        self.part, self.batching = part, batching
         self._epoch, self._order = -1, np.arange(len(part))
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-len(self.part) // self.batch_size)
+        return self.batching.count(len(self.part))
 
     def positions(self, index: int) -> range:
         """Return the positions in the epoch that make up this rank's part of batch ``index``.
@@ -103,9 +125,10 @@ class FolderBatches:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        first = index * self.batch_size
-        count = min(self.batch_size, len(self.part) - first)
-        return range(first + self.rank * count // self.world, first + (self.rank + 1) * count // self.world)
+        b = self.batching
+        first = index * b.batch_size
+        places = rank_positions(min(b.batch_size, len(self.part) - first), b.rank, b.world)
+        return range(first + places.start, first + places.stop)
 
     def __getitem__(self, at: tuple[int, int]) -> Fetched:
         """Return batch ``index`` of ``epoch`` for ``at = (epoch, index)``; troubles with files are in the result."""
@@ -114,7 +137,7 @@ class FolderBatches:
         files = order[positions.start : positions.stop]
         bad: list[tuple[str, str]] = []
         # Filled in place: a list of 256 arrays stacked afterwards would copy every batch once more.
-        images = np.zeros((len(positions), *self.size, 3), dtype=np.uint8)
+        images = np.zeros((len(positions), *self.batching.size, 3), dtype=np.uint8)
         error = ""
         for row, (position, file) in enumerate(zip(positions, files.tolist(), strict=True)):
             try:
@@ -127,8 +150,8 @@ class FolderBatches:
 
     def _order_of(self, epoch: int) -> IntArray:
         """Return which file stands at each position of ``epoch``."""
-        if self.seed is not None and epoch != self._epoch:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        if self.batching.seed is not None and epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self.batching.seed, "order", epoch))
             self._order, self._epoch = torch.randperm(len(self.part), generator=generator).numpy(), epoch
         return self._order
 
@@ -143,7 +166,7 @@ class FolderBatches:
             return self._prepared(file, epoch, position)
         except BadImage as problem:
             path = str(self.part.path(file))
-            if not self.replace_bad:
+            if not self.batching.replace_bad:
                 raise BadImage(f"{path} cannot be decoded: {problem}; {HOW_TO_SKIP}") from problem
             bad.append((path, str(problem)))
         members = np.flatnonzero(self.part.labels == self.part.labels[file])
@@ -161,7 +184,4 @@ class FolderBatches:
             data = path.read_bytes()
         except OSError as error:  # a disk that fails is no bad image: never replaced
             raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}") from error
-        return prepare(data, self.size, self._seed_of(epoch, position), self.mirror)
-
-    def _seed_of(self, epoch: int, position: int) -> int | None:
-        return derive_seed(self.seed, "crop", epoch, position) if self.augment and self.seed is not None else None
+        return prepare(data, self.batching.size, self.batching.crop_seed(epoch, position), self.batching.mirror)

@@ -22,7 +22,7 @@ import numpy as np
 from fractrain.data.imagenet import MEAN, STD, Photos
 from fractrain.data.images import ArraySource
 from fractrain.data.info import DatasetInfo
-from fractrain.data.parquet_data import COMMIT, Layout, RowData, hub_data
+from fractrain.data.parquet_data import Layout, RowData, hub_data, pinned_table
 from fractrain.data.places import offline_variable, root_of
 from fractrain.util.errors import ConfigError, DataError, MachineError, did_you_mean, message_line
 
@@ -122,12 +122,7 @@ class HubTable(Photos):
 
 
 def _hub(name: str, place: str, size: int) -> DatasetInfo:
-    repository, _, revision = place.partition("@")
-    if repository.count("/") != 1 or not COMMIT.fullmatch(revision):
-        raise ConfigError(
-            f"data set {name!r}: expected hf:OWNER/NAME@REVISION, a commit's hash of 40 digits: a branch or tag may "
-            "move, and a result could not be repeated"
-        )
+    repository, revision = pinned_table(f"data set {name!r}", place)
     if variable := offline_variable():
         raise MachineError(f"data set {name!r}: the hub must be asked, but {variable} is set: unset it")
     try:

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import torch
 
+from fractrain.data.batches import Batching, FolderBatches
 from fractrain.data.folder import TRAIN, VAL, FolderSplit, and_more, list_part
 from fractrain.data.images import stratified, validation_count
 from fractrain.data.info import DatasetInfo
-from fractrain.data.loader import EvalLoader, TrainLoader, eval_loader, train_loader
+from fractrain.data.loader import StreamedImages
+from fractrain.data.prefetch import Fetcher, WorkerFetcher
 from fractrain.util.errors import DataError
 from fractrain.util.seeds import derive_seed
 
 
 @dataclass(frozen=True, eq=False)
-class FolderData:
+class FolderData(StreamedImages):
     """A data set in a folder.
 
     Attributes:
@@ -49,15 +51,12 @@ class FolderData:
                 total.update(b"".join(lines))
         return total.hexdigest()
 
-    def train_stream(
-        self, batch_size: int, seed: int, device: torch.device | str, augment: bool, rank: int = 0, world: int = 1
-    ) -> TrainLoader:
-        """Return the training batches, or one rank's share of each: a :class:`~fractrain.data.loader.TrainLoader`."""
-        return train_loader(self.train, self.info, batch_size, seed, device, augment, rank=rank, world=world)
-
-    def eval_stream(self, split: str, batch_size: int, device: torch.device | str) -> EvalLoader:
-        """Return the batches of ``test`` or ``val``; see :class:`~fractrain.data.loader.EvalLoader`."""
-        return eval_loader(getattr(self, split), self.info, batch_size, device)
+    def fetcher(self, split: str, batching: Batching, device: torch.device, workers: int) -> Fetcher:
+        """Worker processes read and decode."""
+        training = batching.seed is not None
+        return WorkerFetcher(
+            FolderBatches(getattr(self, split), batching), workers, wrap=training, pin=device.type == "cuda"
+        )
 
 
 def read_folder(entry: DatasetInfo, folder: Path, val_fraction: float = 0.0, seed: int = 0) -> FolderData:

@@ -14,11 +14,10 @@ from typing import Literal, cast
 import torch
 
 from fractrain.data.augment import Normalizer
-from fractrain.data.batches import BAD_VARIABLE, Fetched, FolderBatches
-from fractrain.data.folder import FolderSplit
+from fractrain.data.batches import BAD_VARIABLE, Batching, Fetched
 from fractrain.data.in_memory import Batch
 from fractrain.data.info import DatasetInfo
-from fractrain.data.prefetch import Fetcher, WorkerFetcher, worker_count
+from fractrain.data.prefetch import Fetcher, worker_count
 from fractrain.util.errors import ConfigError, DataError
 
 BadPolicy = Literal["stop", "skip"]
@@ -130,46 +129,52 @@ def bad_image_policy() -> BadPolicy:
     return cast("BadPolicy", text)
 
 
-def train_loader(
-    part: FolderSplit,
-    info: DatasetInfo,
-    batch_size: int,
-    seed: int,
-    device: torch.device | str,
-    augment: bool = True,
-    workers: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-) -> TrainLoader:
-    """Make the training batches of a folder.
+class StreamedImages:
+    """A data set whose images are read while training, and the batches made of them.
 
-    Args:
-        part: the files.
+    Attributes:
         info: gives size, normalization and whether images are mirrored.
-        batch_size: images per batch, over all ranks.
-        seed: the run's seed.
-        device: where batches are wanted.
-        augment: random crops and mirror images; False gives the middles in the same order.
-        workers: processes that decode; None means :func:`fractrain.data.prefetch.worker_count`.
-        rank, world: this process gets its part of every batch.
-
-    Raises:
-        ConfigError: a batch size, variable or part that makes no sense.
     """
-    device = torch.device(device)
-    batches = FolderBatches(
-        part, (info.shape[1], info.shape[2]), batch_size, seed, augment and info.augment, info.flip,
-        bad_image_policy() == "skip", rank, world,
-    )  # fmt: skip
-    count = worker_count(device) if workers is None else workers
-    return TrainLoader(WorkerFetcher(batches, count, pin=device.type == "cuda"), info, device, world)
 
+    info: DatasetInfo
 
-def eval_loader(
-    part: FolderSplit, info: DatasetInfo, batch_size: int, device: torch.device | str, workers: int | None = None
-) -> EvalLoader:
-    """Make the evaluation batches of a folder; arguments as of :func:`train_loader`."""
-    device = torch.device(device)
-    batches = FolderBatches(part, (info.shape[1], info.shape[2]), batch_size, replace_bad=bad_image_policy() == "skip")
-    count = worker_count(device) if workers is None else workers
-    return EvalLoader(WorkerFetcher(batches, count, wrap=False, pin=device.type == "cuda"), info, device)
+    def fetcher(self, split: str, batching: Batching, device: torch.device, workers: int) -> Fetcher:
+        """Where the batches of a part come from; ``workers`` processes or threads decode."""
+        raise NotImplementedError
+
+    def train_stream(
+        self, batch_size: int, seed: int, device: torch.device | str, augment: bool = True, rank: int = 0,
+        world: int = 1, workers: int | None = None,
+    ) -> TrainLoader:  # fmt: skip
+        """Return the training batches, or one process's share of each.
+
+        Args:
+            batch_size: images per batch, over all ranks.
+            seed: the run's seed.
+            device: where batches are wanted.
+            augment: random crops and mirror images; False gives the middles in the same order.
+            rank, world: this process gets its part of every batch.
+            workers: how many decode; None means :func:`fractrain.data.prefetch.worker_count`.
+
+        Raises:
+            ConfigError: a batch size, variable or part that makes no sense.
+        """
+        batching = Batching(
+            self._size(), batch_size, seed, augment and self.info.augment, self.info.flip, bad_image_policy() == "skip",
+            rank, world,
+        )  # fmt: skip
+        return TrainLoader(self._fetcher("train", batching, device, workers), self.info, device, world)
+
+    def eval_stream(
+        self, split: str, batch_size: int, device: torch.device | str, workers: int | None = None
+    ) -> EvalLoader:
+        """Return the batches of ``test`` or ``val``, in order; arguments as of :meth:`train_stream`."""
+        batching = Batching(self._size(), batch_size, replace_bad=bad_image_policy() == "skip")
+        return EvalLoader(self._fetcher(split, batching, device, workers), self.info, device)
+
+    def _size(self) -> tuple[int, int]:
+        return self.info.shape[1], self.info.shape[2]
+
+    def _fetcher(self, split: str, batching: Batching, on: torch.device | str, workers: int | None) -> Fetcher:
+        device = torch.device(on)
+        return self.fetcher(split, batching, device, worker_count(device) if workers is None else workers)

@@ -11,11 +11,13 @@ from typing import Final
 
 import torch
 
+from fractrain.data.batches import Batching
 from fractrain.data.info import DatasetInfo
-from fractrain.data.loader import EvalLoader, TrainLoader
+from fractrain.data.loader import StreamedImages
 from fractrain.data.parquet import ParquetSplit
-from fractrain.data.parquet_loader import eval_loader, train_loader
+from fractrain.data.parquet_loader import RowFetcher
 from fractrain.data.places import offline_variable
+from fractrain.data.prefetch import Fetcher
 from fractrain.util.errors import ConfigError, DataError, MachineError, message_line
 
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -24,7 +26,7 @@ _SPLITS: Final = {"train": ("train",), "test": ("validation", "val")}
 
 
 @dataclass(frozen=True, eq=False)
-class RowData:
+class RowData(StreamedImages):
     """A data set of rows.
 
     Attributes:
@@ -49,15 +51,9 @@ class RowData:
                 total.update(f"{path.name} {path.stat().st_size}\n".encode())
         return total.hexdigest()
 
-    def train_stream(
-        self, batch_size: int, seed: int, device: torch.device | str, augment: bool, rank: int = 0, world: int = 1
-    ) -> TrainLoader:
-        """Return the training batches, or one process's share of each."""
-        return train_loader(self.train, self.info, batch_size, seed, device, augment, rank, world)
-
-    def eval_stream(self, split: str, batch_size: int, device: torch.device | str) -> EvalLoader:
-        """Return the batches of ``test``."""
-        return eval_loader(getattr(self, split), self.info, batch_size, device)
+    def fetcher(self, split: str, batching: Batching, device: torch.device, workers: int) -> Fetcher:
+        """Threads decode while one reads."""
+        return RowFetcher(getattr(self, split), batching, workers)
 
 
 def parquet_files(folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -102,6 +98,25 @@ class Layout:
     label: str = "label"
 
 
+def pinned_table(given: str, place: str) -> tuple[str, str]:
+    """Repository and revision of a table ``owner/name@revision`` on the hub.
+
+    Args:
+        given: what was given and where, for the error.
+        place: the name.
+
+    Raises:
+        ConfigError: it is something else, or a branch or tag.
+    """
+    repository, _, revision = place.partition("@")
+    if repository.count("/") != 1 or not COMMIT.fullmatch(revision):
+        raise ConfigError(
+            f"{given}: expected owner/name@revision, a commit's hash of 40 digits: a branch or tag may move, and a "
+            "result could not be repeated"
+        )
+    return repository, revision
+
+
 def hub_data(entry: DatasetInfo, hub: str, val_fraction: float = 0.0, layout: Layout | None = None) -> RowData:
     """Describe a data set on the hub; nothing is asked of the network here.
 
@@ -109,12 +124,7 @@ def hub_data(entry: DatasetInfo, hub: str, val_fraction: float = 0.0, layout: La
         ConfigError: no revision is pinned, or a validation part is asked for.
         MachineError: a variable says that this machine is offline.
     """
-    name, _, revision = hub.partition("@")
-    if name.count("/") != 1 or not COMMIT.fullmatch(revision):
-        raise ConfigError(
-            f"FRACTRAIN_IMAGENET={hub!r}: expected owner/name@revision, a commit's hash of 40 digits: a branch or "
-            "tag may move, and a result could not be repeated"
-        )
+    pinned_table(f"FRACTRAIN_IMAGENET={hub!r}", hub)
     if variable := offline_variable():
         raise MachineError(f"{hub} is streamed from the hub, but {variable} is set: unset it, or use files on disk")
     _no_validation(entry, val_fraction)

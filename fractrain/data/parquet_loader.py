@@ -10,15 +10,10 @@ from itertools import islice
 import numpy as np
 import torch
 
-from fractrain.data.batches import HOW_TO_SKIP, Fetched, prepare
+from fractrain.data.batches import HOW_TO_SKIP, Batching, Fetched, prepare
 from fractrain.data.decode import BadImage, Pixels
-from fractrain.data.info import DatasetInfo
-from fractrain.data.loader import EvalLoader, TrainLoader, bad_image_policy
 from fractrain.data.parquet import ParquetSplit, Row
-from fractrain.data.prefetch import worker_count
 from fractrain.data.shards import Sharding, rank_positions
-from fractrain.util.errors import ConfigError
-from fractrain.util.seeds import derive_seed
 
 _AHEAD = 2  # batches
 
@@ -28,44 +23,19 @@ class RowFetcher:
 
     Args:
         part: the rows.
-        size: (height, width) wanted.
-        batch_size: images per batch, over all ranks.
-        seed: where order and crops derive from; None means the table's order, evaluation preprocessing.
-        augment: random crops and mirror images.
-        mirror: mirror images half of the time.
-        replace_bad: an image that cannot be decoded becomes a black one (the next of its class may be far away);
-            otherwise it makes the batch unusable.
+        batching: how; None for the seed means the table's order, and a bad image is replaced by a black one (the next
+            of its class may be far away).
         threads: how many decode.
-        rank, world: this process gets the ``rank``-th of ``world`` parts of every batch.
-
-    Raises:
-        ConfigError: batch size below the number of ranks.
     """
 
-    def __init__(
-        self,
-        part: ParquetSplit,
-        size: tuple[int, int],
-        batch_size: int,
-        seed: int | None = None,
-        augment: bool = False,
-        mirror: bool = False,
-        replace_bad: bool = False,
-        threads: int = 1,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if batch_size < world:
-            raise ConfigError(f"batch_size is {batch_size}; it must be at least {world}, one image per process")
-        self.part, self.size, self.batch_size, self.seed = part, size, batch_size, seed
-        self.augment, self.mirror, self.replace_bad = augment and seed is not None, mirror, replace_bad
-        self.threads, self.rank, self.world = max(1, threads), rank, world
+    def __init__(self, part: ParquetSplit, batching: Batching, threads: int = 1) -> None:
+        self.part, self.batching, self.threads = part, batching, max(1, threads)
         self._next: tuple[int, int] | None = None
         self._queue: Iterator[Fetched] = iter(())
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-len(self.part) // self.batch_size)
+        return self.batching.count(len(self.part))
 
     def fetch(self, epoch: int, index: int) -> Fetched:
         """Return batch ``index`` of ``epoch``.
@@ -107,13 +77,14 @@ class RowFetcher:
 
     def _open(self, epoch: int, index: int) -> tuple[Sharding, Mapping[int, Iterator[Row]]]:
         """The shards of this rank, each at its first row of batch ``index``."""
-        if self.seed is None:  # evaluation: the table's order, which can be entered anywhere
-            first = index * self.batch_size
-            return Sharding(len(self.part), self.batch_size, 1), {0: self.part.in_order(range(first, len(self.part)))}
-        sharding, rows = self.part.sharding(self.batch_size), {}
-        for shard in sharding.of_rank(self.rank, self.world):
-            done = index * len(sharding.positions(shard, self.batch_size))
-            rows[shard] = islice(self.part.read(self.seed, epoch, sharding, shard), done, None)
+        b = self.batching
+        if b.seed is None:  # evaluation: the table's order, which can be entered anywhere
+            first = index * b.batch_size
+            return Sharding(len(self.part), b.batch_size, 1), {0: self.part.in_order(range(first, len(self.part)))}
+        sharding, rows = self.part.sharding(b.batch_size), {}
+        for shard in sharding.of_rank(b.rank, b.world):
+            done = index * len(sharding.positions(shard, b.batch_size))
+            rows[shard] = islice(self.part.read(b.seed, epoch, sharding, shard), done, None)
         return sharding, rows
 
     def _make(
@@ -125,15 +96,16 @@ class RowFetcher:
         index: int,
     ) -> Fetched:
         """Read this rank's shards of one batch and decode its part of it."""
-        size = min(self.batch_size, len(self.part) - index * self.batch_size)
-        mine = rank_positions(size, self.rank, self.world)
+        b = self.batching
+        size = min(b.batch_size, len(self.part) - index * b.batch_size)
+        mine = rank_positions(size, b.rank, b.world)
         names, labels, futures = [], [], []
         for shard, stretch in rows.items():
             places = sharding.positions(shard, size)
             for place, (name, data, label) in zip(places, islice(stretch, len(places)), strict=True):
                 if place in mine:
-                    seed = self._crop_seed(epoch, index * self.batch_size + place)
-                    futures.append(decoders.submit(prepare, data, self.size, seed, self.mirror))
+                    seed = b.crop_seed(epoch, index * b.batch_size + place)
+                    futures.append(decoders.submit(prepare, data, b.size, seed, b.mirror))
                     names.append(name)
                     labels.append(label)
         if index == len(self) - 1:
@@ -141,43 +113,14 @@ class RowFetcher:
                 next(stretch, None)  # lets the part count its rows to the end
         return self._collect(names, labels, futures)
 
-    def _crop_seed(self, epoch: int, position: int) -> int | None:
-        return derive_seed(self.seed, "crop", epoch, position) if self.augment and self.seed is not None else None
-
     def _collect(self, names: list[str], labels: list[int], futures: list[Future[Pixels]]) -> Fetched:
-        images = np.zeros((len(names), *self.size, 3), dtype=np.uint8)
+        images = np.zeros((len(names), *self.batching.size, 3), dtype=np.uint8)
         bad, error = [], ""
         for row, future in enumerate(futures):
             try:
                 images[row] = future.result()
             except BadImage as problem:
                 bad.append((names[row], str(problem)))
-                if not self.replace_bad:
+                if not self.batching.replace_bad:
                     error = f"{names[row]} cannot be decoded: {problem}; {HOW_TO_SKIP}"
         return Fetched(torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64), bad, error)
-
-
-def train_loader(
-    part: ParquetSplit,
-    info: DatasetInfo,
-    batch_size: int,
-    seed: int,
-    device: torch.device | str,
-    augment: bool = True,
-    rank: int = 0,
-    world: int = 1,
-) -> TrainLoader:
-    """Make the training batches of a table; arguments as of :func:`fractrain.data.loader.train_loader`."""
-    fetcher = RowFetcher(
-        part, (info.shape[1], info.shape[2]), batch_size, seed, augment and info.augment, info.flip,
-        bad_image_policy() == "skip", worker_count(torch.device(device)), rank, world,
-    )  # fmt: skip
-    return TrainLoader(fetcher, info, device, world)
-
-
-def eval_loader(part: ParquetSplit, info: DatasetInfo, batch_size: int, device: torch.device | str) -> EvalLoader:
-    """Make the evaluation batches of a table."""
-    replace_bad = bad_image_policy() == "skip"
-    threads = worker_count(torch.device(device))
-    size = (info.shape[1], info.shape[2])
-    return EvalLoader(RowFetcher(part, size, batch_size, replace_bad=replace_bad, threads=threads), info, device)

@@ -39,7 +39,7 @@ class RankBatchNorm(_BatchNorm):
         """Normalise ``[N, C, ...]``."""
         if not self.training and self.running_mean is not None:
             return super().forward(input)
-        out, mean, var, count = _Normalise.apply(
+        out, mean, var, count = _SyncBatchNorm.apply(
             input, self.weight, self.bias, self.running_mean, self.eps, self._ranks
         )
         if self.training and self.track_running_stats and self.running_mean is not None:
@@ -56,7 +56,7 @@ class RankBatchNorm(_BatchNorm):
             buffer.mul_(1 - factor).add_(value.to(buffer.dtype), alpha=factor)
 
 
-class _Normalise(torch.autograd.Function):
+class _SyncBatchNorm(torch.autograd.Function):
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with mean and var over all ranks, which gradients reach."""
 
     @staticmethod

@@ -35,7 +35,7 @@ from fractrain.engine.registries import Registries
 from fractrain.engine.schedule import Clock, learning_rate
 from fractrain.engine.site import Site
 from fractrain.engine.task import task_of
-from fractrain.engine.throughput import Pace, Replaced
+from fractrain.engine.throughput import Replaced, Throughput
 from fractrain.experimental.cuda_graphs import RecordedSteps, Recorder
 from fractrain.layers.kept import keeping
 from fractrain.methods.base import MethodContext
@@ -224,7 +224,7 @@ class TrainingLoop:
             message = f"run {self.config.run_id} diverged at step {self.step} in layer {error.layer!r}: {error}"
             raise Diverged(message, error.layer, self.step) from error
         self.step += 1
-        self.pace.step_seconds.append(time.perf_counter() - started)
+        self.throughput.step_seconds.append(time.perf_counter() - started)
         self.energy.poll()
 
     def _train_step(self) -> None:
@@ -252,7 +252,7 @@ class TrainingLoop:
         if done.correct is not None:
             self.correct += done.correct
         self.samples += done.count
-        self.pace.answers += done.count
+        self.throughput.answers += done.count
         self.ledger.enabled = counted
 
     def _device_step(
@@ -330,7 +330,7 @@ class TrainingLoop:
             "method": {name: float(value) for name, value in self.method.metrics().items()},
             "seconds": self.seconds,
             "joules": self.energy.total,
-            **self.pace.line("images" if self.task.metric == "accuracy" else "words"),
+            **self.throughput.line("images" if self.task.metric == "accuracy" else "words"),
         }
         if self.task.metric == "perplexity":
             perplexity = self.task.perplexity
@@ -347,7 +347,7 @@ class TrainingLoop:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.samples: int = 0
-        self.pace = Pace(self.stream)
+        self.throughput = Throughput(self.stream)
 
     @property
     def seconds(self) -> float:

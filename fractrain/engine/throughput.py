@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-class Pace:
+class Throughput:
     """Speed of the training steps of one evaluation period, as far as this process did them.
 
     Args:

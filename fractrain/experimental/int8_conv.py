@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Launcher:
+class ConvLauncher:
     """Launches the kernels of one module; tensors must be on one device, images in channels-last memory."""
 
     module: ModuleType
@@ -156,17 +156,17 @@ def weight_gradient(e: Quantized, a: Quantized, g: Geometry) -> torch.Tensor:
 
 
 @cache
-def load() -> Launcher | None:
+def load() -> ConvLauncher | None:
     """Import the kernels, or return None where Triton is absent."""
     try:
         from fractrain.experimental import triton_conv
     except ImportError as problem:
         log.warning("int8 convolutions are not available (%s); using float32", problem)
         return None
-    return Launcher(triton_conv)
+    return ConvLauncher(triton_conv)
 
 
-def _launcher() -> Launcher:
+def _launcher() -> ConvLauncher:
     launcher = load()
     assert launcher is not None  # else nothing is possible
     return launcher

@@ -78,7 +78,7 @@ class CompactBatchNorm2d(nn.BatchNorm2d):
     def _normalise(self, x: torch.Tensor, floor: float, fused: tuple[ModuleType, bool]) -> torch.Tensor:
         """By compiled kernels; what is below ``floor`` is raised to it."""
         found = BatchStatistics()
-        y: torch.Tensor = _Normalise.apply(x, self.weight, self.bias, self.eps, floor, found, fused)
+        y: torch.Tensor = _CompactBatchNorm.apply(x, self.weight, self.bias, self.eps, floor, found, fused)
         known_range.note(y, *found.limits)
         if self.training and self.track_running_stats and not recomputing():
             self._track(found)
@@ -127,7 +127,7 @@ class BatchStatistics:
     limits: tuple[float, float] = (float("nan"), float("nan"))
 
 
-class _Normalise(torch.autograd.Function):
+class _CompactBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float, floor: float,

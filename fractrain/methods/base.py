@@ -46,7 +46,7 @@ def _width(value: int) -> int:
     return value
 
 
-Kept = Annotated[
+KeptLayers = Annotated[
     tuple[str, ...],
     pydantic.Field(
         description="layers left in floating point and out of cp, by names or patterns such as *.downsample.0",

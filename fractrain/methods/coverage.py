@@ -117,7 +117,7 @@ class Watch:
         self._frames: list[_Frame] = []
         self._found: dict[tuple[str, str], Product] = {}
         self._reported = 0  # MACs that layers have reported and others compute
-        self._mode = _Products(self)
+        self._mode = _ProductMode(self)
         self._hooks: list[Any] = []
 
     def start(self) -> None:
@@ -203,7 +203,7 @@ class _Frame:
     first: CandidateScope | None = None
 
 
-class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shows a :class:`Watch` every operation that multiplies matrices."""
 
     def __init__(self, watch: Watch) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from fractrain.layers.convert import convert
-from fractrain.methods.base import Kept, Method, MethodContext, MethodSettings, Width
+from fractrain.methods.base import KeptLayers, Method, MethodContext, MethodSettings, Width
 from fractrain.methods.block_call import entrance
 from fractrain.methods.blocks import block_weights, gateable_blocks
 from fractrain.methods.depthwise import (
@@ -57,7 +57,7 @@ class DFQSettings(MethodSettings):
         ),
     ] = DEPTHWISE_BITS
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
-    keep: Kept = ()
+    keep: KeptLayers = ()
     cp_batch: Literal["seen", "nominal"] = Field(
         "seen",
         description="what the cost of a batch is divided by before it is compared with the target: its samples (seen), "

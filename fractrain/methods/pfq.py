@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from fractrain.layers.convert import convert_body, quant_layers
-from fractrain.methods.base import LAYERS_INERT, Kept, Layers, Method, MethodContext, MethodSettings, Variation
+from fractrain.methods.base import LAYERS_INERT, KeptLayers, Layers, Method, MethodContext, MethodSettings, Variation
 from fractrain.methods.depthwise import (
     DEPTHWISE_BITS,
     DEPTHWISE_INERT,
@@ -66,7 +66,7 @@ class PFQSettings(StageSettings):
     grad_bits: tuple[int, ...] = Field((6, 6, 8, 8), description="error bits of the stages")
     running: float = Field(0.9, ge=0, lt=1, description="fraction of the old activation range kept (evaluation)")
     depthwise_bits: DepthwiseBits = DEPTHWISE_BITS
-    keep: Kept = ()
+    keep: KeptLayers = ()
     layers: Layers = "convolutions"
 
     @model_validator(mode="after")

@@ -144,7 +144,7 @@ class ScaledFormat(Protocol):
 
 
 @dataclass
-class Blocks:
+class ScaledBlocks:
     """Result of :meth:`Backend.quantize_blocks`.
 
     Attributes:
@@ -203,7 +203,7 @@ class Backend:
 
     def quantize_blocks(
         self, form: ScaledFormat, m: torch.Tensor, noise: NoiseKey | None, known: torch.Tensor | None, place: Place
-    ) -> Blocks | None:
+    ) -> ScaledBlocks | None:
         """Quantize matrices ``[G, R, C]``.
 
         Args:

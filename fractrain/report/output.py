@@ -96,18 +96,6 @@ def table_content(
     return tables.render(table, fmt).encode()
 
 
-def table_text(
-    spec: TableSpec,
-    store: Store | None,
-    profile: str,
-    seeds: int | Sequence[int] | None = None,
-    fmt: str = "md",
-    sources: Sources | None = None,
-) -> str:
-    """:func:`table_content` of a text format (``svg`` is one)."""
-    return table_content(spec, store, profile, seeds, fmt, sources).decode()
-
-
 def _costs_content(figure: CostFigure, fmt: str) -> bytes:
     """A figure of costs in one format."""
     if fmt in FORMATS:
@@ -148,7 +136,7 @@ def write(
     """Write ``<name>-<profile>.<format>`` in every format, each file at once or not at all; a figure also as drawings.
 
     Args:
-        spec: as for :func:`table_text`, and so are the others.
+        spec: as for :func:`table_content`, and so are the others.
         store: the run store.
         profile: whose runs are shown.
         folder: where to; made if it is not there.

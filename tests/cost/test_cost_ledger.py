@@ -14,20 +14,20 @@ from fractrain.cost.ledger import Entry, Ledger, LedgerRow
 CONV = [Entry("conv", "FW", 8, 8, 5), Entry("conv", "GC", 8, 6, 5)]
 
 
-def filled() -> Ledger:
+def filled(times: int = 1) -> Ledger:
     ledger = Ledger({"blocks": ["a", "b"], "forward_macs": 42, "batch_size": 4})
     for epoch in range(2):
         ledger.begin("train", epoch)
-        ledger.samples(6)
-        ledger.count("conv", 6, lambda: CONV)
+        ledger.samples(6 * times)
+        ledger.count("conv", 6 * times, lambda: CONV)
         ledger.count_selected(
             ("a/0", "a/1", "a/2"),
-            torch.tensor([1, 5, 0]),
+            torch.tensor([1, 5, 0]) * times,
             lambda k: [Entry("a.conv", "FW", k + 2, 4, 10), Entry("a.conv", "EB", k + 6, 4, 10)],
         )
     ledger.begin("eval", 1)
-    ledger.samples(3)
-    ledger.count("fw", 3, lambda: [Entry("conv", "FW", 8, 8, 5)])
+    ledger.samples(3 * times)
+    ledger.count("fw", 3 * times, lambda: [Entry("conv", "FW", 8, 8, 5)])
     return ledger
 
 
@@ -94,6 +94,12 @@ def test_loading_replaces_what_was_counted_before() -> None:
     ledger.count_selected(("z",), torch.tensor([9]), lambda k: CONV)  # still on the device
     ledger.load_state_dict(filled().state_dict())
     assert ledger.digest() == filled().digest()
+
+
+def test_counts_of_another_process_are_added_to_those_made_here() -> None:
+    ledger = filled()
+    ledger.add(filled().state_dict())
+    assert ledger.digest() == filled(times=2).digest()
 
 
 def test_another_format_version_is_refused() -> None:

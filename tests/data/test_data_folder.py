@@ -15,11 +15,10 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision import datasets, transforms
 from torchvision.transforms import functional as reference
 
-from fractrain.data.batches import FolderBatches
+from fractrain.data.batches import Batching, FolderBatches
 from fractrain.data.decode import RATIO, SCALE, BadImage, crop_box, decode, eval_pixels, train_pixels
 from fractrain.data.folder import list_part
 from fractrain.data.folder_data import read_folder
-from fractrain.data.loader import eval_loader, train_loader
 from fractrain.data.prefetch import WorkerFetcher, worker_count
 from fractrain.util.errors import ConfigError, DataError, MachineError
 
@@ -153,19 +152,19 @@ def bits(batch) -> bytes:
 
 def test_batches_are_a_function_of_seed_epoch_and_index(folder):
     data = read_folder(entry(), folder)
-    plain = train_loader(data.train, data.info, 4, 7, "cpu", workers=0)
+    plain = data.train_stream(4, 7, "cpu", workers=0)
     assert len(plain) == 4
     wanted = {(e, i): bits(plain.batch(e, i)) for e in (2, 0, 1) for i in (3, 1, 0, 2)}
     assert len(set(wanted.values())) == 12
     before = torch.get_rng_state()
-    many = train_loader(data.train, data.info, 4, 7, "cpu", workers=2)
+    many = data.train_stream(4, 7, "cpu", workers=2)
     # In order over the end of an epoch, a resume, two skipped steps, a step back, a far jump.
     for at in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 0), (2, 3), (2, 2), (0, 1)]:
         assert bits(many.batch(*at)) == wanted[at]
     assert torch.equal(torch.get_rng_state(), before)  # the training's own randomness is not touched
     assert many.waited_s > 0
     many.close()
-    other = train_loader(data.train, data.info, 4, 8, "cpu", workers=0)
+    other = data.train_stream(4, 8, "cpu", workers=0)
     assert bits(other.batch(0, 0)) != wanted[0, 0]
     with pytest.raises(IndexError, match="batch 4 of 4"):
         many.batch(0, 4)
@@ -173,11 +172,11 @@ def test_batches_are_a_function_of_seed_epoch_and_index(folder):
 
 def test_a_batch_is_what_it_should_be(folder):
     data = read_folder(entry(), folder)
-    loader = train_loader(data.train, data.info, 4, 7, "cpu", workers=0)
+    loader = data.train_stream(4, 7, "cpu", workers=0)
     x, y = loader.batch(0, 0)
     assert (x.shape, x.dtype, y.dtype) == ((4, 3, 32, 32), torch.float32, torch.int64)
     assert x.is_contiguous(memory_format=torch.channels_last)
-    fetched = FolderBatches(data.train, (32, 32), 4, 7, True, True)[0, 0]
+    fetched = FolderBatches(data.train, Batching((32, 32), 4, 7, True, True))[0, 0]
     expected = torch.stack([reference.normalize(reference.to_tensor(i.numpy()), data.info.mean, data.info.std)
                             for i in fetched.images])  # fmt: skip
     assert torch.equal(x, expected)
@@ -190,7 +189,7 @@ def test_crops_do_not_depend_on_batch_size_or_ranks(folder):
     part = read_folder(entry(), folder).train
 
     def epoch(size, rank=0, world=1):
-        batches = FolderBatches(part, (16, 16), size, 3, True, True, rank=rank, world=world)
+        batches = FolderBatches(part, Batching((16, 16), size, 3, True, True, rank=rank, world=world))
         return [batches[1, i].images for i in range(len(batches))]
 
     whole = torch.cat(epoch(15))
@@ -204,10 +203,10 @@ def test_crops_do_not_depend_on_batch_size_or_ranks(folder):
 
 def test_without_augmentation_the_middles_come_in_the_same_order(folder):
     data = read_folder(entry(), folder)
-    plain = train_loader(data.train, data.info, 15, 7, "cpu", augment=False, workers=0).batch(0, 0)
-    crops = train_loader(data.train, data.info, 15, 7, "cpu", workers=0).batch(0, 0)
+    plain = data.train_stream(15, 7, "cpu", augment=False, workers=0).batch(0, 0)
+    crops = data.train_stream(15, 7, "cpu", workers=0).batch(0, 0)
     assert torch.equal(plain[1], crops[1])
-    listed, shuffled = (FolderBatches(data.train, (32, 32), 15, seed)[0, 0] for seed in (None, 7))
+    listed, shuffled = (FolderBatches(data.train, Batching((32, 32), 15, seed))[0, 0] for seed in (None, 7))
     label_of = {i.numpy().tobytes(): y for i, y in zip(listed.images, listed.labels.tolist(), strict=True)}
     assert len(label_of) == 15
     assert [label_of[i.numpy().tobytes()] for i in shuffled.images] == shuffled.labels.tolist() == plain[1].tolist()
@@ -216,7 +215,7 @@ def test_without_augmentation_the_middles_come_in_the_same_order(folder):
 
 def test_evaluation_shows_every_image_once_in_order_again_and_again(folder):
     data = read_folder(entry(), folder)
-    loader = eval_loader(data.test, data.info, 4, "cpu", workers=1)
+    loader = data.eval_stream("test", 4, "cpu", workers=1)
     first, second = (list(loader) for _ in range(2))
     assert [bits(b) for b in first] == [bits(b) for b in second]
     assert len(first) == len(loader) == 2
@@ -236,10 +235,10 @@ def truncate(path):
 )
 def test_a_bad_image_stops_the_run_where_it_is_used(own_folder, damage, workers):
     data = read_folder(entry(), own_folder)
-    batches = FolderBatches(data.train, (32, 32), 4, 7)
+    batches = FolderBatches(data.train, Batching((32, 32), 4, 7))
     at = batches._order_of(0)[9]  # in batch 2 of 4
     damage(data.train.path(at))
-    loader = train_loader(data.train, data.info, 4, 7, "cpu", workers=workers)
+    loader = data.train_stream(4, 7, "cpu", workers=workers)
     loader.batch(0, 0)
     loader.batch(0, 1)  # a worker has met the bad file by now
     with pytest.raises(DataError) as caught:
@@ -252,19 +251,19 @@ def test_a_bad_image_stops_the_run_where_it_is_used(own_folder, damage, workers)
 def test_a_bad_image_is_replaced_by_the_next_of_its_class(own_folder, monkeypatch, caplog):
     monkeypatch.setenv("FRACTRAIN_BAD_IMAGES", "skip")
     data = read_folder(entry(), own_folder)
-    good = FolderBatches(data.test, (32, 32), 6)[0, 0].images
+    good = FolderBatches(data.test, Batching((32, 32), 6))[0, 0].images
     truncate(data.test.path(1))  # the last of its class: the next one is the first
     truncate(data.train.path(6))
     truncate(data.train.path(7))
-    fetched = FolderBatches(data.test, (32, 32), 6, replace_bad=True)[0, 0]
+    fetched = FolderBatches(data.test, Batching((32, 32), 6, replace_bad=True))[0, 0]
     assert torch.equal(fetched.images, torch.stack([good[0], good[0], *good[2:]]))
     assert fetched.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    loader = train_loader(data.train, data.info, 4, 7, "cpu", workers=0)
+    loader = data.train_stream(4, 7, "cpu", workers=0)
     for epoch in (0, 1):
         assert torch.bincount(torch.cat([y for _, y in loader.epoch(epoch)])).tolist() == [5, 5, 5]
     assert set(loader.bad_images) == {str(data.train.path(i)) for i in (6, 7)}
     assert [str(data.train.path(6)) in record.getMessage() for record in caplog.records].count(True) == 1
-    again = train_loader(data.train, data.info, 4, 7, "cpu", workers=1)
+    again = data.train_stream(4, 7, "cpu", workers=1)
     assert [bits(b) for b in again.epoch(1)] == [bits(b) for b in loader.epoch(1)]
 
 
@@ -275,10 +274,10 @@ def test_what_skipping_does_not_cover(own_folder, monkeypatch):
         truncate(data.test.path(i))
     data.train.path(4).unlink()
     with pytest.raises(DataError, match="nor any other image of its class") as caught:
-        next(iter(eval_loader(data.test, data.info, 6, "cpu", workers=0)))
+        next(iter(data.eval_stream("test", 6, "cpu", workers=0)))
     one_line(caught)
     with pytest.raises(DataError, match=r"img_004.JPEG cannot be read: No such file") as caught:
-        train_loader(data.train, data.info, 15, 7, "cpu", workers=0).batch(0, 0)
+        data.train_stream(15, 7, "cpu", workers=0).batch(0, 0)
     one_line(caught)
 
 
@@ -347,11 +346,10 @@ import sys
 from pathlib import Path
 from image_folders import entry
 from fractrain.data.folder_data import read_folder
-from fractrain.data.loader import train_loader
 
 print("the script runs")
 data = read_folder(entry(), Path(sys.argv[1]))
-loader = train_loader(data.train, data.info, 4, 7, "cpu", workers=1)
+loader = data.train_stream(4, 7, "cpu", workers=1)
 print(tuple(loader.batch(0, 0)[0].shape))
 loader.close()
 """

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from image_folders import ROWS, entry, install, jpeg, one_line, write_parquet
 
 from fractrain.data import registry
+from fractrain.data.batches import Batching
 from fractrain.data.decode import decode, eval_pixels
 from fractrain.data.parquet import ParquetSplit, window_shuffle
 from fractrain.data.parquet_loader import RowFetcher
@@ -33,7 +34,7 @@ def test_rows_are_evaluated_in_order(parquet, tmp_path):
     loader = data.eval_stream("test", 3, torch.device("cpu"))
     assert len(loader) == 3
     assert torch.cat([y for _, y in loader]).tolist() == [0, 1, 2, 0, 1, 2, 0]
-    found = RowFetcher(data.test, (32, 32), 7).fetch(0, 0).images
+    found = RowFetcher(data.test, Batching((32, 32), 7)).fetch(0, 0).images
     expected = [torch.tensor(eval_pixels(decode(jpeg(900 + i)), (32, 32))) for i in range(7)]
     assert torch.equal(found, torch.stack(expected))
 
@@ -42,7 +43,7 @@ def test_rows_are_a_function_of_seed_epoch_and_index(parquet, tmp_path):
     part = registry.load("imagenet", tmp_path).train
 
     def batches(order, threads=1, seed=5, **more):
-        fetcher = RowFetcher(part, (16, 16), 8, seed, True, True, threads=threads, **more)
+        fetcher = RowFetcher(part, Batching((16, 16), 8, seed, True, True, **more), threads=threads)
         return {at: fetcher.fetch(*at) for at in order}
 
     order = [(e, i) for e in (0, 1) for i in range(4)]
@@ -74,7 +75,7 @@ def test_each_rank_reads_its_own_rows_only(parquet, tmp_path, monkeypatch):
 
     def rows_of(rank, world):
         read.clear()
-        fetcher = RowFetcher(data.train, (16, 16), 8, 5, rank=rank, world=world)
+        fetcher = RowFetcher(data.train, Batching((16, 16), 8, 5, rank=rank, world=world))
         for index in range(len(fetcher)):
             fetcher.fetch(0, index)
         return sorted(read)
@@ -100,7 +101,7 @@ def test_a_fetcher_that_is_dropped_waits_for_nobody_and_its_threads_end(parquet,
     """The collector may run anywhere, in a thread that holds the lock which joining another needs: a run hung there."""
     data = registry.load("imagenet", tmp_path)
     before = set(threading.enumerate())
-    fetcher = RowFetcher(data.train, (16, 16), 8, 5, threads=2)
+    fetcher = RowFetcher(data.train, Batching((16, 16), 8, 5), threads=2)
     fetcher.fetch(0, 0)  # the next ones are in preparation
     loader = iter(data.eval_stream("test", 3, torch.device("cpu")))
     next(loader)
@@ -173,7 +174,7 @@ def test_a_bad_row_stops_or_turns_black(parquet, tmp_path, monkeypatch):
     loader = data.eval_stream("test", 4, cpu)
     assert torch.cat([y for _, y in loader]).tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert len(loader.bad_images) == 1
-    assert (RowFetcher(data.test, (32, 32), 7, replace_bad=True).fetch(0, 0).images[4] == 0).all()
+    assert (RowFetcher(data.test, Batching((32, 32), 7, replace_bad=True)).fetch(0, 0).images[4] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_streamed(parquet, tmp_path
     """What comes from there is served by ``datasets`` itself, from local files: there is no network here."""
     files = {"train": sorted(map(str, parquet.glob("train-*"))), "validation": sorted(map(str, parquet.glob("val*")))}
     local = list(registry.load("imagenet", tmp_path).eval_stream("test", 3, torch.device("cpu")))
-    first = RowFetcher(registry.load("imagenet", tmp_path).train, (16, 16), 8, 5, True, True).fetch(1, 0)
+    first = RowFetcher(registry.load("imagenet", tmp_path).train, Batching((16, 16), 8, 5, True, True)).fetch(1, 0)
     asked, load = [], datasets.load_dataset
 
     def served(name, *, revision, split, streaming):
@@ -222,7 +223,7 @@ def test_the_hub_is_asked_for_the_pinned_revision_and_streamed(parquet, tmp_path
     for (x, y), (want, labels) in zip(data.eval_stream("test", 3, torch.device("cpu")), local, strict=True):
         assert torch.equal(x, want)
         assert torch.equal(y, labels)
-    again = RowFetcher(data.train, (16, 16), 8, 5, True, True).fetch(1, 0)
+    again = RowFetcher(data.train, Batching((16, 16), 8, 5, True, True)).fetch(1, 0)
     assert torch.equal(again.images, first.images)
     assert torch.equal(again.labels, first.labels)
     pinned = ("owner/name", "0123456789abcdef0123456789abcdef01234abc")
@@ -247,7 +248,7 @@ def test_a_hub_of_other_files_is_read_whole_by_every_rank(parquet, tmp_path, mon
     assert part.sharding(8).count == 1
 
     def labels(world):
-        fetchers = [RowFetcher(part, (16, 16), 8, 5, rank=rank, world=world) for rank in range(world)]
+        fetchers = [RowFetcher(part, Batching((16, 16), 8, 5, rank=rank, world=world)) for rank in range(world)]
         return [torch.cat([f.fetch(0, i).labels for f in fetchers]).tolist() for i in range(4)]
 
     assert labels(2) == labels(1)
@@ -265,7 +266,7 @@ def test_a_hub_with_another_number_of_rows(parquet, tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match=r"owner/name@0123456789abcdef0123456789abcdef01234abc \(train\) has 20 rows, expected 30"
     ) as caught:
-        RowFetcher(registry.load("imagenet").train, (16, 16), 8, 5).fetch(0, 0)
+        RowFetcher(registry.load("imagenet").train, Batching((16, 16), 8, 5)).fetch(0, 0)
     one_line(caught)
 
     def unreachable(name, *, revision):
@@ -273,7 +274,7 @@ def test_a_hub_with_another_number_of_rows(parquet, tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     with pytest.raises(MachineError, match="its files cannot be listed: ConnectionError: no route; check the network"):
-        RowFetcher(registry.load("imagenet").train, (16, 16), 8, 5).fetch(0, 0)
+        RowFetcher(registry.load("imagenet").train, Batching((16, 16), 8, 5)).fetch(0, 0)
 
 
 class Breaking:
@@ -325,7 +326,7 @@ def test_a_network_that_fails_while_streaming_is_one_line(monkeypatch, error, at
         list(part.in_order())
     one_line(caught)
     with pytest.raises(MachineError, match="check the network"):
-        RowFetcher(part, (32, 32), 4, threads=2).fetch(0, at // 4)
+        RowFetcher(part, Batching((32, 32), 4), threads=2).fetch(0, at // 4)
     local = dataclasses.replace(part, hub="", files=(Path("folder/x.parquet"),), sizes=(10,))
     with pytest.raises(DataError, match=f"row {at} cannot be read"):
         list(local.in_order())

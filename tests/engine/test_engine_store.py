@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -207,13 +208,20 @@ with RunStore({root!r}).open(fake_config()) as writer:
 """
 
 
-def test_second_writer_is_told_and_a_killed_writer_frees_the_lock(store, config):
-    script = WRITER.format(tests=str(Path(__file__).parents[1] / "support"), root=str(store.root))
+@contextmanager
+def other_writer(script, store):
+    """Another process that writes into a run of ``store``, and has said that it is ready."""
+    script = script.format(tests=str(Path(__file__).parents[1] / "support"), root=str(store.root))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as first:
-        assert first.stdout.readline() == "ready\n"
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+
+
+def test_second_writer_is_told_and_a_killed_writer_frees_the_lock(store, config):
+    with other_writer(WRITER, store) as first:
         with pytest.raises(StoreError, match="written by another process"), store.open(config, wait_s=0.1):
             pass
         assert store.get(config.run_id).metrics() == [{"epoch": 0}]  # reading needs no lock
@@ -260,12 +268,7 @@ with RunStore({root!r}).open(config) as writer:
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_node_that_comes_back_leaves_the_run_to_who_took_it_over(store, config, ended):
-    script = RETURNING.format(tests=str(Path(__file__).parents[1] / "support"), root=str(store.root))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as first:
-        assert first.stdout.readline() == "ready\n"
+    with other_writer(RETURNING, store) as first:
         (store.path(config.run_id) / LOCK_NAME).unlink()  # as a server takes the lock back from a node it cannot reach
         with store.open(config) as writer:
             writer.append_metrics({"epoch": 0})

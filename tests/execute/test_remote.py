@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from engine_fakes import fake_config
@@ -355,20 +356,33 @@ def test_submitit_runs_preempts_and_ends_with_the_same_digests(here, tmp_path):
     assert "preempted" in log  # it really was
 
 
-def test_submitit_here_starts_a_run_when_there_is_a_place_for_it(tmp_path):
+def fake_submitit(jobs):
+    """Executors through submitit on this machine whose workers train the fake method; ``jobs`` gets their jobs."""
     pytest.importorskip("submitit", reason="extra slurm is not installed")
-    from fractrain.execute.on_slurm import SlurmExecutor, SlurmResources
+    from fractrain.execute.on_slurm import SlurmExecutor
 
-    class Counting(SlurmExecutor):
+    class Fake(SlurmExecutor):
         def submit(self, runs, site):
             for run in runs:
                 run.worker = FAKE_WORKER
             jobs.extend(handles := super().submit(runs, site))
+            return handles
+
+    return Fake
+
+
+def test_submitit_here_starts_a_run_when_there_is_a_place_for_it(tmp_path):
+    jobs: list[Any] = []
+    going: list[int] = []
+
+    class Counting(fake_submitit(jobs)):
+        def submit(self, runs, site):
+            handles = super().submit(runs, site)
             going.append(sum(not handle.job.done() for handle in jobs))
             return handles
 
-    jobs: list[object] = []
-    going: list[int] = []
+    from fractrain.execute.on_slurm import SlurmResources
+
     configs = [fake_config(seed=seed) for seed in range(3)]
     site = Site(tmp_path / "runs", device="cpu")
     ended = Counting(SlurmResources(cluster="local", parallel=1)).run(configs, site)
@@ -398,21 +412,14 @@ def stop_when_it_trains(folder: Path) -> None:
 
 @pytest.mark.parametrize("on_interrupt", ["leave", "cancel"])
 def test_ctrl_c_leaves_jobs_of_submitit_or_cancels_them_with_checkpoints(tmp_path, on_interrupt):
-    pytest.importorskip("submitit", reason="extra slurm is not installed")
-    from fractrain.execute.on_slurm import SlurmExecutor, SlurmResources
+    jobs: list[Any] = []
+    executor = fake_submitit(jobs)
+    from fractrain.execute.on_slurm import SlurmResources
 
-    class Slow(SlurmExecutor):
-        def submit(self, runs, site):
-            for run in runs:
-                run.worker = FAKE_WORKER
-            jobs.extend(handles := super().submit(runs, site))
-            return handles
-
-    jobs: list[object] = []
     config, store = slow_config(6 if on_interrupt == "leave" else 2000), tmp_path / "runs"
     threading.Thread(target=stop_when_it_trains, args=(store / config.run_id,)).start()
     with pytest.raises(RunInterrupted, match="go on without us" if on_interrupt == "leave" else "1 cancelled"):
-        Slow(SlurmResources(cluster="local", on_interrupt=on_interrupt)).run([config], Site(store, device="cpu"))
+        executor(SlurmResources(cluster="local", on_interrupt=on_interrupt)).run([config], Site(store, device="cpu"))
     wanted = "done" if on_interrupt == "leave" else "interrupted"
     deadline = time.monotonic() + HANG_S
     while RunStore(store).get(config.run_id).status == "running" and time.monotonic() < deadline:

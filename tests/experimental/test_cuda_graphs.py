@@ -397,7 +397,7 @@ def test_launching_int8_convolutions_does_not_wait() -> None:
         return Quantized(torch.zeros(shape, dtype=torch.uint8, device=DEVICE), Grid(scale, *whole))
 
     g = Geometry((3, 6, 5), 4, (3, 3), (2, 1), (1, 1))
-    launcher = int8_conv.Launcher(Nothing())  # type: ignore[arg-type]
+    launcher = int8_conv.ConvLauncher(Nothing())  # type: ignore[arg-type]
     with pretending() as device:
         a, e = codes(2, *g.image), codes(2, g.filters, *g.output)
         w, one, bias = codes(4, 3, 3, 3, rows=True), codes(4, 3, 3, 3), torch.zeros(4, device=DEVICE)

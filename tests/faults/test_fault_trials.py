@@ -99,7 +99,7 @@ def test_a_case_that_ends_its_process_is_a_fault_and_the_next_is_done(trial: Mod
             os._exit(9)
         return {"kind": "x"}
 
-    own = trial.Trial("own", "", 3, "cases", case, lambda folder: None, together=3)
+    own = trial.FaultTrial("own", "", 3, "cases", case, lambda folder: None, together=3)
     found = list(trial._in_fork(own, 0, [0, 1, 2], tmp_path))
     assert [(one["case"], one["fault"]) for one in found] == [(0, ""), (1, "ends the process (9)")]
 

@@ -62,7 +62,7 @@ def products_of(
     return da, db
 
 
-class _Products(torch.autograd.Function):
+class _TwinProducts(torch.autograd.Function):
     """FW, EB and GC of one use of a layer; ``op`` turns quantized operands into the product."""
 
     @staticmethod
@@ -143,7 +143,7 @@ def _layer(layer: QuantLayer, x: torch.Tensor) -> torch.Tensor:
         w = layer.weight.detach() if op.is_float else op.format.forward_transform(layer.weight.detach())
         weights.append(on_grid(w, op, layer._noise(op, "W", w)))
     operands = (a, weights[0], kept, weights[1])
-    y = _Products.apply(x, layer.weight, layer, operands, lambda a, w: layer.product(a, w, None))
+    y = _TwinProducts.apply(x, layer.weight, layer, operands, lambda a, w: layer.product(a, w, None))
     return y if layer.bias is None else _Bias.apply(y, layer.bias, layer)  # type: ignore[no-any-return]
 
 
@@ -159,7 +159,7 @@ def _pair(layer: QuantMatmul, p: Any, a: torch.Tensor, b: torch.Tensor) -> torch
         layer._operand = shape
         return layer.product(a, b, None)
 
-    return _Products.apply(first, second, layer, (*now, *kept), op)  # type: ignore[no-any-return]
+    return _TwinProducts.apply(first, second, layer, (*now, *kept), op)  # type: ignore[no-any-return]
 
 
 @contextmanager

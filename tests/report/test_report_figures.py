@@ -215,7 +215,7 @@ def test_a_pdf_is_one_and_the_same_ones_again(smoke):
 
 def test_only_figures_are_drawn(sources):
     with pytest.raises(ConfigError, match="table2 is a table, not a figure"):
-        output.table_text(load_spec("table2"), None, "smoke", 1, "svg", sources)
+        output.table_content(load_spec("table2"), None, "smoke", 1, "svg", sources)
 
 
 # -- data and drawing --------------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_without_matplotlib_there_is_one_clear_line(sources, monkeypatch):
     spec = load_spec("figure-pfq")
     with pytest.raises(MachineError, match=r"pip install 'fractrain\[plots\]'"):
         output.check(spec)
-    assert output.table_text(spec, None, "smoke", 1, "csv", sources).startswith("figure,version,profile,model")
+    assert output.table_content(spec, None, "smoke", 1, "csv", sources).startswith(b"figure,version,profile,model")
     output.check(load_spec("table2"))
 
 

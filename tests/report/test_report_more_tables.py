@@ -18,7 +18,7 @@ from fractrain.cost.published import rows as published_rows
 from fractrain.report.build import build_table
 from fractrain.report.columns import columns
 from fractrain.report.grid import plan
-from fractrain.report.output import table_text
+from fractrain.report.output import table_content
 from fractrain.report.quantities import IN_TABLES, QUANTITIES
 from fractrain.report.render import FORMATS, render
 from fractrain.report.rows import published_value
@@ -488,6 +488,6 @@ def test_a_model_or_data_set_that_is_not_there_is_named():
 def test_text_of_a_table_is_what_render_gives(store, sources):
     spec = load_spec("overview")
     for fmt in FORMATS:
-        assert table_text(spec, store, "smoke", 1, fmt, sources) == render(
+        assert table_content(spec, store, "smoke", 1, fmt, sources).decode() == render(
             build_table(spec, store, "smoke", 1, sources), fmt
         )

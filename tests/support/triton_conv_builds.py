@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fractrain.experimental import triton_conv
-from fractrain.experimental.int8_conv import Launcher
+from fractrain.experimental.int8_conv import ConvLauncher
 from fractrain.kernels.geometry import Geometry
 from fractrain.numerics.backend import Quantized
 from fractrain.numerics.grid import Grid
@@ -53,7 +53,7 @@ def plain(*shape: int) -> Quantized:
 
 def launches() -> list[tuple[str, dict[str, Any]]]:
     module = Noted()
-    launcher = Launcher(module)
+    launcher = ConvLauncher(module)
     for count, g in LAYERS:
         e, a, w = plain(count, g.filters, *g.output), plain(count, *g.image), plain(g.filters, g.image[0], *g.kernel)
         launcher.convolve(a, w, torch.zeros(g.filters), g)

@@ -20,7 +20,7 @@ from quant_helpers import Check, tensor
 from torch.nn import functional as F
 
 from fractrain.experimental import int8_conv
-from fractrain.experimental.int8_conv import Launcher
+from fractrain.experimental.int8_conv import ConvLauncher
 from fractrain.kernels.cpu.int8 import MAX_TERMS
 from fractrain.kernels.geometry import Geometry
 from fractrain.layers.conv_linear import QuantConv2d
@@ -177,7 +177,7 @@ def check_trial(check: Check) -> None:
             return value + 1 if isinstance(value, torch.Tensor) else value - 1
 
         parts = {n: getattr(real.module, n) for n in ("pack", "convolve", "correlate", "finish")}
-        wrong = Launcher(SimpleNamespace(**{**parts, name: Launch()}))
+        wrong = ConvLauncher(SimpleNamespace(**{**parts, name: Launch()}))
         with patch.object(int8_conv, "load", lambda: wrong):
             return int8_conv._exact(g, what, CPU)
 

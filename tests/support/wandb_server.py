@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
-class Kept:
+class Received:
     """What arrived, by run id: settings, lines of history by their step, the summary; and names of artifacts."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Kept:
             self.summary.setdefault(run, {}).update(json.loads(line))
 
 
-def _handler(kept: Kept) -> type[BaseHTTPRequestHandler]:
+def _handler(kept: Received) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -98,9 +98,9 @@ def _handler(kept: Kept) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def wandb_server() -> Iterator[tuple[str, Kept]]:
+def wandb_server() -> Iterator[tuple[str, Received]]:
     """Serve on a free port; give the address and what is kept."""
-    kept = Kept()
+    kept = Received()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(kept))
     kept.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -9,7 +9,7 @@ import torch
 
 from fractrain.kernels.cpu import scaled_blocks, uniform, uniform_tiles
 from fractrain.kernels.cpu.tensors import flat
-from fractrain.numerics.backend import Backend, Blocks, Kernels, Measured, Quantized, Range, ScaledFormat, Uniform
+from fractrain.numerics.backend import Backend, Kernels, Measured, Quantized, Range, ScaledBlocks, ScaledFormat, Uniform
 from fractrain.numerics.blocks import Place
 from fractrain.numerics.grid import MIN_SCALE, Grid, RowGrid
 from fractrain.numerics.stochastic_rounding import NoiseKey
@@ -82,7 +82,7 @@ class CpuBackend(Backend):
 
     def quantize_blocks(
         self, form: ScaledFormat, m: torch.Tensor, noise: NoiseKey | None, known: torch.Tensor | None, place: Place
-    ) -> Blocks | None:
+    ) -> ScaledBlocks | None:
         """Dense float32 matrices whose blocks end with them."""
         return scaled_blocks.quantize_fused(form, m, noise, known, place)
 

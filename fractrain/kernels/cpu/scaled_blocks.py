@@ -18,7 +18,7 @@ import torch
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu.tensors import parallel as in_parallel
 from fractrain.kernels.cpu.uniform import load_fused
-from fractrain.numerics.backend import Blocks, ScaledFormat
+from fractrain.numerics.backend import ScaledBlocks, ScaledFormat
 from fractrain.numerics.blocks import PerBlock, Place
 from fractrain.numerics.elements import E2M1, E4M3, INT8, Minifloat
 from fractrain.numerics.scaled import Scaled
@@ -51,7 +51,7 @@ class _Grid:
 
 def quantize_fused(
     fmt: ScaledFormat, m: torch.Tensor, noise: NoiseKey | None, known: torch.Tensor | None, place: Place
-) -> Blocks | None:
+) -> ScaledBlocks | None:
     """See :meth:`fractrain.numerics.backend.Backend.quantize_blocks`."""
     kernels = _kernels(fmt, m, place, noise)
     if kernels is None:
@@ -177,7 +177,7 @@ def _run(
     kernels: ModuleType, parallel: bool, data: Array, grid: _Grid, fmt: ScaledFormat, rule: tuple[Any, ...],
     given: Scales | None, noise: NoiseKey | None, place: Place, whole: torch.Tensor | None,
     tensor: torch.Tensor | None = None,
-) -> Blocks:  # fmt: skip
+) -> ScaledBlocks:  # fmt: skip
     """Round, with scales by the rule or ``given`` ones, and pack codes and scales where they are wanted."""
     e, (bands, across) = fmt.element, grid.counts
     byte, halved = rule[0] >= BYTE_SCALES, e.code_bits == 4
@@ -209,7 +209,7 @@ def _run(
         buffer[count:].copy_(given.packed.reshape(-1) if given is not None else torch.from_numpy(packed))
     if whole is None:
         whole = torch.tensor(tops.max(keepdims=True).view(np.float32)[0])
-    return Blocks(values, buffer, tensor if given is None else given.tensor, whole)
+    return ScaledBlocks(values, buffer, tensor if given is None else given.tensor, whole)
 
 
 def _element(e: Minifloat) -> tuple[Any, ...]:
