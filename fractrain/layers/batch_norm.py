@@ -98,15 +98,13 @@ class CompactBatchNorm2d(nn.BatchNorm2d):
 
         return fused_norm, found[1]
 
-    @torch.no_grad()
     def _track(self, found: BatchStatistics) -> None:
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         if factor == 0.0:
             return
-        unbiased = found.variance * (found.count / (found.count - 1))
-        for buffer, value in ((self.running_mean, found.mean), (self.running_var, unbiased)):
+        for buffer, value in zip((self.running_mean, self.running_var), found.running, strict=True):
             assert buffer is not None
             buffer.mul_(1 - factor).add_(torch.from_numpy(value).to(buffer.dtype), alpha=factor)
 
@@ -116,14 +114,11 @@ class BatchStatistics:
     """What one pass has found.
 
     Attributes:
-        mean, variance: per channel, float64; the variance is the biased one.
-        count: values per channel.
+        running: mean and unbiased variance per channel, float32 ``[2, C]``.
         limits: of the output; nan where something was not finite.
     """
 
-    mean: Any = None
-    variance: Any = None
-    count: int = 0
+    running: Any = None
     limits: tuple[float, float] = (float("nan"), float("nan"))
 
 
@@ -138,22 +133,17 @@ class _CompactBatchNorm(torch.autograd.Function):
         lines, out = _lines(x, y)
         rows, columns = lines.shape
         parts = max(1, min(PARTS, rows // MIN_ROWS))
-        means, squares, counts = np.empty((parts, columns)), np.empty((parts, columns)), np.empty(parts, np.int64)
-        kernels.moments[parallel](lines, means, squares, counts)
-        found.mean, found.variance, deviation = np.empty((3, channels))
-        scale, shift, centre = np.empty((3, columns), np.float32)
         gain = np.ones(channels, np.float32) if weight is None else weight.detach().numpy()
         offset = np.zeros(channels, np.float32) if bias is None else bias.detach().numpy()
-        found.count, finite = kernels.prepare(
-            means, squares, counts, gain, offset, eps, found.mean, found.variance, deviation, scale, shift, centre
+        found.running = np.empty((2, channels), np.float32)
+        own, along = np.empty((2, channels)), np.empty((3, columns), np.float32)
+        count, finite, low, high = kernels.normalise[parallel](
+            lines, parts, gain, offset, eps, np.float32(floor), found.running, own, along, out
         )
-        low, high = np.empty((2, parts), np.float32)
-        kernels.apply[parallel](lines, scale, shift, np.float32(floor), out, low, high)
         if finite:
-            found.limits = float(low.min()), float(high.max())
+            found.limits = low, high
         ctx.save_for_backward(x)
-        ctx.fused, ctx.floor, ctx.parts, ctx.count = fused, np.float32(floor), parts, found.count
-        ctx.lines, ctx.mean, ctx.deviation = (scale, shift, centre), found.mean, deviation
+        ctx.fused, ctx.parts, ctx.found = fused, parts, (np.float32(floor), count, own, along)
         return y
 
     @staticmethod
@@ -165,26 +155,16 @@ class _CompactBatchNorm(torch.autograd.Function):
         g = grads[0].contiguous(memory_format=torch.channels_last)
         dx = blocks.empty_like(x) if ctx.needs_input_grad[0] else None
         lines, errors, *out = _lines(x, g) if dx is None else _lines(x, g, dx)
-        floor = ctx.floor
-        scale, shift, centre = ctx.lines
-        channels, columns = x.shape[1], lines.shape[1]
         if live is None or lines.shape[0] % x.shape[0]:  # a line of pixels of several samples
             live = ONE
-        sums, products = np.empty((2, ctx.parts, columns))
-        kernels.reduce[parallel](lines, errors, live, scale, shift, floor, centre, sums, products)
-        slope, rest = np.empty((2, columns), np.float32)
-        dw, db = np.empty((2, channels), np.float32)
-        finite = kernels.terms(sums, products, ctx.count, ctx.mean, ctx.deviation, scale, centre, slope, rest, dw, db)
-        if dx is not None:
-            low, high = np.empty((2, ctx.parts), np.float32)
-            kernels.input_error[parallel](
-                lines, errors, live, scale, shift, floor, centre, slope, rest, *out, low, high
-            )  # fmt: skip
-            if finite:
-                known_range.note(dx, float(low.min()), float(high.max()))
-        want_w, want_b = ctx.needs_input_grad[1:3]
-        gradients = torch.from_numpy(dw) if want_w else None, torch.from_numpy(db) if want_b else None
-        return dx, *gradients, *[None] * 4
+        affine, into = np.empty((2, x.shape[1]), np.float32), out[0] if out else np.empty((0, 1), np.float32)
+        finite, low, high = kernels.gradients[parallel](lines, errors, ctx.parts, live, *ctx.found, affine, into)
+        if dx is not None and finite:
+            known_range.note(dx, low, high)
+        dw, db = (
+            torch.from_numpy(d) if want else None for d, want in zip(affine, ctx.needs_input_grad[1:3], strict=True)
+        )
+        return dx, dw, db, None, None, None, None
 
 
 def _lines(x: torch.Tensor, *others: torch.Tensor) -> list[np.ndarray]:

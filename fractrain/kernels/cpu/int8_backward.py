@@ -193,14 +193,12 @@ def _input_arrays(
     rows = w.rows or _row_grid(w, like)
     shift, leftover = centre(rows)
     packed = torch.empty(channels // 16, g.filters, g.kernel[0] + 1, 16, 4, dtype=torch.int8).numpy()
-    sums, table = np.empty((*g.kernel, channels)), np.zeros((height, width, channels), np.float32)
+    sums, table = np.empty((*g.kernel, channels)), np.empty((height, width, channels), np.float32)
     words = packed.view(np.int32)[..., 0]
     fused_backward.pack_weights(_dense(w.codes), shift, rows.scale, leftover, np.int32(zero), words, sums)
-    if rest:
-        fused_backward.input_table(sums, rest, g.padding, g.output, table)
+    fused_backward.input_table(sums, rest, g.padding, g.output, table)
     parts, _, lines, columns = planes
-    spare = (np.empty((parts, lines, columns), np.float32), np.empty((parts, height, width), np.float32))
-    return packed, rows.scale, leftover.astype(np.float32), table, *spare
+    return packed, rows.scale, leftover.astype(np.float32), table, *np.empty((2, parts, lines, columns), np.float32)
 
 
 def _weight_arrays(parts: int, g: Geometry) -> tuple[np.ndarray, ...]:
