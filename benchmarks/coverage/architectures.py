@@ -1,23 +1,26 @@
-"""Write docs/coverage.md: what attaching a method to public architectures covers. Needs timm and transformers.
+"""Write docs/coverage.md: what attaching each method to public architectures gives. Needs timm and transformers.
 
     python benchmarks/coverage/architectures.py --minutes 60
 
 Weights are random, inputs small, configurations of transformers tiny; nothing is downloaded. What was run is kept in
 record.json beside this file, each result with its time, and the page is made of that: a call goes on with what was
-never run, or not since ``--since``, in one thread at low priority, until its minutes are over.
+never run, or not since ``--since``, in one thread at low priority, until its minutes are over. Small architectures
+come before big ones, and the methods whose steps take longest last.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import json
 import logging
-import math
-import os
 import sys
+import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +29,40 @@ from torch import nn
 
 import fractrain
 from fractrain.methods import registry
+from fractrain.methods.base import MethodContext
+from fractrain.methods.blocks import gateable_blocks, proposed
+from fractrain.methods.export import SUFFIXES
+from fractrain.methods.export_onnx import INSTEAD, OWN
+from fractrain.util.errors import FractrainError
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 RECORD = Path(__file__).with_name("record.json")
-STEPS, BATCH, CLASSES, RATE = 10, 4, 8, 1e-4
-METHODS: dict[str, dict[str, Any]] = {"sbm": {"layers": "all"}, "fp8": {}}
+STEPS, BATCH, CLASSES, RATE = 10, 2, 8, 1e-4
+BASE, EXPORT = "base", "export"  # parts of a record that are of no method
+SETTINGS: dict[str, dict[str, Any]] = {"sbm": {"layers": "all"}}
+GATED = ("dfq", "fractrain", "slu")
+SLOW = ("adam8bit", "quartet2")
+LIMIT = 60.0  # processor seconds of a method's steps
 HEAD = f"""# What `attach` covers
 
-Written by `benchmarks/coverage/architectures.py`: public architectures with random weights, small inputs, batches of
-{BATCH}, attached with `example_inputs`. *Covered* is the share of the forward MACs, measured on what ran, in layers
-that methods reach: quantized, or left in floating point by the method. What is outside runs at 32 bits, is named by
-`session.report()` and counted by `session.costs()`. *fp32* says whether a model with method `fp32` gives the plain
-model's output, bit for bit, in training and in evaluation. Columns of methods: {STEPS} training steps (SGD or the
-method's optimizer, rate {RATE:g}) and an evaluation with finite results; `sbm` with `layers=all`. *Run*: when (UTC)
-and on what input these columns were last run; on images of 32 pixels some networks end in maps of one pixel, of which
-a BatchNorm sees {BATCH} values. *Other methods*: how many went through the same of those that were run, and what the
-others said; the rest was not run. Rows older than 2026-11-29 14:45 were attached without `example_inputs`. Methods
-with gates were given the blocks of the Transformers of timm and transformers by name. Export was not run here.
+Written by `benchmarks/coverage/architectures.py`: public architectures with random weights, from small to big, on
+small inputs, batches of {BATCH}, attached with `example_inputs`. *Covered* is the share of the forward MACs, measured
+on what ran, in layers that methods reach: quantized, or left in floating point by the method. What is outside runs at
+32 bits, is named by `session.report()` and counted by `session.costs()`. *fp32* says whether a model with method `fp32`
+gives the plain model's output, bit for bit, in training and in evaluation. *Trained*: how many methods of those run
+went through {STEPS} training steps (SGD or the method's optimizer, rate {RATE:g}) and an evaluation with finite
+results; what the others said is below the table, and what was not run is "not run". `sbm` with `layers=all`;
+methods with gates on the blocks that they know, else on those that `attach` proposes, or that are named below.
+*Export*: `session.export` after a training step with `sbm`; the plain model loads the weights of the first two formats,
+and onnxruntime gives our evaluation's output within a step of its grid by the third. *Run*: when (UTC, the oldest of a
+row's parts) and on what input.
 
 """
 
 
 def _image(name: str, size: int, **options: Any) -> Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]]:
     def make() -> tuple[nn.Module, dict[str, torch.Tensor]]:
-        source, _, model = name.partition(":")
+        source, _, model = name.partition(" ")
         torch.manual_seed(0)
         if source == "torchvision":
             import torchvision
@@ -77,29 +90,38 @@ def _text(kind: str, part: str = "", **options: Any) -> Callable[[], tuple[nn.Mo
 
 
 SIZE = 64  # pixels: no map that a BatchNorm sees is of one pixel
-SMALL = (
-    "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "densenet121",
-    "efficientnet_b0", "regnet_y_400mf", "mnasnet0_5", "convnext_tiny", "swin_t",
-)  # fmt: skip
+IMAGES = {
+    "torchvision shufflenet_v2_x0_5": {}, "torchvision squeezenet1_1": {}, "torchvision mnasnet0_5": {},
+    "torchvision mobilenet_v3_small": {}, "torchvision mobilenet_v2": {}, "torchvision regnet_y_400mf": {},
+    "torchvision efficientnet_b0": {}, "timm resnet10t": {}, "timm vit_tiny_patch16_224": {"img_size": SIZE},
+    "torchvision densenet121": {}, "torchvision resnet18": {}, "torchvision resnet50": {}, "torchvision swin_t": {},
+    "torchvision convnext_tiny": {}, "torchvision alexnet": {}, "torchvision vit_b_16": {"image_size": SIZE},
+}  # fmt: skip
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 MODELS: dict[str, Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]]] = {
-    **{f"torchvision {name}": _image(f"torchvision:{name}", SIZE) for name in SMALL},
-    "torchvision alexnet": _image("torchvision:alexnet", 64),
-    "torchvision vit_b_16": _image("torchvision:vit_b_16", 32, image_size=32),
-    "timm resnet10t": _image("timm:resnet10t", SIZE),
-    "timm vit_tiny_patch16_224": _image("timm:vit_tiny_patch16_224", 32, img_size=32),
-    "transformers BERT": _text("Bert", **TINY),
-    "transformers Llama": _text("Llama", num_key_value_heads=2, use_cache=False, **TINY),
     "transformers T5 encoder": _text("T5", "Encoder", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
+    "transformers Llama": _text("Llama", num_key_value_heads=2, use_cache=False, **TINY),
+    "transformers BERT": _text("Bert", **TINY),
     "transformers GPT-2": _text("GPT2", n_embd=32, n_layer=2, n_head=4, use_cache=False),
-}  # fmt: skip
-
+    **{name: _image(name, SIZE, **options) for name, options in IMAGES.items()},
+}
 BLOCKS = {
-    "timm vit_tiny_patch16_224": [f"blocks.{i}" for i in range(12)],
-    "transformers BERT": ["encoder.layer.0", "encoder.layer.1"], "transformers Llama": ["layers.0", "layers.1"],
-    "transformers T5 encoder": ["encoder.block.0", "encoder.block.1"], "transformers GPT-2": ["h.0", "h.1"],
+    "torchvision shufflenet_v2_x0_5": ["stage2", "stage3", "stage4"],
+    "torchvision squeezenet1_1": ["features.3", "features.4"], "torchvision alexnet": ["features"],
+    "torchvision densenet121": [f"features.denseblock{i}" for i in (1, 2, 3, 4)],
 }  # fmt: skip
-"""Blocks for methods with gates, where the model's blocks are not known by themselves."""
+"""Blocks for methods with gates, where neither the method nor ``attach`` finds any."""
+
+
+@lru_cache(maxsize=1)
+def _made(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    return MODELS[name]()
+
+
+def _model(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A copy of the architecture's model, and its inputs."""
+    model, inputs = _made(name)
+    return copy.deepcopy(model), inputs
 
 
 def _run(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -108,110 +130,179 @@ def _run(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return out if isinstance(out, torch.Tensor) else out[0]
 
 
-def _example(inputs: dict[str, torch.Tensor]) -> Any:
-    return inputs.get("", inputs)
+def _attached(name: str, method: str, shown: bool = True) -> tuple[fractrain.Session, dict[str, torch.Tensor]]:
+    """A session, with the model's own products ``shown`` to it, and inputs."""
+    model, inputs = _model(name)
+    settings = dict(SETTINGS.get(method, {}))
+    if method in GATED:
+        try:
+            gateable_blocks(model, MethodContext())
+        except FractrainError:
+            settings["blocks"] = BLOCKS.get(name) or proposed(model)
+    session = fractrain.attach(
+        method, model, steps_per_epoch=STEPS, total_steps=STEPS, batch_size=BATCH,
+        example_inputs=inputs.get("", inputs) if shown else None, **settings,
+    )  # fmt: skip
+    return session, inputs
 
 
-def _equal(make: Callable[[], Any]) -> str:
-    (plain, inputs), (own, _) = make(), make()
-    session = fractrain.attach("fp32", own, example_inputs=_example(inputs))
-    for training in (True, False):
-        plain.train(training)
-        session.model.train(training)
-        with torch.set_grad_enabled(training):
-            if not torch.equal(_run(plain, inputs), _run(session.model, inputs)):
-                return "no"
-    return "yes"
-
-
-def _trains(make: Callable[[], Any], method: str, settings: dict[str, Any]) -> tuple[str, fractrain.Session | None]:
-    model, inputs = make()
-    session = None
-    try:
-        session = fractrain.attach(
-            method, model, steps_per_epoch=STEPS, total_steps=STEPS, batch_size=BATCH,
-            example_inputs=_example(inputs), **settings,
-        )  # fmt: skip
-        own = session.method.makes_optimizer()
-        optimizer = session.optimizer(lr=RATE) if own else torch.optim.SGD(session.model.parameters(), RATE)
-        for _ in range(STEPS):
-            session.loss(_run(session.model, inputs).square().mean()).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            session.step()
-        session.model.eval()
-        with torch.no_grad():
-            good = bool(_run(session.model, inputs).isfinite().all())
-        return ("yes" if good else "not finite"), session
-    except Exception as error:  # the page says what happened, whatever it is
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:80]}".replace("|", "/"), session
-
-
-def _shares(session: fractrain.Session | None) -> list[str] | None:
-    """Covered and quantized percent, and what is outside; None of a session without a finished step."""
-    if session is None or not session.costs()["covered_percent"] >= 0:
-        return None
+def _base(name: str) -> dict[str, Any]:
+    """What is covered, by a pass with sbm, and whether fp32 changes nothing."""
+    session, inputs = _attached(name, "sbm")
+    _run(session.model.train(), inputs)
     report = session.report()
     places: dict[str, int] = {}
     for p in report.outside:
         text = f"{p.operation} {p.why}"
         places[text] = places.get(text, 0) + p.macs
-    why = "; ".join(f"{t} ({100 * n / report.macs:.2f} %)" for t, n in places.items())
-    return [f"{report.covered:.2f}", f"{report.percent('quantized'):.1f}", why]
+    (plain, _), (session, _) = _model(name), _attached(name, "fp32")
+    equal = True
+    for training in (True, False):
+        plain.train(training)
+        session.model.train(training)
+        with torch.set_grad_enabled(training):
+            equal &= torch.equal(_run(plain, inputs), _run(session.model, inputs))
+    return {
+        "input": "x".join(str(n) for n in next(iter(inputs.values())).shape[1:]), "covered": f"{report.covered:.2f}",
+        "quantized": f"{report.percent('quantized'):.1f}", "fp32": "yes" if equal else "no",
+        "outside": "; ".join(f"{t} ({100 * n / report.macs:.2f} %)" for t, n in places.items()),
+    }  # fmt: skip
 
 
-def _base(make: Callable[[], Any]) -> dict[str, Any]:
-    """The columns of an architecture but that of the other methods."""
+def _trained(name: str, method: str) -> str:
+    """``yes``, or why not, in a line."""
+    session, inputs = _attached(name, method)
+    own = session.method.makes_optimizer()
+    optimizer = session.optimizer(lr=RATE) if own else torch.optim.SGD(session.model.parameters(), RATE)
     began = time.process_time()
-    ran = {method: _trains(make, method, settings) for method, settings in METHODS.items()}
-    seconds = round(time.process_time() - began, 1)
-    found = next((shares for _, session in ran.values() if (shares := _shares(session))), None)
-    if found is None:  # refused by all: what fp32 shows tells why
-        found = _shares(_trains(make, "fp32", {})[1]) or ["-", "-", ""]
-    said = {method: text for method, (text, _) in ran.items()}
-    size = "x".join(str(n) for n in next(iter(make()[1].values())).shape[1:])
-    row = {"time": _now(), "input": size, "shares": found, "fp32": _equal(make), "methods": said}
-    return {**row, "processor_seconds": seconds}
+    for step in range(STEPS):
+        if time.process_time() - began > LIMIT:
+            return f"too slow: stopped after {step} steps ({time.process_time() - began:.0f} processor seconds)"
+        session.loss(_run(session.model, inputs).square().mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        session.step()
+    session.model.eval()
+    with torch.no_grad():
+        return "yes" if bool(_run(session.model, inputs).isfinite().all()) else "not finite"
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+def _stepped(name: str, shown: bool) -> tuple[fractrain.Session, Any]:
+    session, inputs = _attached(name, "sbm", shown)
+    session.loss(_run(session.model.train(), inputs).square().mean()).backward()
+    torch.optim.SGD(session.model.parameters(), RATE).step()
+    session.step()
+    return session, inputs.get("", inputs)
 
 
-def _due(record: dict[str, Any], since: str, first: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Architectures, the longest not run first; then, with their other methods, the cheapest first."""
-    times = {name: record.get(name, {}).get("time", "") for name in MODELS}
-    yield from (
-        (name, "") for name in sorted(MODELS, key=lambda n: (n not in first, times[n])) if times[name] < since
-    )  # fmt: skip
-    for name in sorted(MODELS, key=lambda n: record.get(n, {}).get("processor_seconds", math.inf)):
-        others = record.get(name, {}).get("others", {})
-        yield from (
-            (name, method) for method in registry.names()
-            if method not in (*METHODS, "fp32") and others.get(method, {}).get("time", "") < since
-        )  # fmt: skip
+def _exported(name: str) -> dict[str, str]:
+    """For every format ``yes``, or why not."""
+    from safetensors.torch import load_file
+
+    said = {}
+    with tempfile.TemporaryDirectory() as folder:
+        session, examples = _stepped(name, True)
+        weights = torch.load(session.export(f"{folder}/a.pt"), weights_only=True)["weights"]
+        for form, state in (
+            ("torch", weights),
+            ("safetensors", load_file(session.export(f"{folder}/a.safetensors", "safetensors"))),
+        ):
+            plain, _ = _model(name)
+            if form == "safetensors":  # holds no versions of modules' states, which some modules want
+                state = OrderedDict(state)
+                state._metadata = plain.state_dict()._metadata  # type: ignore[attr-defined]
+            plain.load_state_dict(state)
+            said[form] = "yes"
+        for shown in (True, False):
+            try:
+                session, examples = (session, examples) if shown else _stepped(name, False)
+                session.export(f"{folder}/a.onnx", "onnx-qdq", example_inputs=examples)
+                said["onnx-qdq"] = "yes" if shown else f"attached without example_inputs ({said['onnx-qdq']})"
+                break
+            except FractrainError as error:
+                text = str(error).removesuffix(INSTEAD)
+                said["onnx-qdq"] = text if shown else f"{said['onnx-qdq']}; without example_inputs: {text}"
+            if OWN not in text:
+                break
+    return said
+
+
+def _part(name: str, part: str) -> dict[str, Any]:
+    """Run one part of an architecture's row."""
+    began = time.process_time()
+    try:
+        found = _base(name) if part == BASE else _exported(name) if part == EXPORT else {"said": _trained(name, part)}
+    except Exception as error:  # the page says what happened, whatever it is
+        if part == BASE:
+            raise
+        kind = "" if isinstance(error, FractrainError) else f"crash: {type(error).__name__}: "
+        text = f"{kind}{str(error).splitlines()[0]}".replace("|", "/")
+        found = dict.fromkeys(SUFFIXES if part == EXPORT else ("said",), text)
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+    return {**found, "time": now, "seconds": round(time.process_time() - began, 1)}
+
+
+def _due(record: dict[str, Any], since: str, names: Sequence[str], methods: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Parts of the record that are not there, or older than asked: small architectures first, slow methods last."""
+    for slow in (False, True):
+        for name in names or MODELS:
+            for part in methods or (BASE, *registry.names(), EXPORT):
+                if (part in SLOW) == slow and record.get(name, {}).get(part, {}).get("time", "") < since:
+                    yield name, part
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
-    if not row.get("time"):
-        return f"| {name} | not run |" + " |" * (6 + len(METHODS))
-    others = {method: one["said"] for method, one in row.get("others", {}).items()}
-    well = [method for method, said in others.items() if said == "yes"]
-    cells = [f"{len(well)} of {len(others)}" if others else "not run"]
-    cells += [f"{method}: {said}" for method, said in others.items() if said != "yes"]
-    covered, quantized, why = row["shares"]
-    results = [row["methods"].get(method, "not run") for method in METHODS]
-    run = f"{row['time']}, {row['input']}"
-    return f"| {' | '.join([name, covered, quantized, row['fp32'], *results, run, '; '.join(cells), why])} |"
+    base, said = row.get(BASE), {method: row[method]["said"] for method in registry.names() if method in row}
+    if base is None:
+        return f"| {name} | not run | | | | | | | | |"
+    trained = f"{sum(s == 'yes' for s in said.values())} of {len(said)}"
+    left = [method for method in registry.names() if method not in said]
+    trained += f"; not run: {', '.join(left)}" if left else ""
+    exported = [_short(row[EXPORT][form]) if EXPORT in row else "not run" for form in SUFFIXES]
+    run = f"{min(part['time'] for part in row.values())}, {base['input']}"
+    measured = [base[k] for k in ("covered", "quantized", "fp32")]
+    return f"| {' | '.join([name, *measured, trained, *exported, run, base['outside']])} |"
+
+
+def _short(said: str) -> str:
+    """An export's result in a cell."""
+    return said if said == "yes" else "as attached without example_inputs" if said.startswith("attached") else "no"
+
+
+def _others(record: dict[str, Any], parts: Sequence[str], key: str) -> Iterator[str]:
+    """What was said of parts that did not go well: once for architectures of which it begins alike."""
+    for part in parts:
+        alike: dict[str, list[str]] = {}
+        texts: dict[str, str] = {}
+        for name in MODELS:
+            said = record.get(name, {}).get(part, {}).get(key, "yes")
+            if said != "yes":
+                alike.setdefault(said[:20], []).append(name)
+                texts.setdefault(said[:20], said)
+        for begin, names in alike.items():
+            yield f"* {f'`{part}`, ' if key == 'said' else ''}{', '.join(names)}: {texts[begin]}"
 
 
 def _write(record: dict[str, Any]) -> None:
-    quantized = f"quantized % by {next(iter(METHODS))}"
-    head = ["Architecture", "covered %", quantized, "fp32", *METHODS, "run", "other methods", "outside"]
+    head = ["Architecture", "covered %", "quantized % by sbm", "fp32", "trained"]
+    head += [*(f"export {form}" for form in SUFFIXES), "run", "outside"]
+    given = [f"* {name}: {', '.join(f'`{b}`' for b in blocks)}" for name, blocks in BLOCKS.items()]
     lines = [
         f"| {' | '.join(head)} |",
-        "|" + "---|" * (7 + len(METHODS)),
+        "|" + "---|" * len(head),
         *(_line(name, record.get(name, {})) for name in MODELS),
+        "",
+        "What methods said that did not train (of architectures listed together, the first one's words):",
+        "",
+        *_others(record, registry.names(), "said"),
+        "",
+        "What `onnx-qdq` has refused (likewise):",
+        "",
+        *_others(record, [EXPORT], "onnx-qdq"),
+        "",
+        "Blocks that were named for methods with gates:",
+        "",
+        *given,
     ]
     RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     PAGE.write_text(HEAD + "\n".join(lines) + "\n")
@@ -222,24 +313,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=0.0, help="begin nothing after that; 0: only write the page")
     parser.add_argument("--since", default="2000-01-01", metavar="TIME", help="run anew what was last run before")
-    parser.add_argument("names", nargs="*", metavar="ARCHITECTURE", help="these first")
+    parser.add_argument("--parts", default="", help=f"only these methods (or {BASE}, {EXPORT}), comma separated")
+    parser.add_argument("names", nargs="*", metavar="ARCHITECTURE", help="only these")
     chosen = parser.parse_args()
-    os.nice(15)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     began = time.monotonic()
     record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    for name, method in _due(record, chosen.since, chosen.names):
+    for name, part in list(_due(record, chosen.since, chosen.names, [p for p in chosen.parts.split(",") if p])):
         if time.monotonic() - began > 60 * chosen.minutes:
             break
-        row = record.setdefault(name, {})
-        if method:
-            gated = method in ("dfq", "fractrain", "slu") and name in BLOCKS
-            said, _ = _trains(MODELS[name], method, {"blocks": BLOCKS[name]} if gated else {})
-            row.setdefault("others", {})[method] = {"said": said, "time": _now()}
-        else:
-            row.update(_base(MODELS[name]))
-        print(f"{time.monotonic() - began:6.0f} s", name, method or row["methods"], file=sys.stderr, flush=True)
+        found = record.setdefault(name, {})[part] = _part(name, part)
+        print(f"{time.monotonic() - began:6.0f} s", name, part, found, file=sys.stderr, flush=True)
         _write(record)
     _write(record)
 

@@ -10,7 +10,7 @@ import click
 from fractrain.commands.common import NearestChoice, options, results_option, stdout_to_stderr
 
 if TYPE_CHECKING:
-    from fractrain.engine.export import FileFormat
+    from fractrain.methods.export import FileFormat
 
 FORMATS = ("torch", "safetensors", "onnx-qdq")
 
@@ -30,8 +30,9 @@ def export_command(run_id: str, form: FileFormat, out: Path | None, force: bool,
     JSON text named `fractrain`. Plain PyTorch reads the file: `torch.load(FILE, weights_only=True)["weights"]`. With
     `onnx-qdq` the file is the network as evaluation computes it, with QuantizeLinear and DequantizeLinear nodes.
     """
-    from fractrain.engine.export import SUFFIXES, export
+    from fractrain.engine.export import export
     from fractrain.engine.store import RunStore
+    from fractrain.methods.export import SUFFIXES
 
     record = RunStore(results).find(run_id)
     with stdout_to_stderr():

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
-
-from torch import nn
 
 from fractrain.cost.ledger import Ledger
 from fractrain.engine import checkpoint
 from fractrain.engine.registries import Registries
 from fractrain.engine.store import RunRecord
-from fractrain.methods.base import Method, MethodContext
+from fractrain.methods.base import MethodContext
+from fractrain.methods.export import Prepared
 from fractrain.methods.plain import PlainForm
 from fractrain.util.digests import state_sha256
 from fractrain.util.errors import CheckpointError
 
 
-@dataclass(frozen=True)
-class Restored:
-    """What a run's checkpoint holds.
-
-    Attributes:
-        model: the low-precision model on the CPU, in evaluation mode.
-        method: the method that made it.
-        plain: where the plain model's tensors are in it.
-    """
-
-    model: nn.Module
-    method: Method
-    plain: PlainForm
-
-
-def restored(record: RunRecord, registries: Registries | None = None) -> Restored:
+def restored(record: RunRecord, registries: Registries | None = None) -> Prepared:
     """Build a run's model anew and give it the weights of the last checkpoint; no data is needed.
 
     Args:
@@ -74,4 +57,4 @@ def restored(record: RunRecord, registries: Registries | None = None) -> Restore
         raise CheckpointError(
             f"run {record.run_id}: the checkpoint does not fit the installed code ({reason})"
         ) from error
-    return Restored(model.eval(), method, form)
+    return Prepared(model.eval(), method, form)

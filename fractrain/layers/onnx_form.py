@@ -161,6 +161,7 @@ class _Form(nn.Module):
             self.second = _activation(layer, precision.fw_w, "fw_w")
         elif not precision.fw_w.is_float:
             self.second = RoundedWeight(layer)
+            vars(self)["weight"] = layer.weight  # models ask for its type; no part of the graph
         else:
             self.weight = layer.weight
         self.bias = getattr(layer, "bias", None)

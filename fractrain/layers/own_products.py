@@ -23,6 +23,7 @@ from torch.utils import checkpoint
 
 from fractrain.layers.eager import eager
 from fractrain.layers.functional import read_only_by_weight
+from fractrain.layers.nested import call_of
 from fractrain.layers.product_calls import READERS, Call, WeightCall, read
 from fractrain.util.errors import ConfigError
 
@@ -84,14 +85,14 @@ def find(model: nn.Module, inputs: Any, converted: Any) -> None:
         ConfigError: there is no place for such layers.
     """
     modes = {module: module.training for module in model.modules()}
-    args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+    args, kwargs = call_of(inputs)
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"]
     try:
         model.eval()
         with torch.random.fork_rng(devices=list(dict.fromkeys(devices))), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a step warns of, the first one will
             with _Finding(model, converted) as finding:
-                model(*args, **(inputs if isinstance(inputs, dict) else {}))
+                model(*args, **kwargs)
     finally:
         for module, mode in modes.items():
             module.training = mode

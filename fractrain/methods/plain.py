@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,8 @@ class PlainForm:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._tensors = dict(model.state_dict(keep_vars=True))
+        state = model.state_dict(keep_vars=True)
+        self._tensors, self._versions = dict(state), getattr(state, "_metadata", {})
         self._modules = {
             m: (dict(m._modules), dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()
         }
@@ -41,14 +43,16 @@ class PlainForm:
         return frozenset(self._places.values())
 
     def state_dict(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The plain model's ``state_dict``, with the values of ``model``.
+        """The plain model's ``state_dict``, with the values of ``model``, and the versions of its modules' states.
 
         Raises:
             ConfigError: the method keeps no counterpart of some tensors.
         """
         self._whole()
         state = model.state_dict()
-        return {name: state[place] for name, place in self._places.items()}
+        plain = OrderedDict((name, state[place]) for name, place in self._places.items())
+        plain._metadata = dict(self._versions)  # type: ignore[attr-defined]  # some modules load no state without
+        return plain
 
     def load(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         """Load a plain model's ``state_dict`` into ``model``; what the method has added stays as it is.

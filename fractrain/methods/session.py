@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from fractrain.cost.ledger import Ledger
 from fractrain.layers.base import QuantLayer
@@ -21,6 +24,7 @@ from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.blocks import gateable_blocks
 from fractrain.methods.coverage import CODE, Coverage, Meter
+from fractrain.methods.export import FileFormat, Prepared, refuse_existing, write
 from fractrain.methods.optimizer_recipe import OptimizerRecipe
 from fractrain.methods.plain import PlainForm
 from fractrain.util.errors import ConfigError
@@ -156,6 +160,39 @@ class Session:
         if self._plain is None:
             raise ConfigError("the method was detached from this model: attach it anew")
         return self._plain
+
+    def export(
+        self, file: Path | str, format: FileFormat = "torch", *, example_inputs: Any = None, force: bool = False
+    ) -> Path:
+        """Write the trained weights for use without this package; see :func:`fractrain.methods.export.write`.
+
+        Args:
+            file: where to.
+            format: ``torch``, ``safetensors``, or ``onnx-qdq``: the network as evaluation computes it, with
+                QuantizeLinear and DequantizeLinear nodes.
+            example_inputs: for ``onnx-qdq``: inputs of the model (a tensor, a tuple of arguments, or a dict of them by
+                name) on which the graph is compared; where they have several samples, it takes any number of them.
+            force: replace a file that is there.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ConfigError: the file is there, the method keeps no counterpart of some of the plain model's tensors, or
+                ONNX cannot express what evaluation computes.
+            MachineError: a package that the format needs is not installed.
+            StoreError: the file cannot be written.
+        """
+        file = Path(file)
+        refuse_existing(file, force)
+        if format == "onnx-qdq" and example_inputs is None:
+            raise ConfigError('session.export(..., "onnx-qdq") needs example_inputs=x, inputs to compare the graph on')
+        self._form()
+        own = copy.deepcopy(self)  # what is written is taken apart
+        found = Prepared(own.model.cpu().eval(), own.method, own._form())
+        examples = tree_map(lambda x: x.detach().cpu() if isinstance(x, torch.Tensor) else x, example_inputs)
+        trained = {"steps": self._steps, "epochs": self._epochs}
+        return write(file, format, found, {"session": trained}, lambda: examples)
 
     def optimizer(self, **values: Any) -> torch.optim.Optimizer:
         """Make the method's optimizer of the model's parameters: any will do but for methods that bring their own.

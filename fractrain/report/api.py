@@ -90,7 +90,7 @@ class Run:
     def export(
         self, file: Path | str, format: Literal["torch", "safetensors", "onnx-qdq"] = "torch", force: bool = False
     ) -> Path:
-        """Write the trained weights for use without this package; see :mod:`fractrain.engine.export`.
+        """Write the trained weights for use without this package; see :mod:`fractrain.methods.export`.
 
         Args:
             file: where to.

@@ -106,14 +106,14 @@ def test_what_onnx_cannot_hold_is_refused_in_a_line(tmp_path: Path, method: str,
     with pytest.raises(ConfigError) as caught:
         run.export(tmp_path / "a.onnx", "onnx-qdq")
     assert words in str(caught.value)
-    assert "--format torch or safetensors keeps the weights" in str(caught.value)
+    assert "the formats torch and safetensors keep the weights" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "a.onnx").exists()
 
 
 def test_what_must_be_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained("static8", "resnet20", {}, tmp_path / "store")
-    monkeypatch.setattr("fractrain.engine.export_onnx.find_spec", lambda name: None)
+    monkeypatch.setattr("fractrain.methods.export_onnx.find_spec", lambda name: None)
     with pytest.raises(MachineError, match=r"needs onnx, onnxruntime, onnxscript: pip install 'fractrain\[export\]'"):
         run.export(tmp_path / "a.onnx", "onnx-qdq")
     assert not (tmp_path / "a.onnx").exists()
@@ -121,9 +121,9 @@ def test_what_must_be_installed_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_graph_that_computes_something_else_is_not_written(onnx, tmp_path: Path, monkeypatch) -> None:
     run = trained("static8", "resnet20", {}, tmp_path / "store")
-    monkeypatch.setattr("fractrain.engine.export_onnx.onnx_form", lambda layer: torch.nn.Identity())
-    monkeypatch.setattr("fractrain.engine.export_onnx._traced", lambda model, x, metadata: _zeros(onnx, x))
-    with pytest.raises(ConfigError, match=r"differs from the run's evaluation by .*more than a step"):
+    monkeypatch.setattr("fractrain.methods.export_onnx.onnx_form", lambda layer: torch.nn.Identity())
+    monkeypatch.setattr("fractrain.methods.export_onnx._traced", lambda model, x, outputs, metadata: _zeros(onnx, x))
+    with pytest.raises(ConfigError, match=r"differs from our evaluation by .*more than a step"):
         run.export(tmp_path / "a.onnx", "onnx-qdq")
     assert not (tmp_path / "a.onnx").exists()
 

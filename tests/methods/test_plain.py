@@ -9,7 +9,7 @@ import torch
 from field_models import Encoder, UNet
 from layer_models import Residual, batches, chain, seeded
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import mnasnet0_5, resnet18
 
 import fractrain
 from fractrain.layers.base import QuantLayer
@@ -69,6 +69,28 @@ def test_detach_gives_the_plain_model_with_the_trained_weights(method: str, buil
     with pytest.raises(ConfigError, match="was detached"):
         session.plain_state_dict()
     assert fractrain.attach(method, plain).model is plain
+
+
+class Versioned(nn.Conv2d):
+    """Loads no state that does not say its version, as torchvision's MNASNet."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest) -> None:
+        assert local_metadata.get("version") == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: mnasnet0_5(num_classes=4), lambda: nn.Sequential(Versioned(3, 4, 3), nn.Conv2d(4, 4, 1))]
+)
+def test_versions_of_modules_states_go_with_weights(build, tmp_path) -> None:
+    session = fractrain.attach("fp32", seeded(build))
+    written = torch.load(session.export(tmp_path / "a.pt"), weights_only=True)["weights"]
+    for state in (session.plain_state_dict(), written):
+        plain = seeded(build, 1)
+        plain.load_state_dict(state)
+        assert torch.equal(next(plain.parameters()), next(session.model.parameters()))
 
 
 def test_a_method_that_keeps_no_counterpart_says_so() -> None:
