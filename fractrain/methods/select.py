@@ -54,19 +54,23 @@ def per_sample(precisions: Sequence[Precision], choice: torch.Tensor) -> Precisi
     return first.with_bits(a=a, e=e)
 
 
-def row_products(g: torch.Tensor, o: torch.Tensor, kernels: Kernels = "auto") -> torch.Tensor:
-    """Inner product per sample of two tensors ``[N, ...]``, ``[N]``; one pass over memory in either layout."""
-    alike = g.dtype == o.dtype == torch.float32 and g.stride() == o.stride()
+def row_products(g: torch.Tensor, outs: Sequence[torch.Tensor], kernels: Kernels = "auto") -> torch.Tensor:
+    """Inner products per sample of ``g`` with each of K tensors, all ``[N, ...]``: ``[K, N]``; in either layout."""
+    alike = all(o.dtype == g.dtype == torch.float32 and o.stride() == g.stride() for o in outs)
     fused = fused_for(g, kernels) if alike else None
     if fused is not None:
         module, parallel = fused
-        out = torch.empty(g.shape[0])
-        module.dot_rows[parallel](flat(g.detach()), flat(o.detach()), out.numpy())
-        return out
-    if g.dim() == 4:
-        g, o = g.permute(0, 2, 3, 1), o.permute(0, 2, 3, 1)
-    products: torch.Tensor = torch.linalg.vecdot(g.reshape(g.shape[0], -1), o.reshape(o.shape[0], -1))
-    return products
+        errors, products = flat(g.detach()), np.empty((len(outs), len(g)), np.float32)
+        for o, row in zip(outs, products, strict=True):
+            module.dot_rows[parallel](errors, flat(o.detach()), row)
+        return torch.from_numpy(products)
+    g = _rows(g)
+    return torch.stack([torch.linalg.vecdot(g, _rows(o)) for o in outs])
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """``[N, values]``, of images pixel by pixel."""
+    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).reshape(x.shape[0], -1)
 
 
 def _pick(choice: torch.Tensor, outs: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -85,16 +89,22 @@ def _pick(choice: torch.Tensor, outs: Sequence[torch.Tensor]) -> torch.Tensor:
     return out
 
 
-def _only(choice: torch.Tensor, k: int, g: torch.Tensor) -> torch.Tensor:
-    """``g`` for the samples that chose ``k``, else zero."""
+def _shares(choice: torch.Tensor, wanted: Sequence[bool], g: torch.Tensor) -> list[torch.Tensor | None]:
+    """``g`` for the samples that chose k, else zero, for every k that is wanted."""
     fused = fused_for(g, "auto") if g.dtype == torch.float32 else None
+    out: list[torch.Tensor | None] = [None] * len(wanted)
     if fused is None:
-        chosen = (choice == k).view(-1, *([1] * (g.dim() - 1)))
-        return torch.where(chosen, g, g.new_zeros(()))
+        for k in (k for k, want in enumerate(wanted) if want):
+            chosen = (choice == k).view(-1, *([1] * (g.dim() - 1)))
+            out[k] = torch.where(chosen, g, g.new_zeros(()))
+        return out
     module, parallel = fused
-    out, live = blocks.empty_like(g), (choice.numpy() == k).astype(np.uint8)
-    module.only_rows[parallel](live, flat(g), flat(out))
-    known_range.note_samples(out, live)
+    errors, chosen_by = flat(g), choice.numpy()
+    for k, want in enumerate(wanted):
+        if want:
+            out[k], live = (share := blocks.empty_like(g)), (chosen_by == k).astype(np.uint8)
+            module.only_rows[parallel](live, errors, flat(share))
+            known_range.note_samples(share, live)
     return out
 
 
@@ -113,10 +123,8 @@ class _Mix(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         choice, *distinct = ctx.saved_tensors
         g = grads[0]
-        products = [row_products(g, o, ctx.kernels) for o in distinct] if ctx.needs_input_grad[0] else []
-        columns = torch.stack([products[i] for i in ctx.place], dim=1) if products else None
-        need = ctx.needs_input_grad[3:]
-        return columns, None, None, *[_only(choice, k, g) if n else None for k, n in enumerate(need)]
+        columns = row_products(g, distinct, ctx.kernels)[ctx.place].T.contiguous() if ctx.needs_input_grad[0] else None
+        return columns, None, None, *_shares(choice, ctx.needs_input_grad[3:], g)
 
 
 class _Chosen(torch.autograd.Function):
@@ -134,5 +142,5 @@ class _Chosen(torch.autograd.Function):
         g = grads[0]
         columns = None
         if ctx.needs_input_grad[0]:
-            columns = g.new_zeros(ctx.shape).scatter_(1, choice[:, None], row_products(g, out, ctx.kernels)[:, None])
+            columns = g.new_zeros(ctx.shape).scatter_(1, choice[:, None], row_products(g, [out], ctx.kernels).T)
         return columns, None, None, g

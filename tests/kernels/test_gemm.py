@@ -13,7 +13,7 @@ from fractrain.kernels.cpu.uniform import probed
 from fractrain.layers.conv_linear import LARGE, QuantLinear
 from fractrain.layers.convert import convert
 from fractrain.layers.state import QuantState
-from fractrain.methods.select import _only, _pick
+from fractrain.methods.select import _pick, _shares
 from fractrain.numerics.formats import Affine, Symmetric
 from fractrain.numerics.precision import Operand, Precision
 
@@ -115,8 +115,8 @@ def test_rows_of_the_chosen(shape: tuple[int, ...], last: bool) -> None:
     got = _pick(choice, outs)
     assert all(torch.equal(got[n], outs[k][n]) for n, k in enumerate(choice.tolist()))
     assert got.data_ptr() not in {o.data_ptr() for o in outs}
-    for k in range(4):
-        only = _only(choice, k, outs[1])
+    assert _shares(choice, [False, True], outs[1])[0] is None
+    for k, only in enumerate(_shares(choice, [True] * 4, outs[1])):
         for n, chosen in enumerate(choice.tolist()):
             assert torch.equal(only[n], outs[1][n] if chosen == k else torch.zeros(shape[1:]))
     mixed = [outs[0], outs[1].double().float().clone(memory_format=torch.contiguous_format), outs[2]]

@@ -81,7 +81,7 @@ def test_output_and_gradients_are_those_of_float64(shape: tuple[int, ...], relu:
         g = torch.where(y.abs() < 1e-5, torch.zeros(()), g).contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
     got = ours.rectified(x) if relu else ours(x)
-    assert type(got.grad_fn).__name__ == "_NormaliseBackward"
+    assert type(got.grad_fn).__name__ == "_CompactBatchNormBackward"
     got.backward(g)
     y, dx, dw, db, *_ = in_float64(x.detach(), g, ours, relu)
     # what a channel's gain multiplies may be hardly anything where there are few values: measured by their sizes
@@ -207,7 +207,7 @@ def test_norm_and_relu_are_one_pass_unless_a_hook_looks(kind: str, where: str) -
     relu = CompactReLU(kind != "full_backward")  # torch allows no such hook before an operation in place
     x, g = images(4, 4, 8, 8).requires_grad_(), images(4, 4, 8, 8, seed=1)
     fused = norm_relu(norm, relu, x)
-    assert type(fused.grad_fn).__name__ == "_NormaliseBackward"
+    assert type(fused.grad_fn).__name__ == "_CompactBatchNormBackward"
     seen: list[str] = []
     place = {"norm": norm, "relu": relu, "everywhere": torch.nn.modules.module}[where]
     name = f"register_module_{kind}_hook" if where == "everywhere" else f"register_{kind}_hook"
