@@ -8,7 +8,7 @@ import torch
 
 from fractrain.kernels.cuda import scaled_blocks
 from fractrain.kernels.cuda.launch import launcher_for
-from fractrain.numerics.backend import Backend, Blocks, Kernels, Measured, Quantized, Range, ScaledFormat, Uniform
+from fractrain.numerics.backend import Backend, Kernels, Measured, Quantized, Range, ScaledBlocks, ScaledFormat, Uniform
 from fractrain.numerics.blocks import Place, cut
 from fractrain.numerics.grid import Grid
 from fractrain.numerics.stochastic_rounding import NoiseKey
@@ -54,7 +54,7 @@ class CudaBackend(Backend):
 
     def quantize_blocks(
         self, form: ScaledFormat, m: torch.Tensor, noise: NoiseKey | None, known: torch.Tensor | None, place: Place
-    ) -> Blocks | None:
+    ) -> ScaledBlocks | None:
         """Float32 matrices, by scales of the plain path."""
         launcher = scaled_blocks.launcher_for(form, m, scaled_blocks.ROUNDED)
         if launcher is None:
@@ -62,7 +62,7 @@ class CudaBackend(Backend):
         m = m.contiguous()
         scales, amax = form.scales_of(cut(m, form.block), None if known is None else (-known, known), place)
         values, codes = launcher.quantize(form, m, scales, noise, place.keep)
-        return Blocks(values, codes, scales.tensor, amax)
+        return ScaledBlocks(values, codes, scales.tensor, amax)
 
     def restore_blocks(
         self, form: ScaledFormat, codes: torch.Tensor, back: torch.Tensor, shape: torch.Size, place: Place
