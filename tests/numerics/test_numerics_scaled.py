@@ -199,3 +199,19 @@ def test_the_compiled_casts_are_taken_on_this_machine():
     from fractrain.kernels.cpu.scaled_blocks import load_blocks, probed_blocks
 
     assert probed_blocks() is load_blocks()
+
+
+@pytest.mark.parametrize("block", [PerBlock(1, 32), PerBlock(32, 1), PerBlock(16, 16), PerBlock(5, 1)])
+def test_weights_in_channels_last_memory_take_the_compiled_casts(block: PerBlock):
+    from fractrain.numerics.backend import backend_for
+
+    w = torch.randn(16, 24, 3, 3, generator=torch.Generator().manual_seed(0)).contiguous(
+        memory_format=torch.channels_last
+    )
+    form, place = Scaled(block, element=E4M3, scale=E8M0()), Place("W", keep=True)
+    served = backend_for(w.device, "fused").quantize_blocks(form, matrices(w, place, block), None, None, place)
+    assert (served is None) == (block.rows == 5)  # 16 rows do not end with a block of five
+    plain, fast = (form.quantize(w, 8, None, None, replace(place, kernels=k)) for k in ("reference", "fused"))
+    assert torch.equal(plain.values, fast.values)
+    assert torch.equal(plain.codes.codes, fast.codes.codes)
+    assert torch.equal(plain.codes.values(), fast.codes.values())

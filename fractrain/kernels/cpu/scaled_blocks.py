@@ -58,7 +58,7 @@ def quantize_fused(
         return None
     rows, columns = m.shape[0] * m.shape[1], m.shape[2]
     parallel = in_parallel(m)
-    data = m.detach().reshape(rows, columns).numpy()
+    data = m.detach().reshape(rows, columns).numpy()  # a copy of a weight's matrices, one for each place of the kernel
     amax = whole = None
     if fmt.block.rows == 0 or fmt.scale.whole or known is not None:
         long = _long_rows(data).view(np.int32)
@@ -77,7 +77,7 @@ def quantize_fused(
     if isinstance(fmt.scale, TwoLevel):
         assert whole is not None
         tensor = whole * fmt.scale.margin / (fmt.scale.bound * fmt.element.max)
-    grid = _grid(rows, columns, fmt.block.rows, fmt.block.cols)
+    grid = _grid(rows, columns, _high(fmt, m.shape), fmt.block.cols)
     rule = _rule(fmt.scale, fmt.element, tensor)
     return _run(
         kernels, parallel, data.reshape(grid.rows, grid.columns), grid, fmt, rule, None, noise, place, whole, tensor
@@ -93,12 +93,11 @@ def restore_fused(
     module = load_blocks() if place.kernels == "fused" else probed_blocks()
     rows, columns = shape[0] * shape[1], shape[2]
     paired = fmt.element.code_bits == 4
-    straddles = shape[0] > 1 and fmt.block.rows != 1 and (fmt.block.rows == 0 or shape[1] % fmt.block.rows != 0)
-    if module is None or straddles or (paired and columns % 2):
+    if module is None or _straddles(fmt, shape) or (paired and columns % 2):
         return None
     values = blocks.empty(shape)
     if fmt.block.rows:
-        grid = _grid(rows, columns, fmt.block.rows, fmt.block.cols)
+        grid = _grid(rows, columns, _high(fmt, shape), fmt.block.cols)
         scales = back.reshape(grid.counts).numpy()
     else:  # the same scales for every row: long rows, and as many bands as there are pieces of work
         many = _together(rows, columns)
@@ -118,15 +117,30 @@ SERVED = ("Scaled", "FourOverSix", "Eden")  # whose codes are restored alike
 
 def _kernels(fmt: ScaledFormat, m: torch.Tensor, place: Place, noise: NoiseKey | None) -> ModuleType | None:
     """The compiled kernels where they serve, else None."""
-    if place.kernels == "reference" or m.device.type != "cpu" or m.dtype != torch.float32 or not m.is_contiguous():
+    if place.kernels == "reference" or m.device.type != "cpu" or m.dtype != torch.float32:
         return None
     if type(fmt).__name__ != "Scaled" or type(fmt.scale) not in (Multiplier, Step, E8M0, TwoLevel) or not m.numel():
         return None
-    straddles = m.shape[0] > 1 and fmt.block.rows != 1 and (fmt.block.rows == 0 or m.shape[1] % fmt.block.rows != 0)
     odd = place.keep and fmt.element.code_bits == 4 and m.shape[2] % 2 != 0
-    if straddles or odd or fmt.element.overflow != "saturate" or (noise is not None and not isinstance(noise.k0, int)):
+    if (
+        _straddles(fmt, m.shape)
+        or odd
+        or fmt.element.overflow != "saturate"
+        or (noise is not None and not isinstance(noise.k0, int))
+    ):
         return None
     return load_blocks() if place.kernels == "fused" else probed_blocks()
+
+
+def _high(fmt: ScaledFormat, shape: torch.Size) -> int:
+    """Rows of a block of matrices ``[G, R, C]``, which has no more than there are."""
+    return min(fmt.block.rows, shape[1])
+
+
+def _straddles(fmt: ScaledFormat, shape: torch.Size) -> bool:
+    """Whether blocks of one matrix would reach into the next."""
+    high = _high(fmt, shape)
+    return shape[0] > 1 and high != 1 and (high == 0 or shape[1] % high != 0)
 
 
 def _grid(rows: int, columns: int, high: int, cols: int) -> _Grid:
