@@ -18,6 +18,7 @@ from fractrain.engine.config import RunConfig
 from fractrain.engine.init_weights import source_weights, start_from
 from fractrain.engine.listener import RunListener
 from fractrain.engine.loop import TrainingLoop
+from fractrain.engine.reach import unreached
 from fractrain.engine.registries import Registries
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunRecord, RunStore, RunWriter, Status
@@ -174,7 +175,8 @@ class Trainer:
             if state is not None:
                 loop.load_state_dict(state)
             self.ranks.on_first(lambda: writer.write_metrics(loop.lines))  # what follows the checkpoint comes again
-            for text in loop.method.remarks():
+            self._remarks = [*loop.method.remarks(), *unreached(self.config, loop.known)]
+            for text in self._remarks:
                 self.progress.note(f"run {self.config.run_id}: {text}")
             for listener in self.listeners:
                 listener.begun(self.config, machine, loop.lines)
@@ -193,8 +195,8 @@ class Trainer:
         summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs, loop.task.metric)
         summary |= {"data_digest": loop.data_digest, **trivial_result(loop.data, loop.task.metric)}
         summary |= {"kept_bytes_per_sample": loop.kept_bytes, "optimizer_bytes": optimizer_bytes(loop.optimizer)}
-        if remarks := list(loop.method.remarks()):
-            summary["remarks"] = remarks
+        if self._remarks:
+            summary["remarks"] = self._remarks
         summary["meters"] = sorted(loop.energy.joules)
         if replaced := loop.replaced.images:
             summary["replaced_images"] = replaced

@@ -23,7 +23,7 @@ from fractrain.layers.recomputation import recomputing
 from fractrain.methods import registry
 from fractrain.methods.base import Method, MethodContext
 from fractrain.methods.blocks import gateable_blocks
-from fractrain.methods.coverage import CODE, Coverage, Meter
+from fractrain.methods.coverage import CODE, WHOLE, Coverage, Meter
 from fractrain.methods.export import FileFormat, Prepared, refuse_existing, write
 from fractrain.methods.optimizer_recipe import OptimizerRecipe
 from fractrain.methods.plain import PlainForm
@@ -321,6 +321,10 @@ class Session:
                 f"  {costs['cost_percent']:.4g} % of 32-bit training, {costs['effective_macs']:.3g} effective MACs "
                 f"so far; cp {costs['cp_percent']:.4g} % {of}"
             )
+            if costs["covered_percent"] < WHOLE:
+                lines.append(
+                    f"  methods reach {costs['covered_percent']:.1f} % of the forward MACs; the rest is at 32 bits"
+                )
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:

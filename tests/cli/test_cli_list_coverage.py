@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+import fractrain
+
 FILE = """
 from torch import nn
 from torch.nn import functional as F
@@ -59,3 +61,34 @@ def test_what_cannot_be_shown_is_one_line(cli: Any, args: tuple[str, ...], told:
     assert result.exit_code == 2
     assert told in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+OWN_CODE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(10, 4))
+
+    def forward(self, x):
+        return F.linear(F.relu(self.conv(x)).mean((2, 3)), self.out)
+
+def make(classes, shape):
+    return Net()
+"""
+
+
+@pytest.mark.parametrize(("text", "named"), [(FILE, "in gru (recurrent layers stay in"), (OWN_CODE, "mm in the model")])
+def test_a_run_says_of_which_share_its_costs_are(cli: Any, tmp_path: Any, text: str, named: str) -> None:
+    (tmp_path / "net.py").write_text(text)
+    model = f"{tmp_path / 'net.py'}:make"
+    share = json.loads(cli("list", "--model", model, "--json").stdout)["covered_percent"]
+    recipe = {"iterations": 2, "milestones": [], "eval_every": 2, "batch_size": 8}
+    run = fractrain.run("sbm", model, "digits", recipe=recipe, store=tmp_path / "s", device="cpu", progress=False)
+    (said,) = run.summary["remarks"]
+    assert f"of the covered {share:.1f} %" in said
+    assert named in said
+    assert said in repr(run)

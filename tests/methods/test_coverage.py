@@ -166,6 +166,8 @@ def test_costs_lead_with_the_whole_model(build) -> None:
     assert costs["cost_percent"] == pytest.approx(100 * effective / costs["raw_macs"])
     assert costs["covered_percent"] == session.report().covered
     assert "% of 32-bit training" in repr(session)
+    rest = f"methods reach {costs['covered_percent']:.1f} % of the forward MACs; the rest is at 32 bits"
+    assert (rest in repr(session)) == (build is Functional)
 
 
 def test_a_report_before_any_pass_says_so() -> None:
