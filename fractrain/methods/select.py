@@ -123,7 +123,10 @@ class _Mix(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         choice, *distinct = ctx.saved_tensors
         g = grads[0]
-        columns = row_products(g, distinct, ctx.kernels)[ctx.place].T.contiguous() if ctx.needs_input_grad[0] else None
+        columns = None
+        if ctx.needs_input_grad[0]:
+            products = row_products(g, distinct, ctx.kernels)
+            columns = torch.stack([products[i] for i in ctx.place], dim=1)  # a list as an index would wait for a GPU
         return columns, None, None, *_shares(choice, ctx.needs_input_grad[3:], g)
 
 

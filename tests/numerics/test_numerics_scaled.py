@@ -215,3 +215,16 @@ def test_weights_in_channels_last_memory_take_the_compiled_casts(block: PerBlock
     assert torch.equal(plain.values, fast.values)
     assert torch.equal(plain.codes.codes, fast.codes.codes)
     assert torch.equal(plain.codes.values(), fast.codes.values())
+
+
+@pytest.mark.parametrize("block", [PerBlock(1, 32), PerBlock(32, 1), PerBlock(0, 1), PerBlock(1, 0), PerBlock(0, 0)])
+def test_tensors_that_are_views_of_others_are_cast_alike(block: PerBlock):
+    """Transposed, sliced and expanded ones: what a model's own products are given."""
+    whole = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    form = Scaled(block, element=E4M3, scale=Multiplier() if 0 in (block.rows, block.cols) else E8M0())
+    for x in (whole.t(), whole[:, ::2], whole[::2, 1:65], whole[:1].expand(32, 96), whole.view(64, 2, 48)[:, 1]):
+        assert not x.is_contiguous()
+        plain, fast = (form.quantize(x, 8, None, None, Place(keep=True, kernels=k)) for k in ("reference", "fused"))
+        assert torch.equal(plain.values, fast.values)
+        assert torch.equal(plain.codes.codes, fast.codes.codes)
+        assert torch.equal(plain.codes.values(), fast.codes.values())
