@@ -17,7 +17,7 @@ from fractrain.report.spec import Pair, RunRequest, TableSpec
 from fractrain.report.values import RunValues
 from fractrain.util.errors import FractrainError
 
-LENGTHS: Final = {"1/128": 128, "1/64": 64, "1/32": 32, "1/16": 16, "short": 8, "1/4": 4, "1/2": 2}
+LENGTHS: Final = {"1/256": 256, "1/128": 128, "1/64": 64, "1/32": 32, "1/16": 16, "short": 8, "1/4": 4, "1/2": 2}
 Runs = dict[int, RunValues]
 
 
