@@ -58,7 +58,7 @@ def quantize_fused(
         return None
     rows, columns = m.shape[0] * m.shape[1], m.shape[2]
     parallel = in_parallel(m)
-    data = m.detach().reshape(rows, columns).contiguous().numpy()  # a copy of what is strided: a weight by place of the kernel
+    data = m.detach().reshape(rows, columns).contiguous().numpy()  # copies what is strided: weights by kernel place
     amax = whole = None
     if fmt.block.rows == 0 or fmt.scale.whole or known is not None:
         long = _long_rows(data).view(np.int32)
