@@ -7,13 +7,13 @@ finite stay there. A tensor that the kernels do not cover takes the plain path, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +29,7 @@ STEPS = 8  # blocks that a program of the first stage of a range reads
 EXACT: Any = {"enable_fp_fusion": False}  # no fused multiply-add: it would round once where the plain path rounds twice
 
 log = logging.getLogger(__name__)
+Some = TypeVar("Some")
 
 
 @dataclass(frozen=True)
@@ -169,18 +170,23 @@ def load() -> Launcher | None:
 @cache
 def probed(device: torch.device) -> Launcher | None:
     """The launcher if it gives exactly the plain path's bits on this very device, else None with one log line."""
-    launcher = load()
+    return passing(load(), agrees, device, "GPU quantizers")
+
+
+def passing(launcher: Some | None, same: Callable[[Some, torch.device], bool], device: torch.device, what: str
+            ) -> Some | None:  # fmt: skip
+    """A launcher if ``same`` says that it gives the plain path's bits on a device, else None with one log line."""
     if launcher is None:
         return None
     try:
-        same = agrees(launcher, device)
+        equal = same(launcher, device)
     except Exception as problem:  # no compiler, no driver, an old device: Triton has no base class for what it raises
-        log.warning("GPU quantizers do not run on %s (%s: %s); using the plain path",
-                    device, type(problem).__name__, str(problem).partition("\n")[0])  # fmt: skip
+        log.warning("%s do not run on %s (%s: %s); using the plain path",
+                    what, device, type(problem).__name__, str(problem).partition("\n")[0])  # fmt: skip
         return None
-    if not same:
-        log.warning("GPU quantizers differ from the plain path on %s; using the plain path", device)
-    return launcher if same else None
+    if not equal:
+        log.warning("%s differ from the plain path on %s; using the plain path", what, device)
+    return launcher if equal else None
 
 
 def agrees(launcher: Launcher, device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fractrain.kernels.cuda.launch import EXACT, current, kept_keys, words
+from fractrain.kernels.cuda.launch import EXACT, current, kept_keys, passing, words
 from fractrain.numerics.backend import ScaledFormat
 from fractrain.numerics.blocks import PerBlock, Place, cut, matrices
 from fractrain.numerics.elements import E2M1, E4M3, INT8
@@ -87,7 +87,7 @@ def launcher_for(form: ScaledFormat, x: torch.Tensor, served: tuple[str, ...]) -
 
 @cache
 def load() -> BlockLauncher | None:
-    """Import the kernels, or return None where Triton is absent, which the uniform quantizers have said."""
+    """Import the kernels, or return None (with one log line) where Triton is absent."""
     try:
         from fractrain.kernels.cuda import triton_blocks
     except ImportError as problem:
@@ -99,18 +99,7 @@ def load() -> BlockLauncher | None:
 @cache
 def probed(device: torch.device) -> BlockLauncher | None:
     """The launcher if it gives exactly the plain path's bits on this very device, else None with one log line."""
-    launcher = load()
-    if launcher is None:
-        return None
-    try:
-        same = agrees(launcher, device)
-    except Exception as problem:  # no compiler, no driver, an old device: Triton has no base class for what it raises
-        log.warning("GPU casts to blocks do not run on %s (%s: %s); using the plain path",
-                    device, type(problem).__name__, str(problem).partition("\n")[0])  # fmt: skip
-        return None
-    if not same:
-        log.warning("GPU casts to blocks differ from the plain path on %s; using the plain path", device)
-    return launcher if same else None
+    return passing(load(), agrees, device, "GPU casts to blocks")
 
 
 def agrees(launcher: BlockLauncher, device: torch.device) -> bool:
