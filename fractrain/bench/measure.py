@@ -147,7 +147,6 @@ def run(setup: Setup, paths: Sequence[str], views: Sequence[str], progress: Prog
     """Measure.
 
     Args:
-        setup: of all of them.
         paths: names of the catalog.
         views: registry names of the methods whose step is taken apart.
         progress: told about every round.

@@ -40,7 +40,6 @@ def measure_library(name: str, setup: Setup, tick: Tick, warmup: int) -> Measure
     """Time a row of the catalog against FP32.
 
     Args:
-        name: of the row.
         setup: model, data and threads.
         tick: called after every round.
         warmup: rounds that do not count.

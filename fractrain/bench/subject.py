@@ -72,11 +72,9 @@ class Setup:
     """What all paths of one bench share.
 
     Attributes:
-        model: registry name.
         batch: samples per step.
         size: image height and width.
         repeats: rounds that count.
-        device: where it runs.
         kernels: ``auto``, ``reference`` or ``fused``.
         threads: of torch, on the CPU.
     """
@@ -109,7 +107,6 @@ class PlainStep:
     """One FP32 training step per call: no method, no ledger.
 
     Args:
-        setup: model and data.
         memory_format: layout of model and images.
         model: instead of the plain one.
     """
@@ -136,8 +133,6 @@ class MethodStep:
     """One training step of a method per call, its cost term and the ledger included.
 
     Args:
-        setup: model and data.
-        method: registry name.
         settings: that differ from its defaults.
         candidates: which ones the gates are made to choose, in turn over the samples; None: the gates decide.
     """

@@ -90,8 +90,6 @@ def interleaved(
     """Time calls in turn, their order reversed every other round.
 
     Args:
-        calls: what is compared.
-        device: where they run.
         repeats: rounds that count.
         tick: called after every round.
         warmup: rounds before them that do not.

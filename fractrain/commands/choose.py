@@ -117,7 +117,6 @@ def config_lines(config: RunConfig, usual: RunConfig | None) -> list[str]:
     """A configuration for people: every key with its value, and the default where it is another one.
 
     Args:
-        config: the configuration.
         usual: the same run without a changed setting or recipe; None where there is none.
     """
     values, defaults = config.model_dump(mode="json"), usual.model_dump(mode="json") if usual else {}

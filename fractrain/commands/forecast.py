@@ -226,10 +226,8 @@ def make_forecast(
     """Look for the data, measure the loading, try each kind of run.
 
     Args:
-        runs: the plan.
         device: as given on the command line.
         data_dir: folder of the data sets, or None.
-        results: the run store.
         cluster: where the runs are simulated, or None.
 
     Raises:

@@ -213,8 +213,6 @@ def show_plan(runs: Sequence[PlannedRun], as_json: bool, forecast: Forecast | No
     """Print the plan, for people or as JSON.
 
     Args:
-        runs: the runs.
-        as_json: which of the two.
         forecast: what is left of them takes; None: that was not asked for.
     """
     from fractrain.report.grid import plan_text, source_runs

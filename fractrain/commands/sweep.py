@@ -53,8 +53,6 @@ class Sweep:
         fixed: ``--set`` of every run.
         chosen: model, data set and what else :func:`fractrain.commands.choose.chosen_config` takes.
         seeds: of each point.
-        site: where runs are kept.
-        how: how they are executed.
         objectives: what decides which point is best.
         outcomes: how the runs ended that were not done before.
     """

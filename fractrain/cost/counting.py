@@ -74,8 +74,6 @@ def entries_for(
     """Ledger entries per sample at constant widths.
 
     Args:
-        site: the layer.
-        p: its precision.
         macs: of each product.
         eb, gc, fw: whether these products run.
         shapes: of A, W and E, where formats with scales are counted.

@@ -62,7 +62,6 @@ def cp(ledger: Ledger, until_epoch: int | None = None, phase: Phase = "train") -
     2020), section 3.2, and the authors' training scripts.
 
     Args:
-        ledger: counts of a run.
         until_epoch: last epoch counted (inclusive).
         phase: ``train`` or ``eval``.
 
@@ -132,7 +131,6 @@ def summarize(ledger: Ledger, best_epoch: int) -> CostSummary:
     """Return all cost figures of a run at its best epoch and at its end.
 
     Args:
-        ledger: counts of a run.
         best_epoch: epoch (from 0) of best accuracy.
 
     Raises:

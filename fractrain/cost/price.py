@@ -205,8 +205,6 @@ def price(
     """Return what counted work costs on a hardware model.
 
     Args:
-        counts: of a ledger.
-        model: the hardware model.
         geometry: shapes of the layers by name (:func:`fractrain.models.layer_shapes.layer_shapes`); gates need none.
         recorded: what the run itself took.
 

@@ -41,9 +41,7 @@ def epoch_plan(size: int, info: DatasetInfo, seed: int, epoch: int) -> EpochPlan
     """Draw the plan of one epoch on the CPU: a pure function of the arguments.
 
     Args:
-        size: number of images N.
         info: gives ``pad`` and ``flip``.
-        seed: the run's seed.
         epoch: 0-based epoch.
     """
     order = torch.randperm(size, generator=_generator(derive_seed(seed, "order", epoch)))
@@ -83,10 +81,8 @@ class Normalizer:
     """``(pixel / 255 - mean) / std`` per channel, rounded exactly as torchvision's ``ToTensor`` and ``Normalize`` do.
 
     Args:
-        mean: per channel.
-        std: per channel.
+        mean, std: per channel.
         width: W of the images; the constants are laid out along a whole row, which keeps the inner loop long.
-        device: where the images are.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], width: int, device: torch.device) -> None:

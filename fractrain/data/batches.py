@@ -99,7 +99,6 @@ class FolderBatches:
     """Random access to the batches of one part of a folder; small enough to be sent to worker processes.
 
     Args:
-        part: the files.
         batching: how; a bad image is replaced by the next one of its class, in the order of listing, that can be
             decoded.
 

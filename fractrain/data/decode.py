@@ -97,7 +97,6 @@ def train_pixels(image: Image.Image, size: tuple[int, int], mirror: bool, seed: 
     Args:
         image: RGB.
         size: (height, width) wanted.
-        mirror: whether images may be mirrored.
         seed: all random choices derive from it.
 
     Returns:

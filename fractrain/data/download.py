@@ -36,7 +36,6 @@ def download(urls: Sequence[str], target: Path, md5: str, by_hand: str) -> None:
     Args:
         urls: addresses of the same file, in the order of trying.
         target: where the file goes; the folder exists.
-        md5: checksum of the whole file.
         by_hand: how to get on without a download, in a few words; part of the error.
 
     Raises:

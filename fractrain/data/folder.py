@@ -28,7 +28,6 @@ class FolderSplit:
     worker process.
 
     Attributes:
-        root: folder of the part.
         classes: names of the class folders; a label is a position in it.
         names: path of each file below ``root``, encoded as the file system does it; shape ``[N]``, dtype ``S``.
         labels: int64, shape ``[N]``.

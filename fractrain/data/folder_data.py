@@ -25,7 +25,6 @@ class FolderData(StreamedImages):
 
     Attributes:
         info: what is known of the data set, with the sizes of this folder.
-        folder: the folder.
         train: training part (without the validation part).
         test: the folder's ``val`` part, on which results are reported, as is the custom for ImageNet.
         val: validation part, taken from the training part, or None.

@@ -62,7 +62,6 @@ class ImageData:
     Attributes:
         info: what is known of the data set.
         train: training part (without the validation part).
-        test: test part.
         val: validation part, taken from the training part, or None.
     """
 

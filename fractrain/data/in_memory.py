@@ -67,11 +67,8 @@ class TrainStream:
     choices are made by position in the epoch, so they do not depend on the batch size either.
 
     Args:
-        split: the training part.
         info: gives normalization and augmentation.
         batch_size: images per batch; the last batch of an epoch holds the rest.
-        seed: the run's seed.
-        device: where batches are wanted.
         augment: crop and flip as ``info`` says; False gives the plain images in the same order.
 
     Raises:
@@ -130,10 +127,8 @@ class EvalStream:
     """The images of a part in their own order, normalized, not augmented; can be iterated again and again.
 
     Args:
-        split: test or validation part.
         info: gives the normalization.
         batch_size: images per batch; the last batch holds the rest.
-        device: where batches are wanted.
 
     Raises:
         ConfigError: batch size below 1, or no images.

@@ -79,8 +79,6 @@ class DatasetInfo:
     """What is known of a data set without loading it.
 
     Attributes:
-        name: registry name.
-        title: one line for people.
         classes: number of classes; of a text: words of the vocabulary, ``<eos>`` and ``<unk>`` included.
         shape: (channels, height, width) of an image; of a text: (context,), the words of a sequence.
         train_size: images (of a text: words) in the training part; 0 when a folder of the user's decides.
@@ -93,11 +91,8 @@ class DatasetInfo:
         flip: training images are mirrored left-right with probability 1/2.
         embedded: comes with an installed package; nothing to download.
         stands_for: the data set in whose place the smoke profile uses this one, or None.
-        source: where it comes from.
-        licence: under what terms.
         bytes: size of the download (0 when embedded).
         disk_bytes: size of the files in place; 0 where :func:`fractrain.plan.disk.disk_need` derives it.
-        kind: ``image`` or ``text``.
         val_size: words in the validation part that a text has of its own.
         stride: words from one window of a text's evaluation to the next.
         checksums: of a text: SHA-256 of the official token file, which every form of it must come to

@@ -66,13 +66,9 @@ class TrainLoader(_Loader):
     """Shuffled, augmented training batches; batch (epoch, index) is a pure function of the seed and these two numbers.
 
     Args:
-        fetcher: gives the batches.
-        info: gives the normalization.
-        device: where batches are wanted.
         world: of how many processes' shares of a batch these are one.
 
     Attributes:
-        world: likewise.
         waited_s: seconds in which training stood still because a batch was not ready, so far.
         bad_images: file and reason of each image that could not be decoded and was replaced, so far.
     """
@@ -150,8 +146,6 @@ class StreamedImages:
 
         Args:
             batch_size: images per batch, over all ranks.
-            seed: the run's seed.
-            device: where batches are wanted.
             augment: random crops and mirror images; False gives the middles in the same order.
             rank, world: this process gets its part of every batch.
             workers: how many decode; None means :func:`fractrain.data.prefetch.worker_count`.

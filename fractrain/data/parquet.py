@@ -39,7 +39,6 @@ class ParquetSplit:
 
     Attributes:
         split: ``train`` or ``validation``.
-        rows: how many there are.
         classes: labels are below this.
         files: parquet files; empty for a data set on the hub.
         sizes: rows of each of them.
@@ -216,7 +215,6 @@ def window_shuffle(rows: Iterator[Row], seed: int, window: int = WINDOW) -> Iter
     """Yield ``rows`` in random order, each at most about a window from where it was (or later).
 
     Args:
-        rows: what to shuffle.
         seed: the order is a function of it.
         window: how many rows are held in memory.
     """

@@ -30,7 +30,6 @@ class RowData(StreamedImages):
     """A data set of rows.
 
     Attributes:
-        info: what is known of the data set.
         train: training part.
         test: the table's validation part, on which results are reported, as is the custom for ImageNet.
         val: always None: a stream cannot be divided by class.

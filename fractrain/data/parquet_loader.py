@@ -22,7 +22,6 @@ class RowFetcher:
     """Batches of one part; going on is quick, a jump reads from the beginning of the pass.
 
     Args:
-        part: the rows.
         batching: how; None for the seed means the table's order, and a bad image is replaced by a black one (the next
             of its class may be far away).
         threads: how many decode.

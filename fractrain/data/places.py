@@ -32,7 +32,6 @@ def what_is_there(folder: Path, signs: Mapping[str, str]) -> str:
     """Say in one clause what a folder holds instead of what is looked for; empty where there is nothing.
 
     Args:
-        folder: where it is looked for.
         signs: glob patterns below it, and what a match means (``{}``: its path).
     """
     if not folder.is_dir():

@@ -65,7 +65,6 @@ class WorkerFetcher:
     forward that is shorter than the queue (methods may skip steps) drops what lies between.
 
     Args:
-        batches: what the workers do.
         workers: processes; 0 means that batches are made in this process, when they are asked for.
         wrap: go on with the next epoch after the last batch; False stops there.
         pin: copy batches to page-locked memory, from which a GPU reads faster.

@@ -64,7 +64,6 @@ def load(
     """Load a data set, into memory unless it is read while training.
 
     Args:
-        name: registry name.
         data_dir: where the files are; None means the variable ``FRACTRAIN_DATA``, else ``./data``. Not used by
             embedded data sets.
         download: fetch files that are missing or corrupt.

@@ -13,7 +13,6 @@ class FileStatus:
     """What was found of one file.
 
     Attributes:
-        path: the file.
         state: ``ok``; ``missing``; ``wrong`` (the checksum differs: truncated or changed); ``unreadable``;
             ``unchecked`` (it is there, nobody has read it); ``differs`` (a text that is not the official one).
         expected: MD5 it should have (of a text: SHA-256, see :mod:`fractrain.data.text_files`); empty where none is
@@ -49,8 +48,6 @@ class DataStatus:
     """What is known of a data set on this machine.
 
     Attributes:
-        name: registry name.
-        title: one line for people.
         embedded: comes with an installed package.
         looked_in: folder that was searched, or the package of an embedded set.
         chosen_by: what chose it: ``--data-dir``, ``FRACTRAIN_DATA``, ``default`` or ``embedded``.

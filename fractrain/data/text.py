@@ -59,7 +59,6 @@ class TextData:
     """A loaded text.
 
     Attributes:
-        info: what is known of the data set.
         train, val, test: its parts, as numbers of words.
         digest: SHA-256 over vocabulary and tokens.
         words: the vocabulary, by number; empty where it is left on disk.
@@ -272,7 +271,6 @@ def unigram_perplexity(data: TextData, split: str = "test") -> float:
     is scored, as for a model.
 
     Args:
-        data: a loaded text.
         split: ``test`` or ``val``.
     """
     part: Tokens = getattr(data, split)

@@ -37,7 +37,6 @@ class Prepared:
     """A prepared text.
 
     Attributes:
-        folder: where it is.
         words: size of the vocabulary.
         parts: the tokens.
         digest: SHA-256 over vocabulary and tokens, the same from whichever files they were made.
@@ -119,8 +118,6 @@ def check_release(entry: DatasetInfo, words: int, sizes: Mapping[str, int]) -> N
     The validation and test texts of the two WikiTexts have the same number of words: their checksums tell them apart.
 
     Args:
-        entry: the data set.
-        words: of the vocabulary.
         sizes: tokens by part, of those parts that are to be compared.
 
     Raises:

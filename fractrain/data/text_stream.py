@@ -64,11 +64,8 @@ class TextTrainStream:
     two ends, is left out. Neither offset nor order depends on the batch size.
 
     Args:
-        tokens: the training part.
         context: words per sequence.
         batch_size: sequences per batch; the last batch of an epoch holds the rest.
-        seed: the run's seed.
-        device: where batches are wanted.
 
     Raises:
         ConfigError: batch size or context below 1, or a text of less than two contexts.
@@ -115,11 +112,9 @@ class TextEvalStream:
     for the first window). The last window is shifted back to end with the text, and is as long as all others.
 
     Args:
-        tokens: test or validation part.
         context: words per sequence.
         stride: words from window to window, 1 to ``context``.
         batch_size: sequences per batch; the last batch holds the rest.
-        device: where batches are wanted.
 
     Raises:
         ConfigError: batch size, context or stride out of range, or a text shorter than one window.

@@ -54,7 +54,6 @@ class FileTokens:
     and no process grows by it. An object is a path and two numbers, so sending it to a worker costs nothing.
 
     Attributes:
-        path: the file.
         length: tokens in it.
         offset: bytes before the first.
         dtype: name of the number type.

@@ -54,7 +54,6 @@ def part_data(data: ImageData, setting: str, seed: int) -> ImageData:
     """Return the part of a loaded data set that a run of this setting uses, as a copy.
 
     Args:
-        data: the whole data set.
         setting: ``standard`` (then ``data`` is returned), or one of the four others.
         seed: the run's seed: source and target run have the same, so that their parts are complementary.
 

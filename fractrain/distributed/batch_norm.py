@@ -22,7 +22,6 @@ class RankBatchNorm(_BatchNorm):
 
     Args:
         norm: the layer whose place it takes (1-D, 2-D or 3-D).
-        ranks: the processes.
     """
 
     def __init__(self, norm: _BatchNorm, ranks: Ranks) -> None:

@@ -46,7 +46,6 @@ def save(path: Path, state: dict[str, Any], run_id: str, check: Callable[[], Non
     Args:
         path: the newest generation, ``.../checkpoint.pt``.
         state: tensors and plain values only.
-        run_id: the run it belongs to.
         check: called when all is written and nothing replaced yet; raises where the run is another writer's by then.
 
     Raises:

@@ -106,9 +106,7 @@ class RunConfig(pydantic.BaseModel):
         """Resolve and validate a run.
 
         Args:
-            method, model, dataset: registry names.
             profile: None means ``smoke`` for an embedded data set and ``paper`` for a real one.
-            seed: the run's seed.
             settings: the method's settings that differ from its defaults.
             recipe: values that differ from the recipe of data set and profile. Another number of ``iterations`` scales
                 the milestones and the warm-up unless they are given too.
@@ -243,7 +241,6 @@ def explain(error: pydantic.ValidationError, origin: str, known: Iterable[str] =
     """Fold pydantic's several lines into one.
 
     Args:
-        error: what pydantic raised.
         origin: where the values came from, for example ``--set`` or a file's path.
         known: the keys there are, for "did you mean".
     """

@@ -34,7 +34,6 @@ class LossWatch:
     """Notes the first step whose loss is not finite: on the device itself, read every so many steps.
 
     Args:
-        device: where the loss is.
         every: steps between two readings; None means every step on the CPU and every 50 elsewhere.
 
     Attributes:
@@ -51,7 +50,6 @@ class LossWatch:
         """Note the loss of a step, before its backward pass.
 
         Args:
-            step: the step (0-based).
             total: what is differentiated, 0-dim.
 
         Raises:

@@ -45,8 +45,6 @@ def evaluate(
     Sums are over samples, so a smaller last batch weighs what it should; they stay on the device until the end.
 
     Args:
-        model: what is judged.
-        batches: inputs and targets.
         ledger: counts what is executed.
         should_stop: asked between two batches.
         task: what the model is to do; classification by default.

@@ -21,9 +21,7 @@ def export(record: RunRecord, file: Path, format: FileFormat = "torch", force: b
 
     Args:
         record: the run; of one that is not done, the last checkpoint counts.
-        file: where to.
         format: of the file; see :func:`fractrain.methods.export.write`.
-        force: replace a file that is there.
 
     Returns:
         ``file``.

@@ -40,7 +40,6 @@ class RunEntry:
     """What the index holds of one run.
 
     Attributes:
-        run_id: its id.
         group: the same for runs that differ in nothing but the seed.
         status, message, time: how and when (ISO 8601, UTC) it ended; empty if that is not known.
         method, model, dataset, setting, profile, seed: of its configuration.

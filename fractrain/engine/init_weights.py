@@ -45,9 +45,7 @@ def start_from(model: nn.Module, weights: Mapping[str, torch.Tensor], source: st
     """Copy weights into a plain model, in place.
 
     Args:
-        model: the plain model.
         weights: state of the source run's model.
-        source: the source run's id, for messages.
         new_head: the last linear layer keeps its own values.
 
     Raises:

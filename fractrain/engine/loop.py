@@ -54,7 +54,6 @@ class TrainingLoop:
     Call it inside ``torch.random.fork_rng``: it seeds torch's generators.
 
     Args:
-        config: the run.
         site: device, data and kernels; its store is not touched.
         registries: where names are looked up; None: the package's.
         on_epoch: called with the metrics line of each finished epoch.

@@ -16,10 +16,6 @@ def unreached(config: RunConfig, known: Registries) -> list[str]:
     """A sentence for the user where a method does not reach every product of a model; else nothing.
 
     A model from elsewhere is built anew and watched in one evaluation pass; those of this package consist of layers.
-
-    Args:
-        config: the run.
-        known: where names are looked up.
     """
     if ":" not in config.model:
         return []

@@ -33,8 +33,6 @@ class RunRecord:
     """What the store holds of one run.
 
     Attributes:
-        run_id: the run's id.
-        path: its folder.
         status: ``running`` also stands for a run that was killed; the same command goes on with it. ``damaged``: its
             files are not what was written.
         summary: the result; None unless the status is ``done``.
@@ -118,9 +116,6 @@ def read_record(folder: Path) -> RunRecord:
 
 def verified_record(folder: Path) -> RunRecord:
     """Read the record of a finished run, for a number that is to be shown.
-
-    Args:
-        folder: a run's folder.
 
     Returns:
         The record, with a summary. ``record.verified`` is False for one of an earlier release, without a manifest.

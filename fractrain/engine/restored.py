@@ -20,7 +20,6 @@ def restored(record: RunRecord, registries: Registries | None = None) -> Prepare
 
     Args:
         record: the run; of one that is not done, the last checkpoint counts.
-        registries: where names are looked up.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, does not fit the installed code, or, of a finished run,

@@ -121,7 +121,6 @@ class RunStore:
         """Return a writer for a run; use it as a context manager.
 
         Args:
-            config: the run.
             wait_s: seconds to wait for another writer of the same run; negative means as long as it takes.
         """
         return RunWriter(self.path(config.run_id), config, wait_s)
@@ -278,8 +277,6 @@ class RunWriter:
         """Make the run a result: metrics, ledger, summary, status ``done``, and the manifest of all of them.
 
         Args:
-            summary: what ``summary.json`` holds.
-            ledger: the ledger's state.
             metrics: all lines of ``metrics.jsonl``; None: those that are there.
         """
         self.write_metrics(self.metrics() if metrics is None else metrics)

@@ -124,7 +124,6 @@ def trivial_result(data: Any, metric: str) -> dict[str, float]:
     of equals); of a text the perplexity of :func:`fractrain.data.text.unigram_perplexity`.
 
     Args:
-        data: a loaded data set.
         metric: ``accuracy`` or ``perplexity``.
 
     Returns:

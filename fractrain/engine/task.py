@@ -33,7 +33,6 @@ class Task:
         """Return the result of one training batch.
 
         Args:
-            model: what is trained.
             x, y: inputs and targets.
             size: samples of the global batch of which these are a part, on several processes: the loss is then this
                 part's share of the global mean. It is the sum divided once: gradients of the part's own mean, scaled

@@ -39,10 +39,8 @@ class Trainer:
     """Runs one config, or goes on with it where it was stopped.
 
     Args:
-        config: the run.
         site: where it is kept and trained, and how.
         progress: told about every step; silent by default.
-        registries: where names are looked up.
         ranks: the processes the run is on, all of which make a trainer; None: this one alone, on the site's device.
         fresh: start from the beginning, whatever the store has of this run; its source run stays as it is.
         listeners: told about the run while it trains, on the first process.

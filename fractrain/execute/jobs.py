@@ -20,7 +20,6 @@ class Outcome:
     """How one run ended.
 
     Attributes:
-        run_id: the run.
         status: ``done``, ``failed``, ``diverged`` or ``interrupted``.
         message: one line, empty when done.
         cached: it was done before.

@@ -55,7 +55,6 @@ class RayTask:
     """A run and the task that it is in now.
 
     Attributes:
-        run: what is executed.
         task: Ray's reference to its result.
     """
 
@@ -69,9 +68,6 @@ class RayExecutor(RemoteExecutor[RayTask]):
 
     ``max_calls=1`` gives each a Ray worker of its own: a worker that is used again keeps torch's settings of the task
     before (Ray 2.60).
-
-    Attributes:
-        resources: of each run.
     """
 
     resources: RayResources = field(default_factory=RayResources)

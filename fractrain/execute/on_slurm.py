@@ -91,9 +91,6 @@ class SlurmRun:
     """A run and the job it is in now.
 
     Attributes:
-        run: what is executed.
-        site: where.
-        job: submitit's.
         retries: jobs that may still follow a lost one.
         ended: when the job was first seen to have ended without a result.
     """
@@ -110,7 +107,6 @@ class SlurmExecutor(RemoteExecutor[SlurmRun]):
     """One job per run, all in one array.
 
     Attributes:
-        resources: of each run.
         queue: what Slurm says of the jobs.
     """
 

@@ -29,8 +29,6 @@ class Workers:
     """The processes that are running; shared by the threads that wait for them.
 
     Args:
-        command: command line of a worker.
-        site: where and how runs are executed.
         server: where workers are forked instead, as long as it lives.
     """
 
@@ -63,7 +61,6 @@ class Workers:
         """Run one config in a process of its own and wait for its end.
 
         Args:
-            config: the run.
             variables: environment variables on top of our own.
             report: told the number of steps done.
             retries: times that it is started again when its process was killed.

@@ -45,7 +45,6 @@ class RemoteRun:
     """One run as a value that can be pickled and called on another machine.
 
     Args:
-        config: the run.
         site: where and how it is executed; made absolute.
         cores: threads of the run.
         retries: times that its process is started again when it was killed.
@@ -111,11 +110,7 @@ class RemoteRun:
 
 
 class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
-    """Hands runs to an engine, all at once unless it has no queue of its own, and waits for them.
-
-    Attributes:
-        resources: of each run.
-    """
+    """Hands runs to an engine, all at once unless it has no queue of its own, and waits for them."""
 
     resources: Resources
 

@@ -125,8 +125,6 @@ def search_points(
     """Evaluate ``trials`` proposals of optuna's TPE sampler; return them in order, a proposal made twice too.
 
     Args:
-        methods: to choose from.
-        axes: what is varied.
         evaluate: returns the objectives of each point, None where it has none.
         directions: of each objective.
         trials: number of proposals.

@@ -169,7 +169,6 @@ def run_trial(config: RunConfig, device: torch.device, registries: Registries | 
     Args:
         config: the run; its data need not be there.
         device: where it would be trained.
-        registries: where names are looked up.
     """
     known = _known(config, registries)
     info = known.dataset_info(config.dataset)
@@ -212,11 +211,9 @@ def forecast(
     """Return what a run will take, from a trial of it, or of one that differs in its data set's classes or its length.
 
     Args:
-        config: the run.
         trial: what was measured, with the same model and batch size.
         count: parameters of the run's plain model.
         images_per_s: what the workers read; None: nothing is read while training, or it was not measured.
-        registries: where names are looked up.
     """
     info = _known(config, registries).dataset_info(config.dataset)  # classes and sizes of its part
     batch = config.recipe.batch_size

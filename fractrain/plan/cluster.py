@@ -73,7 +73,6 @@ def simulate(run_seconds: Sequence[float], cluster: Cluster, seed: int = 0) -> M
 
     Args:
         run_seconds: what each run takes undisturbed.
-        cluster: where.
         seed: of the times of losses (exponential).
 
     Raises:

@@ -18,7 +18,6 @@ class DiskNeed:
     """What one data set takes.
 
     Attributes:
-        name: registry name.
         where: folder that was searched, or where else it comes from.
         ready: nothing has to be fetched (a text may still have to be prepared, see ``to_come``).
         there: bytes of its files that are there.
@@ -40,7 +39,6 @@ def disk_need(name: str, data_dir: str | Path | None = None) -> DiskNeed:
     """Look for a data set as ``fractrain data status`` does and say what it takes.
 
     Args:
-        name: registry name.
         data_dir: where the files are; None means ``FRACTRAIN_DATA``, else ``./data``.
 
     Raises:

@@ -47,9 +47,6 @@ def measure_loading(
     """Read a data set for some seconds as training does, or files of noise where it is not there.
 
     Args:
-        name: registry name.
-        device: where batches are wanted.
-        data_dir: folder of the data sets, or None.
         seconds: how long, after the first batch.
 
     Returns:

@@ -50,7 +50,6 @@ def try_all(
     """Try each kind of run once.
 
     Args:
-        configs: the runs.
         attempt: measures a few steps of one.
         rates: by data set, images per second that are read while training.
         done: told how many settings of families are finished, and how many there are.

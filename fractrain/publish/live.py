@@ -32,8 +32,6 @@ def make_listener(kind: str, folder: Path, project: str, entity: str | None = No
 
     Args:
         kind: ``wandb`` or ``tensorboard``.
-        folder: where it keeps its files.
-        project: wandb's project.
         entity: wandb's user or team; None means the default of who is logged in.
 
     Raises:
@@ -48,11 +46,7 @@ def make_listener(kind: str, folder: Path, project: str, entity: str | None = No
 
 
 class WandbLive:
-    """Logs each period as it ends. The run's id is wandb's id, so that publishing later updates the same run.
-
-    Args:
-        tracker: the project.
-    """
+    """Logs each period as it ends. The run's id is wandb's id, so that publishing later updates the same run."""
 
     def __init__(self, tracker: WandbTracker) -> None:
         self._tracker = tracker

@@ -72,8 +72,6 @@ def publish(
     """Send finished runs and rendered tables to wandb.
 
     Args:
-        store: the run store.
-        project: wandb project.
         entity: wandb user or team; None means ``WANDB_ENTITY``, then the default of who is logged in.
         mode: ``auto`` takes ``WANDB_MODE`` and without it ``online``.
         run_ids: only these runs, or beginnings of their ids; None means all that are done.

@@ -98,7 +98,6 @@ class WandbTracker:
     """Sends payloads to one wandb project, or writes them as offline runs into ``folder``.
 
     Args:
-        project: wandb project name.
         entity: wandb user or team; None means the logged-in user's default.
         mode: ``online`` or ``offline``.
         folder: where wandb keeps its files (offline: the runs themselves, for a later ``wandb sync``).

@@ -19,7 +19,6 @@ def with_added(spec: TableSpec, added: Sequence[str], against: str = "") -> Tabl
     """Return a table with one more row for each method, for every pair of the table, and a name of its own.
 
     Args:
-        spec: a table or figure whose rows are trained.
         added: methods, each as ``NAME`` or ``NAME:KEY=VALUE:KEY=VALUE`` with settings (``recipe.KEY`` for the recipe).
         against: key of the row that the new ones are set against; empty: none.
 

@@ -20,12 +20,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run of the store.
-
-    Attributes:
-        record: what the store holds of it.
-        store: where it is.
-    """
+    """A run of the store."""
 
     def __init__(self, record: RunRecord, store: RunStore) -> None:
         self.record, self.store = record, store
@@ -92,11 +87,6 @@ class Run:
     ) -> Path:
         """Write the trained weights for use without this package; see :mod:`fractrain.methods.export`.
 
-        Args:
-            file: where to.
-            format: of the file.
-            force: replace a file that is there.
-
         Returns:
             The path of the file.
 
@@ -151,9 +141,7 @@ def run(
     It is the same run, with the same id, as that of ``fractrain run``. An interrupted one goes on where it stopped.
 
     Args:
-        method, model, dataset: registry names.
         profile: None means ``smoke`` for an embedded data set and ``paper`` for a real one.
-        seed: the run's seed.
         setting: ``standard``, ``adaptation`` or ``fine-tuning``.
         recipe: what differs from the recipe of data set and profile, for example ``{"iterations": 16}``.
         store: the run store or its folder; None: ``$FRACTRAIN_RESULTS``, else ``results/runs``.
@@ -161,7 +149,6 @@ def run(
         data_dir: folder of the data sets; None: ``$FRACTRAIN_DATA``, else ``./data``.
         download: fetch data that is missing.
         progress: show steps and the time left on stderr.
-        settings: of the method.
 
     Raises:
         ConfigError: an unknown name or key, a wrong type, or an impossible combination.

@@ -48,15 +48,7 @@ Works = Mapping[str, Sequence[Work]]  # of one pair, by row key; complete rows a
 def array_sections(
     spec: TableSpec, profile: Profile, runs: Sequence[PlannedRun], sources: Sources, index: PublishedIndex
 ) -> Iterator[Section]:
-    """Yield both sections; nothing where the table asks for none, or no row and the one it is set against are done.
-
-    Args:
-        spec: the table.
-        profile: whose runs were measured.
-        runs: all planned runs.
-        sources: for the work of finished runs.
-        index: the published numbers.
-    """
+    """Yield both sections; nothing where the table asks for none, or no row and the one it is set against are done."""
     if spec.arrays is None:
         return
     rows = [row for row in spec.rows if row.against]

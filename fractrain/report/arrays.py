@@ -153,8 +153,6 @@ def judge_on(
     """Set runs against others on a hardware model, over the layers that both quantize.
 
     Args:
-        hardware: the model.
-        own, other: runs of the two rows, of the same seeds.
         widths: those that a tile may have, ascending.
         claims: claimed factors of time and energy.
     """

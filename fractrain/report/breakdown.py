@@ -22,11 +22,7 @@ NAMED: Final = {"A": ("FW", "bits1"), "W": ("FW", "bits2"), "E": ("EB", "bits1")
 
 
 class ModelParts:
-    """The part of a model that each layer belongs to: its gateable block, itself outside of all, or ``gates``.
-
-    Args:
-        ledger: whose layers are asked for.
-    """
+    """The part of a model that each layer belongs to: its gateable block, itself outside of all, or ``gates``."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._blocks = list(ledger.meta.get("blocks") or ())
@@ -46,9 +42,6 @@ class ModelParts:
 
 def breakdown(ledger: Ledger) -> pd.DataFrame:
     """Return the counted work of training as a DataFrame, a line for each period, part and product.
-
-    Args:
-        ledger: of a run.
 
     Returns:
         Columns ``epoch`` (from 0), ``part`` (a gateable block, a layer outside all blocks, or ``gates``), ``product``
@@ -102,9 +95,6 @@ def bits_by_part(work: pd.DataFrame, operand: str = "A") -> pd.DataFrame:
 
 def width_shares(ledger: Ledger) -> pd.DataFrame:
     """Return how often a part ran at which width: shares of its forward MACs in training, in percent.
-
-    Args:
-        ledger: of a run.
 
     Returns:
         A line for each quantized part, a column for each width of its activations, ascending; 0 bits are skipped

@@ -33,7 +33,6 @@ class CampaignMethod(Strict):
     """One method of a campaign: a row of a table with changes, or a method with settings of its own.
 
     Attributes:
-        key: its name in the campaign.
         row: ``table/row``; empty: ``label``, ``method`` and ``precision`` say what it is.
         label, precision: in place of the row's.
         method: registry name, where there is no row.

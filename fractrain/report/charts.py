@@ -53,7 +53,6 @@ class Drawing:
     """A finished drawing; to be turned into an element or a file inside the :func:`style` that it was made in.
 
     Attributes:
-        figure: matplotlib's.
         name, title: prefix of its ids, and what it shows.
         marks: what its markers say, by id of their group.
     """
@@ -76,7 +75,6 @@ class Drawing:
         """The drawing as ``svg``, ``png`` or ``pdf``.
 
         Args:
-            form: which.
             note: a few words that are written into its corner.
         """
         import matplotlib
@@ -97,7 +95,6 @@ class Dot:
         label: short text beside the point, where there are few.
         x, y: means.
         low, high: interval of ``y``; NaN where there is none.
-        mark: what it says.
     """
 
     series: int
@@ -116,8 +113,6 @@ class Line:
     Attributes:
         series: number of its method.
         label: short text at its end, where there are few.
-        x, y: its points.
-        mark: what it says.
     """
 
     series: int
@@ -292,7 +287,6 @@ def stacked(name: str, title: str, bars: Mapping[str, Mapping[str, float]], labe
     """Draw one horizontal bar per key, made of one part per product.
 
     Args:
-        name, title: of the drawing.
         bars: for each bar, its value by product.
         label: what the axis shows.
     """
@@ -320,11 +314,8 @@ class Ratio:
     """One ratio to a baseline.
 
     Attributes:
-        label: its name.
-        kind: number of its kind.
         value, low, high: median and quartiles.
         goal: largest one aimed at; None: no goal.
-        mark: what it says.
     """
 
     label: str
@@ -340,8 +331,6 @@ def ratios(name: str, title: str, rows: Sequence[Ratio], label: str, kinds: Sequ
     """Draw one line per ratio: median, quartiles and goal, on an axis on which half and twice lie as far from 1.
 
     Args:
-        name, title: of the drawing.
-        rows: from above.
         label: what the axis shows.
         kinds: what the kinds are called.
     """

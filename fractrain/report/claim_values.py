@@ -31,10 +31,7 @@ class ClaimPlace:
     """Where a claim's numbers are.
 
     Attributes:
-        table: the table whose rows are meant.
         row, against: keys of the row and of those it is set against.
-        store, sources: where runs and published numbers come from.
-        printed: the published table.
         may_have: whether the store can hold a run of a request at all, where that is known without looking for it.
     """
 

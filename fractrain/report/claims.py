@@ -40,7 +40,6 @@ class ClaimSpec(Strict):
     """One claim.
 
     Attributes:
-        id: its name.
         text: what is claimed, in our words, with the source's numbers.
         quantity: what is measured of it; ``none``: nothing, ``note`` says why.
         unit: of the quantity, where it does not go without saying.
@@ -51,7 +50,6 @@ class ClaimSpec(Strict):
         most: the claim is of the most over the pairs ("up to").
         length: the length of training it needs, ``paper`` or ``any``.
         published_table: of this claim, where it is not the file's.
-        note: what else must be known.
     """
 
     id: str
@@ -95,11 +93,9 @@ class JudgedClaim:
     Attributes:
         id, text, source, note: as in its specification.
         expected: the interval, with unit.
-        length: what it needs.
         published: what the published rows themselves give; empty where they give nothing.
         verdict, reason: the word, by runs of that length, and why.
         trend: what shorter runs say; empty where there are none.
-        evidence: numbers behind both.
         next: the command that would decide it.
     """
 

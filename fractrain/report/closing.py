@@ -20,11 +20,8 @@ def closing(
     """Three sentences; none for a table whose runs have no real data behind them.
 
     Args:
-        spec: the table's specification.
         table: of the profile ``smoke``.
-        runs: its runs, with what the store has of them.
         jobs: runs at the same time, now and next.
-        sources: makes configurations; default: the engine's.
     """
     if not spec.rows:
         return ()

@@ -26,7 +26,6 @@ class ComparedQuantity:
     """One quantity of both sides.
 
     Attributes:
-        quantity, unit: what is compared.
         a, b: means over the seeds that count.
         change: ``b - a``.
         low, high: its 95 % interval; None where there are too few seeds.
@@ -61,7 +60,6 @@ def compare(entries: Sequence[RunEntry], a: str, b: str, paired: bool) -> Compar
     """Compare the configurations of two runs over their finished seeds.
 
     Args:
-        entries: the store's index.
         a, b: ids of one run of each.
         paired: only seeds that both have count, in pairs.
 

@@ -26,7 +26,6 @@ class Share:
     """What one part and product of a step cost, on average over a run.
 
     Attributes:
-        row: label of the row.
         hardware: the model, as ``--hardware`` takes it.
         part: of the network; ``gates``; ``whole step`` for what belongs to no layer.
         product: FW, EB or GC; empty for a whole step.
@@ -64,8 +63,6 @@ class CostFigure:
     """A finished figure of costs.
 
     Attributes:
-        table: the table behind it.
-        hardware: the models.
         parts: of the network, in its order.
         shares, periods: what is drawn.
         remarks: what is not drawn, and why.

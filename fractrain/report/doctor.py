@@ -34,9 +34,7 @@ class Check:
     """One finding.
 
     Attributes:
-        name: what was looked at.
         state: ``works``, ``limited`` (usable, with a limit that is named) or ``does not work``.
-        detail: what was found, one line.
         mend: how to mend it, one line; empty when there is nothing to do.
         essential: without it nothing can be trained.
     """

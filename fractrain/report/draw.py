@@ -87,7 +87,6 @@ def draw(figure: FigureData, form: str, look: Look = "page") -> bytes:
     """Return the figure as a file.
 
     Args:
-        figure: from :func:`fractrain.report.figure_data.build_figure`.
         form: one of :data:`FORMATS`.
         look: ``page``: with title, caption and source inside. ``paper``: as wide as one column of two, with none of
             them; panels of reduced runs still say what they are.
@@ -153,12 +152,7 @@ class _Page:
 
 
 def compose(figure: FigureData, look: Look = "page") -> Figure:
-    """Lay out and draw all panels that have points; to be called, and saved, inside :func:`style`.
-
-    Args:
-        figure: from :func:`fractrain.report.figure_data.build_figure`.
-        look: as for :func:`draw`.
-    """
+    """Lay out and draw all panels that have points; to be called, and saved, inside :func:`style`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

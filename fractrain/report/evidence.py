@@ -33,11 +33,7 @@ NOT_RECOMPUTED: Final = frozenset(
 
 
 class EvidenceStore:
-    """All committed records, whatever their campaign; offers what tables need of a run store.
-
-    Args:
-        root: the folder of campaigns.
-    """
+    """All committed records, whatever their campaign; offers what tables need of a run store."""
 
     def __init__(self, root: Path | str = DEFAULT_ROOT) -> None:
         self.root = Path(root)

@@ -32,9 +32,7 @@ class PlotPoint:
         data: data set of the run where it is another one, else the same as ``dataset``.
         series: key of the series.
         tag: short text beside the point; may be empty.
-        precision: precision as printed.
         kind: ``published`` or ``measured``.
-        macs, accuracy: the point.
         accuracy_low, accuracy_high: 95 % interval over seeds, where there is one.
         n: number of seeds of a measured point.
         confidence_macs, confidence_accuracy: how the published numbers were read.
@@ -81,14 +79,11 @@ class FigureData:
     """A finished figure, independent of any format: the table behind it, and the panels in pairs of rows.
 
     Attributes:
-        table: the same numbers as a table.
         title: names the profile as soon as anything measured is drawn.
-        drawing: how it is drawn.
         published: one panel per model/data pair.
         measured: one panel per pair, in the same order; empty where measured points are on the published panels, or
             where there are none.
         warning: one sentence where measured panels must not be compared with published ones; else empty.
-        remarks: sentences for below the figure.
     """
 
     table: Table
@@ -238,7 +233,6 @@ def select_panels(figure: FigureData, panel: str) -> FigureData:
     """Return the figure with some of its panels.
 
     Args:
-        figure: from :func:`build_figure`.
         panel: a number, from 1, of the panels that have points in the order in which they are drawn; a title
             (``ResNet-38, CIFAR-10``); or a part of titles and subtitles (``measured``), whatever the case.
 

@@ -55,7 +55,6 @@ class FormatErrors(Strict):
 
     Attributes:
         seeds: matrices of normal numbers, each with a seed of its own.
-        shape: of a matrix.
     """
 
     rows: tuple[ErrorRow, ...] = pydantic.Field(min_length=1, strict=False)
@@ -64,12 +63,7 @@ class FormatErrors(Strict):
 
 
 def error_rows(errors: FormatErrors, source: str) -> Iterator[Row]:
-    """Measure and judge all rows, in about ten seconds.
-
-    Args:
-        errors: what to measure.
-        source: of the published figures.
-    """
+    """Measure and judge all rows, in about ten seconds."""
     for row in errors.rows:
         found = estimate(measure_errors(row.format, row.quantity, row.seeds or errors.seeds, errors.shape))
         unit, _ = UNITS[row.quantity]

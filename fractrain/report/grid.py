@@ -25,9 +25,6 @@ class PlannedRun:
     """One run of a table.
 
     Attributes:
-        pair, row: where it belongs in the table.
-        seed: its seed.
-        request: what is run.
         config: the run's configuration; None where none can be made.
         state: ``cached`` (finished before), ``to run``, or why it cannot run: ``no plugin``; ``no model`` or
             ``no data`` (not in this release); ``incompatible``; ``left out`` of this profile.
@@ -59,7 +56,6 @@ class SourceRun:
     """A run that runs of the table start from: it is trained before them, and in no row of its own.
 
     Attributes:
-        config: its configuration.
         state: ``cached``; ``to run``; ``not needed``: not there, but all runs that start from it are finished.
         reason: how an earlier attempt ended.
         targets: ids of the runs that start from it, each once.
@@ -86,11 +82,8 @@ def plan(
     """List every run of a table, pair by pair, row by row, seed by seed.
 
     Args:
-        spec: the table.
-        profile: ``smoke``, ``short`` or ``paper``.
         seeds: a number (then 0, 1, ...) or a list; default: the table's number for this profile.
         store: where finished runs are looked up; None: nothing is cached.
-        sources: makes configurations; default: the engine's.
 
     Raises:
         ConfigError: unknown profile, no seed, or one twice.

@@ -171,12 +171,8 @@ def improvement_rows(
     """The improvement as the paper prints it, and the same recomputed from the rows, published and measured.
 
     Args:
-        spec: the table.
-        pair: the model and data set.
         dataset: registry name of the data set that was really used.
-        profile: whose runs were measured.
         built: the pair's method rows by row key.
-        index: the published numbers.
 
     Returns:
         Rows and notes; both empty where the table has no improvement rows.

@@ -34,12 +34,7 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def with_known(sources: Sources, root: Path) -> Iterator[Sources]:
-    """Sources that make no configuration which is known under ``root``; what they make in the block is known after it.
-
-    Args:
-        sources: how to make others.
-        root: folder of a run store.
-    """
+    """Sources that make no configuration known under ``root``; what they make in the block is known after it."""
     known = KnownConfigs(root / NAME, sources.make_config)
     yield replace(sources, make_config=known.make)
     known.save()
@@ -50,7 +45,6 @@ class KnownConfigs:
 
     Args:
         path: the file; one of other sources, or that cannot be read, counts as empty.
-        make: makes a configuration.
     """
 
     def __init__(self, path: Path, make: MakeConfig) -> None:

@@ -67,7 +67,6 @@ def place_labels(
     Args:
         points: boxes of the markers, pixels.
         sizes: half width and half height of each text, pixels; zero for no text.
-        frame: the axes.
         drawn: what else no text should lie on.
 
     Returns:

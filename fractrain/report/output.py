@@ -67,12 +67,8 @@ def table_content(
     Args:
         spec: from :func:`fractrain.report.spec.load_spec`; this and the rest as for
             :func:`fractrain.report.build.build_table`.
-        store: the run store.
-        profile: whose runs are shown.
-        seeds: their seeds.
         fmt: ``md``, ``csv``, ``tex``, ``html``, ``json``; of a figure also ``svg``, ``png`` and ``pdf``; its ``csv``
             has a line per point, its ``html`` begins with the drawing.
-        sources: configurations, costs and published rows.
         wanted: what of it, and in which style; None: all, for a page.
 
     Raises:
@@ -137,11 +133,7 @@ def write(
 
     Args:
         spec: as for :func:`table_content`, and so are the others.
-        store: the run store.
-        profile: whose runs are shown.
         folder: where to; made if it is not there.
-        seeds: their seeds.
-        sources: configurations, costs and published rows.
 
     Returns:
         The table (of a figure: the one behind it) and the files.
@@ -177,7 +169,6 @@ def selected(table: Table, columns: Sequence[str] = (), rows: Sequence[str] = ()
     """Return a table with some columns and rows; smaller tables below it are left out as soon as any are chosen.
 
     Args:
-        table: from :func:`fractrain.report.build.build_table`.
         columns: keys, in the order in which they shall stand; the label of the row stands before them. Empty: all.
         rows: words, one of which must be in the row's group (model and data) or label, whatever the case. Empty: all.
 

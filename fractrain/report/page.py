@@ -54,13 +54,11 @@ def build_page(
     """Return the page.
 
     Args:
-        store: the run store.
         tables: tables of ``benchmarks/``, built from the same store.
         hardware: name of a hardware model for energy and latency of every run; empty: of what is looked into alone, by
             :data:`fractrain.report.page_detail.AT_BEST`.
         details: how many configurations, the latest, are looked into (curves, precision, where the work goes).
         entries: the store's index, where it has been read already.
-        claims: from :func:`fractrain.report.claims.judge_claims`.
         scaling, benches: a campaign of which something is done; from :func:`fractrain.report.page_bench.read_benches`.
 
     Raises:

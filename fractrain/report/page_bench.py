@@ -85,7 +85,6 @@ class BenchRecord:
     Attributes:
         name: of its file, without the ending.
         where: model, batch, machine and versions in words.
-        paths: what was measured.
     """
 
     name: str

@@ -51,7 +51,6 @@ class Chart:
     """One drawing.
 
     Attributes:
-        svg, caption: what is shown.
         view: to which choice of the section's switch it belongs.
         panels: how many pairs of axes stand side by side, where they fill a line of their own.
     """
@@ -76,7 +75,6 @@ class Detail:
     """One run that is looked into.
 
     Attributes:
-        entry: the run.
         label: its method, and in what its configuration differs.
         lines: of its ``metrics.jsonl``.
         work: from :func:`fractrain.report.breakdown.breakdown`.
@@ -188,8 +186,6 @@ def curve(
     """Draw how runs learn; None where none of them was judged more than once.
 
     Args:
-        name, title: of the drawing.
-        found: the runs.
         methods: all methods there are, which decides the colours.
         over: one of :data:`OVER`.
         size: in inches.

@@ -34,10 +34,6 @@ class PageColumn:
     """One column.
 
     Attributes:
-        key, head: its name and heading.
-        number: whether it holds numbers.
-        shown: whether it is shown at first.
-        meaning: what it means, for who asks.
         long: whether it holds sentences, which are wrapped.
     """
 
@@ -67,7 +63,6 @@ class PageTable:
         name: its id in the page.
         title, note: heading, and a sentence under it.
         warning: why its numbers must not be compared with published ones; empty if they may.
-        columns, rows: what it shows.
         remarks: sentences below it, folded away.
     """
 

@@ -34,7 +34,6 @@ class Quantity:
         at: for costs, ``@best`` (up to the epoch of the best test result) or ``@end`` (of the whole run).
         protocol: for qualities, which of several values of a run it is.
         scale: what the summary's number is multiplied by to be in the unit.
-        text: how it is written.
         short: heading in the compact layout of tables; empty: no column of tables.
         usual: tables have it without asking, its published numbers too; ``full``: ours alone, and in the full layout.
         published: key of the column of published numbers that it is compared with; empty: there is none.

@@ -26,16 +26,7 @@ def with_relative(
     index: PublishedIndex,
     profile: Profile,
 ) -> Row:
-    """Return a method row with its relative columns filled, where the row is set against another one.
-
-    Args:
-        spec: the table.
-        pair: the model and data set.
-        row: the method.
-        built: the pair's method rows by row key.
-        index: the published numbers.
-        profile: whose runs were measured.
-    """
+    """Return a method row with its relative columns filled, where the row is set against another one."""
     cells: dict[str, Cell] = {}
     for relative in spec.relative if row.against in built else ():
         quantity = BY_KEY[relative.quantity]
@@ -100,13 +91,7 @@ def judged_claims(spec: TableSpec, row: Row) -> list[str]:
 def paired_estimate(
     own: Mapping[int, RunValues], other: Mapping[int, RunValues], quantity: Quantity
 ) -> Estimate | None:
-    """Accuracy, perplexity: own minus other; costs: other by own. Paired over common seeds, None without a measurement.
-
-    Args:
-        own: complete runs of the row by seed.
-        other: complete runs of the row it is set against.
-        quantity: what is compared.
-    """
+    """Accuracy, perplexity: own minus other; costs: other by own. Paired over common seeds, None without any."""
     mine, theirs = values_by_seed(own, quantity), values_by_seed(other, quantity)
     return paired_difference(mine, theirs) if quantity.is_quality else paired_ratio(theirs, mine)
 

@@ -140,7 +140,6 @@ def render(table: Table, fmt: str) -> str:
     """Write a table in one format.
 
     Args:
-        table: from :func:`fractrain.report.build.build_table`.
         fmt: ``md``, ``csv``, ``tex``, ``html`` or ``json``.
 
     Raises:

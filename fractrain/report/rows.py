@@ -32,7 +32,6 @@ class MethodRow:
     """One row and what improvement rows and notes need of it.
 
     Attributes:
-        row: the row.
         measured: finished runs by seed; empty unless every seed is done.
         published: published numbers by column.
         notes: remarks for below the table.
@@ -50,12 +49,7 @@ def method_row(
     """Build one method's row of one pair.
 
     Args:
-        spec: the table.
-        pair: the model and data set.
-        row: the method.
         runs: the runs of this row and pair, at least one.
-        sources: for the numbers of finished runs.
-        index: the published numbers.
     """
     request = runs[0].request
     shown = columns(spec)

@@ -58,7 +58,6 @@ class Group:
 
     Attributes:
         name: of the layer, product, stage, pair of widths or epoch.
-        macs: executed MACs.
         cycles, seconds, joules: of the whole run.
     """
 
@@ -73,8 +72,6 @@ def price_run(record: RunRecord, models: Sequence[HardwareModel], by: str = "") 
     """Price a finished run with several hardware models; one that cannot says why.
 
     Args:
-        record: the run.
-        models: hardware models.
         by: what the cost is split by, one of :data:`BY`; empty: not at all.
 
     Raises:

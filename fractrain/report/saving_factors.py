@@ -31,7 +31,6 @@ class SavingFactors:
 
     Attributes:
         iterations: training samples up to the point that is meant.
-        per_image: cost of an image.
     """
 
     iterations: float
@@ -102,7 +101,6 @@ def published_iterations(
     both unknowns follow from MACs and latency together.
 
     Args:
-        model: registry name.
         precision: as the source writes it.
         values: published numbers by column.
         known: iterations that the source does give.
@@ -132,7 +130,6 @@ def split_text(model: str, own: Sequence[float | None], other: Sequence[float | 
     """How much of a published saving is stopping earlier, and what remains at equal iterations; empty if unknown.
 
     Args:
-        model: registry name.
         own, other: published MACs and latency (minutes) of the two rows.
     """
     known = [cost for cost in (*own, *other) if cost is not None]

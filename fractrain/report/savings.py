@@ -48,10 +48,7 @@ def savings_section(
     """Return the section; None where no row is compared with another, or nothing is known of any of them.
 
     Args:
-        spec: the table.
-        profile: whose runs were measured.
         built: method rows by row key, of every pair (``model/dataset/setting``).
-        index: the published numbers.
     """
     costs = ("latency", "energy") if spec.hardware else ("macs",)
     rows = []

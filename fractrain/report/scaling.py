@@ -33,7 +33,6 @@ class Curve:
     """One method on one data set.
 
     Attributes:
-        pair, row: which.
         planned: seeds of the campaign, by length (``1/64``), shortest first.
         measured: finished runs by length and seed.
         published: published accuracy in percent, or None.
@@ -68,7 +67,6 @@ class Gap:
     """The gap of a method to a rival: at each length, followed to the paper's, and what was published.
 
     Attributes:
-        curve, rival: the two.
         at: paired difference by length.
         trend: the line through all pairs; None with too few.
         published: published difference; None: nothing to judge.
@@ -88,10 +86,8 @@ class Scaling:
     """All of a campaign that is done.
 
     Attributes:
-        campaign: its definition.
         runs: its runs, in order.
         curves: by data set and method.
-        table: the numbers.
     """
 
     campaign: Campaign
@@ -109,7 +105,6 @@ def build_scaling(campaign: Campaign, store: Store | None, sources: Sources | No
     """Read what is done of a campaign from a store (or from the committed records).
 
     Args:
-        campaign: from :func:`fractrain.report.campaign.load_campaign`.
         store: a run store or an :class:`~fractrain.report.evidence.EvidenceStore`; None: nothing is done.
         sources: configurations, costs and published rows; default: the engine's and the package's own.
     """

@@ -36,11 +36,9 @@ class Look:
 
     Attributes:
         dim, neutral: of the line at zero; of what is no method in the legend.
-        grid: of the grid.
         hollow: inside the markers of predictions.
         band: behind the paper's length.
         star: inside those of published gaps.
-        series: of the methods.
         told: whether title and warning are inside.
     """
 

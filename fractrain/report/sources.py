@@ -201,7 +201,6 @@ class PublishedIndex:
     """Published rows by model, data set, method, precision and metric, as the paper writes them.
 
     Args:
-        rows: all published rows.
         table: the table that is meant where a look-up names none.
     """
 

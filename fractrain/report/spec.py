@@ -210,8 +210,6 @@ class FigureSpec(Strict):
 
     Attributes:
         tables: published tables whose points are drawn, every precision of every series.
-        series: what the points belong to.
-        across: panels side by side.
         x_scale: of the axis of MACs.
         tags: what the short texts beside the points mean.
     """

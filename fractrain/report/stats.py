@@ -14,10 +14,8 @@ class Estimate:
     """Mean of ``n`` values with its two-sided Student t interval.
 
     Attributes:
-        mean: arithmetic mean.
         sd: sample standard deviation (divisor n - 1); None for n = 1.
         half_width: half the width of the interval of the mean; None for n = 1, where there is no interval.
-        n: number of values.
     """
 
     mean: float

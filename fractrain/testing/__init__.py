@@ -103,7 +103,6 @@ def check_method(
         expected_failures: checks that are known to fail, each with the reason. One that passes is a failure.
         quick: fewer steps.
         full: add the gradient concentration curves to the report.
-        checks: which checks.
         progress: called with every result as it comes.
 
     Returns:
@@ -144,7 +143,6 @@ def run_check(method: str | Path | type[Method], check: str, **options: Any) -> 
     Args:
         method: as for :func:`check_method`.
         check: one of :data:`CHECKS`.
-        options: further arguments of :func:`check_method`.
     """
     import pytest
 

@@ -53,8 +53,6 @@ def too_many_values(values: torch.Tensor, op: Operand, place: Place = ACTIVATION
 
     Args:
         values: quantized tensor.
-        op: its operand, not in floating point.
-        place: which operand.
     """
     values = values.detach().cpu()
     g0 = op.format.granularity
@@ -123,7 +121,6 @@ def off_grid(
         op: the operand, not in floating point.
         limits: measured or running limits that its grid was made of.
         rounding: gets what is seen of the rounding.
-        place: which operand.
     """
     if op.format.bits is not None:
         around = op.format.neighbours(x, limits, place)

@@ -28,7 +28,6 @@ class CheckResult:
     """Result of one check.
 
     Attributes:
-        name: the check.
         status: ``pass``, ``fail``, ``skip`` or ``expected failure``.
         reason: what was found, why it was skipped, or why it may fail; one line.
         seconds: wall clock.
@@ -75,11 +74,7 @@ def _told(error: Exception) -> str:
 
 
 class Report:
-    """Results of all checks of one plugin.
-
-    Attributes:
-        checks: in the order in which they ran.
-    """
+    """Results of all checks of one plugin."""
 
     checks: tuple[CheckResult, ...]
 
@@ -134,7 +129,6 @@ class ContractReport(Report):
 
     Attributes:
         method, model, dataset: what was tested on what.
-        checks: in the order in which they ran.
         concentration: of the gradients under stochastic rounding, where asked for; None: it was not.
     """
 

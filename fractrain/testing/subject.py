@@ -68,9 +68,7 @@ class Subject:
     """A method under test.
 
     Attributes:
-        kind: its class.
         model, dataset: what it is tested on.
-        settings: settings given by the caller.
         quick: use as little time as possible.
     """
 
@@ -97,14 +95,9 @@ class Subject:
         """A short run.
 
         Args:
-            settings: of the method.
             steps: training steps in all.
             period: steps between two evaluations.
             batch: images per step.
-            seed: of the run.
-            lr: learning rate.
-            model: another one than the subject's.
-            dataset: another one than the subject's.
         """
         recipe = {"iterations": steps, "eval_every": period, "batch_size": batch, "lr": lr, "val_fraction": 0.0}
         return RunConfig.create(

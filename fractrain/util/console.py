@@ -12,11 +12,7 @@ _STREAMS = (1, 2)
 
 
 class Console:
-    """A text stream whose errors do not matter: after the first one, what is written is dropped.
-
-    Args:
-        stream: where to.
-    """
+    """A text stream whose errors do not matter: after the first one, what is written is dropped."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream

@@ -127,11 +127,7 @@ class LineProgress(Progress):
 
 
 class TableProgress:
-    """Progress over several runs: their steps added up, so that the time left is the table's.
-
-    Args:
-        inner: what shows it.
-    """
+    """Progress over several runs: their steps added up, so that the time left is the table's."""
 
     def __init__(self, inner: Progress) -> None:
         self._inner = inner

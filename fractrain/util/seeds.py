@@ -9,7 +9,6 @@ def derive_seed(seed: int, *names: str | int) -> int:
     """Return a 63-bit seed that is a pure function of ``seed`` and the names (SHA-256).
 
     Args:
-        seed: the run's seed.
         names: what the randomness is for, for example ``("order", epoch)``.
     """
     text = "/".join(str(part) for part in (seed, *names))

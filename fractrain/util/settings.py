@@ -31,7 +31,6 @@ def configured(kind: type[S], given: Mapping[str, Any], owner: str, removed: Col
     """Return settings by name.
 
     Args:
-        kind: the settings' class.
         given: what is not to be as by default.
         owner: whose they are, for messages: ``method 'dfq'``.
         removed: names that were settings once; the class says what became of them.
@@ -83,7 +82,6 @@ def added_at_default(kind: type[pydantic.BaseModel], values: Mapping[str, Any]) 
     """Return the names of the marked fields of ``kind`` that have their defaults in ``values``, sorted.
 
     Args:
-        kind: the settings' class.
         values: its values, as ``model_dump(mode="json")`` gives them.
     """
     return tuple(name for name, default in _added(kind).items() if name in values and values[name] == default)

@@ -68,7 +68,6 @@ class WorkRow:
     """What is priced: MACs of one layer and product at one pair of widths.
 
     Attributes:
-        layer: module name.
         product: FW multiplies activations with weights, EB errors with weights, GC activations with errors.
         bits1, bits2: widths of the two operands; 32 is floating point.
         macs: multiply-accumulates.
