@@ -23,13 +23,9 @@ MET = {None: "", True: "yes", False: "no"}
 def line_of(info: PathInfo, found: Measurement) -> dict[str, Any]:
     """One path as ``{path, ratio, spread, goal, unit, baseline}``; ``spread`` holds the quartiles of the rounds."""
     return {
-        "path": info.name,
-        "ratio": median(found.ratios),
-        "spread": quartiles(found.ratios),
-        "goal": info.goal,
-        "unit": info.unit,
-        "baseline": info.baseline,
-    }
+        "path": info.name, "ratio": median(found.ratios), "spread": quartiles(found.ratios), "goal": info.goal,
+        "unit": info.unit, "baseline": info.baseline,
+    }  # fmt: skip
 
 
 def entry_of(info: PathInfo, found: Measurement) -> dict[str, Any]:

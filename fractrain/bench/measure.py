@@ -120,16 +120,11 @@ def _row(name: str) -> Callable[[Setup, Tick], Measurement]:
 
 
 MEASURES: Mapping[str, Callable[[Setup, Tick], Measurement]] = {
-    "fp32_contiguous": _fp32_contiguous,
-    "static8_exact": _static8_exact,
-    "dfq_all_live": _dfq_all_live,
-    "dfq_typical": _dfq_typical,
-    "dfq_selected_only": _dfq_selected_only,
-    "quantize_stochastic": _quantize_stochastic,
-    "memory_fractrain": memory_fractrain,
-    "harness_overhead": harness_overhead,
+    "fp32_contiguous": _fp32_contiguous, "static8_exact": _static8_exact, "dfq_all_live": _dfq_all_live,
+    "dfq_typical": _dfq_typical, "dfq_selected_only": _dfq_selected_only, "quantize_stochastic": _quantize_stochastic,
+    "memory_fractrain": memory_fractrain, "harness_overhead": harness_overhead,
     **{name: _row(name) for name in EXTRA_NAMES},
-}
+}  # fmt: skip
 
 
 VIEW_TICKS = 2

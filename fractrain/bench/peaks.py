@@ -48,13 +48,9 @@ from fractrain.util.progress import Progress
 
 FORMAT_VERSION: Final = 3
 CASES = {  # model: data set whose shape is used, samples a step
-    "resnet38": ("cifar10", 128),
-    "resnet74": ("cifar10", 128),
-    "mobilenet_v2": ("cifar10", 128),
-    "resnet18": ("imagenet", 32),
-    "resnet34": ("imagenet", 32),
-    "transformer_base": ("wikitext103", 4),
-}
+    "resnet38": ("cifar10", 128), "resnet74": ("cifar10", 128), "mobilenet_v2": ("cifar10", 128),
+    "resnet18": ("imagenet", 32), "resnet34": ("imagenet", 32), "transformer_base": ("wikitext103", 4),
+}  # fmt: skip
 VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {  # measured beside the settings the paper gives
     "dfq": {"forward": "selected"},
     "fractrain": {"forward": "selected"},

@@ -27,23 +27,17 @@ SCOPES = (
     ("quantize", "fractrain.layers.base:QuantLayer._activation"),
     ("quantize", "fractrain.layers.base:QuantLayer.weight_operand"),
     ("quantize", "fractrain.layers.base:QuantLayer.error_operand"),
-    ("quantize", "fractrain.numerics.quantize:Quantized.values"),
-    ("conv", "fractrain.layers.conv_linear:convolve"),
-    ("conv", "fractrain.layers.conv_linear:products"),
-    ("conv", "fractrain.experimental.int8_conv:forward"),
+    ("quantize", "fractrain.numerics.quantize:Quantized.values"), ("conv", "fractrain.layers.conv_linear:convolve"),
+    ("conv", "fractrain.layers.conv_linear:products"), ("conv", "fractrain.experimental.int8_conv:forward"),
     ("conv", "fractrain.experimental.int8_conv:input_gradient"),
-    ("conv", "fractrain.experimental.int8_conv:weight_gradient"),
-    ("conv", "fractrain.experimental.int8_gemm:forward"),
+    ("conv", "fractrain.experimental.int8_conv:weight_gradient"), ("conv", "fractrain.experimental.int8_gemm:forward"),
     ("conv", "fractrain.experimental.int8_gemm:input_gradient"),
     ("conv", "fractrain.experimental.int8_gemm:weight_gradient"),
-    ("gate", "fractrain.methods.gate:GateNetwork.forward"),
-    ("gate", "fractrain.methods.gated_block:pooled"),
-    ("gate", "fractrain.methods.gated_block:straight_through"),
-    ("gate", "fractrain.methods.dfq:DFQ.extra_loss"),
+    ("gate", "fractrain.methods.gate:GateNetwork.forward"), ("gate", "fractrain.methods.gated_block:pooled"),
+    ("gate", "fractrain.methods.gated_block:straight_through"), ("gate", "fractrain.methods.dfq:DFQ.extra_loss"),
     ("ledger", "fractrain.layers.base:QuantLayer.report"),
-    ("ledger", "fractrain.methods.gated_block:GatedBlock._count"),
-    ("ledger", "fractrain.cost.ledger:Ledger.samples"),
-)
+    ("ledger", "fractrain.methods.gated_block:GatedBlock._count"), ("ledger", "fractrain.cost.ledger:Ledger.samples"),
+)  # fmt: skip
 
 
 def resolve(place: str) -> tuple[Any, str]:
@@ -84,13 +78,10 @@ IDLE = "device waiting for the host"
 WARMUP, MOST_STEPS = 2, 5
 BY_NAME = (("conv", "conv"), ("batch norm", "batch_norm"), ("batch norm", "batchnorm"), ("batch norm", "_normalise"))
 PARTS = (
-    ("ReLU", "relu"),
-    ("optimizer", "optimizer."),
-    ("choosing among candidates", "_mix"),
-    ("Python inside quantized layers", "_products"),
-    ("sums of residuals and gradients", "aten::add"),
+    ("ReLU", "relu"), ("optimizer", "optimizer."), ("choosing among candidates", "_mix"),
+    ("Python inside quantized layers", "_products"), ("sums of residuals and gradients", "aten::add"),
     ("gradients stored", "accumulategrad"),
-)
+)  # fmt: skip
 PYTHON, REST = "Python between operations", "everything else"
 
 

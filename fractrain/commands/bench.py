@@ -13,6 +13,7 @@ from fractrain.commands.common import (
     NearestChoice,
     device_option,
     emit_json,
+    folder_option,
     json_option,
     kernels_option,
     options,
@@ -31,29 +32,20 @@ DEFAULT_OUT = "results/bench"
 @click.command("bench", short_help="Measure speed and memory against FP32.")
 @options(
     click.option(
-        "--path",
-        "paths",
-        multiple=True,
-        type=NearestChoice(catalog.NAMES + catalog.EXTRA_NAMES),
-        metavar="NAME",
+        "--path", "paths", multiple=True, type=NearestChoice(catalog.NAMES + catalog.EXTRA_NAMES), metavar="NAME",
         help=f"Only this one; may be repeated: {', '.join(catalog.NAMES + catalog.EXTRA_NAMES)}.",
     ),
     click.option(
-        "--formats",
-        is_flag=True,
+        "--formats", is_flag=True,
         help="Today's formats and other libraries' emulators of them instead (extra: peers; microxcaling where "
         f"${catalog.MICROXCALING} names a copy's folder).",
     ),
     click.option(
-        "--where-time-goes",
-        "views",
-        multiple=True,
-        metavar="METHOD",
+        "--where-time-goes", "views", multiple=True, metavar="METHOD",
         help="Take a step of this method apart (conv, quantize, ...); may be repeated. Without --path, only this.",
     ),
     click.option(
-        "--peaks",
-        is_flag=True,
+        "--peaks", is_flag=True,
         help="Peak memory of every model under every method instead (an hour; needs about 8 GiB; goes on where it "
         "was stopped).",
     ),
@@ -65,17 +57,10 @@ DEFAULT_OUT = "results/bench"
     click.option("--quick", is_flag=True, help="Small and few: only to see that everything works."),
     kernels_option,
     device_option,
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=DEFAULT_OUT,
-        show_default=True,
-        metavar="DIR",
-        help="Where the JSON and the table are written.",
-    ),
+    folder_option("--out", default=DEFAULT_OUT, help="Where the JSON and the table are written."),
     plugin_option,
     json_option,
-)
+)  # fmt: skip
 def bench_command(
     paths: tuple[str, ...], formats: bool, views: tuple[str, ...], peaks: bool, model: str, batch: int | None,
     size: int | None, repeats: int | None, threads: int | None, quick: bool, kernels: str, device: str, out: Path,

@@ -120,15 +120,12 @@ def _tables() -> list[Entry]:
     specs = [load_spec(name) for name in table_names()]
     return [
         {
-            "name": spec.name,
-            "description": spec.title,
-            "source": spec.source,
-            "version": spec.version,
+            "name": spec.name, "description": spec.title, "source": spec.source, "version": spec.version,
             "pairs": [[pair.model, pair.dataset] for pair in spec.pairs],
             "methods": list(dict.fromkeys(row.method for row in spec.rows)),
         }
         for spec in specs
-    ]
+    ]  # fmt: skip
 
 
 def _hardware(verbose: bool = False) -> list[Entry]:
@@ -151,13 +148,9 @@ def _machine(kind: type[HardwareModel], verbose: bool) -> Entry:
 
 
 KINDS: dict[str, Callable[[], list[Entry]]] = {
-    "methods": _methods,
-    "models": _models,
-    "datasets": _datasets,
-    "tables": _tables,
-    "hardware": _hardware,
+    "methods": _methods, "models": _models, "datasets": _datasets, "tables": _tables, "hardware": _hardware,
     "formats": _formats,
-}
+}  # fmt: skip
 CARDS: dict[str, Callable[[bool], list[Entry]]] = {"methods": _methods, "hardware": _hardware}
 
 
@@ -208,15 +201,11 @@ def _print(kind: str, entries: list[Entry]) -> None:
 @options(
     click.argument("kind", type=NearestChoice([*KINDS, "runs", "all"]), default="all", metavar="[KIND]"),
     click.option(
-        "-v",
-        "--verbose",
-        is_flag=True,
+        "-v", "--verbose", is_flag=True,
         help="With the cards: of methods the formats of all operands, of hardware models what they are.",
     ),
     click.option(
-        "--where",
-        multiple=True,
-        metavar="KEY=VALUE",
+        "--where", multiple=True, metavar="KEY=VALUE",
         help="Of runs: only those with this method, model, dataset, setting, profile, seed, status, setting of the "
         "method or recipe.KEY; may be repeated.",
     ),
@@ -224,10 +213,8 @@ def _print(kind: str, entries: list[Entry]) -> None:
     click.option("--method", metavar="NAME", help="With --model: the method.  [default: sbm]"),
     click.option("--dataset", metavar="NAME", help="With --model: gives size and number of inputs."),
     click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="With --model: a setting of the method."),
-    results_option,
-    plugin_option,
-    json_option,
-)
+    results_option, plugin_option, json_option,
+)  # fmt: skip
 def list_command(
     kind: str, verbose: bool, where: tuple[str, ...], model: str | None, method: str | None, dataset: str | None,
     sets: tuple[str, ...], results: Path, as_json: bool,

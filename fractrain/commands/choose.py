@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fractrain.commands.common import NearestChoice, options, profile_option
+from fractrain.commands.common import choice_option, options, profile_option
 
 if TYPE_CHECKING:
     from fractrain.engine.config import RunConfig
@@ -50,27 +50,18 @@ def run_options(required: bool = True) -> Callable[[Callable[..., Any]], Callabl
         click.option("--model", required=required, metavar="NAME", help="See `fractrain list models`."),
         click.option("--dataset", required=required, metavar="NAME", help="See `fractrain list datasets`."),
         profile_option(None),
-        click.option(
-            "--setting",
-            type=NearestChoice(SETTINGS),
-            default="standard",
-            show_default=True,
+        choice_option(
+            "--setting", of=SETTINGS, default="standard",
             help="adaptation, fine-tuning: go on from a run on the other half of classes or images (made if missing).",
         ),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
         click.option(
-            "--set",
-            "sets",
-            multiple=True,
-            metavar="KEY=VALUE",
+            "--set", "sets", multiple=True, metavar="KEY=VALUE",
             help="A setting of the method, or recipe.KEY=VALUE (source.KEY=VALUE: of the source run); may be repeated. "
             "`fractrain config show` lists them all.",
         ),
-        click.option(
-            "--preset",
-            type=NearestChoice(("none", "paper")),
-            default="none",
-            show_default=True,
+        choice_option(
+            "--preset", of=("none", "paper"), default="none",
             help="paper: the settings the papers give for this model and data set, where they differ from the method's "
             "defaults (which are those for CIFAR's ResNets); --set goes before.",
         ),
@@ -78,20 +69,13 @@ def run_options(required: bool = True) -> Callable[[Callable[..., Any]], Callabl
         _hint("--iterations", "write --set recipe.iterations={value}"),
         _hint("--lr", "write --set recipe.lr={value}"),
         _hint("--batch-size", "write --set recipe.batch_size={value}"),
-    )
+    )  # fmt: skip
 
 
 def chosen_config(
-    *,
-    method: str,
-    model: str,
-    dataset: str,
-    profile: str | None = None,
-    setting: str = "standard",
-    seed: int = 0,
-    sets: Iterable[str] = (),
-    preset: str = "none",
-) -> RunConfig:
+    *, method: str, model: str, dataset: str, profile: str | None = None, setting: str = "standard", seed: int = 0,
+    sets: Iterable[str] = (), preset: str = "none",
+) -> RunConfig:  # fmt: skip
     """Return the configuration that the options describe.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fractrain.commands.common import (
-    NearestChoice,
+    choice_option,
     emit_json,
     json_option,
     options,
@@ -20,19 +20,12 @@ from fractrain.commands.evidence import evidence_option
 
 @click.command("claims", short_help="List the papers' claims with today's verdicts.")
 @options(
-    click.option(
-        "--from",
-        "origin",
-        type=NearestChoice(("evidence", "store")),
-        default="evidence",
-        show_default=True,
+    choice_option(
+        "--from", "origin", of=("evidence", "store"), default="evidence",
         help="The committed records (--evidence), or the run store.",
     ),
-    evidence_option,
-    results_option,
-    plugin_option,
-    json_option,
-)
+    evidence_option, results_option, plugin_option, json_option,
+)  # fmt: skip
 def claims_command(origin: str, evidence: Path, results: Path, as_json: bool) -> None:
     """List every claim of the FracTrain and DYNASTY abstracts with its verdict, computed from the records now.
 
@@ -46,6 +39,6 @@ def claims_command(origin: str, evidence: Path, results: Path, as_json: bool) ->
     with stdout_to_stderr():
         claims = judge_claims(EvidenceStore(evidence) if origin == "evidence" else RunStore(results))
     if as_json:
-        emit_json({"claims": [claim.as_dict() for claim in claims]})
+        emit_json({"claims": claims})
     else:
         click.echo(listing(claims))

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,13 +41,9 @@ class NearestChoice(click.Choice[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the value if it is one of the choices."""
         if value not in self.choices:
-            self.fail(
-                f"{value!r} is not known{did_you_mean(str(value), self.choices)}; choose from {self._all()}", param, ctx
-            )
+            hint = did_you_mean(str(value), self.choices)
+            self.fail(f"{value!r} is not known{hint}; choose from {', '.join(self.choices)}", param, ctx)
         return super().convert(value, param, ctx)
-
-    def _all(self) -> str:
-        return ", ".join(self.choices)
 
 
 class NearestGroup(click.Group):
@@ -63,6 +59,19 @@ class NearestGroup(click.Group):
             hint = did_you_mean(name, verbs) or f"; there are {', '.join(verbs)}"
             raise click.UsageError(f"no such command {name!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
+
+
+def choice_option(*names: str, of: Sequence[str], default: str, help: str | None = None) -> Callable[[F], F]:
+    """An option with one of the values ``of``; an error names the nearest."""
+    return click.option(*names, type=NearestChoice(of), default=default, show_default=True, help=help)
+
+
+def folder_option(*names: str, help: str, default: str | None = None, **more: Any) -> Callable[[F], F]:
+    """An option with a folder, there or to be made."""
+    kind = click.Path(path_type=Path, file_okay=False)
+    return click.option(
+        *names, type=kind, metavar="DIR", help=help, default=default, **{"show_default": default is not None, **more}
+    )
 
 
 json_option = click.option(
@@ -90,18 +99,16 @@ def profile_option(
 
         return options(  # type: ignore[return-value]
             click.option(
-                "--profile",
-                type=NearestChoice(PROFILES),
+                "--profile", type=NearestChoice(PROFILES),
                 help="smoke: embedded data, minutes. short: real data, 1/8 of the paper's length. paper: the paper's "
                 f"protocol.  [default: {shown}]",
             ),
             click.option(
-                "--length",
-                metavar="1/N",
+                "--length", metavar="1/N",
                 help="The paper's protocol on its data at 1/N of its iterations, its schedules in proportion "
                 "(1/8: short, 1: paper).",
             ),
-        )(command)
+        )(command)  # fmt: skip
 
     return apply
 
@@ -109,37 +116,21 @@ def profile_option(
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."
 )
-kernels_option = click.option(
-    "--kernels",
-    type=NearestChoice(KERNELS),
-    default="auto",
-    show_default=True,
+kernels_option = choice_option(
+    "--kernels", of=KERNELS, default="auto",
     help="Plain torch, compiled, or compiled where a check passes. All round alike and share run ids; compiled "
     "kernels may multiply integer codes, whose sums are exact: weights then differ in the last bits.",
-)
-graphs_option = click.option(
-    "--graphs",
-    type=NearestChoice(("auto", "off")),
-    default="auto",
-    show_default=True,
+)  # fmt: skip
+graphs_option = choice_option(
+    "--graphs", of=("auto", "off"), default="auto",
     help="On a GPU: record a training step as a CUDA graph and replay it, where method and a check allow it.",
-)
-data_option = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where the data sets lie.  [default: $FRACTRAIN_DATA, else ./data]",
-)
+)  # fmt: skip
+data_option = folder_option("--data-dir", help="Where the data sets lie.  [default: $FRACTRAIN_DATA, else ./data]")
 download_option = click.option("--download", is_flag=True, help="Fetch data sets that are not there.")
-results_option = click.option(
-    "--results",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar=RESULTS_ENV,
-    default=DEFAULT_RESULTS,
+results_option = folder_option(
+    "--results", envvar=RESULTS_ENV, default=DEFAULT_RESULTS, help="The run store.",
     show_default=f"${RESULTS_ENV}, else {DEFAULT_RESULTS}",
-    metavar="DIR",
-    help="The run store.",
-)
+)  # fmt: skip
 
 
 def site_options(command: F) -> F:
@@ -163,27 +154,17 @@ def _add_plugins(ctx: click.Context, _: click.Parameter, files: tuple[str, ...])
     """Make plugin files known to this process and its workers until the command ends."""
     if not files:
         return
-    before = os.environ.get(PLUGIN_VARIABLE)
-    os.environ[PLUGIN_VARIABLE] = os.pathsep.join([*([before] if before else []), *files])
+    from unittest.mock import patch
 
-    def restore() -> None:
-        if before is None:
-            os.environ.pop(PLUGIN_VARIABLE, None)
-        else:
-            os.environ[PLUGIN_VARIABLE] = before
-
-    ctx.call_on_close(restore)
+    all_files = os.pathsep.join(filter(None, (os.environ.get(PLUGIN_VARIABLE), *files)))
+    ctx.with_resource(patch.dict(os.environ, {PLUGIN_VARIABLE: all_files}))
 
 
 plugin_option = click.option(
-    "--plugin",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False),
-    callback=_add_plugins,
-    expose_value=False,
+    "--plugin", multiple=True, type=click.Path(exists=True, dir_okay=False), callback=_add_plugins, expose_value=False,
     metavar="FILE",
     help=f"A file with a method, model, data set, ... of your own; may be repeated (also ${PLUGIN_VARIABLE}).",
-)
+)  # fmt: skip
 
 
 def json_safe(value: Any) -> Any:

@@ -31,11 +31,10 @@ DEFAULT_HARDWARE = "fractrain-fitted,bit-product,bitfusion"
 BY = ("layer", "product", "stage", "width", "epoch")
 
 hardware_option = click.option(
-    "--hardware",
-    metavar="NAME[,NAME...]",
+    "--hardware", metavar="NAME[,NAME...]",
     help="Hardware models, each with a preset or settings after colons: bit-product:fixed=0.5. "
     "`fractrain list hardware` shows all.",
-)
+)  # fmt: skip
 
 
 @click.command("cost", short_help="Price stored runs on hardware models.")
@@ -43,14 +42,8 @@ hardware_option = click.option(
     click.argument("names", nargs=-1, required=True, metavar="RUN|TABLE|DIR|all..."),
     hardware_option,
     click.option("--by", type=NearestChoice(BY), help="Split each run's time and energy."),
-    origin_option,
-    profile_option("smoke"),
-    seeds_option,
-    results_option,
-    evidence_option,
-    plugin_option,
-    json_option,
-)
+    origin_option, profile_option("smoke"), seeds_option, results_option, evidence_option, plugin_option, json_option,
+)  # fmt: skip
 def cost_command(
     names: tuple[str, ...], hardware: str | None, by: str | None, origin: str, profile: str, seeds: int | None,
     results: Path, evidence: Path, as_json: bool,

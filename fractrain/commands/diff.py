@@ -87,12 +87,7 @@ def _short(value: Any) -> str:
 
 
 @click.command("diff", short_help="Show what differs between two runs.")
-@options(
-    click.argument("run_a"),
-    click.argument("run_b"),
-    results_option,
-    json_option,
-)
+@options(click.argument("run_a"), click.argument("run_b"), results_option, json_option)
 def diff_command(run_a: str, run_b: str, results: Path, as_json: bool) -> None:
     """Show what differs between two runs in config, data, environment and result.
 

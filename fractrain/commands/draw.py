@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fractrain.commands.common import NearestChoice, options, results_option, stdout_to_stderr
+from fractrain.commands.common import NearestChoice, choice_option, options, results_option, stdout_to_stderr
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 @options(
     click.argument("what", type=NearestChoice(("curves", "precision"))),
     click.argument("runs", nargs=-1, required=True, metavar="RUN..."),
-    click.option("--format", "form", type=NearestChoice(("svg", "png", "pdf")), default="svg", show_default=True),
-    click.option(
-        "--style", "look", type=NearestChoice(("page", "paper")), default="page", show_default=True,
+    choice_option("--format", "form", of=("svg", "png", "pdf"), default="svg"),
+    choice_option(
+        "--style", "look", of=("page", "paper"), default="page",
         help="paper: as wide as a column of a paper; a reduced profile is named in the corner.",
     ),
-    click.option(
-        "--over", type=NearestChoice(("step", "cost")), default="step", show_default=True,
+    choice_option(
+        "--over", of=("step", "cost"), default="step",
         help="Of curves: training steps, or effective MACs of the whole model.",
     ),
     results_option,
@@ -56,11 +56,11 @@ def _details(results: Path, runs: Sequence[str]) -> list[Detail]:
     from fractrain.cost.hardware import create
     from fractrain.engine.index import RunEntry
     from fractrain.engine.store import RunStore
-    from fractrain.report.evidence import find, require_finished
+    from fractrain.report.evidence import require_finished
     from fractrain.report.page_detail import AT_BEST, look_into, run_label
     from fractrain.report.results import differing
 
-    records = [find(RunStore(results), run) for run in runs]
+    records = [RunStore(results).find(run) for run in runs]
     require_finished(records)
     entries = [RunEntry.from_record(record) for record in records]
     settings, hardware = differing(entries), create(AT_BEST)

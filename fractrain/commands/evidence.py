@@ -6,37 +6,27 @@ from pathlib import Path
 
 import click
 
-from fractrain.commands.common import NearestChoice, NearestGroup, emit_json, json_option, options, results_option
+from fractrain.commands.common import (
+    NearestGroup,
+    choice_option,
+    emit_json,
+    folder_option,
+    json_option,
+    options,
+    results_option,
+)
 from fractrain.util.console import log_line
 
 DEFAULT_EVIDENCE = "results/evidence"
 
-evidence_option = click.option(
-    "--evidence",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=DEFAULT_EVIDENCE,
-    show_default=True,
-    metavar="DIR",
-    help="The folder of committed records.",
-)
+evidence_option = folder_option("--evidence", default=DEFAULT_EVIDENCE, help="The folder of committed records.")
 
-origin_option = click.option(
-    "--from",
-    "origin",
-    type=NearestChoice(("store", "evidence")),
-    default="store",
-    show_default=True,
+origin_option = choice_option(
+    "--from", "origin", of=("store", "evidence"), default="store",
     help="The run store, or the committed records (--evidence).",
-)
+)  # fmt: skip
 
-root_option = click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=".",
-    show_default=True,
-    metavar="DIR",
-    help="Where README.md and results/ are.",
-)
+root_option = folder_option("--root", default=".", help="Where README.md and results/ are.")
 
 
 @click.group("evidence", cls=NearestGroup, short_help="Keep and check records of real runs.")
@@ -48,10 +38,8 @@ def evidence_group() -> None:
 @options(
     click.argument("runs", nargs=-1, required=True, metavar="RUN..."),
     click.option("--campaign", required=True, metavar="NAME", help="Folder of records that belong together."),
-    results_option,
-    evidence_option,
-    json_option,
-)
+    results_option, evidence_option, json_option,
+)  # fmt: skip
 def add_command(runs: tuple[str, ...], campaign: str, results: Path, evidence: Path, as_json: bool) -> None:
     """Copy the records of RUNs (ids, or what is unique of them) from the run store to DIR/NAME/.
 
@@ -59,10 +47,10 @@ def add_command(runs: tuple[str, ...], campaign: str, results: Path, evidence: P
     as it is; nothing is copied unless all runs are finished.
     """
     from fractrain.engine.store import RunStore
-    from fractrain.report.evidence import EvidenceStore, find, require_finished
+    from fractrain.report.evidence import EvidenceStore, require_finished
 
     store = RunStore(results)
-    records = [find(store, run) for run in runs]
+    records = [store.find(run) for run in runs]
     require_finished(records)
     folders = [EvidenceStore(evidence).add(record, campaign) for record in records]
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fractrain.commands.common import NearestChoice, stdout_to_stderr
+from fractrain.commands.common import choice_option, stdout_to_stderr
 from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError
 
@@ -18,27 +18,19 @@ if TYPE_CHECKING:
     from fractrain.execute.resources import LocalResources
 
 jobs_option = click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    metavar="N",
+    "--jobs", type=click.IntRange(min=1), metavar="N",
     help="Runs at the same time.  [default: one per core on the CPU, at most 8; one per GPU]",
-)
-executor_option = click.option(
-    "--executor",
-    type=NearestChoice(("local", "ray", "slurm")),
-    default="local",
-    show_default=True,
+)  # fmt: skip
+executor_option = choice_option(
+    "--executor", of=("local", "ray", "slurm"), default="local",
     help="Where runs are executed: on this machine, on a Ray cluster, as Slurm jobs (docs/clusters.md).",
-)
+)  # fmt: skip
 resources_option = click.option(
-    "--executor-set",
-    "resources",
-    multiple=True,
-    metavar="KEY=VALUE",
+    "--executor-set", "resources", multiple=True, metavar="KEY=VALUE",
     help="Of each run: cores, gpus, memory_gb, retries; Ray and Slurm: minutes, signal_seconds, "
     "on_interrupt=leave|cancel; Ray: address; Slurm: partition, account, constraint, parallel, cluster=slurm|local; "
     "may be repeated.",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

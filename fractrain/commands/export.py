@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fractrain.commands.common import NearestChoice, options, results_option, stdout_to_stderr
+from fractrain.commands.common import choice_option, options, results_option, stdout_to_stderr
 
 if TYPE_CHECKING:
     from fractrain.methods.export import FileFormat
@@ -18,7 +18,7 @@ FORMATS = ("torch", "safetensors", "onnx-qdq")
 @click.command("export", short_help="Write a run's weights for use without fractrain.")
 @options(
     click.argument("run_id", metavar="RUN"),
-    click.option("--format", "form", type=NearestChoice(FORMATS), default="torch", show_default=True),
+    choice_option("--format", "form", of=FORMATS, default="torch"),
     click.option("--out", type=click.Path(path_type=Path), help="The file.  [default: RUN.pt, .safetensors or .onnx]"),
     click.option("--force", is_flag=True, help="Replace a file that is there."),
     results_option,

@@ -114,16 +114,13 @@ class Forecast:
                 for name, found in self.loading.items()
             },
             "disk": {
-                "data": self.needs,
-                "data_there_bytes": sum(need.there for need in self.needs),
+                "data": self.needs, "data_there_bytes": sum(need.there for need in self.needs),
                 "data_to_come_bytes": sum(need.to_come for need in self.needs),
-                "checkpoints_kept_bytes": self.kept_bytes,
-                "checkpoints_passing_bytes_per_job": self.passing_bytes,
-                "peak_to_come_bytes": self.peak_bytes,
-                "free_results_bytes": self.results.free,
+                "checkpoints_kept_bytes": self.kept_bytes, "checkpoints_passing_bytes_per_job": self.passing_bytes,
+                "peak_to_come_bytes": self.peak_bytes, "free_results_bytes": self.results.free,
                 "free_data_bytes": self.data.free,
             },
-        }
+        }  # fmt: skip
 
     @property
     def peak_bytes(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from fractrain.commands.common import options
+from fractrain.commands.common import folder_option, options
 from fractrain.util.errors import ConfigError
 
 METHOD = '''"""{name}: what it does to A, W and E in FW, EB and GC. Source: paper, section; departures from it."""
@@ -104,10 +104,7 @@ def write_new(path: Path, text: str) -> None:
 @click.command("new-method", short_help="Write the skeleton of a method and its test.")
 @options(
     click.argument("name"),
-    click.option(
-        "--dir", "folder", type=click.Path(path_type=Path, file_okay=False), default=".", metavar="DIR",
-        help="Where to.  [default: this folder]",
-    ),
+    folder_option("--dir", "folder", default=".", show_default=False, help="Where to.  [default: this folder]"),
 )  # fmt: skip
 def new_method_command(name: str, folder: Path) -> None:
     """Write NAME.py, a working method to start from, and test_NAME.py, which checks it against the contract."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fractrain.commands.common import options, plugin_option
+from fractrain.commands.common import folder_option, options, plugin_option
 from fractrain.commands.new_method import write_new
 from fractrain.util.errors import ConfigError
 
@@ -63,10 +63,7 @@ settings = {{}}                   # of the method, where they are not its defaul
     click.option("--against", default="sbm", show_default=True, metavar="METHOD", help="The row they are set against."),
     click.option("--model", default="resnet38", show_default=True, metavar="NAME", help="See `fractrain list models`."),
     click.option("--dataset", default="digits", show_default=True, metavar="NAME", help="`fractrain list datasets`."),
-    click.option(
-        "--dir", "folder", type=click.Path(path_type=Path, file_okay=False), default=".", metavar="DIR",
-        help="Where to.  [default: this folder]",
-    ),
+    folder_option("--dir", "folder", default=".", show_default=False, help="Where to.  [default: this folder]"),
     plugin_option,
 )  # fmt: skip
 def new_table_command(

@@ -53,55 +53,36 @@ class NumberOfSeeds(click.IntRange):
 
 
 add_option = click.option(
-    "--add",
-    "added",
-    multiple=True,
-    metavar="METHOD",
+    "--add", "added", multiple=True, metavar="METHOD",
     help="One more row: any method there is, yours by --plugin FILE.py, with settings as METHOD:KEY=VALUE:KEY=VALUE; "
     "may be repeated.",
-)
+)  # fmt: skip
 against_option = click.option(
     "--against", default="", metavar="ROW", help="Key of the row that added ones are set against, for example sbm."
 )
 seeds_option = click.option(
-    "--seeds",
-    type=NumberOfSeeds(1, MAX_SEEDS),
-    metavar="N",
+    "--seeds", type=NumberOfSeeds(1, MAX_SEEDS), metavar="N",
     help="Number of seeds: 0 to N-1.  [default: the table's for the profile]",
-)
+)  # fmt: skip
 
 
 @click.command("plan", short_help="Show what a table still needs to run, and how long that takes.")
 @options(
-    names_argument,
-    profile_option("smoke"),
-    seeds_option,
-    add_option,
+    names_argument, profile_option("smoke"), seeds_option, add_option,
     click.option("--no-times", is_flag=True, help="Do not try a few steps of each kind of run; list the runs alone."),
     click.option(
         "--gpus", type=click.IntRange(min=1), metavar="N", help="Also simulate all runs on a cluster of N such devices."
     ),
     click.option(
-        "--losses",
-        type=click.FloatRange(min=0),
-        default=0.02,
-        show_default=True,
-        metavar="RATE",
+        "--losses", type=click.FloatRange(min=0), default=0.02, show_default=True, metavar="RATE",
         help="Runs that a device of the cluster loses per day (nodes, preemption); they go on from a checkpoint.",
     ),
     click.option(
-        "--minutes",
-        type=click.IntRange(min=0),
-        metavar="N",
+        "--minutes", type=click.IntRange(min=0), metavar="N",
         help="Time limit of a job there, 0 for none.  [default: that of --executor: Slurm 1440, else none]",
     ),
-    executor_option,
-    device_option,
-    data_option,
-    results_option,
-    plugin_option,
-    json_option,
-)
+    executor_option, device_option, data_option, results_option, plugin_option, json_option,
+)  # fmt: skip
 def plan_command(
     tables: tuple[str, ...], profile: str, seeds: int | None, added: tuple[str, ...], no_times: bool, gpus: int | None,
     losses: float, minutes: int | None, executor: str, device: str, data_dir: Path | None, results: Path,
@@ -150,12 +131,7 @@ def plan_runs(
 
 
 def plan_tables(
-    given: Sequence[str],
-    profile: str,
-    seeds: int | None,
-    results: Path,
-    added: Sequence[str] = (),
-    against: str = "",
+    given: Sequence[str], profile: str, seeds: int | None, results: Path, added: Sequence[str] = (), against: str = ""
 ) -> list[tuple[TableSpec, list[PlannedRun]]]:
     """Plan each table once; "all" stands for all there are."""
     from fractrain.report.spec import table_names
@@ -200,13 +176,6 @@ def merge_plans(plans: Sequence[tuple[TableSpec, Sequence[PlannedRun]]]) -> list
         seen.add(run.run_id)
         kept.append(run)
     return kept
-
-
-def counts_text(runs: Sequence[PlannedRun]) -> str:
-    """How many runs there are in each state, and how many source runs."""
-    from fractrain.report import grid
-
-    return grid.counts_text(runs)
 
 
 def show_plan(runs: Sequence[PlannedRun], as_json: bool, forecast: Forecast | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from fractrain.commands.common import NearestChoice, emit_json, json_option, options, results_option, stdout_to_stderr
+from fractrain.commands.common import choice_option, emit_json, json_option, options, results_option, stdout_to_stderr
 
 
 @click.command("publish", short_help="Send finished runs and tables to wandb.")
@@ -16,19 +16,12 @@ from fractrain.commands.common import NearestChoice, emit_json, json_option, opt
     click.argument("run_ids", nargs=-1, metavar="[RUN_ID]..."),
     click.option("--project", default="fractrain", show_default=True, help="The wandb project."),
     click.option("--entity", help="The wandb user or team.  [default: $WANDB_ENTITY, else who is logged in]"),
-    click.option(
-        "--mode",
-        type=NearestChoice(["auto", "online", "offline"]),
-        default="auto",
-        show_default=True,
+    choice_option(
+        "--mode", of=["auto", "online", "offline"], default="auto",
         help="offline writes files that `wandb sync` sends later; auto follows $WANDB_MODE.",
     ),
     click.option(
-        "--table",
-        "tables",
-        multiple=True,
-        type=click.Path(path_type=Path),
-        metavar="PATH",
+        "--table", "tables", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
         help="A rendered table or figure, or a folder of them; may be repeated.  "
         "[default: results/tables and results/figures, where there]",
     ),
@@ -36,7 +29,7 @@ from fractrain.commands.common import NearestChoice, emit_json, json_option, opt
     click.option("--force", is_flag=True, help="Send again what was sent before."),
     results_option,
     json_option,
-)
+)  # fmt: skip
 def publish_command(
     run_ids: tuple[str, ...], project: str, entity: str | None, mode: Literal["auto", "online", "offline"],
     tables: tuple[Path, ...], no_tables: bool, force: bool, results: Path, as_json: bool,

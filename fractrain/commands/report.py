@@ -13,6 +13,7 @@ import click
 from fractrain.commands.bench import DEFAULT_OUT as DEFAULT_BENCH
 from fractrain.commands.common import (
     emit_json,
+    folder_option,
     json_option,
     options,
     plugin_option,
@@ -39,10 +40,7 @@ CAMPAIGN = "scaling"
 
 @click.command("report", short_help="Write everything there is as one HTML page.")
 @options(
-    click.option(
-        "--out", type=click.Path(path_type=Path, file_okay=False), default=DEFAULT_OUT, show_default=True,
-        metavar="DIR", help=f"Where {PAGE} is written.",
-    ),
+    folder_option("--out", default=DEFAULT_OUT, help=f"Where {PAGE} is written."),
     click.option(
         "--table", "tables", multiple=True, metavar="NAME",
         help="A table to show, or a file of your own; may be repeated.  [default: all that have a finished run]",
@@ -54,13 +52,8 @@ CAMPAIGN = "scaling"
         help="Configurations, the latest, that are looked into: curves, precision, where the work goes.",
     ),
     evidence_option,
-    click.option(
-        "--bench", type=click.Path(path_type=Path, file_okay=False), default=DEFAULT_BENCH, show_default=True,
-        metavar="DIR", help="Records of `fractrain bench` to show, where there are any.",
-    ),
-    results_option,
-    plugin_option,
-    json_option,
+    folder_option("--bench", default=DEFAULT_BENCH, help="Records of `fractrain bench` to show, where there are any."),
+    results_option, plugin_option, json_option,
 )  # fmt: skip
 def report_command(
     out: Path, tables: tuple[str, ...], profile: str | None, hardware: str, details: int, evidence: Path, bench: Path,

@@ -13,6 +13,7 @@ from fractrain.commands.choose import chosen_config, config_lines, run_options
 from fractrain.commands.common import (
     NearestChoice,
     emit_json,
+    folder_option,
     json_option,
     options,
     plugin_option,
@@ -38,32 +39,21 @@ SWEEP: Final = "WANDB_SWEEP_ID"  # set by wandb's agent
 @run_options()
 @options(
     click.option(
-        "--force",
-        is_flag=True,
+        "--force", is_flag=True,
         help="Start from the beginning: what the store has of this run, its result too, is deleted; no other run is.",
     ),
     click.option("--dry-run", is_flag=True, help="Show the resolved configuration and what there is of the run; stop."),
     click.option(
-        "--track",
-        "trackers",
-        multiple=True,
-        type=NearestChoice(("wandb", "tensorboard")),
+        "--track", "trackers", multiple=True, type=NearestChoice(("wandb", "tensorboard")),
         help="Follow the run live there, under --track-dir; WANDB_MODE=offline needs no account; may be repeated.",
     ),
     click.option("--wandb", is_flag=True, help="Short for --track wandb."),
-    click.option(
-        "--track-dir",
-        type=click.Path(path_type=Path, file_okay=False),
-        default="results",
-        show_default=True,
-        metavar="DIR",
-        help="Where trackers keep their files: DIR/wandb, DIR/tensorboard.",
+    folder_option(
+        "--track-dir", default="results", help="Where trackers keep their files: DIR/wandb, DIR/tensorboard."
     ),
     click.option("--project", default="fractrain", show_default=True, metavar="NAME", help="wandb's project."),
-    site_options,
-    plugin_option,
-    json_option,
-)
+    site_options, plugin_option, json_option,
+)  # fmt: skip
 def run_command(
     assignments: tuple[str, ...], force: bool, dry_run: bool, trackers: tuple[str, ...], wandb: bool, track_dir: Path,
     project: str, site: Site, as_json: bool, **chosen: Any,

@@ -11,7 +11,7 @@ import click
 
 from fractrain.commands.choose import SETTINGS, chosen_config
 from fractrain.commands.common import (
-    NearestChoice,
+    choice_option,
     emit_json,
     json_option,
     options,
@@ -109,14 +109,12 @@ class Sweep:
     click.option("--model", required=True, metavar="NAME", help="See `fractrain list models`."),
     click.option("--dataset", required=True, metavar="NAME", help="See `fractrain list datasets`."),
     profile_option(None),
-    click.option("--setting", type=NearestChoice(SETTINGS), default="standard", show_default=True),
+    choice_option("--setting", of=SETTINGS, default="standard"),
     click.option(
         "--seeds", type=NumberOfSeeds(1, MAX_SEEDS), default=1, show_default=True, metavar="N", help="Of each point."
     ),
     click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="The same in every run, as for `run`."),
-    click.option(
-        "--preset", type=NearestChoice(("none", "paper")), default="none", show_default=True, help="As for `run`."
-    ),
+    choice_option("--preset", of=("none", "paper"), default="none", help="As for `run`."),
     click.option(
         "--grid", "grids", multiple=True, metavar="[METHOD:]KEY=A,B,...",
         help="Values of a setting or of recipe.KEY; for one method alone with its name before. May be repeated: every "

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fractrain.commands.common import (
-    NearestChoice,
+    choice_option,
     emit_json,
+    folder_option,
     json_option,
     options,
     plugin_option,
@@ -35,7 +36,6 @@ from fractrain.commands.executing import (
 from fractrain.commands.planning import (
     add_option,
     against_option,
-    counts_text,
     merge_plans,
     name_argument,
     names_argument,
@@ -65,62 +65,38 @@ BINARY = ("png", "pdf")
 DEFAULT_OUT = "results/tables"
 DEFAULT_FIGURES = "results/figures"
 
-out_option = click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help=f"Where it is written in all formats.  [default: {DEFAULT_OUT}, figures: {DEFAULT_FIGURES}]",
+out_option = folder_option(
+    "--out", help=f"Where it is written in all formats.  [default: {DEFAULT_OUT}, figures: {DEFAULT_FIGURES}]"
 )
 
 
 @click.command("table", short_help="Print a table from the runs there are.")
 @options(
     name_argument,
-    click.option(
-        "--format",
-        "form",
-        type=NearestChoice(FORMATS),
-        default="md",
-        show_default=True,
+    choice_option(
+        "--format", "form", of=FORMATS, default="md",
         help="svg, png, pdf: figures only; their csv has one line per point.",
     ),
     click.option(
-        "--panel",
-        default="",
-        metavar="N|TEXT",
-        help="Of a drawing: its N-th panel, or those with TEXT in the title.",
+        "--panel", default="", metavar="N|TEXT", help="Of a drawing: its N-th panel, or those with TEXT in the title."
     ),
-    click.option(
-        "--style",
-        "look",
-        type=NearestChoice(("page", "paper")),
-        default="page",
-        show_default=True,
+    choice_option(
+        "--style", "look", of=("page", "paper"), default="page",
         help="paper: as wide as a column of a paper, without a title inside; LaTeX likewise.",
     ),
     click.option(
         "--columns", default="", metavar="KEY,...", help="These columns alone, in this order (keys: those of the csv)."
     ),
     click.option(
-        "--rows",
-        multiple=True,
-        metavar="TEXT",
-        help="Rows alone with TEXT in model, data or label; may be repeated.",
+        "--rows", multiple=True, metavar="TEXT", help="Rows alone with TEXT in model, data or label; may be repeated."
     ),
     click.option(
-        "--hardware",
-        metavar="NAME",
+        "--hardware", metavar="NAME",
         help="Hardware model for energy and latency, with a preset or settings after colons.  [default: the table's]",
     ),
-    origin_option,
-    profile_option("smoke"),
-    seeds_option,
-    add_option,
-    against_option,
-    results_option,
-    evidence_option,
+    origin_option, profile_option("smoke"), seeds_option, add_option, against_option, results_option, evidence_option,
     plugin_option,
-)
+)  # fmt: skip
 def table_command(
     table: str, form: str, panel: str, look: Look, columns: str, rows: tuple[str, ...], hardware: str | None,
     origin: str, profile: str, seeds: int | None, added: tuple[str, ...], against: str, results: Path, evidence: Path,
@@ -190,20 +166,11 @@ def _put(content: bytes, form: str) -> None:
 
 @click.command("reproduce", short_help="Run what a table needs, then print it.")
 @options(
-    names_argument,
-    profile_option("smoke"),
-    seeds_option,
-    add_option,
-    against_option,
-    jobs_option,
-    executor_option,
+    names_argument, profile_option("smoke"), seeds_option, add_option, against_option, jobs_option, executor_option,
     resources_option,
     click.option("--dry-run", is_flag=True, help="Show the plan and stop."),
-    site_options,
-    out_option,
-    plugin_option,
-    json_option,
-)
+    site_options, out_option, plugin_option, json_option,
+)  # fmt: skip
 def reproduce_command(
     tables: tuple[str, ...], profile: str, seeds: int | None, added: tuple[str, ...], against: str, jobs: int | None,
     executor: str, resources: tuple[str, ...], dry_run: bool, site: Site, out: Path | None, as_json: bool,
@@ -225,7 +192,8 @@ def reproduce_command(
     if campaign is not None:
         return _reproduce_campaign(*campaign, site, dataclasses.replace(how, jobs=jobs or 1), dry_run, out, as_json)
     log_line(f"{', '.join(tables)}, {length_text(profile)}: planning ...")
-    from fractrain.report.output import check
+    from fractrain.report.draw import require_matplotlib
+    from fractrain.report.grid import counts_text
 
     plans = plan_tables(tables, profile, seeds, site.store, added, against)
     runs = merge_plans(plans)
@@ -233,7 +201,8 @@ def reproduce_command(
         show_plan(runs, as_json)
         return 0
     for spec, _ in plans:
-        check(spec)
+        if spec.is_drawn:  # found out before hours of training
+            require_matplotlib()
         try_folder(_folder(spec, out))
     log_line(counts_text(runs))
     outcomes = execute([run.config for run in runs if run.state == "to run"], site, how)
@@ -267,6 +236,7 @@ def _reproduce_campaign(
     from fractrain.report import scaling_draw
     from fractrain.report.campaign import done_in_order
     from fractrain.report.draw import require_matplotlib
+    from fractrain.report.grid import counts_text
     from fractrain.report.scaling import build_scaling
 
     if dry_run:
@@ -280,7 +250,7 @@ def _reproduce_campaign(
     with stdout_to_stderr():
         scaling = build_scaling(campaign, RunStore(site.store))
         files = scaling_draw.write(scaling, out, out) if out else []
-        text = scaling_draw.scaling_text(scaling, "md")
+        text = scaling_draw.scaling_content(scaling, "md").decode()
     finished = sum(run.state == "cached" for run in scaling.runs)
     if as_json:
         emit_json({"table": scaling.table.as_dict(), "outcomes": outcomes, "files": files})

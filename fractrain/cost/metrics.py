@@ -160,16 +160,12 @@ def _point(ledger: Ledger, sums: Mapping[int, EpochSums], weights: Mapping[str, 
     cps = {epoch: cp_of([s], weights) for epoch, s in sums.items()}
     total_bitops = sum(s.bitops for s in sums.values())
     return CostPoint(
-        epoch=max(sums),
-        samples=sum(samples.values()),
-        raw_macs=sum(s.raw for s in sums.values()),
-        effective_macs=total_bitops / FLOAT_MAC_BITS,
-        bitops=total_bitops,
-        quantized_bitops=sum(s.quantized for s in sums.values()),
-        cp_percent=cp_of(sums.values(), weights),
+        epoch=max(sums), samples=sum(samples.values()), raw_macs=sum(s.raw for s in sums.values()),
+        effective_macs=total_bitops / FLOAT_MAC_BITS, bitops=total_bitops,
+        quantized_bitops=sum(s.quantized for s in sums.values()), cp_percent=cp_of(sums.values(), weights),
         cost_percent=_cost_percent(sums.values()),
         macs_paper=sum(cps[e] / 100 * samples[e] * 3 * float(macs) for e in sums) if macs else None,
-    )
+    )  # fmt: skip
 
 
 def _gate_share(sums: Mapping[int, EpochSums]) -> float:

@@ -22,7 +22,7 @@ from fractrain.util.errors import ConfigError, FractrainError, PluginError, type
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fractrain.cost.ledger import Entry, Ledger
+    from fractrain.cost.ledger import Ledger
 
 Geometries = Mapping[str, LayerShape]
 Array = npt.NDArray[np.float64]
@@ -81,7 +81,8 @@ class Counts:
             raise ConfigError("the ledger holds no work of phase 'train': train first, or take another run's ledger")
         weights = weights_by_block(ledger)
         units = list(ledger.units("train"))
-        work = {name: _executed(ledger.entries(name)) for _, name, _ in units}
+        executed = {name: [e for e in ledger.entries(name) if e.bits1 and e.bits2] for _, name, _ in units}
+        work = {name: [(Key(*e[:4], *e[5:]), e.macs) for e in entries] for name, entries in executed.items()}
         epochs, keys = tuple(sums), tuple(sorted({key for entries in work.values() for key, _ in entries}))
         place = {key: column for column, key in enumerate(keys)}
         line = {epoch: number for number, epoch in enumerate(epochs)}
@@ -99,11 +100,6 @@ class Counts:
             epochs, keys, counted, samples, tuple(cp_of([s], weights) for s in sums.values()),
             ledger.meta.get("batch_size"), ledger.meta.get("forward_macs"), frozenset(ledger.meta.get("blocks") or ()),
         )  # fmt: skip
-
-
-def _executed(entries: Sequence[Entry]) -> list[tuple[Key, int]]:
-    """Key and MACs of each entry that is executed."""
-    return [(Key(*e[:4], *e[5:]), e.macs) for e in entries if e.bits1 and e.bits2]
 
 
 @dataclass(frozen=True)

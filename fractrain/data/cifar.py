@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from fractrain.data.download import cannot_write, download
+from fractrain.data.download import download, writing
 from fractrain.data.images import ArraySource
 from fractrain.data.info import DatasetInfo
 from fractrain.data.places import mirrored, root_of, what_is_there
@@ -22,14 +22,9 @@ from fractrain.util.errors import DataError
 
 # The papers': 64,000 iterations of 128 images, two drops of the learning rate; from the authors' training scripts.
 RECIPE: Final[dict[str, Any]] = {
-    "iterations": 64_000,
-    "batch_size": 128,
-    "lr": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-    "milestones": [32_000, 48_000],
-    "lr_decay": 0.1,
-}
+    "iterations": 64_000, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4,
+    "milestones": [32_000, 48_000], "lr_decay": 0.1,
+}  # fmt: skip
 
 _CIFAR: Final[dict[str, Any]] = {
     "shape": (3, 32, 32), "train_size": 50_000, "test_size": 10_000, "augment": True, "pad": 4, "flip": True,
@@ -77,13 +72,11 @@ class Cifar(ArraySource):
         root, found = find_root(info.name, data_dir), self.status(info, data_dir)
         if found.ok:
             return found
-        try:
+        with writing(root):
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / f".{info.name}.lock"):
                 if not self.status(info, data_dir).ok:  # another process may have fetched them while we waited
                     _fetch_archive(info.name, root)
-        except OSError as error:
-            raise cannot_write(root, error) from error
         return self.status(info, data_dir)
 
 

@@ -6,15 +6,15 @@ can be slow (an hour for 170 MB), so both matter.
 
 from __future__ import annotations
 
+import contextlib
 import http
 import http.client
 import os
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 from tqdm import tqdm
 
@@ -101,42 +101,27 @@ def _receive(url: str, part: Path) -> None:
         start = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        with (
-            _open(part, "ab" if resumed else "wb") as out,
-            tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar,
-        ):
+        with writing(part):
+            out = open(part, "ab" if resumed else "wb")  # noqa: SIM115 (closed by the next block)
+        with out, tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
             while chunk := response.read(_CHUNK):
-                _write(out, chunk, part)
+                with writing(part):
+                    out.write(chunk)
                 bar.update(len(chunk))
-            _flush(out, part)
+            with writing(part):
+                out.flush()
+                os.fsync(out.fileno())
     size = part.stat().st_size
     if total is not None and size < total:
         raise OSError(f"the connection closed after {size} of {total} bytes")
 
 
-def _open(path: Path, mode: str) -> IO[bytes]:
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make one line of what the operating system says to writing ``path`` (no permission, disk full): a DataError."""
     try:
-        return open(path, mode)
+        yield
     except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def _write(out: IO[bytes], chunk: bytes, path: Path) -> None:
-    try:
-        out.write(chunk)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def _flush(out: IO[bytes], path: Path) -> None:
-    try:
-        out.flush()
-        os.fsync(out.fileno())
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: Path, error: OSError) -> DataError:
-    """Return the error for a file that cannot be written (no permission, disk full)."""
-    reason = error.strerror or str(error)
-    return DataError(f"cannot write {path}: {reason}; choose another folder with --data-dir, or make room there")
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}; choose another folder with --data-dir, or make room there"
+        ) from error

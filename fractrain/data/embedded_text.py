@@ -87,23 +87,13 @@ class DocsText(DataSource):
 
 
 DOCS_TEXT = DatasetInfo(
-    name="docs_text",
-    title="English prose: the documentation strings inside scikit-learn, lower case, 4,000 words",
-    classes=4_000,
-    shape=(64,),
-    train_size=245_230,
-    val_size=9_765,
-    test_size=11_896,
-    stride=64,
-    embedded=True,
-    stands_for="wikitext103",
-    source="documentation strings of scikit-learn 1.9.1",
-    licence="BSD 3-Clause",
-    bytes=0,
+    name="docs_text", title="English prose: the documentation strings inside scikit-learn, lower case, 4,000 words",
+    classes=4_000, shape=(64,), train_size=245_230, val_size=9_765, test_size=11_896, stride=64, embedded=True,
+    stands_for="wikitext103", source="documentation strings of scikit-learn 1.9.1", licence="BSD 3-Clause", bytes=0,
     access=DocsText(),
     recipe={  # 256 words a step
-    **LANGUAGE, "iterations": 100, "batch_size": 4, "lr": 1.5e-3, "warmup": 10, "eval_every": 100,
-},
+        **LANGUAGE, "iterations": 100, "batch_size": 4, "lr": 1.5e-3, "warmup": 10, "eval_every": 100,
+    },
     **TEXT,
 )  # fmt: skip
 
@@ -162,8 +152,5 @@ def _paragraphs(path: Path) -> Iterator[str]:
         prose = _LATER.split(ast.get_docstring(node) or "")[0]
         for paragraph in re.split(r"\n\s*\n", prose):
             lines = (line.strip() for line in paragraph.split("\n"))
-            yield " ".join(line for line in lines if line and not line.startswith(_CODE) and not _is_type(line))
-
-
-def _is_type(line: str) -> bool:
-    return _TYPE_LINE.fullmatch(line) is not None
+            prose_lines = (line for line in lines if line and not line.startswith(_CODE))
+            yield " ".join(line for line in prose_lines if not _TYPE_LINE.fullmatch(line))

@@ -31,13 +31,10 @@ SIZE: Final = 224
 _BY_FLAG: Final = ({"train": True}, {"train": False})
 _BY_SPLIT: Final = ({"split": "train"}, {"split": "test"})
 TORCHVISION: Final[dict[str, tuple[int, tuple[int, int, int], tuple[dict[str, Any], dict[str, Any]]]]] = {
-    "SVHN": (10, (3, 32, 32), _BY_SPLIT),
-    "STL10": (10, (3, 96, 96), _BY_SPLIT),
-    "MNIST": (10, (1, 28, 28), _BY_FLAG),
-    "FashionMNIST": (10, (1, 28, 28), _BY_FLAG),
-    "KMNIST": (10, (1, 28, 28), _BY_FLAG),
+    "SVHN": (10, (3, 32, 32), _BY_SPLIT), "STL10": (10, (3, 96, 96), _BY_SPLIT), "MNIST": (10, (1, 28, 28), _BY_FLAG),
+    "FashionMNIST": (10, (1, 28, 28), _BY_FLAG), "KMNIST": (10, (1, 28, 28), _BY_FLAG),
     "USPS": (10, (1, 16, 16), _BY_FLAG),
-}
+}  # fmt: skip
 
 
 def outside_dataset(name: str) -> DatasetInfo | None:

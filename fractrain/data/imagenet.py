@@ -105,7 +105,8 @@ class Photos(DataSource):
             message = f"{info.name}: not in {folder}" if absent else str(error)
             return replace(base, message=message, advice=self.how_to_mend(info) if absent else "")
         if isinstance(data, FolderData):
-            found = f"{_counts(data)} in {folder}{_ignored(data)}"
+            images = f"{len(data.train):,} + {len(data.test):,} images of {len(data.train.classes):,} classes"
+            found = f"{images} in {folder}{_ignored(data)}"
             size = sum(int(part.sizes.sum()) for part in (data.train, data.test))
         elif hub:
             found, size = f"streamed from {hub} on the hub", 0
@@ -152,7 +153,7 @@ class Photos(DataSource):
 
     def fetch(self, info: DatasetInfo, data_dir: str | Path | None) -> DataStatus:
         """Download the archive and unpack it into its folder; does nothing when it is there."""
-        from fractrain.data.download import cannot_write
+        from fractrain.data.download import writing
 
         found = self.status(info, data_dir)
         if found.ok:
@@ -162,13 +163,11 @@ class Photos(DataSource):
             raise MachineError(f"{found.message}; {self.how_to_mend(info)}")
         if folder.exists():  # not ours to replace
             raise DataError(f"{found.message}; remove {folder} to have it fetched again")
-        try:
+        with writing(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.parent / f".{info.name}.lock"):
                 if not folder.exists():  # another process may have fetched it while we waited
                     self._fetch_archive(info, folder)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
         return self.status(info, data_dir)
 
     def _fetch_archive(self, info: DatasetInfo, folder: Path) -> None:
@@ -195,12 +194,8 @@ _PHOTOS: Final[dict[str, Any]] = {"mean": MEAN, "std": STD, "augment": True, "fl
 
 DATASETS = (
     DatasetInfo(
-        name="imagenet",
-        title="ImageNet (ILSVRC 2012): 1.28 million photos in 1,000 classes",
-        classes=1_000,
-        shape=(3, 224, 224),
-        train_size=1_281_167,
-        test_size=50_000,
+        name="imagenet", title="ImageNet (ILSVRC 2012): 1.28 million photos in 1,000 classes", classes=1_000,
+        shape=(3, 224, 224), train_size=1_281_167, test_size=50_000,
         source="Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015",
         bytes=154_642_401_280,  # ILSVRC2012_img_train.tar 147,897,477,120 and ILSVRC2012_img_val.tar 6,744,924,160
         access=Photos(
@@ -209,22 +204,12 @@ DATASETS = (
             f"train/<class>/ and val/<class>/; or take the parquet files, or set {HUB_VARIABLE}=owner/name@revision to "
             "stream it",
         ),
-        recipe={
-            **RECIPE,
-            "iterations": 90 * _PASS,
-            "batch_size": 256,
-            "milestones": [30 * _PASS, 60 * _PASS],
-        },
+        recipe={**RECIPE, "iterations": 90 * _PASS, "batch_size": 256, "milestones": [30 * _PASS, 60 * _PASS]},
         **_PHOTOS,
     ),
     DatasetInfo(
-        name="imagenette",
-        title="a small real set: a sample of ten ImageNet classes, at 128x128 pixels",
-        classes=10,
-        shape=(3, 128, 128),
-        train_size=0,  # as many as the folder has
-        test_size=0,
-        usual_train_size=9_469,
+        name="imagenette", title="a small real set: a sample of ten ImageNet classes, at 128x128 pixels", classes=10,
+        shape=(3, 128, 128), train_size=0, test_size=0, usual_train_size=9_469,  # as many as the folder has
         source="fast.ai, imagenette: a subset of ImageNet's photos (any folder in its layout will do)",
         bytes=99_003_388,
         # The smallest of the three that fast.ai offers; address and checksum as torchvision.datasets.Imagenette knows.
@@ -236,7 +221,7 @@ DATASETS = (
         recipe={**RECIPE, "iterations": 4_440, "batch_size": 64, "lr": 0.05, "milestones": [2_220, 3_700]},
         **_PHOTOS,
     ),
-)
+)  # fmt: skip
 
 
 def _images(part: FolderSplit | ParquetSplit) -> Iterator[tuple[str, bytes]]:
@@ -253,10 +238,6 @@ def _images(part: FolderSplit | ParquetSplit) -> Iterator[tuple[str, bytes]]:
             yield str(path), path.read_bytes()
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _counts(data: FolderData) -> str:
-    return f"{len(data.train):,} + {len(data.test):,} images of {len(data.train.classes):,} classes"
 
 
 def _ignored(data: FolderData) -> str:

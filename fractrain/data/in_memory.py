@@ -76,14 +76,9 @@ class TrainStream:
     """
 
     def __init__(
-        self,
-        split: Split,
-        info: DatasetInfo,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str,
+        self, split: Split, info: DatasetInfo, batch_size: int, seed: int, device: torch.device | str,
         augment: bool = True,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._pixels = _Pixels(split, info, batch_size, device)
         self._info = info
         self._seed = seed
@@ -111,10 +106,6 @@ class TrainStream:
         if self._augment:
             images = crop_flip(images, plan.top[at], plan.left[at], plan.flip[at], self._info.pad)
         return pixels.finish(images, pixels.labels.index_select(0, chosen))
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of ``epoch`` from batch ``start`` on."""
-        return (self.batch(epoch, index) for index in range(start, len(self)))
 
     def _plan_of(self, epoch: int) -> EpochPlan:
         if self._plan is None or epoch != self._epoch:

@@ -90,10 +90,6 @@ class TrainLoader(_Loader):
         """
         return self._batch(epoch, index)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of ``epoch`` from batch ``start`` on."""
-        return (self.batch(epoch, index) for index in range(start, len(self)))
-
 
 class EvalLoader(_Loader):
     """The images of a part in the order of listing, their middles; can be iterated again and again.

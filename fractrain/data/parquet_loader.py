@@ -87,13 +87,9 @@ class RowFetcher:
         return sharding, rows
 
     def _make(
-        self,
-        sharding: Sharding,
-        rows: Mapping[int, Iterator[Row]],
-        decoders: ThreadPoolExecutor,
-        epoch: int,
+        self, sharding: Sharding, rows: Mapping[int, Iterator[Row]], decoders: ThreadPoolExecutor, epoch: int,
         index: int,
-    ) -> Fetched:
+    ) -> Fetched:  # fmt: skip
         """Read this rank's shards of one batch and decode its part of it."""
         b = self.batching
         size = min(b.batch_size, len(self.part) - index * b.batch_size)

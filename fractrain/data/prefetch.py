@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import spawn
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 from unittest.mock import patch
 
 import torch
@@ -131,7 +131,7 @@ class WorkerFetcher:
             context.set_forkserver_preload([__name__, "torchvision.transforms"])
             _start_server()
         loader: DataLoader[Fetched] = DataLoader(
-            _AsDataset(self._batches),
+            cast("Dataset[Fetched]", self._batches),
             batch_size=None,
             sampler=_Ascending(number, len(self), self._wrap),
             num_workers=self.workers,
@@ -163,16 +163,6 @@ def worker_count(device: torch.device, variables: os._Environ[str] | dict[str, s
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores //= int(variables.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
     return max(1, min(_MOST_WORKERS, cores if device.type == "cuda" else cores // 2))
-
-
-class _AsDataset(Dataset[Fetched]):
-    """``batches`` with the type that DataLoader wants."""
-
-    def __init__(self, batches: RandomAccess) -> None:
-        self.batches = batches
-
-    def __getitem__(self, at: At) -> Fetched:
-        return self.batches[at]
 
 
 class _Ascending(Sampler[At]):

@@ -12,12 +12,9 @@ from fractrain.util.errors import FractrainError, typed_line
 from fractrain.util.registry import Origin, Registry
 
 _MODULES: Final = {
-    "cifar": ("cifar10", "cifar100"),
-    "embedded": ("digits", "digits100", "digits32"),
-    "embedded_text": ("docs_text",),
-    "imagenet": ("imagenet", "imagenette"),
-    "text": ("wikitext103", "wikitext2"),
-}
+    "cifar": ("cifar10", "cifar100"), "embedded": ("digits", "digits100", "digits32"), "embedded_text": ("docs_text",),
+    "imagenet": ("imagenet", "imagenette"), "text": ("wikitext103", "wikitext2"),
+}  # fmt: skip
 
 
 class DatasetRegistry(Registry[DatasetInfo]):
@@ -55,11 +52,7 @@ def info(name: str) -> DatasetInfo:
 
 
 def load(
-    name: str,
-    data_dir: str | Path | None = None,
-    download: bool = False,
-    val_fraction: float = 0.0,
-    seed: int = 0,
+    name: str, data_dir: str | Path | None = None, download: bool = False, val_fraction: float = 0.0, seed: int = 0
 ) -> Any:
     """Load a data set, into memory unless it is read while training.
 
@@ -97,24 +90,12 @@ def status(name: str, data_dir: str | Path | None = None) -> DataStatus:
 
 
 def verify(name: str, data_dir: str | Path | None = None) -> DataStatus:
-    """Check everything: every checksum, every image; see :meth:`DataSource.verify`.
-
-    Raises:
-        ConfigError: unknown name.
-        DataError: missing, truncated or corrupt, or other sizes than known.
-        MachineError: the package of an embedded set is missing.
-    """
+    """Check everything: every checksum, every image; see :meth:`DataSource.verify`. ConfigError: unknown name."""
     entry = info(name)
     return entry.access.verify(entry, data_dir)
 
 
 def fetch(name: str, data_dir: str | Path | None = None) -> DataStatus:
-    """Put the files of a data set in place; see :meth:`DataSource.fetch`.
-
-    Raises:
-        ConfigError: unknown name.
-        DataError: wrong checksum, or the folder cannot be written.
-        MachineError: no network.
-    """
+    """Put the files of a data set in place; see :meth:`DataSource.fetch`. ConfigError: unknown name."""
     entry = info(name)
     return entry.access.fetch(entry, data_dir)

@@ -151,36 +151,26 @@ class WikiText(DataSource):
 
 DATASETS = (
     DatasetInfo(
-        name="wikitext103",
-        title="WikiText-103: 28,475 articles of the English Wikipedia, 103 million words",
-        classes=267_735,
-        train_size=103_227_021,
-        bytes=313_093_838,
+        name="wikitext103", title="WikiText-103: 28,475 articles of the English Wikipedia, 103 million words",
+        classes=267_735, train_size=103_227_021, bytes=313_093_838, access=WikiText(), recipe=_WIKITEXT103,
         checksums=(
             "",
             "9aee9f52d6e77de6c7751fc5e7c44287db3ec0eaf15477098acc6b93c1c4250b",
             "56db52eb157b1ab5c89646eef70510c1eca6e12a3bfdb99f0d6b05b4eacb75b9",
         ),
-        access=WikiText(),
-        recipe=_WIKITEXT103,
         **_WIKITEXT,
     ),
     DatasetInfo(
-        name="wikitext2",
-        title="WikiText-2: 600 articles of the English Wikipedia, 2 million words",
-        classes=33_278,
-        train_size=2_088_628,
-        bytes=7_371_282,
+        name="wikitext2", title="WikiText-2: 600 articles of the English Wikipedia, 2 million words",
+        classes=33_278, train_size=2_088_628, bytes=7_371_282, access=WikiText(), recipe=_WIKITEXT2,
         checksums=(
             "",  # whoever has its articles in another order has the same vocabulary and may train
             "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
             "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
         ),
-        access=WikiText(),
-        recipe=_WIKITEXT2,
         **_WIKITEXT,
     ),
-)
+)  # fmt: skip
 
 
 def verify_text(source: DataSource, entry: DatasetInfo, data_dir: str | Path | None) -> DataStatus:
@@ -304,14 +294,9 @@ def _unread(entry: DatasetInfo) -> str:
 
 
 def _record(
-    entry: DatasetInfo,
-    data_dir: str | Path | None,
-    where: Path | None = None,
-    files: Iterable[FileStatus] = (),
-    message: str = "",
-    advice: str = "",
-    ok: bool = True,
-) -> DataStatus:
+    entry: DatasetInfo, data_dir: str | Path | None, where: Path | None = None, files: Iterable[FileStatus] = (),
+    message: str = "", advice: str = "", ok: bool = True,
+) -> DataStatus:  # fmt: skip
     files = tuple(sorted(files, key=lambda file: file.path))
     return entry.status_in(
         data_dir, where, ok=ok and where is not None, bytes=sum(file.bytes for file in files),

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, Final
 import torch
 
 from fractrain.util.errors import CheckpointError
-from fractrain.util.files import storing, sync_folder, temporary_name
+from fractrain.util.files import atomic_write, storing
 from fractrain.util.schema import parse_json
 
 FORMAT_VERSION: Final = 1
@@ -55,28 +54,16 @@ def save(path: Path, state: dict[str, Any], run_id: str, check: Callable[[], Non
     torch.save(state, buffer)
     content = buffer.getbuffer()
     header = {
-        "magic": _MAGIC,
-        "format": FORMAT_VERSION,
-        "run_id": run_id,
-        "bytes": len(content),
+        "magic": _MAGIC, "format": FORMAT_VERSION, "run_id": run_id, "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    temporary = temporary_name(path)
-    with storing(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(json.dumps(header).encode() + b"\n")
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            check()
-            if path.exists():
-                path.replace(previous_path(path))
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    }  # fmt: skip
+
+    def keep_previous() -> None:
+        check()
+        if path.exists():
+            path.replace(previous_path(path))
+
+    atomic_write(path, json.dumps(header).encode() + b"\n", content, ready=keep_previous)
 
 
 def keep_newest(path: Path) -> None:

@@ -89,20 +89,10 @@ class RunConfig(pydantic.BaseModel):
 
     @classmethod
     def create(
-        cls,
-        *,
-        method: str,
-        model: str,
-        dataset: str,
-        profile: str | None = None,
-        seed: int = 0,
-        settings: Mapping[str, Any] | None = None,
-        recipe: Mapping[str, Any] | None = None,
-        setting: str = "standard",
-        source_recipe: Mapping[str, Any] | None = None,
-        origin: str = "settings",
-        registries: Registries | None = None,
-    ) -> RunConfig:
+        cls, *, method: str, model: str, dataset: str, profile: str | None = None, seed: int = 0,
+        settings: Mapping[str, Any] | None = None, recipe: Mapping[str, Any] | None = None, setting: str = "standard",
+        source_recipe: Mapping[str, Any] | None = None, origin: str = "settings", registries: Registries | None = None,
+    ) -> RunConfig:  # fmt: skip
         """Resolve and validate a run.
 
         Args:

@@ -71,11 +71,8 @@ def source_revision() -> dict[str, Any] | None:
     if sha is None:
         return None
     diff = _git(folder, "diff", "HEAD") or b""
-    return {
-        "sha": sha.decode().strip(),
-        "dirty": bool(diff),
-        "diff_sha256": hashlib.sha256(diff).hexdigest() if diff else None,
-    }
+    digest = hashlib.sha256(diff).hexdigest() if diff else None
+    return {"sha": sha.decode().strip(), "dirty": bool(diff), "diff_sha256": digest}
 
 
 def _git(folder: Path, *arguments: str) -> bytes | None:

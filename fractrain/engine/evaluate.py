@@ -33,13 +33,9 @@ class Scores:
 
 
 def evaluate(
-    model: nn.Module,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    ledger: Ledger,
-    should_stop: Callable[[], bool] = lambda: False,
-    task: Task | None = None,
-    ranks: Ranks | None = None,
-) -> Scores:
+    model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], ledger: Ledger,
+    should_stop: Callable[[], bool] = lambda: False, task: Task | None = None, ranks: Ranks | None = None,
+) -> Scores:  # fmt: skip
     """Evaluate ``model`` in evaluation mode and put it back into the mode it was in.
 
     Sums are over samples, so a smaller last batch weighs what it should; they stay on the device until the end.

@@ -72,17 +72,10 @@ class TrainingLoop:
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        site: Site,
-        registries: Registries | None = None,
-        *,
-        on_epoch: Callable[[dict[str, Any]], None] = lambda line: None,
-        should_stop: Callable[[], bool] = lambda: False,
-        start: Callable[[nn.Module], None] | None = None,
-        ranks: Ranks | None = None,
-        recorder: Recorder | None = None,
-    ) -> None:
+        self, config: RunConfig, site: Site, registries: Registries | None = None, *,
+        on_epoch: Callable[[dict[str, Any]], None] = lambda line: None, should_stop: Callable[[], bool] = lambda: False,
+        start: Callable[[nn.Module], None] | None = None, ranks: Ranks | None = None, recorder: Recorder | None = None,
+    ) -> None:  # fmt: skip
         recipe = config.recipe
         self.ranks = ranks or Ranks(resolve_device(site.device))
         device = self.ranks.device

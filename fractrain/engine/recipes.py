@@ -157,12 +157,8 @@ def with_length(values: dict[str, Any], iterations: int) -> dict[str, Any]:
     """
     ratio = iterations / values["iterations"]
     scaled = [max(1, round(m * ratio)) for m in values.get("milestones", [])]
-    return {
-        **values,
-        "iterations": iterations,
-        "milestones": sorted(set(scaled)),
-        "warmup": round(values.get("warmup", 0) * ratio),
-    }
+    warmup = round(values.get("warmup", 0) * ratio)
+    return {**values, "iterations": iterations, "milestones": sorted(set(scaled)), "warmup": warmup}
 
 
 def transfer_recipe(values: dict[str, Any]) -> dict[str, Any]:

@@ -114,22 +114,6 @@ def read_record(folder: Path) -> RunRecord:
         return RunRecord(folder.name, folder, "damaged", None, message=message, known_config=config)
 
 
-def verified_record(folder: Path) -> RunRecord:
-    """Read the record of a finished run, for a number that is to be shown.
-
-    Returns:
-        The record, with a summary. ``record.verified`` is False for one of an earlier release, without a manifest.
-
-    Raises:
-        StoreError: it is damaged, or the run is not done; one line.
-    """
-    record = read_record(folder).undamaged()
-    if record.status != "done":
-        why = f": {record.message}" if record.message else ""
-        raise StoreError(f"run {record.run_id} is {record.status}, not done{why}")
-    return record
-
-
 def read_config(folder: Path) -> RunConfig:
     """Return the config in a run's folder.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import pydantic
 from pydantic import Field
@@ -20,7 +20,6 @@ from fractrain.util.files import storing
 from fractrain.util.schema import read_json
 
 Status = Literal["running", "done", "failed", "diverged", "interrupted"]
-STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
 CONFIG: Final = "config.json"
 ENVIRONMENT: Final = "environment.json"

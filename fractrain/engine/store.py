@@ -33,8 +33,8 @@ import filelock
 from fractrain.engine import record_files as files
 from fractrain.engine.config import RunConfig
 from fractrain.engine.manifest import SEALED, write_manifest
-from fractrain.engine.record import RunRecord, read_config, read_record, verified_record
-from fractrain.engine.record_files import STATUSES, FileDamaged, Status
+from fractrain.engine.record import RunRecord, read_config, read_record
+from fractrain.engine.record_files import FileDamaged, Status
 from fractrain.engine.site import LOCK_PATIENCE_S
 from fractrain.util.errors import ConfigError, StoreError, did_you_mean
 from fractrain.util.files import append_line, atomic_write, drop_torn_line, storing
@@ -97,13 +97,14 @@ class RunStore:
                 yield record
 
     def find(self, text: str) -> RunRecord:
-        """Return the run whose id is, or alone begins with, ``text``.
+        """Return the run whose id is ``text``, or alone begins with it or ends in that hash.
 
         Raises:
             ConfigError: there is none, or more than one.
         """
         names = self.ids()
-        matching = [text] if text in names else [name for name in names if text and name.startswith(text)]
+        alike = (name for name in names if text and (name.startswith(text) or name.endswith(f"-{text}")))
+        matching = [text] if text in names else list(alike)
         if not matching:
             near = did_you_mean(text, names)
             raise ConfigError(
@@ -308,12 +309,4 @@ def _names(folder: Path) -> list[str]:
     return [name for name in names if name not in _WRITERS and not (name.startswith(".") and name.endswith(".tmp"))]
 
 
-__all__ = [
-    "STATUSES",
-    "RunRecord",
-    "RunStore",
-    "RunWriter",
-    "Status",
-    "read_record",
-    "verified_record",
-]
+__all__ = ["RunRecord", "RunStore", "RunWriter", "Status"]

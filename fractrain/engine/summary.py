@@ -19,13 +19,9 @@ from fractrain.util.digests import weights_sha256
 
 
 def summarize_run(
-    config: RunConfig,
-    metrics: list[dict[str, Any]],
-    model: nn.Module,
-    ledger: Ledger,
-    costs: dict[str, Any],
+    config: RunConfig, metrics: list[dict[str, Any]], model: nn.Module, ledger: Ledger, costs: dict[str, Any],
     metric: str = "accuracy",
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Return the run's summary: what :func:`summarize_records` says, the weights' digest and the peak memory."""
     return {
         **summarize_records(config, metrics, ledger, costs, metric),

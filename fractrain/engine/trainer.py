@@ -47,16 +47,9 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        site: Site,
-        progress: Progress | None = None,
-        *,
-        registries: Registries | None = None,
-        ranks: Ranks | None = None,
-        fresh: bool = False,
-        listeners: Sequence[RunListener] = (),
-    ) -> None:
+        self, config: RunConfig, site: Site, progress: Progress | None = None, *, registries: Registries | None = None,
+        ranks: Ranks | None = None, fresh: bool = False, listeners: Sequence[RunListener] = (),
+    ) -> None:  # fmt: skip
         self.ranks = ranks or Ranks(resolve_device(site.device))
         self.device = self.ranks.device
         self.config, self.site, self.store = config, site, RunStore(site.store)
@@ -96,7 +89,7 @@ class Trainer:
         return self.ranks.broadcast(self.ranks.on_first(lambda: self.store.get(self.config.run_id)))
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[RunWriter | NullWriter]:
+    def _open(self) -> Iterator[RunWriter]:
         """The run's folder; ranks but the first write nothing."""
         with contextlib.ExitStack() as stack:
             writer = self.ranks.on_first(lambda: stack.enter_context(self.store.open(self.config, self.site.wait_s)))
@@ -121,7 +114,7 @@ class Trainer:
             weights = self.ranks.broadcast(self.ranks.on_first(lambda: source_weights(self.store, source)) or {})
             start_from(model, weights, source.run_id, new_head)
 
-    def _run_locked(self, writer: RunWriter | NullWriter, stop: GracefulStop) -> None:
+    def _run_locked(self, writer: RunWriter, stop: GracefulStop) -> None:
         """Train, and write a status that says how it ended, whatever happens."""
         try:
             self._train(writer, stop)
@@ -149,7 +142,7 @@ class Trainer:
                 for listener in self.listeners:
                     listener.ended(record)
 
-    def _train(self, writer: RunWriter | NullWriter, stop: GracefulStop) -> None:
+    def _train(self, writer: RunWriter, stop: GracefulStop) -> None:
         gpus = [self.device] if self.device.type == "cuda" else []
         path = writer.path / CHECKPOINT_NAME
         with determinism(self.config.recipe.deterministic), torch.random.fork_rng(devices=gpus):
@@ -158,15 +151,10 @@ class Trainer:
             self.ranks.on_first(lambda: writer.start(machine))
             state = self.ranks.broadcast(self.ranks.on_first(lambda: checkpoint.load(path, self.config.run_id)))
             loop = TrainingLoop(
-                self.config,
-                self.site,
-                self.registries,
-                on_epoch=lambda line: self._on_period(writer, line),
-                should_stop=lambda: stop.requested,
-                start=self._start if state is None else None,
-                ranks=self.ranks,
+                self.config, self.site, self.registries, on_epoch=lambda line: self._on_period(writer, line),
+                should_stop=lambda: stop.requested, start=self._start if state is None else None, ranks=self.ranks,
                 recorder=recorder_for(self.device, self.site.graphs),
-            )
+            )  # fmt: skip
             self.ranks.on_all_ranks(loop.check_last_batch)
             if self.ranks.is_distributed:
                 self.ranks.require_equal({"data": loop.data_digest, "first weights": weights_sha256(loop.model)})
@@ -182,14 +170,15 @@ class Trainer:
             self._loop(loop, writer, stop)
             self.ranks.on_first(lambda: self._finish(loop, writer))
 
-    def _on_period(self, writer: RunWriter | NullWriter, line: dict[str, Any]) -> None:
+    def _on_period(self, writer: RunWriter, line: dict[str, Any]) -> None:
         writer.append_metrics(line)
         for listener in self.listeners:
             listener.period(line)
 
-    def _finish(self, loop: TrainingLoop, writer: RunWriter | NullWriter) -> None:
+    def _finish(self, loop: TrainingLoop, writer: RunWriter) -> None:
         """Make the run a result."""
-        costs = self.registries.costs(loop.ledger, _best_epoch(loop))
+        best = best_line(loop.lines, "test", loop.task.metric)  # up to it the papers count their MACs
+        costs = self.registries.costs(loop.ledger, int(best["epoch"]))
         summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs, loop.task.metric)
         summary |= {"data_digest": loop.data_digest, **trivial_result(loop.data, loop.task.metric)}
         summary |= {"kept_bytes_per_sample": loop.kept_bytes, "optimizer_bytes": optimizer_bytes(loop.optimizer)}
@@ -203,7 +192,7 @@ class Trainer:
         checkpoint.keep_newest(writer.path / CHECKPOINT_NAME)  # before the status: a run that is done stays done
         writer.finish(summary, loop.ledger.state_dict(), loop.lines)
 
-    def _loop(self, loop: TrainingLoop, writer: RunWriter | NullWriter, stop: GracefulStop) -> None:
+    def _loop(self, loop: TrainingLoop, writer: RunWriter, stop: GracefulStop) -> None:
         saved = time.monotonic()
         while not loop.finished:
             if any(self.ranks.any(stop.requested)):
@@ -219,49 +208,27 @@ class Trainer:
             self.progress.update(loop.step, loop.watch.last)
         self._save(loop, writer)
 
-    def _save(self, loop: TrainingLoop, writer: RunWriter | NullWriter) -> None:
+    def _save(self, loop: TrainingLoop, writer: RunWriter) -> None:
         loop.check_finite()  # a model that holds nan is not worth keeping
         state = loop.state_dict()
         path = writer.path / CHECKPOINT_NAME
         self.ranks.on_first(lambda: checkpoint.save(path, state, self.config.run_id, writer.check_owner))
 
 
-def _end(writer: RunWriter | NullWriter, status: Status, message: str, **facts: Any) -> None:
+def _end(writer: RunWriter, status: Status, message: str, **facts: Any) -> None:
     """Write how a run ended; where that fails, too, the first error is the one to tell."""
     with contextlib.suppress(StoreError):
         writer.set_status(status, message, **facts)
 
 
-class NullWriter:
-    """Stands for a :class:`fractrain.engine.store.RunWriter` on the processes of a run that do not write."""
+class NullWriter(RunWriter):
+    """The writer of processes of a run that do not write: what the first process alone does, they never call."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def check_owner(self) -> None:
-        """Do nothing."""
-
-    def discard(self) -> None:
-        """Do nothing."""
-
     def set_status(self, status: Status, message: str = "", **facts: Any) -> None:
-        """Do nothing."""
-
-    def start(self, environment: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def write_metrics(self, lines: Sequence[dict[str, Any]]) -> None:
         """Do nothing."""
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Do nothing."""
-
-    def finish(
-        self, summary: dict[str, Any], ledger: dict[str, Any], metrics: Sequence[dict[str, Any]] | None = None
-    ) -> None:
-        """Do nothing."""
-
-
-def _best_epoch(loop: TrainingLoop) -> int:
-    """Epoch of the best test result, to which the papers count their MACs."""
-    return int(best_line(loop.lines, "test", loop.task.metric)["epoch"])

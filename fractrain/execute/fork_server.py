@@ -29,15 +29,10 @@ from typing import Final
 PACKET: Final = 1 << 16
 POLL_S: Final = 0.05  # how late an exit code may be told
 PRELOAD: Final = (
-    "fractrain.execute.worker",
-    "torch._dynamo",
-    "fractrain.kernels.cpu.quantize",
-    "fractrain.kernels.cpu.int8_backward_loops",
-    "fractrain.kernels.cpu.int8_forward_loops",
-    "fractrain.kernels.cpu.batch_norm",
-    "fractrain.methods.registry",
-    "sklearn.datasets",
-)
+    "fractrain.execute.worker", "torch._dynamo", "fractrain.kernels.cpu.quantize",
+    "fractrain.kernels.cpu.int8_backward_loops", "fractrain.kernels.cpu.int8_forward_loops",
+    "fractrain.kernels.cpu.batch_norm", "fractrain.methods.registry", "sklearn.datasets",
+)  # fmt: skip
 
 
 def main(arguments: list[str], worker: Callable[[], int] | None = None, preload: tuple[str, ...] = PRELOAD) -> int:

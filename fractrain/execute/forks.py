@@ -83,14 +83,10 @@ class ForkServer:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**NO_THREAD, **os.environ, **variables},
+                [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**NO_THREAD, **os.environ, **variables},
                 start_new_session=True,
-            )
+            )  # fmt: skip
 
     def start(self, variables: Mapping[str, str], errors: IO[str]) -> ForkedProcess:
         """Fork a worker; may be called from several threads.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import queue
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,16 +19,14 @@ from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
 from fractrain.execute.forks import ForkServer, can_fork
 from fractrain.execute.jobs import Executor, Outcome, outcome_of
-from fractrain.execute.processes import Workers
+from fractrain.execute.processes import THREADS, WORKER, Workers
 from fractrain.execute.resources import LocalResources, Machine
 from fractrain.execute.schedule import ScheduledExecutor
 from fractrain.util.errors import FractrainError
 from fractrain.util.progress import Progress, TableProgress
 from fractrain.util.signals import GracefulStop, RunInterrupted
 
-WORKER: Final = (sys.executable, "-m", "fractrain.execute.worker")
 POLL_S: Final = 0.1
-THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 _Events = queue.SimpleQueue[Callable[[], None]]
 
@@ -128,7 +125,7 @@ class LocalExecutor(ScheduledExecutor):
         from fractrain.engine.environment import cores  # imports torch
 
         threads = self.resources.cores or max(1, cores() // jobs)
-        variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
+        variables = dict.fromkeys(THREADS, str(threads))
         variables.setdefault("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "passive"))
         own = self.resources.gpus
         if own is not None:

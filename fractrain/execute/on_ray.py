@@ -94,12 +94,9 @@ class RayExecutor(RemoteExecutor[RayTask]):
 
     def _start(self, run: RemoteRun) -> Any:
         task = _ray().remote(
-            num_cpus=self.resources.cores,
-            num_gpus=self.resources.gpus,
-            memory=self._memory(),
-            max_retries=self.resources.retries,
-            max_calls=1,
-        )(_execute)
+            num_cpus=self.resources.cores, num_gpus=self.resources.gpus, memory=self._memory(),
+            max_retries=self.resources.retries, max_calls=1,
+        )(_execute)  # fmt: skip
         return task.options(name=run.config.run_id).remote(run)
 
     def _memory(self) -> int | None:

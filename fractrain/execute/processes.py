@@ -10,10 +10,11 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
@@ -23,6 +24,8 @@ from fractrain.execute.jobs import Outcome
 from fractrain.util.errors import StoreError
 
 Process = subprocess.Popen[str] | ForkedProcess
+WORKER: Final = (sys.executable, "-m", "fractrain.execute.worker")
+THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 class Workers:

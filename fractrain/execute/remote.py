@@ -12,7 +12,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from fractrain.engine.record_files import CHECKPOINT
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.execute.jobs import Outcome
-from fractrain.execute.processes import Workers
+from fractrain.execute.processes import THREADS, WORKER, Workers
 from fractrain.execute.resources import Resources
 from fractrain.execute.schedule import ScheduledExecutor
 from fractrain.execute.time_limit import TimeLimit
@@ -33,11 +32,9 @@ from fractrain.util.progress import Progress, TableProgress
 from fractrain.util.signals import GracefulStop, RunInterrupted
 
 Handle = TypeVar("Handle")
-WORKER: Final = (sys.executable, "-m", "fractrain.execute.worker")
 POLL_S: Final = 0.5
 STORE_POLL_S: Final = 2.0  # steps of runs are read from a network file system: not more often
 LOCK_WAIT_S: Final = 120.0  # a worker whose node or job was lost may still write its last checkpoint
-THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 CARRIED: Final = ("FRACTRAIN_PLUGINS", "FRACTRAIN_DATA", "PYTHONPATH")
 
 
@@ -53,14 +50,9 @@ class RemoteRun:
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        site: Site,
-        cores: int,
-        retries: int,
-        limit: TimeLimit | None = None,
+        self, config: RunConfig, site: Site, cores: int, retries: int, limit: TimeLimit | None = None,
         worker: Sequence[str] = WORKER,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.config, self.site, self.retries = config, site.absolute(), retries
         self.limit, self.worker = limit, tuple(worker)
         self.variables = {**dict.fromkeys(THREADS, str(cores)), "OMP_WAIT_POLICY": "passive"}

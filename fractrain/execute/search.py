@@ -114,14 +114,10 @@ def grid(methods: Sequence[str], axes: Sequence[Axis]) -> list[SweepPoint]:
 
 
 def search_points(
-    methods: Sequence[str],
-    axes: Sequence[Axis],
-    evaluate: Callable[[list[SweepPoint]], Iterable[Sequence[float] | None]],
-    directions: Sequence[Direction],
-    trials: int,
-    batch: int = 1,
-    seed: int = 0,
-) -> list[SweepPoint]:
+    methods: Sequence[str], axes: Sequence[Axis],
+    evaluate: Callable[[list[SweepPoint]], Iterable[Sequence[float] | None]], directions: Sequence[Direction],
+    trials: int, batch: int = 1, seed: int = 0,
+) -> list[SweepPoint]:  # fmt: skip
     """Evaluate ``trials`` proposals of optuna's TPE sampler; return them in order, a proposal made twice too.
 
     Args:

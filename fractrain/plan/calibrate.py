@@ -186,12 +186,9 @@ def run_trial(config: RunConfig, device: torch.device, registries: Registries | 
         loop.step = loop.clock.end(loop.epoch)
         evaluation = _timed(loop.advance, device)
     return Trial(
-        step_s=statistics.median(times) * batch / trial,
-        evaluation_s=evaluation / trial,
-        disk_bytes=_bytes(loop.state_dict()),
-        parameters=parameters(config, registries),
-        samples=trial,
-    )
+        step_s=statistics.median(times) * batch / trial, evaluation_s=evaluation / trial,
+        disk_bytes=_bytes(loop.state_dict()), parameters=parameters(config, registries), samples=trial,
+    )  # fmt: skip
 
 
 def parameters(config: RunConfig, registries: Registries | None = None) -> int:
@@ -202,11 +199,7 @@ def parameters(config: RunConfig, registries: Registries | None = None) -> int:
 
 
 def forecast(
-    config: RunConfig,
-    trial: Trial,
-    count: int,
-    images_per_s: float | None = None,
-    registries: Registries | None = None,
+    config: RunConfig, trial: Trial, count: int, images_per_s: float | None = None, registries: Registries | None = None
 ) -> RunEstimate:
     """Return what a run will take, from a trial of it, or of one that differs in its data set's classes or its length.
 

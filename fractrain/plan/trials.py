@@ -41,12 +41,9 @@ class Trials:
 
 
 def try_all(
-    configs: Sequence[RunConfig],
-    attempt: Attempt,
-    rates: Mapping[str, float],
-    done: Callable[[int, int], None],
+    configs: Sequence[RunConfig], attempt: Attempt, rates: Mapping[str, float], done: Callable[[int, int], None],
     complain: Callable[[str], None],
-) -> Trials:
+) -> Trials:  # fmt: skip
     """Try each kind of run once.
 
     Args:
@@ -57,7 +54,7 @@ def try_all(
     """
     families: dict[str, dict[str, list[RunConfig]]] = {}
     for config in configs:
-        families.setdefault(_family(config), {}).setdefault(_settings(config), []).append(config)
+        families.setdefault(_family(config), {}).setdefault(_key(settings=config.settings), []).append(config)
     total, behind = sum(map(len, families.values())), 0
     done(behind, total)
     estimates: dict[str, RunEstimate | str] = {}
@@ -149,10 +146,6 @@ def _family(config: RunConfig) -> str:
         recipe=config.recipe.model_dump(mode="json", include=_RECIPE),
         augment=getattr(info, "augment", False),
     )  # fmt: skip
-
-
-def _settings(config: RunConfig) -> str:
-    return _key(settings=config.settings)
 
 
 def _size(value: Any) -> float:

@@ -21,6 +21,7 @@ from fractrain.engine.store import RunRecord
 from fractrain.publish.public import group_name, public_config, public_facts, run_name, shown_config
 from fractrain.publish.publish import resolve_mode, run_payload
 from fractrain.publish.wandb import Mode, WandbTracker
+from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError, FractrainError, MachineError
 
 KINDS: Final = ("wandb", "tensorboard")
@@ -104,7 +105,7 @@ class WandbLive:
             with self._tracker.one_line(run_id):
                 yield
         except FractrainError as error:
-            print(f"no longer tracked, training goes on: {error}", file=sys.stderr, flush=True)
+            log_line(f"no longer tracked, training goes on: {error}")
             self._run = None
 
 

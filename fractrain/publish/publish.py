@@ -15,7 +15,6 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,8 @@ import filelock
 from fractrain.engine.record import RunRecord
 from fractrain.engine.store import RunStore
 from fractrain.publish.public import group_name, identity_words, public_facts, run_name, shown_config
-from fractrain.publish.wandb import ArtifactSpec, Mode, Payload, Tracker, WandbTracker, artifact_name
+from fractrain.publish.wandb import ArtifactSpec, Mode, Payload, WandbTracker, artifact_name
+from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError, StoreError
 from fractrain.util.files import atomic_write
 from fractrain.util.schema import parse_json
@@ -58,17 +58,10 @@ class Published:
 
 
 def publish(
-    store: RunStore,
-    project: str,
-    entity: str | None = None,
-    mode: Literal["auto", "online", "offline"] = "auto",
-    run_ids: Sequence[str] | None = None,
-    tables: Iterable[Path | str] = (),
-    *,
-    dir: Path | str = DEFAULT_DIR,
-    force: bool = False,
-    progress: Callable[[str], None] | None = None,
-) -> list[Published]:
+    store: RunStore, project: str, entity: str | None = None, mode: Literal["auto", "online", "offline"] = "auto",
+    run_ids: Sequence[str] | None = None, tables: Iterable[Path | str] = (), *, dir: Path | str = DEFAULT_DIR,
+    force: bool = False, progress: Callable[[str], None] | None = None,
+) -> list[Published]:  # fmt: skip
     """Send finished runs and rendered tables to wandb.
 
     Args:
@@ -91,7 +84,7 @@ def publish(
             ``publish`` is at work in the same folder.
         MachineError: wandb is missing, nobody is logged in, or the server cannot be reached.
     """
-    say = progress or _to_stderr
+    say = progress or log_line
     real_mode = resolve_mode(mode)
     entity = entity or os.environ.get("WANDB_ENTITY") or None
     target = f"{real_mode}:{entity or ''}/{project}"
@@ -113,7 +106,7 @@ def publish(
 
 
 def _publish_all(
-    items: Sequence[_Item], tracker: Tracker, target: str, force: bool, say: Callable[[str], None]
+    items: Sequence[_Item], tracker: WandbTracker, target: str, force: bool, say: Callable[[str], None]
 ) -> Iterator[Published]:
     """Send one after the other; what is wrong with one of them does not stop the others."""
     for number, item in enumerate(items, start=1):
@@ -132,10 +125,6 @@ class _Item:
     name: str
     make: Callable[[], Payload]
     memory: Path
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def resolve_mode(mode: str) -> Mode:
@@ -173,7 +162,7 @@ def run_payload(record: RunRecord) -> Payload:
         group=group_name(config),
         tags=tuple(identity_words(config)),
         config=shown_config(config),
-        history=_history(record.metrics()),
+        history=[(int(row["epoch"]), public_facts(row)) for row in record.metrics()],
         summary=_summary(record),
         artifacts=(ArtifactSpec(artifact_name(f"ledger-{record.run_id}"), "ledger", (record.path / "ledger.json",)),),
     )
@@ -204,11 +193,6 @@ def _summary(record: RunRecord) -> dict[str, Any]:
     cost = summarize(ledger, best_epoch=summary["best_test_epoch"]).as_dict()  # where published costs count to
     known = {key: value for key, value in cost.items() if value is not None}
     return {"ledger_sha256": ledger.digest(), **known, **summary}
-
-
-def _history(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
-    """One row per epoch, ascending."""
-    return [(int(row["epoch"]), public_facts(row)) for row in metrics]
 
 
 def table_payload(stem: str, files: tuple[Path, ...]) -> Payload:
@@ -247,7 +231,9 @@ def _selected(store: RunStore, run_ids: Sequence[str] | None, say: Callable[[str
     return [r for r in records if r.status in ("done", "damaged")]
 
 
-def _publish_one(tracker: Tracker, payload: Payload, memory: Path, target: str, force: bool) -> tuple[Published, str]:
+def _publish_one(
+    tracker: WandbTracker, payload: Payload, memory: Path, target: str, force: bool
+) -> tuple[Published, str]:
     """Send one payload unless it is there, and remember it; return the outcome and a note for the progress line."""
     remembered = _read_memory(memory)
     mode, place = target.split(":", 1)
@@ -271,7 +257,7 @@ def _publish_one(tracker: Tracker, payload: Payload, memory: Path, target: str, 
     return Published(payload.id, sent.where, action), note
 
 
-def _steps_synced(tracker: Tracker, entry: Mapping[str, Any] | None, run_id: str) -> int:
+def _steps_synced(tracker: WandbTracker, entry: Mapping[str, Any] | None, run_id: str) -> int:
     """History steps that went out with offline runs: all of them once the last one waits no more."""
     if entry is None:
         return 0

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
+from unittest.mock import patch
 
 from fractrain.util.errors import ConfigError, MachineError, StoreError
 
@@ -80,20 +81,6 @@ class Sent:
     steps_there: int
 
 
-class Tracker(Protocol):
-    """Where payloads go."""
-
-    @property
-    def folder(self) -> Path:
-        """Where what belongs to the tracker is kept."""
-
-    def send(self, payload: Payload, first_step: int = 0) -> Sent:
-        """Send everything; history steps below ``first_step`` are there already and are left out."""
-
-    def pending(self, run_id: str) -> list[Path]:
-        """Offline runs of this id that still wait to be synced; sending the run again replaces them."""
-
-
 class WandbTracker:
     """Sends payloads to one wandb project, or writes them as offline runs into ``folder``.
 
@@ -121,7 +108,7 @@ class WandbTracker:
             self._login()
 
     def send(self, payload: Payload, first_step: int = 0) -> Sent:
-        """Send one payload; see :class:`Tracker`.
+        """Send one payload; history steps below ``first_step`` are there already and are left out.
 
         Raises:
             ConfigError: wandb does not take a name or a value; nothing stays of an offline run.
@@ -182,7 +169,10 @@ class WandbTracker:
         return run
 
     def pending(self, run_id: str) -> list[Path]:
-        """Offline runs not synced yet; see :class:`Tracker` (``wandb sync`` leaves a ``*.synced`` file as its mark)."""
+        """Offline runs of this id that still wait to be synced (``wandb sync`` leaves a ``*.synced`` file as its mark).
+
+        Sending the run again replaces them.
+        """
         found = self.folder.glob(f"wandb/offline-run-*-{run_id}")
         return [f for f in found if (f / f"run-{run_id}.wandb").exists() and not any(f.glob("*.synced"))]
 
@@ -200,7 +190,7 @@ class WandbTracker:
         run.summary.update(dict(payload.summary))
         for spec in payload.artifacts:
             artifact = self._wandb.Artifact(spec.name, type=spec.type)
-            with _environment("WANDB_DATA_DIR", str(self.folder)):  # else copies are staged in the home folder
+            with patch.dict(os.environ, WANDB_DATA_DIR=str(self.folder)):  # else copies are staged in the home folder
                 for file in spec.files:
                     artifact.add_file(str(file), name=f"{artifact_name(file.stem)}{file.suffix}")
                 if spec.columns:
@@ -287,17 +277,3 @@ def import_wandb() -> ModuleType:
     except ImportError as error:
         reason = str(error).splitlines()[0]
         raise MachineError(f"publishing needs wandb: {reason}; install it with `pip install wandb`") from error
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Set one environment variable for the duration of a block."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

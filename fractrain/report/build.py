@@ -21,13 +21,9 @@ from fractrain.report.values import Row, Section, Table
 
 
 def build_table(
-    spec: TableSpec,
-    store: Store | None,
-    profile: str,
-    seeds: int | Sequence[int] | None = None,
-    sources: Sources | None = None,
-    modelled: bool = False,
-) -> Table:
+    spec: TableSpec, store: Store | None, profile: str, seeds: int | Sequence[int] | None = None,
+    sources: Sources | None = None, modelled: bool = False,
+) -> Table:  # fmt: skip
     """Build one table.
 
     Args:
@@ -65,21 +61,15 @@ def build_table(
         more, remarks = improvement_rows(spec, pair, spec.dataset(pair, known), known, built, index)
         rows += more
         notes += remarks
+    transferred = [TRANSFER_NOTE] if any(pair.setting != "standard" for pair in spec.pairs) else []
     return Table(
-        name=spec.name,
-        version=spec.version,
-        title=_title(spec, known),
-        caption=spec.caption,
-        source=spec.source,
-        profile=known,
-        seeds=tuple(dict.fromkeys(r.seed for r in runs)),
-        watermark=_watermark(spec, known),
-        columns=smoke_columns(columns(spec)) if smoke else columns(spec),
-        rows=tuple(rows),
-        notes=tuple(dict.fromkeys([*notes, *spec.notes, *_transferred(spec), *_extrapolated(caveats)])),
+        name=spec.name, version=spec.version, title=_title(spec, known), caption=spec.caption, source=spec.source,
+        profile=known, seeds=tuple(dict.fromkeys(r.seed for r in runs)), watermark=_watermark(spec, known),
+        columns=smoke_columns(columns(spec)) if smoke else columns(spec), rows=tuple(rows),
+        notes=tuple(dict.fromkeys([*notes, *spec.notes, *transferred, *_extrapolated(caveats)])),
         rules=smoke_rules(spec) if smoke else rules(spec),
         sections=() if smoke else tuple(_sections(spec, known, whole, runs, sources, index)),
-    )
+    )  # fmt: skip
 
 
 def _sections(
@@ -129,11 +119,6 @@ def _watermark(spec: TableSpec, profile: str) -> str:
         f"NOT A REPRODUCTION: measured columns are from {length_text(profile)}, {how}; "
         "published columns are the paper's, so the two must not be compared."
     )
-
-
-def _transferred(spec: TableSpec) -> list[str]:
-    """How adaptation and fine-tuning were done, in a table that has any."""
-    return [TRANSFER_NOTE] if any(pair.setting != "standard" for pair in spec.pairs) else []
 
 
 def _extrapolated(caveats: Sequence[tuple[Row, str]]) -> list[str]:

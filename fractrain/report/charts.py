@@ -446,13 +446,9 @@ def style(page: bool = True) -> Iterator[None]:
 
 
 def _drawn(
-    name: str,
-    title: str,
-    draw: Callable[[Axes], None],
-    marks: Mapping[str, Sequence[Mark]] | None = None,
-    size: tuple[float, float] = SIZE,
-    margins: tuple[float, float, float, float] = (0.6, 0.12, 0.12, 0.5),
-) -> Drawing:
+    name: str, title: str, draw: Callable[[Axes], None], marks: Mapping[str, Sequence[Mark]] | None = None,
+    size: tuple[float, float] = SIZE, margins: tuple[float, float, float, float] = (0.6, 0.12, 0.12, 0.5),
+) -> Drawing:  # fmt: skip
     """Let ``draw`` fill one pair of axes; to be called inside :func:`style`.
 
     The margins (left, right, top, bottom, in inches) are given: matplotlib takes half of its time to find them out.
@@ -467,12 +463,9 @@ def _drawn(
 
 
 def _filled(
-    name: str,
-    title: str,
-    fill: Callable[[Figure, float], None],
-    size: tuple[float, float],
+    name: str, title: str, fill: Callable[[Figure, float], None], size: tuple[float, float],
     marks: Mapping[str, Sequence[Mark]] | None = None,
-) -> Drawing:
+) -> Drawing:  # fmt: skip
     """Let ``fill`` put axes into a figure, which it is given with its height in inches."""
     from matplotlib.figure import Figure
 

@@ -18,12 +18,8 @@ from fractrain.report.values import RunValues
 from fractrain.util.errors import FractrainError
 
 LENGTHS: Final = {"1/256": 256, "1/128": 128, "1/64": 64, "1/32": 32, "1/16": 16, "short": 8, "1/4": 4, "1/2": 2}
+"""Profiles shorter than the paper's that are looked for, with n of 1/n, shortest first."""
 Runs = dict[int, RunValues]
-
-
-def short_lengths() -> dict[str, int]:
-    """Profiles shorter than the paper's that are looked for, with n of 1/n, shortest first."""
-    return LENGTHS
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ def mechanism(place: ClaimPlace, quantity: str, name: str, seeds: int) -> list[f
         "analysis_share": partial(_last_metric, name="analysis_percent"),
         "storage_share": partial(_last_metric, name="storage_percent"),
     }
-    profiles = (*short_lengths(), "paper")
+    profiles = (*LENGTHS, "paper")
     records = (
         record for pair in place.pairs(name) for profile in profiles
         for _, record in place.records(place.row, pair, profile, seeds)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import pydantic
 from tabulate import tabulate
 
-from fractrain.report.claim_values import ClaimPlace, mechanism, paired_values, published_text, short_lengths
+from fractrain.report.claim_values import LENGTHS, ClaimPlace, mechanism, paired_values, published_text
 from fractrain.report.improve import CIRCULAR
 from fractrain.report.sources import Remembering, Sources, Store, cached_sources, default_sources
 from fractrain.report.spec import RunRequest, benchmark_folders, load_spec, read_closed
@@ -112,24 +112,11 @@ class JudgedClaim:
     next: str
     note: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 def claim_files() -> list[Path]:
     """The files of claims: FracTrain's first, whose headline is the project's."""
     found = [file for folder in benchmark_folders("claims") for file in folder.glob("*.toml")]
     return sorted(found, key=lambda file: (file.stem != "fractrain", file.stem))
-
-
-def load_claims(file: Path) -> ClaimFile:
-    """Read one file.
-
-    Raises:
-        ConfigError: it is not valid; file and key are named.
-    """
-    return read_closed(file, ClaimFile)
 
 
 def judge_claims(
@@ -147,7 +134,7 @@ def judge_claims(
     table = functools.lru_cache(maxsize=None)(load_spec)
     judged = []
     for file in claim_files():
-        content = load_claims(file)
+        content = read_closed(file, ClaimFile)
         for spec in content.claims:
             printed = spec.published_table or content.published_table
             place = None
@@ -228,12 +215,12 @@ def _trend(spec: ClaimSpec, place: ClaimPlace) -> tuple[str, str]:
     words, numbers = [], []
     for pair in (*spec.pairs, *spec.related):
         by_length = {
-            length: values for length in short_lengths()
+            length: values for length in LENGTHS
             if (values := paired_values(place, spec.quantity, pair, length, SEEDS))
         }  # fmt: skip
         if not by_length:
             continue
-        line = fit_trend({1 / short_lengths()[length]: list(values.values()) for length, values in by_length.items()})
+        line = fit_trend({1 / LENGTHS[length]: list(values.values()) for length, values in by_length.items()})
         own = pair if pair in spec.pairs else f"{pair} (not the claim's network)"
         if not (spec.quantity in MODELLED and place.circular):
             words.append(f"{own}: {judge_trend_zone(line, *_widened(spec.expected))}")
@@ -292,14 +279,10 @@ def listing(claims: Sequence[JudgedClaim]) -> str:
     for claim in claims:
         needs = "any length" if claim.length == "any" else "the paper's length"
         facts = {
-            "verdict": verdict_text(claim),
-            "expected": f"{claim.expected} (needs {needs})" if claim.expected else "",
-            "published": claim.published,
-            "evidence": claim.evidence,
-            "note": claim.note if claim.note != claim.reason else "",
-            "next": claim.next,
-            "source": claim.source,
-        }
+            "verdict": verdict_text(claim), "expected": f"{claim.expected} (needs {needs})" if claim.expected else "",
+            "published": claim.published, "evidence": claim.evidence,
+            "note": claim.note if claim.note != claim.reason else "", "next": claim.next, "source": claim.source,
+        }  # fmt: skip
         lines = [f"{claim.id}: {claim.text}"]
         for name, text in facts.items():
             if text:

@@ -77,12 +77,9 @@ class CostFigure:
 
 
 def build_costs(
-    spec: TableSpec,
-    store: Store | None,
-    profile: str,
-    seeds: int | Sequence[int] | None = None,
+    spec: TableSpec, store: Store | None, profile: str, seeds: int | Sequence[int] | None = None,
     sources: Sources | None = None,
-) -> CostFigure:
+) -> CostFigure:  # fmt: skip
     """Price the runs of a table's first pair; arguments as of :func:`fractrain.report.build.build_table`.
 
     Raises:

@@ -24,17 +24,10 @@ MARKERS = ("s", "o", "^", "D", "v", "P")
 DPI = 150
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 STYLE: dict[Any, Any] = {  # matplotlib types each key
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.labelsize": 8.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "axes.linewidth": 0.7,
-    "axes.edgecolor": "#66707f",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    "font.family": "DejaVu Sans", "font.size": 8.5, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "axes.linewidth": 0.7, "axes.edgecolor": "#66707f", "axes.spines.top": False, "axes.spines.right": False,
     "svg.fonttype": "path",
-}
+}  # fmt: skip
 
 
 Look = Literal["page", "paper"]
@@ -159,7 +152,7 @@ def compose(figure: FigureData, look: Look = "page") -> Figure:
     s = SIZES[look]
     across = min(s.across or figure.drawing.across, max(1, *(len(row) for row in _kinds(figure))))
     lines = list(_lines(figure, across))
-    notes = {note: LETTERS[i % 26] for i, note in enumerate(_notes(figure))}
+    notes = {note: LETTERS[i % 26] for i, note in enumerate(dict.fromkeys(p.note for p in figure.points if p.note))}
     width = s.left + across * s.width + (across - 1) * s.between + s.right
     foot = _foot(figure, notes, width) if s.told else []
     top, head = _head(figure, width - s.left) if s.told else (0.4, [])
@@ -235,10 +228,6 @@ def _lines(figure: FigureData, across: int) -> Iterator[Sequence[Panel]]:
     for panels in _kinds(figure):
         for start in range(0, len(panels), across):
             yield panels[start : start + across]
-
-
-def _notes(figure: FigureData) -> list[str]:
-    return list(dict.fromkeys(point.note for point in figure.points if point.note))
 
 
 # -- one panel ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fractrain.util.errors import ConfigError, FractrainError, StoreError, did_you_mean
+from fractrain.util.errors import ConfigError, FractrainError, StoreError
 from fractrain.util.files import atomic_write, storing
 
 if TYPE_CHECKING:
@@ -101,24 +101,6 @@ class EvidenceStore:
         return folder
 
 
-def find(store: RunStore, text: str) -> RunRecord:
-    """Return the run whose id is or begins with ``text``, or whose id ends in that hash.
-
-    Raises:
-        ConfigError: none, or more than one.
-    """
-    record = store.get(text)
-    if record is not None:
-        return record
-    found = [r for r in store.records() if r.run_id.startswith(text) or r.run_id.endswith(f"-{text}")]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConfigError(f"{text!r} fits {len(found)} runs, for example {found[0].run_id} and {found[1].run_id}")
-    ids = [r.run_id for r in store.records()]
-    raise ConfigError(f"no run {text!r} in {store.root}{did_you_mean(text, ids)}")
-
-
 def require_finished(records: Sequence[RunRecord]) -> None:
     """Refuse records of runs that are not finished.
 
@@ -126,9 +108,7 @@ def require_finished(records: Sequence[RunRecord]) -> None:
         StoreError: one is not.
     """
     for record in records:
-        if record.status == "damaged":
-            raise StoreError(f"{record.path}: {record.message}")
-        if record.status != "done":
+        if record.undamaged().status != "done":
             raise StoreError(f"run {record.run_id} has status {record.status!r}: only finished runs are evidence")
 
 

@@ -101,12 +101,9 @@ class FigureData:
 
 
 def build_figure(
-    spec: TableSpec,
-    store: Store | None,
-    profile: str,
-    seeds: int | Sequence[int] | None = None,
+    spec: TableSpec, store: Store | None, profile: str, seeds: int | Sequence[int] | None = None,
     sources: Sources | None = None,
-) -> FigureData:
+) -> FigureData:  # fmt: skip
     """Build one figure; arguments as of :func:`fractrain.report.build.build_table`.
 
     Raises:
@@ -130,14 +127,10 @@ def build_figure(
         measured.append(_measured_panel(spec, pair, tuple(own) if separate else (), known))
     shown = any(panel.points for panel in measured)
     return FigureData(
-        table=table,
-        title=table.title if any(own for _, _, own in panels) else spec.title,
-        drawing=spec.figure,
-        published=tuple(published),
-        measured=tuple(measured) if shown else (),
-        warning=_warning(table) if shown else "",
-        remarks=tuple(_remarks(table)),
-    )
+        table=table, title=table.title if any(own for _, _, own in panels) else spec.title, drawing=spec.figure,
+        published=tuple(published), measured=tuple(measured) if shown else (),
+        warning=_warning(table) if shown else "", remarks=tuple(_remarks(table)),
+    )  # fmt: skip
 
 
 # -- points ------------------------------------------------------------------------------------------------------------
@@ -146,35 +139,23 @@ def build_figure(
 def _published(spec: TableSpec, drawing: FigureSpec, pair: Pair, rows: Sequence[PublishedRow]) -> Iterator[PlotPoint]:
     """Every published point of a pair, series by series, in the order of the published rows."""
     for series in drawing.series:
-        own = [r for r in rows if r.table in drawing.tables and _figure_point(r, pair, series)]
+        wanted = (pair.model_label, pair.dataset_label, series.published)
+        own = [r for r in rows if r.table in drawing.tables and (r.model, r.dataset, r.method) == wanted]
         for key in dict.fromkeys((r.table, r.precision) for r in own):
             cell = {r.metric: r for r in own if (r.table, r.precision) == key}
             if ACCURACY in cell and MACS in cell:
                 yield _published_point(spec, pair, series, cell[MACS], cell[ACCURACY])
 
 
-def _figure_point(row: PublishedRow, pair: Pair, series: Series) -> bool:
-    return (row.model, row.dataset, row.method) == (pair.model_label, pair.dataset_label, series.published)
-
-
 def _published_point(spec: TableSpec, pair: Pair, series: Series, x: PublishedRow, y: PublishedRow) -> PlotPoint:
     tags = [row.tag for row in spec.rows if row.series == series.key and row.published
             and row.published.precision == y.precision]  # fmt: skip
     return PlotPoint(
-        model=pair.model_label,
-        dataset=pair.dataset_label,
-        data=pair.dataset_label,
-        series=series.key,
-        tag=tags[0] if tags else "",
-        precision=y.precision,
-        kind="published",
-        macs=float(x.value),
-        accuracy=float(y.value),
-        confidence_macs=x.confidence,
-        confidence_accuracy=y.confidence,
-        source=f"{y.paper}, {y.table}: {y.source}",
-        note="; ".join(dict.fromkeys(filter(None, (x.note, y.note)))),
-    )
+        model=pair.model_label, dataset=pair.dataset_label, data=pair.dataset_label, series=series.key,
+        tag=tags[0] if tags else "", precision=y.precision, kind="published", macs=float(x.value),
+        accuracy=float(y.value), confidence_macs=x.confidence, confidence_accuracy=y.confidence,
+        source=f"{y.paper}, {y.table}: {y.source}", note="; ".join(dict.fromkeys(filter(None, (x.note, y.note)))),
+    )  # fmt: skip
 
 
 def _measured(spec: TableSpec, pair: Pair, built: Sequence[Row], profile: Profile) -> Iterator[PlotPoint]:
@@ -184,21 +165,13 @@ def _measured(spec: TableSpec, pair: Pair, built: Sequence[Row], profile: Profil
         x = own if theirs.value is None else theirs  # in the unit of the published points, where that is known
         if not row.series or x.value is None or y.value is None:
             continue
+        used = spec.dataset(pair, profile)
         yield PlotPoint(
-            model=pair.model_label,
-            dataset=pair.dataset_label,
-            data=spec.dataset(pair, profile) if spec.dataset(pair, profile) != pair.dataset else pair.dataset_label,
-            series=row.series,
-            tag=row.tag,
-            precision=row.precision,
-            kind="measured",
-            macs=x.value,
-            accuracy=y.value,
-            accuracy_low=y.low,
-            accuracy_high=y.high,
-            n=y.n,
-            source=made.text("runs"),
-        )
+            model=pair.model_label, dataset=pair.dataset_label,
+            data=pair.dataset_label if used == pair.dataset else used, series=row.series, tag=row.tag,
+            precision=row.precision, kind="measured", macs=x.value, accuracy=y.value, accuracy_low=y.low,
+            accuracy_high=y.high, n=y.n, source=made.text("runs"),
+        )  # fmt: skip
 
 
 # -- panels ------------------------------------------------------------------------------------------------------------

@@ -74,11 +74,8 @@ def error_rows(errors: FormatErrors, source: str) -> Iterator[Row]:
             else Cell(f"{row.published:g}", "published", row.published, source=source)
         )
         yield Row("method", "Normal numbers", {
-            "label": Cell(row.label),
-            "quantity": Cell(f"{row.quantity}, {unit}"),
-            "bits": Cell(f"{_bits(row.format, errors.shape):g}"),
-            "published": published,
-            "measured": _measured(found),
+            "label": Cell(row.label), "quantity": Cell(f"{row.quantity}, {unit}"),
+            "bits": Cell(f"{_bits(row.format, errors.shape):g}"), "published": published, "measured": _measured(found),
             "tolerance": Cell(f"± {row.tolerance:g}" if row.published is not None else "–"),
             "verdict": Cell(str(verdict)),
         })  # fmt: skip

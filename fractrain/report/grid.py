@@ -73,12 +73,9 @@ class SourceRun:
 
 
 def plan(
-    spec: TableSpec,
-    profile: str,
-    seeds: int | Sequence[int] | None = None,
-    store: Store | None = None,
+    spec: TableSpec, profile: str, seeds: int | Sequence[int] | None = None, store: Store | None = None,
     sources: Sources | None = None,
-) -> list[PlannedRun]:
+) -> list[PlannedRun]:  # fmt: skip
     """List every run of a table, pair by pair, row by row, seed by seed.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Final
 
 from fractrain.cost.hardware import create
@@ -128,7 +129,7 @@ def measured_cells(runs: Mapping[str, Runs], subject: str, baselines: Mapping[st
             if savings:
                 cells[quantity.key] = measured_saving_cell(savings, source)
             continue
-        rival = _best(quantity, {name: _mean(o) for name, o in others.items()})
+        rival = _best(quantity, {name: fmean(o.values()) for name, o in others.items()})
         if (difference := paired_difference(own, others[rival])) is not None:
             cells[quantity.key] = difference_cell(difference, source, rival)
     return cells
@@ -149,10 +150,6 @@ def values_by_seed(runs: Runs, quantity: Quantity) -> dict[int, float]:
     return {seed: value for seed, run in runs.items() if (value := run.values.get(quantity.key)) is not None}
 
 
-def _mean(values: Mapping[int, float]) -> float:
-    return math.fsum(values.values()) / len(values)
-
-
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
@@ -161,12 +158,7 @@ WORST: Final[tuple[Word, ...]] = ("differs", "inconclusive", "reproduced")
 
 
 def improvement_rows(
-    spec: TableSpec,
-    pair: Pair,
-    dataset: str,
-    profile: Profile,
-    built: Mapping[str, MethodRow],
-    index: PublishedIndex,
+    spec: TableSpec, pair: Pair, dataset: str, profile: Profile, built: Mapping[str, MethodRow], index: PublishedIndex
 ) -> tuple[list[Row], list[str]]:
     """The improvement as the paper prints it, and the same recomputed from the rows, published and measured.
 

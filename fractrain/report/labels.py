@@ -35,12 +35,9 @@ class Box:
 
 
 def place_in_axes(
-    axes: Axes,
-    points: Sequence[tuple[float, float]],
-    sizes: Sequence[tuple[float, float]],
-    marker: float,
+    axes: Axes, points: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], marker: float,
     lines: Sequence[tuple[tuple[float, float], tuple[float, float]]] = (),
-) -> list[tuple[float, float]]:
+) -> list[tuple[float, float]]:  # fmt: skip
     """:func:`place_labels` for points, and centres, in data coordinates.
 
     ``marker``: half its width, pixels; ``lines``: pieces of curves and error bars, from here to there.

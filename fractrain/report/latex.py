@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from tabulate import tabulate
+from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from fractrain.engine.length import length_text, profile_slug
 from fractrain.report.values import Column, Section, Table
 
-# What tabulate escapes too, so only for text outside the tabular.
-_SYNTAX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
-        "^": r"\^{}",
-        "~": r"\textasciitilde{}",
-        "<": r"\ensuremath{<}",
-        ">": r"\ensuremath{>}",
-    }
-)
+_SYNTAX = str.maketrans(LATEX_ESCAPE_RULES)  # tabulate's own, so only for text outside the tabular
 # What it does not escape: characters that the default font encoding or older engines lack.
-_GLYPHS = str.maketrans(
-    {
-        "|": r"\ensuremath{|}",
-        '"': "''",
-        "`": "'",
-        "±": r"$\pm$",
-        "–": "--",
-        "×": r"$\times$",
-        "↑": r"$\uparrow$",
-        "↓": r"$\downarrow$",
-        "≤": r"$\leq$",
-        "≥": r"$\geq$",
-    }
-)
+_GLYPHS = str.maketrans({
+    "|": r"\ensuremath{|}", '"': "''", "`": "'", "±": r"$\pm$", "–": "--", "×": r"$\times$", "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$", "≤": r"$\leq$", "≥": r"$\geq$",
+})  # fmt: skip
 
 _ASCII = str.maketrans({"±": "+-", "–": "-", "×": "x", "↑": "(up)", "↓": "(down)", "≤": "<=", "≥": ">=", "\n": " "})
 

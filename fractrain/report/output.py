@@ -12,26 +12,16 @@ from fractrain.report import render as tables
 from fractrain.report.build import build_table
 from fractrain.report.cost_draw import draw_costs
 from fractrain.report.cost_points import CostFigure, build_costs, costs_csv
-from fractrain.report.draw import FORMATS, Look, draw, require_matplotlib
+from fractrain.report.draw import FORMATS, Look, draw
 from fractrain.report.figure_data import FigureData, build_figure, points_csv, select_panels
 from fractrain.report.latex import narrow
 from fractrain.report.sources import Sources, Store
 from fractrain.report.spec import TableSpec
-from fractrain.report.values import Column, Row, Table
+from fractrain.report.values import Column, Table
 from fractrain.util.errors import ConfigError, did_you_mean
 from fractrain.util.files import atomic_write, storing
 
 DRAWN: Final = ("svg", "png")
-
-
-def check(spec: TableSpec) -> None:
-    """Find out before hours of training whether the result can be written.
-
-    Raises:
-        MachineError: it is a figure, and matplotlib is not installed.
-    """
-    if spec.is_drawn:
-        require_matplotlib()
 
 
 @dataclass(frozen=True)
@@ -54,14 +44,9 @@ class Wanted:
 
 
 def table_content(
-    spec: TableSpec,
-    store: Store | None,
-    profile: str,
-    seeds: int | Sequence[int] | None = None,
-    fmt: str = "md",
-    sources: Sources | None = None,
-    wanted: Wanted | None = None,
-) -> bytes:
+    spec: TableSpec, store: Store | None, profile: str, seeds: int | Sequence[int] | None = None, fmt: str = "md",
+    sources: Sources | None = None, wanted: Wanted | None = None,
+) -> bytes:  # fmt: skip
     """Return a table or figure in one format.
 
     Args:
@@ -122,13 +107,9 @@ def _with_drawing(table: Table, fmt: str, make: Callable[[], bytes], title: str)
 
 
 def write(
-    spec: TableSpec,
-    store: Store | None,
-    profile: str,
-    folder: Path | str,
-    seeds: int | Sequence[int] | None = None,
+    spec: TableSpec, store: Store | None, profile: str, folder: Path | str, seeds: int | Sequence[int] | None = None,
     sources: Sources | None = None,
-) -> tuple[Table, list[Path]]:
+) -> tuple[Table, list[Path]]:  # fmt: skip
     """Write ``<name>-<profile>.<format>`` in every format, each file at once or not at all; a figure also as drawings.
 
     Args:
@@ -177,15 +158,12 @@ def selected(table: Table, columns: Sequence[str] = (), rows: Sequence[str] = ()
     """
     if not columns and not rows:
         return table
-    kept = tuple(row for row in table.rows if not rows or any(_has(row, word) for word in rows))
+    named = ((row, f"{row.group} {row.text(LABEL)}".lower()) for row in table.rows)
+    kept = tuple(row for row, name in named if not rows or any(word.lower() in name for word in rows))
     if not kept:
         labels = dict.fromkeys(row.text(LABEL) for row in table.rows)
         raise ConfigError(f"{table.name}: no row has {' or '.join(map(repr, rows))}; rows: {', '.join(labels)}")
     return replace(table, columns=_columns(table, columns) if columns else table.columns, rows=kept, sections=())
-
-
-def _has(row: Row, word: str) -> bool:
-    return word.lower() in f"{row.group} {row.text(LABEL)}".lower()
 
 
 def _columns(table: Table, keys: Sequence[str]) -> tuple[Column, ...]:

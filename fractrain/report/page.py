@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-import jinja2
 
 import fractrain
 from fractrain.cost.hardware import create
@@ -26,6 +23,7 @@ from fractrain.report.page_tables import (
     runs_table,
 )
 from fractrain.report.quantities import BY_KEY
+from fractrain.report.render import template
 from fractrain.report.results import differing, frame_of
 from fractrain.report.svg import SERIES, Mark
 from fractrain.report.values import Table
@@ -42,15 +40,10 @@ MOST_CONFIGURATIONS: Final = 150
 
 
 def build_page(
-    store: RunStore,
-    tables: Sequence[Table] = (),
-    hardware: str = "",
-    details: int = 12,
-    entries: Sequence[RunEntry] | None = None,
-    claims: Sequence[JudgedClaim] = (),
-    scaling: Scaling | None = None,
+    store: RunStore, tables: Sequence[Table] = (), hardware: str = "", details: int = 12,
+    entries: Sequence[RunEntry] | None = None, claims: Sequence[JudgedClaim] = (), scaling: Scaling | None = None,
     benches: Sequence[BenchRecord] = (),
-) -> str:
+) -> str:  # fmt: skip
     """Return the page.
 
     Args:
@@ -98,7 +91,7 @@ def build_page(
             "lists": [configurations_table(means), runs_table(shown, frame, settings)],
             "series": SERIES,
         }
-    return _template().render(context)
+    return template("report").render(context)
 
 
 def _scaling(scaling: Scaling) -> tuple[Chart, list[PageTable]]:
@@ -214,18 +207,3 @@ def _dot(x: Any, y: Any, methods: Sequence[str]) -> charts.Dot:
     )
     label = run_label(y.method, y.settings)
     return charts.Dot(methods.index(y.method), label, x.value, y.value, y.low, y.high, Mark(text, f"#group-{y.group}"))
-
-
-# -- writing -----------------------------------------------------------------------------------------------------------
-
-
-def _template() -> jinja2.Template:
-    folder = Path(__file__).parent / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-    )  # fmt: skip
-    return environment.get_template("report.html.j2")
-
-
-__all__ = ["build_page"]

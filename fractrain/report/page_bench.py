@@ -167,6 +167,3 @@ def bench_table(record: BenchRecord) -> PageTable:
                 cells[key] = Cell(text, "measured", value, source=source)
         rows.append(PageRow(cells))
     return PageTable(f"bench-{record.name}", f"Speed and memory: {record.name}", columns, rows, record.where)
-
-
-__all__ = ["BenchPath", "BenchRecord", "bench_drawings", "bench_table", "read_benches"]

@@ -228,15 +228,15 @@ def precision(found: Sequence[Detail]) -> Iterator[DrawingGroup]:
 def width_curves(d: Detail) -> charts.Widths:
     """The widths of a run, as far as they move, differ between parts or are chosen; else without any panel."""
     bits = mean_bits(d.work)
-    moves = len(bits) > 1 and bool((bits.max() - bits.min()).max() > SEEN)
+    moves = _moves(bits)
     parts = quantized_parts(d.work)
-    maps = {name: own for name in NAMED if _differs(own := bits_by_part(d.work, name).reindex(parts))}
+    maps = {name: own for name in NAMED if _moves(own := bits_by_part(d.work, name).reindex(parts))}
     steps = [line["iteration"] for line in d.lines]
     return charts.Widths(bits if moves else bits.iloc[:0], steps, stages(d.lines), maps, d.chosen)
 
 
-def _differs(bits: pd.DataFrame) -> bool:
-    """Whether parts have different widths at the same time."""
+def _moves(bits: pd.DataFrame) -> bool:
+    """Whether the lines, periods or parts, have widths so different that it is seen."""
     return len(bits) > 1 and bool((bits.max() - bits.min()).max() > SEEN)
 
 
@@ -316,26 +316,3 @@ def work_table(found: Sequence[Detail], hardware: str) -> PageTable:
             rows.append(PageRow(cells, runs=d.entry.run_id))
     problems = sorted({f"{d.label}: {d.problem}" for d in found if d.problem})
     return PageTable("parts", "By part of the model", columns, rows, remarks=problems)
-
-
-__all__ = [
-    "AT_BEST",
-    "MEASURES",
-    "OVER",
-    "TASK",
-    "Chart",
-    "Detail",
-    "DrawingGroup",
-    "by_task",
-    "cost_bars",
-    "curve",
-    "curves",
-    "details",
-    "look_into",
-    "precision",
-    "run_label",
-    "stages",
-    "task_title",
-    "width_curves",
-    "work_table",
-]  # fmt: skip

@@ -28,6 +28,9 @@ WHO: Final = {
     "profile": "Profile",
 }  # fmt: skip
 
+KEPT: Final = ("model", "data", "method", "precision")
+"""Columns that are shown whole, whatever the compact layout makes of them."""
+
 
 @dataclass(frozen=True)
 class PageColumn:
@@ -110,8 +113,9 @@ def benchmark_tables(table: Table) -> list[PageTable]:
         for c in table.columns
         if c.head and c.key != "runs"
     ]
-    columns = [c if c.key not in ("model", "data", "method", "precision") else _shown(c) for c in columns]
-    rows = [PageRow(row.cells, runs=_run_ids(row.text("runs")), kind=row.kind.split()[0]) for row in table.rows]
+    columns = [replace(c, head=c.meaning or c.head, number=False, shown=True) if c.key in KEPT else c
+               for c in columns]  # fmt: skip
+    rows = [PageRow(row.cells, runs=row.text("runs").strip("–"), kind=row.kind.split()[0]) for row in table.rows]
     whole = PageTable(
         f"table-{table.name}", table.title, [c for c in columns if not c.number or _is_filled(c.key, rows)], rows,
         table.caption, table.watermark, (*table.notes, *table.rules, f"Source: {table.source}."),
@@ -127,18 +131,10 @@ def _section_table(table: Table, section: TableSection) -> PageTable:
     return PageTable(f"table-{table.name}-{section.key}", title, columns, rows, section.caption, table.watermark)
 
 
-def _run_ids(text: str) -> str:
-    return "" if text == "–" else text
-
-
 def _is_filled(key: str, rows: Sequence[PageRow]) -> bool:
     """Whether any row has a number in this column."""
     cells = [row.cells[key] for row in rows if key in row.cells]
     return any(cell.value is not None or cell.low is not None for cell in cells)
-
-
-def _shown(column: PageColumn) -> PageColumn:
-    return PageColumn(column.key, column.meaning or column.head, False, True, column.meaning)
 
 
 def runs_table(entries: Sequence[RunEntry], frame: pd.DataFrame, settings: Mapping[str, str]) -> PageTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fractrain.cost.published import PublishedRow
 from fractrain.engine.length import Profile
@@ -19,12 +19,7 @@ from fractrain.util.errors import DataError
 
 
 def with_relative(
-    spec: TableSpec,
-    pair: Pair,
-    row: RowSpec,
-    built: Mapping[str, MethodRow],
-    index: PublishedIndex,
-    profile: Profile,
+    spec: TableSpec, pair: Pair, row: RowSpec, built: Mapping[str, MethodRow], index: PublishedIndex, profile: Profile
 ) -> Row:
     """Return a method row with its relative columns filled, where the row is set against another one."""
     cells: dict[str, Cell] = {}
@@ -33,11 +28,11 @@ def with_relative(
         own, other = built[row.key], built[row.against]
         said = _claimed(relative.claim, pair, row, own, other, quantity, index) if relative.claim else None
         if relative.claim and said is not None:
-            cells[f"{quantity.key}_claim"] = said.cell
+            cells[f"{quantity.key}_claim"], value = said
             if relative.claim.judged:
                 rule = replace(spec.verdict.rule(), tolerance=relative.claim.tolerance)
                 real = spec.dataset(pair, profile) == pair.dataset
-                word = _verdict(own, other, quantity, said.value, spec, row, rule, profile, real)
+                word = _verdict(own, other, quantity, value, spec, row, rule, profile, real)
                 cells[f"{quantity.key}_claim_verdict"] = Cell(word)
         found = paired_estimate(own.measured, other.measured, quantity)
         if found is not None:
@@ -45,37 +40,27 @@ def with_relative(
     return replace(built[row.key].row, cells={**built[row.key].row.cells, **cells})
 
 
-@dataclass(frozen=True)
-class _Claimed:
-    """What is claimed: the cell that shows it, and the number that is judged (difference or saving in percent)."""
-
-    cell: Cell
-    value: float | None = None
-
-
 def _claimed(
-    claim: PublishedClaim,
-    pair: Pair,
-    row: RowSpec,
-    own: MethodRow,
-    other: MethodRow,
-    quantity: Quantity,
+    claim: PublishedClaim, pair: Pair, row: RowSpec, own: MethodRow, other: MethodRow, quantity: Quantity,
     index: PublishedIndex,
-) -> _Claimed | None:
-    """The claim of a row's source, or what follows from the published numbers of both rows; None without either."""
+) -> tuple[Cell, float | None] | None:  # fmt: skip
+    """The claim of a row's source, or what follows from the published numbers of both rows; None without either.
+
+    Beside the cell stands the number that is judged: a difference, or a saving in percent.
+    """
     if claim.metric:
         found = published_value(pair, row, claim.metric, index)
         if found is None:
             return None
-        return _Claimed(saving_claim_cell(found), _saving(found)) if claim.saving else _Claimed(claim_cell(found))
+        return (saving_claim_cell(found), _saving(found)) if claim.saving else (claim_cell(found), None)
     mine, theirs = own.published.get(quantity.published), other.published.get(quantity.published)
     if mine is None or theirs is None:
         return None
     source = "from the published rows of both"
     if quantity.is_quality:
-        return _Claimed(Cell(f"{mine - theirs:+.2f}", "derived", mine - theirs, source=source), mine - theirs)
+        return Cell(f"{mine - theirs:+.2f}", "derived", mine - theirs, source=source), mine - theirs
     ratio, saving = theirs / mine, 100 * (1 - mine / theirs)
-    return _Claimed(Cell(f"{ratio:.2f} ({saving:.1f} % less)", "derived", ratio, source=source), saving)
+    return Cell(f"{ratio:.2f} ({saving:.1f} % less)", "derived", ratio, source=source), saving
 
 
 def judged_claims(spec: TableSpec, row: Row) -> list[str]:

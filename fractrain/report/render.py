@@ -112,28 +112,23 @@ def json_text(table: Table) -> str:
 
 def html(table: Table, drawing: str = "") -> str:
     """Return one self-contained page, which begins with a drawing (an SVG element) where there is one."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
     parts = [(heading, [c for c in table.columns if c.head and part in c.parts]) for part, heading in PARTS]
     parts = [(heading, columns) for heading, columns in parts if columns]
-    return environment.get_template("table.html.j2").render(
-        table=table, parts=parts, seeds=_seeds(table), drawing=drawing
-    )
+    return template("table").render(table=table, parts=parts, seeds=_seeds(table), drawing=drawing)
+
+
+def template(name: str) -> jinja2.Template:
+    """Return one of the HTML templates beside this file."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template(f"{name}.html.j2")
 
 
 FORMATS: Final[dict[str, Callable[[Table], str]]] = {
-    "md": markdown,
-    "csv": csv_text,
-    "tex": latex,
-    "html": html,
-    "json": json_text,
-}
+    "md": markdown, "csv": csv_text, "tex": latex, "html": html, "json": json_text,
+}  # fmt: skip
 
 
 def render(table: Table, fmt: str) -> str:

@@ -126,12 +126,8 @@ def _published(pair: Pair, row: RowSpec, index: PublishedIndex) -> dict[str, Pub
     for quantity in IN_TABLES:
         value = published_value(pair, row, quantity.metric, index) if quantity.published else None
         if value is not None:
-            scaled = (
-                value
-                if quantity.metric_scale == 1
-                else replace(value, value=float(value.value) * quantity.metric_scale)
-            )
-            found[quantity.published] = scaled
+            scale = quantity.metric_scale
+            found[quantity.published] = value if scale == 1 else replace(value, value=float(value.value) * scale)
     return found
 
 

@@ -167,13 +167,9 @@ def _stage(line: Mapping[str, Any]) -> str:
 
 
 def _plain(cost: Cost, samples: int) -> dict[str, Any]:
+    seconds, joules = cost.seconds.total, cost.joules.total
     return {
-        "samples": samples,
-        "cycles": cost.cycles,
-        "seconds": cost.seconds.total,
-        "joules": cost.joules.total,
-        "seconds_per_sample": cost.seconds.total / samples,
-        "joules_per_sample": cost.joules.total / samples,
-        "seconds_parts": asdict(cost.seconds),
-        "joules_parts": asdict(cost.joules),
-    }
+        "samples": samples, "cycles": cost.cycles, "seconds": seconds, "joules": joules,
+        "seconds_per_sample": seconds / samples, "joules_per_sample": joules / samples,
+        "seconds_parts": asdict(cost.seconds), "joules_parts": asdict(cost.joules),
+    }  # fmt: skip

@@ -12,22 +12,18 @@ from fractrain.report.quantities import BY_KEY
 
 MISSED: Final = 0.1  # a target is missed when cp is off by more than this part of it
 _LINES: Final = (
-    ("accuracy_last", "last test accuracy: {} %"),
-    ("accuracy_best_test", "best test accuracy (paper protocol): {} %"),
+    ("accuracy_last", "last test accuracy: {} %"), ("accuracy_best_test", "best test accuracy (paper protocol): {} %"),
     ("accuracy_best_val", "test accuracy at best validation: {} %"),
     ("accuracy_trivial", "without learning (always one class): {} %"),
     ("perplexity_last", "last test perplexity per word: {}"),
     ("perplexity_best_test", "best test perplexity (paper protocol): {}"),
     ("perplexity_best_val", "test perplexity at best validation: {}"),
     ("perplexity_trivial", "without learning (word frequencies): {}"),
-    ("cost_end", "cost, whole model: {} % of full precision"),
-    ("effective_end", "  effective MACs: {}"),
-    ("bitops_end", "  BitOPs: {}"),
-    ("cp_end", "cp, of the gated blocks: {} %"),
-    ("macs_best", "  MACs as the paper counts them, to the best test result: {}"),
-    ("iterations", "iterations: {}"),
+    ("cost_end", "cost, whole model: {} % of full precision"), ("effective_end", "  effective MACs: {}"),
+    ("bitops_end", "  BitOPs: {}"), ("cp_end", "cp, of the gated blocks: {} %"),
+    ("macs_best", "  MACs as the paper counts them, to the best test result: {}"), ("iterations", "iterations: {}"),
     ("seconds", "seconds: {} (precision is simulated: no evidence of speed)"),
-)
+)  # fmt: skip
 
 
 def result_lines(record: RunRecord) -> list[str]:

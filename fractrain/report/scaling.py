@@ -152,30 +152,19 @@ def _table(campaign: Campaign, runs: Sequence[PlannedRun], curves: Mapping[tuple
     span = f"{lengths[0]} to {lengths[-1]}"
     done = sum(run.state == "cached" for run in runs)
     return Table(
-        name=campaign.name,
-        version=campaign.version,
-        title=f"{campaign.title} [lengths {span} of the paper's]",
-        caption=f"{campaign.caption} {done} of {len(runs)} runs of the campaign are done.",
-        source=campaign.source,
-        profile=span,
-        seeds=tuple(sorted({run.seed for run in runs})),
+        name=campaign.name, version=campaign.version, title=f"{campaign.title} [lengths {span} of the paper's]",
+        caption=f"{campaign.caption} {done} of {len(runs)} runs of the campaign are done.", source=campaign.source,
+        profile=span, seeds=tuple(sorted({run.seed for run in runs})),
         watermark=(
             "NOT A REPRODUCTION: all runs are shorter than the paper's. A trend is a prediction of what its length "
             "would show; only runs of that length can confirm it."
         ),
-        columns=_columns(campaign, curves),
-        rows=tuple(rows),
-        notes=campaign.notes,
-        rules=_rules(campaign),
-    )
-
-
-def _names(campaign: Campaign, curves: Mapping[tuple[str, str], Curve]) -> dict[str, str]:
-    return {key: next(c.row.label for (_, k), c in curves.items() if k == key) for key in campaign.trend.against}
+        columns=_columns(campaign, curves), rows=tuple(rows), notes=campaign.notes, rules=_rules(campaign),
+    )  # fmt: skip
 
 
 def _columns(campaign: Campaign, curves: Mapping[tuple[str, str], Curve]) -> tuple[Column, ...]:
-    names = _names(campaign, curves)
+    names = {key: next(c.row.label for (_, k), c in curves.items() if k == key) for key in campaign.trend.against}
     gaps: list[Column] = []
     for key, name in names.items():
         head = f"Accuracy over {name} [points] ↑, paired over seeds"

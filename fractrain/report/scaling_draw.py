@@ -191,11 +191,6 @@ def scaling_content(scaling: Scaling, fmt: str) -> bytes:
     return draw_scaling(scaling, fmt) if fmt in DRAWABLE else render(scaling.table, fmt).encode()
 
 
-def scaling_text(scaling: Scaling, fmt: str) -> str:
-    """:func:`scaling_content` of a text format (``svg`` is one)."""
-    return scaling_content(scaling, fmt).decode()
-
-
 def write(scaling: Scaling, tables: Path, figures: Path) -> list[Path]:
     """Write the table in every format and the figure as drawings, each file at once or not at all.
 

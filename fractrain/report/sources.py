@@ -139,17 +139,7 @@ def engine_config(request: RunRequest, seed: int, registries: Registries | None 
     except FractrainError as error:
         raise PluginError(str(error)) from error
 
-    return RunConfig.create(
-        method=request.method,
-        model=request.model,
-        dataset=request.dataset,
-        profile=request.profile,
-        seed=seed,
-        settings=dict(request.settings),
-        recipe=dict(request.recipe),
-        setting=request.setting,
-        registries=known,
-    )
+    return RunConfig.create(**request.model_dump(), seed=seed, registries=known)
 
 
 def measure_run(record: RunRecord, hardware: str) -> RunValues:

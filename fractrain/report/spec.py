@@ -357,14 +357,10 @@ class TableSpec(Strict):
         own = row.profiles.get(_named(profile), Override())
         changes = (Override(settings=preset), row, self._profile(profile), own)
         return RunRequest(
-            method=row.method,
-            model=pair.model,
-            dataset=self.dataset(pair, profile),
-            profile=profile,
-            setting=pair.setting,
-            settings={k: v for change in changes for k, v in change.settings.items()},
+            method=row.method, model=pair.model, dataset=self.dataset(pair, profile), profile=profile,
+            setting=pair.setting, settings={k: v for change in changes for k, v in change.settings.items()},
             recipe={k: v for change in changes for k, v in change.recipe.items()},
-        )
+        )  # fmt: skip
 
     def seeds(self, profile: Profile, seeds: int | None = None) -> tuple[int, ...]:
         """Seeds 0, 1, ...: so many, or the profile's number; a longer list extends a shorter one."""
@@ -456,22 +452,11 @@ def read_closed(file: Path, kind: type[Closed]) -> Closed:
 
 
 _OWNERS: dict[str, type[Strict]] = {
-    "": TableSpec,
-    "pairs": Pair,
-    "rows": RowSpec,
-    "rows.published": PublishedKey,
-    "rows.published_elsewhere": PublishedKey,
-    "rows.profiles": Override,
-    "profiles": ProfileSpec,
-    "verdict": RuleSpec,
-    "improvement": Improvement,
-    "relative": Relative,
-    "relative.claim": PublishedClaim,
-    "arrays": Arrays,
-    "costs": CostDrawing,
-    "figure": FigureSpec,
-    "figure.series": Series,
-}
+    "": TableSpec, "pairs": Pair, "rows": RowSpec, "rows.published": PublishedKey,
+    "rows.published_elsewhere": PublishedKey, "rows.profiles": Override, "profiles": ProfileSpec, "verdict": RuleSpec,
+    "improvement": Improvement, "relative": Relative, "relative.claim": PublishedClaim, "arrays": Arrays,
+    "costs": CostDrawing, "figure": FigureSpec, "figure.series": Series,
+}  # fmt: skip
 
 
 def _first_fault(error: pydantic.ValidationError) -> str:

@@ -47,9 +47,8 @@ def themed(svg: bytes, name: str, title: str, marks: Mapping[str, Sequence[Mark]
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
     root = ElementTree.fromstring(svg)
-    for tag in ("metadata",):
-        for child in root.findall(f"{{{SVG}}}{tag}"):
-            root.remove(child)
+    for child in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(child)
     for size in ("width", "height"):
         root.attrib.pop(size, None)
     root.set("role", "group" if marks else "img")

@@ -83,14 +83,10 @@ def fit_trend(gaps: Mapping[float, Sequence[float]]) -> Trend | None:
     # log2(1) = 0: the level is the line's value at the paper's length, its standard error that of the mean there
     error = math.sqrt(line.intercept_stderr**2 + squares / freedom)
     return Trend(
-        slope=float(line.slope),
-        slope_half=float(quantile * line.stderr),
-        predicted=float(line.intercept),
-        half=float(quantile * error),
-        points=len(pairs),
-        lengths=lengths,
+        slope=float(line.slope), slope_half=float(quantile * line.stderr), predicted=float(line.intercept),
+        half=float(quantile * error), points=len(pairs), lengths=lengths,
         bent=_lack_of_fit(gaps, squares) if lengths > 2 else None,
-    )
+    )  # fmt: skip
 
 
 def _lack_of_fit(gaps: Mapping[float, Sequence[float]], squares: float) -> float | None:

@@ -37,13 +37,9 @@ class Verdict:
 
 
 def judge(
-    measured: Estimate,
-    published: float | None,
-    profile: str,
-    real_data: bool,
-    rule: VerdictRule,
+    measured: Estimate, published: float | None, profile: str, real_data: bool, rule: VerdictRule,
     less_is_better: bool = False,
-) -> Verdict:
+) -> Verdict:  # fmt: skip
     """Judge a complete row.
 
     The row's verdict is about accuracy, in the paper's own protocol (best on the test set); paired differences and

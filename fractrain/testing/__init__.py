@@ -82,17 +82,10 @@ def load_method(method: str | Path | type[Method]) -> type[Method]:
 
 
 def check_method(
-    method: str | Path | type[Method],
-    *,
-    model: str = "resnet38",
-    dataset: str = "digits",
-    settings: Mapping[str, Any] | None = None,
-    expected_failures: Mapping[str, str] | None = None,
-    quick: bool = False,
-    full: bool = False,
-    checks: Sequence[str] = CHECKS,
-    progress: Callable[[CheckResult], None] | None = None,
-) -> ContractReport:
+    method: str | Path | type[Method], *, model: str = "resnet38", dataset: str = "digits",
+    settings: Mapping[str, Any] | None = None, expected_failures: Mapping[str, str] | None = None, quick: bool = False,
+    full: bool = False, checks: Sequence[str] = CHECKS, progress: Callable[[CheckResult], None] | None = None,
+) -> ContractReport:  # fmt: skip
     """Check a method against the contract.
 
     Args:

@@ -25,15 +25,12 @@ PATCHABLE: tuple[Any, ...] = (
 
 def generator_state() -> dict[str, str]:
     """Digest of every global random generator."""
+    numpy = np.random.get_state(legacy=True)
     return {
         "torch's generator": digest(torch.get_rng_state()),
         "Python's generator": digest(random.getstate()),
-        "NumPy's generator": digest([part.tolist() if isinstance(part, np.ndarray) else part for part in _numpy()]),
+        "NumPy's generator": digest([part.tolist() if isinstance(part, np.ndarray) else part for part in numpy]),
     }
-
-
-def _numpy() -> tuple[Any, ...]:
-    return tuple(np.random.get_state(legacy=True))
 
 
 def _settings() -> dict[str, Any]:
@@ -71,12 +68,9 @@ class GlobalState:
         modules = dict(sys.modules)
         values = {(i, name): value for i, owner in enumerate(PATCHABLE) for name, value in vars(owner).items()}
         return cls(
-            _settings(),
-            dict(os.environ),
-            {name: id(module) for name, module in modules.items()},
-            {key: id(value) for key, value in values.items()},
-            (modules, values),
-        )
+            _settings(), dict(os.environ), {name: id(module) for name, module in modules.items()},
+            {key: id(value) for key, value in values.items()}, (modules, values),
+        )  # fmt: skip
 
     def changes(self) -> list[str]:
         """What is different now."""

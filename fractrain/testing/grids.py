@@ -109,6 +109,12 @@ class Rounding:
     between: int = 0
     away: int = 0
 
+    def note(self, fraction: torch.Tensor, distance: torch.Tensor, live: torch.Tensor) -> None:
+        """Add elements by their place between two grid points (0..1) and how far they went, both in steps."""
+        between = live & (fraction > 0.2) & (fraction < 0.8)
+        self.between += int(between.sum())
+        self.away += int((between & (distance > 0.5 + TOLERANCE)).sum())
+
 
 def off_grid(
     x: torch.Tensor, values: torch.Tensor, op: Operand, limits: Limits, rounding: Rounding, place: Place = ACTIVATION
@@ -138,11 +144,7 @@ def off_grid(
     if bool((astray | outside).any()):
         return f"{int((astray | outside).sum())} of {x.numel()} values are not on the grid"
     distance = torch.where(live, (codes - wanted).abs(), 0.0)
-    fraction = wanted - wanted.floor()
-    between = live & (fraction > 0.2) & (fraction < 0.8)
-    away = between & (distance > 0.5 + TOLERANCE)
-    rounding.between += int(between.sum())
-    rounding.away += int(away.sum())
+    rounding.note(wanted - wanted.floor(), distance, live)
     far = 0.5 if op.format.rounding == "nearest" else 1.0
     if bool((distance > far + TOLERANCE).any()):
         return f"rounded by {float(distance.max()):.2f} steps, {op.format.rounding} rounding allows {far}"
@@ -161,8 +163,5 @@ def _between(
     live = gap > 0
     fraction = torch.where(live, ((x - below).double() / gap.clamp(min=1e-300)).clamp(0, 1), 0.0)
     distance = torch.where(live, (values - x.clamp(below, above)).abs().double() / gap.clamp(min=1e-300), 0.0)
-    between = live & (fraction > 0.2) & (fraction < 0.8)
-    away = between & (distance > 0.5 + TOLERANCE)
-    rounding.between += int(between.sum())
-    rounding.away += int(away.sum())
+    rounding.note(fraction, distance, live)
     return None

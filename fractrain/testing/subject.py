@@ -172,12 +172,9 @@ def fingerprint(loop: TrainingLoop) -> dict[str, str]:
     """What must be equal, bit for bit, between two runs that ought to be the same."""
     lines = [{k: v for k, v in line.items() if k not in TIMES} for line in loop.lines]
     return {
-        "weights": weights_sha256(loop.model),
-        "ledger": loop.ledger.digest(),
-        "metrics": digest(lines),
-        "method state": digest(loop.method.state_dict()),
-        "optimizer state": digest(loop.optimizer.state_dict()),
-    }
+        "weights": weights_sha256(loop.model), "ledger": loop.ledger.digest(), "metrics": digest(lines),
+        "method state": digest(loop.method.state_dict()), "optimizer state": digest(loop.optimizer.state_dict()),
+    }  # fmt: skip
 
 
 def effect(loop: TrainingLoop) -> dict[str, str]:

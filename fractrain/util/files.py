@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fractrain.util.errors import DiskError, StoreError
@@ -41,8 +41,10 @@ def storing(path: Path, action: str = "write") -> Iterator[None]:
         raise kind(f"cannot {action} {path}: {reason}") from error
 
 
-def atomic_write(path: Path, content: bytes) -> None:
+def atomic_write(path: Path, *content: bytes | memoryview, ready: Callable[[], None] = lambda: None) -> None:
     """Write ``content`` to ``path``: temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    ``ready`` is called when all is written and nothing replaced yet; what it raises leaves the old content.
 
     Raises:
         StoreError: the operating system refused; the old content, if any, is untouched and no temporary file stays.
@@ -51,9 +53,10 @@ def atomic_write(path: Path, content: bytes) -> None:
     with storing(path):
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                file.writelines(content)
                 file.flush()
                 os.fsync(file.fileno())
+            ready()
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

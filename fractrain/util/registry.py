@@ -39,12 +39,9 @@ PLUGIN_VARIABLE = "FRACTRAIN_PLUGINS"
 # What can be added, with the class that makes an entry. A plugin file is looked at for a kind only if it calls or
 # derives from that class; this is read from its text, so that listing imports no plugin.
 MAKERS = {
-    "methods": "Method",
-    "formats": "FormatInfo",
-    "models": "ModelInfo",
-    "datasets": "DatasetInfo",
+    "methods": "Method", "formats": "FormatInfo", "models": "ModelInfo", "datasets": "DatasetInfo",
     "hardware": "HardwareModel",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

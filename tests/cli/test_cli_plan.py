@@ -129,7 +129,7 @@ def test_a_checkpoint_being_written_is_the_third(tmp_path: Path, monkeypatch: py
     def count(descriptor: int) -> None:
         most.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
 
-    monkeypatch.setattr("fractrain.engine.checkpoint.os.fsync", count)
+    monkeypatch.setattr("fractrain.util.files.os.fsync", count)
     for _ in range(4):
         checkpoint.save(path, {"weights": torch.zeros(100_000)}, "a-run")
     assert max(most) == pytest.approx(forecast.GENERATIONS * path.stat().st_size, rel=0.01)

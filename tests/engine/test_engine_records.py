@@ -11,7 +11,7 @@ import pytest
 from engine_fakes import FakeRegistries, fake_config
 
 from fractrain.engine import manifest, record_files
-from fractrain.engine.record import read_record, verified_record
+from fractrain.engine.record import read_record
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.engine.trainer import Trainer
@@ -102,7 +102,7 @@ def test_one_changed_digit_is_damage_and_the_file_is_named(folder, name, after):
     assert "record damaged" in record.message
     assert name in record.message
     with pytest.raises(StoreError, match=name):
-        verified_record(folder)
+        record.undamaged()
 
 
 @pytest.mark.parametrize("name", [SUMMARY, LEDGER, METRICS, STATUS, "config.json"])
@@ -128,7 +128,7 @@ def test_pruned_checkpoints_are_no_damage_and_changed_ones_are_found(finished, t
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 5000, b'{"a": 1'])
 def test_a_damaged_environment_is_warned_about_and_shown_without(folder, content, caplog):
     (folder / "environment.json").write_bytes(content)
-    record = verified_record(folder)
+    record = read_record(folder)
     assert record.summary["best_test_epoch"] >= 0
     assert record.environment == {}
     assert "environment.json" in caplog.text
@@ -210,7 +210,7 @@ def as_before(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def test_a_record_of_before_is_shown_as_unverified(finished, tmp_path):
-    record = verified_record(copy(as_before(finished), tmp_path))
+    record = read_record(copy(as_before(finished), tmp_path)).undamaged()
     assert not record.verified
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +19,11 @@ from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
 from fractrain.engine.trainer import Trainer
 from fractrain.report.claim_values import _adaptive, _below_final
-from fractrain.report.claims import claim_files, judge_claims, judge_zone, listing, load_claims, markdown
+from fractrain.report.claims import ClaimFile, claim_files, judge_claims, judge_zone, listing, markdown
 from fractrain.report.evidence import EvidenceStore
 from fractrain.report.saving_factors import BATCH, solved_iterations
 from fractrain.report.sources import cached_sources, default_sources, engine_config
-from fractrain.report.spec import load_spec
+from fractrain.report.spec import load_spec, read_closed
 from fractrain.report.stats import estimate
 from fractrain.report.values import RunValues
 from fractrain.report.verdict import VerdictRule
@@ -53,7 +54,7 @@ def test_every_number_of_the_abstracts_is_claimed():
                 assert number.strip().strip("%").removeprefix("up to ") in text or number == "none", row
     assert list(found)[:2] == ["fractrain-cost", "fractrain-latency"]
     assert "No accuracy drop" in text
-    assert len(found) == sum(len(load_claims(file).claims) for file in claim_files())
+    assert len(found) == sum(len(read_closed(file, ClaimFile).claims) for file in claim_files())
 
 
 def test_without_a_run_nothing_is_judged_but_published_rows_speak():
@@ -208,7 +209,7 @@ def test_listing_and_table_name_every_claim():
     for claim in found:
         assert claim.id in text
         assert claim.text in table
-    json.dumps([c.as_dict() for c in found], allow_nan=False)
+    json.dumps([asdict(c) for c in found], allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +225,6 @@ def test_wrong_files_are_named(tmp_path, old, new, message):
     file = tmp_path / "mine.toml"
     file.write_text(claim_files()[0].read_text().replace(old, new, 1))
     with pytest.raises(ConfigError, match=message) as caught:
-        load_claims(file)
+        read_closed(file, ClaimFile)
     assert "mine.toml" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ from store_fakes import FakeStore
 from fractrain.report.campaign import load_campaign
 from fractrain.report.render import render
 from fractrain.report.scaling import build_scaling
-from fractrain.report.scaling_draw import scaling_text, write
+from fractrain.report.scaling_draw import scaling_content, write
 
 TREND = "1 (trend)"
 
@@ -116,6 +116,6 @@ def test_files_and_figure(campaign, tmp_path):
     scaling = built(campaign, count=30)
     files = write(scaling, tmp_path / "t", tmp_path / "f")
     assert {f.name for f in files} == {f"scaling.{e}" for e in ("md", "csv", "tex", "html", "json", "svg", "png")}
-    drawn = scaling_text(scaling, "svg")
+    drawn = scaling_content(scaling, "svg").decode()
     assert drawn == (tmp_path / "f" / "scaling.svg").read_text()  # the same bytes every time
-    assert scaling_text(build_scaling(campaign, None), "svg").startswith("<?xml")  # nothing run: an empty figure
+    assert scaling_content(build_scaling(campaign, None), "svg").startswith(b"<?xml")  # nothing run: an empty figure

@@ -14,16 +14,6 @@ from fractrain.cost.hardware.base import (
 from fractrain.cost.hardware.registry import HardwareRegistry, create, create_all
 
 __all__ = [
-    "Cost",
-    "HardwareModel",
-    "HardwareRegistry",
-    "HardwareSettings",
-    "LayerShape",
-    "Parts",
-    "Priced",
-    "Product",
-    "WorkRow",
-    "Workload",
-    "create",
-    "create_all",
-]
+    "Cost", "HardwareModel", "HardwareRegistry", "HardwareSettings", "LayerShape", "Parts", "Priced", "Product",
+    "WorkRow", "Workload", "create", "create_all",
+]  # fmt: skip

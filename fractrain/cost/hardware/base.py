@@ -253,7 +253,7 @@ class HardwareModel:
             if values and self.settings == self.Settings(**values) != self.Settings():
                 return f"{self.name}:{preset}"
         changed = [
-            f"{key}={_short(value)}"
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
             for key, value in self.settings.model_dump().items()
             if value != type(self.settings).model_fields[key].get_default(call_default_factory=True)
         ]
@@ -277,7 +277,3 @@ class HardwareModel:
     def card(self) -> dict[str, str]:
         """What there is to know: ``array``, ``frequency``, ``buffers`` and ``energies`` are for subclasses to add."""
         return {"counted": self.counted, "source": self.source, "is not": self.is_not}
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

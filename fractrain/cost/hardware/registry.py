@@ -15,13 +15,10 @@ from fractrain.util.registry import Origin, Registry
 from fractrain.util.settings import configured
 
 SHIPPED = {
-    "fractrain-fitted": "fitted:FittedModel",
-    "bit-product": "bit_product:BitProduct",
-    "bit-serial": "bit_serial:BitSerial",
-    "bitfusion": "bitfusion:BitFusion",
-    "measured": "measured:MeasuredHardware",
+    "fractrain-fitted": "fitted:FittedModel", "bit-product": "bit_product:BitProduct",
+    "bit-serial": "bit_serial:BitSerial", "bitfusion": "bitfusion:BitFusion", "measured": "measured:MeasuredHardware",
     "roofline": "roofline:Roofline",
-}
+}  # fmt: skip
 
 
 class HardwareRegistry(Registry[type[HardwareModel]]):
