@@ -15,9 +15,10 @@ SAMPLES = 2
 def unreached(config: RunConfig, known: Registries) -> list[str]:
     """A sentence for the user where a method does not reach every product of a model; else nothing.
 
-    A model from elsewhere is built anew and watched in one evaluation pass; those of this package consist of layers.
+    A model from elsewhere (a library, a file, a plugin) is built anew and watched in one evaluation pass; those of this
+    package consist of layers.
     """
-    if ":" not in config.model:
+    if not known.from_elsewhere(config.model):
         return []
     info = known.dataset_info(config.dataset)
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -123,6 +123,13 @@ class Registries:
 
         return registry.info(name).version if name in registry.names() else 1
 
+    def from_elsewhere(self, model: str) -> bool:
+        """Whether a model is of a library, a file or a plugin, so that it may multiply by other things than layers."""
+        from fractrain.models import registry
+        from fractrain.models.specs import MODELS
+
+        return ":" in model or model in set(registry.names()) - {own.name for own in MODELS}
+
     def forward_macs(self, model: nn.Module, dataset: str) -> int:
         """Exact MACs of one sample's forward pass through the plain model."""
         from fractrain.models.macs import forward_macs

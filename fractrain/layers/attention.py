@@ -7,6 +7,7 @@ own (ours). In floating point PyTorch's own code runs, and the layers only repor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,7 +96,6 @@ class LayeredAttention(nn.MultiheadAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
         """As :meth:`nn.MultiheadAttention.forward`."""
         own = [m for m in self.children() if isinstance(m, QuantLayer)]
-        first, batched = self.batch_first, query.dim() == 3
         plain = all(m.effective(m.precision).is_float for m in own)
         if plain and own:
             self._report(*(self._samples_first(t) for t in (query, key, value)))
@@ -103,6 +103,16 @@ class LayeredAttention(nn.MultiheadAttention):
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
+        return self.by_layers(
+            query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+        )
+
+    def by_layers(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, key_padding_mask: Masks = None,
+        need_weights: bool = True, attn_mask: Masks = None, average_attn_weights: bool = True, is_causal: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+        """As :meth:`forward`, by the layers whatever they are."""
+        first, batched = self.batch_first, query.dim() == 3
         mask = _additive(attn_mask, query)
         if key_padding_mask is not None:
             padding = _additive(key_padding_mask, query)
@@ -129,7 +139,7 @@ class LayeredAttention(nn.MultiheadAttention):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Output ``[N, T, width]`` and weights ``[N, heads, T, S]``; ``padding`` is ``[N, 1, 1, S]``."""
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        n, more = len(q), 0
+        n, more = q.shape[0], 0
         if self.bias_k is not None and self.bias_v is not None:
             k, v = (torch.cat([t, b.expand(n, -1, -1)], 1) for t, b in ((k, self.bias_k), (v, self.bias_v)))
             more += 1
@@ -181,11 +191,20 @@ def layered(model: nn.Module) -> nn.Module:
     return model
 
 
-def unfused(model: nn.Module) -> None:
-    """Keep evaluation from bypassing quantized layers by PyTorch's fused encoder layer, which reads their weights."""
+def _quantized(module: nn.Module) -> bool:
+    return isinstance(module, QuantLayer) and not module.precision.is_float
+
+
+def unfused(model: nn.Module, quantized: Callable[[nn.Module], bool] = _quantized) -> None:
+    """Keep evaluation from bypassing quantized layers by PyTorch's fused encoder layer, which reads their weights.
+
+    Args:
+        model: changed in place.
+        quantized: tells such layers.
+    """
     for module in model.modules():
         inner: Any = module
-        if not any(isinstance(m, QuantLayer) and not m.precision.is_float for m in module.modules()):
+        if not any(quantized(m) for m in module.modules()):
             continue
         if isinstance(module, nn.TransformerEncoderLayer):
             _make_unfused(inner, "activation_relu_or_gelu", 0)  # asked for it alone; the activation is elsewhere

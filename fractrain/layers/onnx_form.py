@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fractrain.layers.attention import LayeredAttention
 from fractrain.layers.conv_linear import PaddedQuantConv2d, QuantLayer
 from fractrain.layers.matmul import QuantMatmul, multiply
 from fractrain.layers.other_convs import QuantOtherConv
@@ -75,19 +76,20 @@ class RoundedActivation(nn.Module):
     Args:
         op: format and width.
         known: its range; None: that of the batch.
+        kind: type of the values.
     """
 
     scale: torch.Tensor
     offset: torch.Tensor
     zero_point: torch.Tensor
 
-    def __init__(self, op: Operand, known: Limits | None) -> None:
+    def __init__(self, op: Operand, known: Limits | None, kind: torch.dtype = torch.float32) -> None:
         super().__init__()
         assert isinstance(op.bits, int)
         self._format, self._bits = op.format, op.bits
-        limits = known or fixed_limits(op.format)
+        limits = known or fixed_limits(op.format, kind)
         self._measures = limits is None
-        one = torch.ones(())
+        one = torch.ones((), dtype=kind)
         grid = op.format.grid(limits or (-one, one), op.bits, one)
         self._shifts = self._measures or bool(grid.offset != 0)
         self._top = None if float(grid.qmax - grid.qmin) == _points(op.bits) - 1 else float(grid.qmax)
@@ -148,8 +150,8 @@ class RoundedWeight(nn.Module):
         return values + self.offset if self._shifts else values
 
 
-class _Form(nn.Module):
-    """What the forms share: the layer, which is no child of theirs, and its rounded operands."""
+class Form(nn.Module):
+    """What the forms of layers share: the layer, which is no child of theirs, and its rounded operands."""
 
     def __init__(self, layer: QuantLayer) -> None:
         super().__init__()
@@ -163,8 +165,8 @@ class _Form(nn.Module):
             self.second = RoundedWeight(layer)
             vars(self)["weight"] = layer.weight  # models ask for its type; no part of the graph
         else:
-            self.weight = layer.weight
-        self.bias = getattr(layer, "bias", None)
+            self.weight = _leaf(layer.weight)
+        self.bias = _leaf(getattr(layer, "bias", None))
 
     @property
     def layer(self) -> Any:
@@ -177,12 +179,12 @@ class _Form(nn.Module):
         return w
 
 
-class _Linear(_Form):
+class _Linear(Form):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(self.first(x), self.kernel(), self.bias)
 
 
-class _Product(_Form):
+class _Product(Form):
     is_float = False  # as of the layer: models ask
 
     def forward(self, a: torch.Tensor, b: torch.Tensor, elsewhere: bool = False) -> torch.Tensor:
@@ -193,7 +195,28 @@ class _Product(_Form):
         """Nothing is made again."""
 
 
-class _Convolution(_Form):
+class AttentionForm(LayeredAttention):
+    """``nn.MultiheadAttention`` by the forms of its quantized layers.
+
+    Args:
+        attention: whose layers.
+
+    Raises:
+        ConfigError: as :func:`onnx_form`.
+    """
+
+    def __init__(self, attention: LayeredAttention) -> None:
+        nn.Module.__init__(self)
+        for name, value in attention.__dict__.items():
+            self.__dict__[name] = value.copy() if isinstance(value, dict) else value
+        for name, child in attention.named_children():
+            if isinstance(child, QuantLayer):
+                self.add_module(name, onnx_form(child))
+
+    forward = LayeredAttention.by_layers
+
+
+class _Convolution(Form):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer, w = self.layer, self.kernel()
         other = isinstance(layer, QuantOtherConv)
@@ -208,23 +231,29 @@ class _Convolution(_Form):
         return y
 
 
+def _leaf(t: torch.Tensor | None) -> torch.Tensor | None:
+    """A parameter, or the values of what is a view of one."""
+    return t if t is None or t.is_leaf else t.detach()
+
+
 def _activation(layer: QuantLayer, op: Operand, name: str) -> nn.Module:
     """What rounds an activation of a layer as it does itself in evaluation."""
     if op.is_float:
         return nn.Identity()
     running = None if op.running is None else layer.running_range(name)
-    return RoundedActivation(op, None if running is None or not bool(running[2] > 0) else running[:2])
+    known = None if running is None or not bool(running[2] > 0) else running[:2]
+    return RoundedActivation(op, known, layer.running_low.dtype)
 
 
-def fixed_limits(form: Format) -> Limits | None:
+def fixed_limits(form: Format, kind: torch.dtype = torch.float32) -> Limits | None:
     """The range that a format has whatever the data; None where it is measured."""
-    a, b = (form.limits(torch.full((1, 1), value), "reference") for value in (0.0, 1.0))
+    a, b = (form.limits(torch.full((1, 1), value, dtype=kind), "reference") for value in (0.0, 1.0))
     return a if all(torch.equal(s, t) for s, t in zip(a, b, strict=True)) else None
 
 
 def _dequantized(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
     return torch.onnx.ops.symbolic(
-        "DequantizeLinear", (codes, scale, zero_point), {"axis": 0} if scale.dim() else {}, dtype=torch.float32,
+        "DequantizeLinear", (codes, scale, zero_point), {"axis": 0} if scale.dim() else {}, dtype=scale.dtype,
         shape=codes.shape, version=OPSET,
     )  # fmt: skip
 

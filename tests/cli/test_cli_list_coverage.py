@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import fractrain
+from fractrain.engine.registries import Registries
 
 FILE = """
 from torch import nn
@@ -92,3 +93,26 @@ def test_a_run_says_of_which_share_its_costs_are(cli: Any, tmp_path: Any, text: 
     assert f"of the covered {share:.1f} %" in said
     assert named in said
     assert said in repr(run)
+
+
+PLUGIN = """
+from fractrain.models.info import ModelInfo
+
+NET = ModelInfo("own_net", "Own", "one", "a file", "image", 3, 0, {}, {}, make)
+"""
+
+
+@pytest.mark.parametrize(("text", "named"), [(FILE, "in gru (recurrent layers stay in"), (OWN_CODE, "mm in the model")])
+def test_a_plugin_s_model_says_it_as_well(tmp_path: Any, monkeypatch: Any, text: str, named: str) -> None:
+    (tmp_path / "own_net.py").write_text(text + PLUGIN)
+    monkeypatch.setenv("FRACTRAIN_PLUGINS", str(tmp_path / "own_net.py"))
+    recipe = {"iterations": 2, "milestones": [], "eval_every": 2, "batch_size": 8}
+    run = fractrain.run("sbm", "own_net", "digits", recipe=recipe, store=tmp_path / "s", device="cpu", progress=False)
+    (said,) = run.summary["remarks"]
+    assert "of the covered" in said
+    assert named in said
+
+
+def test_models_of_this_package_are_not_watched() -> None:
+    known = Registries()
+    assert [known.from_elsewhere(name) for name in ("resnet20", "torchvision:resnet18")] == [False, True]

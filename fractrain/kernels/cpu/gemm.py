@@ -35,6 +35,8 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _ours(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether both are float32 on the CPU and no graph is being made (its operations cannot be told where to write)."""
+    if torch.compiler.is_compiling():
+        return False
     plain = (
         a.dtype == b.dtype == torch.float32 and a.device.type == b.device.type == "cpu" and min(a.dim(), b.dim()) > 1
     )
