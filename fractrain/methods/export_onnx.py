@@ -98,7 +98,14 @@ def _steps_in_float64(model: nn.Module, plain: PlainForm, method: str, examples:
     points = _points(model)
     graph, y = _graph(model.double(), plain, method, wide, {}, double=True)
     evaluator = ReferenceEvaluator(onnx.load_from_string(graph))
-    return _steps(evaluator.run(None, _fed(evaluator.input_names, _tensors(wide))), y, points)
+    try:
+        got = evaluator.run(None, _fed(evaluator.input_names, _tensors(wide)))
+    except RuntimeError as error:  # an operator that it lacks, or float32 in the model's own code
+        raise ConfigError(
+            "the graph's output by onnxruntime differs from our evaluation by more than a step of the output grid, and "
+            f"in float64 the graph does not run: {str(error).splitlines()[0]}{INSTEAD}"
+        ) from error
+    return _steps(got, y, points)
 
 
 def _by_onnxruntime(graph: bytes, x: list[torch.Tensor]) -> Any:

@@ -119,18 +119,26 @@ def test_what_must_be_installed_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_a_graph_that_computes_something_else_is_not_written(onnx, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("typed", "words"), [(True, r"by .* steps of the output grid;"), (False, "does not run: Input")]
+)
+def test_a_graph_that_computes_something_else_is_not_written(
+    onnx, tmp_path: Path, monkeypatch, typed: bool, words: str
+) -> None:
     run = trained("static8", "resnet20", {}, tmp_path / "store")
     monkeypatch.setattr("fractrain.methods.export_onnx.onnx_form", lambda layer: torch.nn.Identity())
-    monkeypatch.setattr("fractrain.methods.export_onnx._traced", lambda model, x, outputs, metadata: _zeros(onnx, x))
-    with pytest.raises(ConfigError, match=r"differs from our evaluation by .* steps of the output grid"):
+    monkeypatch.setattr(
+        "fractrain.methods.export_onnx._traced", lambda model, x, outputs, metadata: _zeros(onnx, x, typed)
+    )
+    with pytest.raises(ConfigError, match=f"differs from our evaluation .*{words}"):
         run.export(tmp_path / "a.onnx", "onnx-qdq")
     assert not (tmp_path / "a.onnx").exists()
 
 
-def _zeros(onnx, x: torch.Tensor) -> bytes:
+def _zeros(onnx, x: torch.Tensor, typed: bool) -> bytes:
     """A graph that gives zeros for every image."""
-    h, kind = onnx.helper, onnx.TensorProto.FLOAT
+    h, double = onnx.helper, typed and x.dtype == torch.float64
+    kind = onnx.TensorProto.DOUBLE if double else onnx.TensorProto.FLOAT
     inner = list(x.shape[1:])
     zeros = h.make_tensor("zeros", kind, [int(np.prod(inner)), 10], np.zeros(int(np.prod(inner)) * 10, np.float32))
     nodes = [h.make_node("Flatten", ["input"], ["flat"]), h.make_node("MatMul", ["flat", "zeros"], ["output"])]
