@@ -249,6 +249,8 @@ def _predicted_cells(gaps: Mapping[str, Gap]) -> dict[str, Cell]:
         if gap.published is not None:
             cells[f"gap_{key}_published"] = Cell(f"{gap.published:+.2f}", "published", gap.published)
             cells["trend"] = Cell(str(gap.verdict) if gap.verdict else "not run")
+        elif gap.verdict is not None:
+            cells.setdefault("trend", Cell(str(gap.verdict)))
     return cells
 
 

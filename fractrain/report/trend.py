@@ -109,10 +109,12 @@ def judge_trend(trend: Trend | None, published: float | None, tolerance: float) 
 
     Args:
         trend: the line; None: there is none, and it says nothing.
-        published: published gap in points; None: nothing to be judged.
+        published: published gap in points; None: nothing to be judged, but a wide interval is still called one.
         tolerance: half the width of the zone, in points.
     """
-    return None if published is None else judge_trend_zone(trend, published - tolerance, published + tolerance)
+    if published is not None:
+        return judge_trend_zone(trend, published - tolerance, published + tolerance)
+    return None if trend is None or trend.half <= tolerance else _too_wide(tolerance)
 
 
 def judge_trend_zone(trend: Trend | None, low: float, high: float) -> TrendVerdict:
@@ -127,9 +129,13 @@ def judge_trend_zone(trend: Trend | None, low: float, high: float) -> TrendVerdi
         return TrendVerdict("supports")
     half = (high - low) / 2
     if trend.half > half:
-        return TrendVerdict("says nothing", f"interval wider than ±{half:.3g}")
+        return _too_wide(half)
     edge = f"±{half:.3g}" if math.isfinite(half) else f"{low if math.isfinite(low) else high:g}"
     return TrendVerdict("says nothing", f"interval crosses the edge of {edge}")
+
+
+def _too_wide(half: float) -> TrendVerdict:
+    return TrendVerdict("says nothing", f"interval wider than ±{half:.3g}")
 
 
 def trend_rule(tolerance: float) -> str:

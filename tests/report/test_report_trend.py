@@ -105,6 +105,7 @@ def test_words():
     assert str(judge_trend(fit_trend(some), 1.0, 1.0)) == "trend says nothing (interval crosses the edge of ±1)"
     assert str(judge_trend(None, 0.0, 1.0)) == "trend says nothing (two lengths and 4 pairs needed)"
     assert judge_trend(fit_trend(exact), None, 1.0) is None
+    assert str(judge_trend(fit_trend(noisy), None, 1.0)) == "trend says nothing (interval wider than ±1)"
 
 
 @pytest.mark.parametrize("gaps", [{}, {1 / 64: [1.0, 2.0, 3.0, 4.0]}, {1 / 64: [1.0, 2.0], 1 / 32: [1.0]}])
