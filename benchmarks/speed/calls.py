@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -68,15 +68,15 @@ def counted(into: Count) -> Iterator[None]:
 
 
 def passes(model: nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> tuple[Count, Count]:
-    """Forward and backward of one step; the second step of a model, when kernels are compiled and probed."""
-    found = (Count(), Count())
-    for _ in range(2):
-        with counted(found[0]):
+    """Forward and backward of the second step of a model: the first compiles and probes kernels, unwatched."""
+    forward, backward = Count(), Count()
+    for step in range(2):
+        with counted(forward) if step else nullcontext():
             y = model(x)
         total: Any = loss(y)
-        with counted(found[1]):
+        with counted(backward) if step else nullcontext():
             total.backward()
-    return found
+    return forward, backward
 
 
 def count() -> dict[str, dict[str, int]]:

@@ -99,7 +99,7 @@ def _quantize_stochastic(setup: Setup, tick: Tick) -> Measurement:
         target.copy_(x)
 
     path, base = paired(
-        lambda: layer.quantized_error(x, operand, "E"), floor, setup.device, setup.repeats, tick, WARMUP, QUANTIZE_INNER
+        lambda: layer.error_operand(x, operand, "E"), floor, setup.device, setup.repeats, tick, WARMUP, QUANTIZE_INNER
     )
     return Measurement(ratios(path, base), path, base, note=f"read: {fastest}; {x.nbytes / 2**20:.1f} MiB")
 

@@ -31,7 +31,7 @@ from fractrain.numerics.formats import Limits, Place
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.numerics.quantize import quantize
 from fractrain.numerics.running_range import all_finite, update_range
-from fractrain.numerics.stochastic_rounding import NoiseKey
+from fractrain.numerics.stochastic_rounding import NoiseKey, noise_key
 from fractrain.util.errors import ConfigError, NonFiniteError
 
 
@@ -373,12 +373,6 @@ class QuantLayer(nn.Module):
         """Drop the quantized weights kept for reuse."""
         self._weights.clear()
 
-    def quantized_error(self, g: torch.Tensor, op: Operand, name: str) -> torch.Tensor:
-        """Quantized output gradient (values)."""
-        values, _ = self.error_operand(g, op, name)
-        assert values is not None
-        return values
-
     def error_operand(
         self, g: torch.Tensor, op: Operand, name: str, integer: bool = False, values: bool = True
     ) -> tuple[torch.Tensor | None, Kept | None]:
@@ -403,7 +397,8 @@ class QuantLayer(nn.Module):
         s = self.state
         suffix = "" if s.scope is None else f"#{s.scope.index}"
         base = 0 if tensor == "W" else s.sample_offset * (x.numel() // x.shape[0])
-        return s.noise(f"{self.site}.{tensor}{suffix}", base)
+        name = f"{self.site}.{tensor}{suffix}"
+        return noise_key(s.seed, s.step, name, base) if s.table is None else s.table.key(name, base)
 
     def _check(self, limits: Limits, what: str) -> None:
         low, high = limits
@@ -572,7 +567,7 @@ def _products_of_error(
     if plan is not None and (plan.eb, plan.gc) != (eb, gc):
         plan = plan.only(eb, gc) or None
     if plan is None:
-        e: Any = layer.quantized_error(g, op, name)
+        e: Any = layer.error_operand(g, op, name)[0]
     else:
         e, codes = layer.error_operand(g, op, name, True, eb > plan.eb or gc > plan.gc or bias)
         if isinstance(codes, Quantized):

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fractrain.kernels.cpu import memory as blocks
-from fractrain.kernels.cpu.tensors import nhwc
+from fractrain.kernels.cpu.tensors import flat
 from fractrain.kernels.cpu.uniform import fused_for
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.eager import eager
@@ -129,17 +129,19 @@ class _CompactBatchNorm(torch.autograd.Function):
         found: BatchStatistics, fused: tuple[ModuleType, bool],
     ) -> torch.Tensor:  # fmt: skip
         kernels, parallel = fused
-        channels, y = x.shape[1], blocks.empty_like(x)
-        lines, out = _lines(x, y)
-        rows, columns = lines.shape
-        parts = max(1, min(PARTS, rows // MIN_ROWS))
+        y, out = blocks.rows_like(x)
+        channels = columns = x.shape[1]
+        while 2 * columns <= LINE and x.numel() % (2 * columns) == 0:  # pixels side by side, as the kernels want it
+            columns *= 2
+        parts = max(1, min(PARTS, x.numel() // columns // MIN_ROWS))
         gain = np.ones(channels, np.float32) if weight is None else weight.detach().numpy()
         offset = np.zeros(channels, np.float32) if bias is None else bias.detach().numpy()
         found.running = np.empty((2, channels), np.float32)
         own, along = np.empty((2, channels)), np.empty((3, columns), np.float32)
         count, finite, low, high = kernels.normalise[parallel](
-            lines, parts, gain, offset, eps, np.float32(floor), found.running, own, along, out
-        )
+            flat(x.detach()).reshape(-1, columns), parts, gain, offset, eps, np.float32(floor), found.running, own,
+            along, out.reshape(-1, columns),
+        )  # fmt: skip
         if finite:
             found.limits = low, high
         ctx.save_for_backward(x)
@@ -153,24 +155,18 @@ class _CompactBatchNorm(torch.autograd.Function):
         kernels, parallel = ctx.fused
         live = known_range.samples_of(grads[0])
         g = grads[0].contiguous(memory_format=torch.channels_last)
-        dx = blocks.empty_like(x) if ctx.needs_input_grad[0] else None
-        lines, errors, *out = _lines(x, g) if dx is None else _lines(x, g, dx)
+        floor, count, own, along = ctx.found
+        lines = flat(x).reshape(-1, along.shape[1])
         if live is None or lines.shape[0] % x.shape[0]:  # a line of pixels of several samples
             live = ONE
-        affine, into = np.empty((2, x.shape[1]), np.float32), out[0] if out else np.empty((0, 1), np.float32)
-        finite, low, high = kernels.gradients[parallel](lines, errors, ctx.parts, live, *ctx.found, affine, into)
+        want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
+        dx, out = blocks.rows_like(x) if want_x else (None, np.empty((0, 1), np.float32))
+        affine = np.empty((2, x.shape[1]), np.float32)
+        finite, low, high = kernels.gradients[parallel](
+            lines, flat(g).reshape(lines.shape), ctx.parts, live, floor, count, own, along, affine,
+            out.reshape(-1, lines.shape[1]),
+        )  # fmt: skip
         if dx is not None and finite:
             known_range.note(dx, low, high)
-        dw, db = (
-            torch.from_numpy(d) if want else None for d, want in zip(affine, ctx.needs_input_grad[1:3], strict=True)
-        )
-        return dx, dw, db, None, None, None, None
-
-
-def _lines(x: torch.Tensor, *others: torch.Tensor) -> list[np.ndarray]:
-    """Channels-last tensors as ``[rows, columns]``: a power of two of pixels side by side, as the kernels want it."""
-    channels, pixels = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3]
-    together = 1
-    while 2 * together * channels <= LINE and pixels % (2 * together) == 0:
-        together *= 2
-    return [nhwc(t.detach()).reshape(-1, together * channels) for t in (x, *others)]
+        dw = torch.from_numpy(affine[0]) if want_weight else None
+        return dx, dw, torch.from_numpy(affine[1]) if want_bias else None, None, None, None, None

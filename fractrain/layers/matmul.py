@@ -292,8 +292,8 @@ class _Pair(torch.autograd.Function):
         outer, layer.state.scope = layer.state.scope, ctx.scope
         try:
             one = p.one_error
-            e_gc = layer.quantized_error(g, p.gc_e, "E" if one else "E.gc") if want_b or one else g
-            e_eb = e_gc if one else (layer.quantized_error(g, p.eb_e, "E.eb") if want_a else g)
+            e_gc: Any = layer.error_operand(g, p.gc_e, "E" if one else "E.gc")[0] if want_b or one else g
+            e_eb: Any = e_gc if one else (layer.error_operand(g, p.eb_e, "E.eb")[0] if want_a else g)
         finally:
             layer.state.scope = outer
         da = db = None

@@ -64,9 +64,9 @@ class _ReLU(torch.autograd.Function):
             signs = ~(y <= 0)
         else:
             module, parallel = fused
-            y = x if inplace else blocks.empty_like(x)
+            y, out = (x, flat(x.detach())) if inplace else blocks.rows_like(x)
             signs = room_for_signs(x)
-            module.relu[parallel](flat(x.detach()), flat(y.detach()), flat(signs))
+            module.relu[parallel](flat(x.detach()), out, signs.numpy())
             if inplace and not x.is_inference():
                 increment_version(x)
         if inplace:
@@ -102,9 +102,9 @@ def rectify_gradient(
     samples = known_range.samples_of(g)
     g = g.contiguous(memory_format=layout)
     module, parallel = fused
-    da = blocks.empty_like(g)
+    da, out = blocks.rows_like(g)
     live = known_range.all_samples(g) if samples is None else samples
-    module.where[parallel](flat(signs), flat(g), live, flat(da))
+    module.where[parallel](signs.numpy(), flat(g), live, out)
     if samples is not None:
         known_range.note_samples(da, samples)
     return da

@@ -56,7 +56,7 @@ def per_sample(precisions: Sequence[Precision], choice: torch.Tensor) -> Precisi
 
 def row_products(g: torch.Tensor, outs: Sequence[torch.Tensor], kernels: Kernels = "auto") -> torch.Tensor:
     """Inner products per sample of ``g`` with each of K tensors, all ``[N, ...]``: ``[K, N]``; in either layout."""
-    alike = all(o.dtype == g.dtype == torch.float32 and o.stride() == g.stride() for o in outs)
+    alike = {(o.dtype, o.stride()) for o in outs} == {(torch.float32, g.stride())} and g.dtype == torch.float32
     fused = fused_for(g, kernels) if alike else None
     if fused is not None:
         module, parallel = fused
@@ -83,9 +83,9 @@ def _pick(choice: torch.Tensor, outs: Sequence[torch.Tensor]) -> torch.Tensor:
             out = torch.where((choice == k).view(-1, *([1] * (out.dim() - 1))), outs[k], out)
         return out
     module, parallel = fused
-    out, chosen = blocks.empty_like(outs[0]), choice.numpy()
+    out, rows = blocks.rows_like(outs[0])
     for k, o in enumerate(outs):
-        module.take_rows[parallel](chosen, k, flat(o.detach()), flat(out))
+        module.take_rows[parallel](choice.numpy(), k, flat(o.detach()), rows)
     return out
 
 
@@ -102,9 +102,10 @@ def _shares(choice: torch.Tensor, wanted: Sequence[bool], g: torch.Tensor) -> li
     errors, chosen_by = flat(g), choice.numpy()
     for k, want in enumerate(wanted):
         if want:
-            out[k], live = (share := blocks.empty_like(g)), (chosen_by == k).astype(np.uint8)
-            module.only_rows[parallel](live, errors, flat(share))
+            live, (share, rows) = (chosen_by == k).astype(np.uint8), blocks.rows_like(g)
+            module.only_rows[parallel](live, errors, rows)
             known_range.note_samples(share, live)
+            out[k] = share
     return out
 
 

@@ -57,10 +57,12 @@ class RowGrid:
     vary: bool = field(default=False, kw_only=True)
     coded: np.ndarray | None = field(default=None, kw_only=True)
 
-    def steps(self, row: int) -> tuple[float, float]:
-        """Scale of a row, and the value of its code 0."""
+    def steps(self, row: int) -> tuple[float, float, int, float]:
+        """Of a row: scale, value of its code 0, the code in 0..255 that is nearest to zero, and the value of that."""
         scale = float(self.scale[row])
-        return scale, float(self.offset[row]) + scale * float(self.qmin[row])
+        offset = float(self.offset[row]) + scale * float(self.qmin[row])
+        zero = int(min(max(round(-offset / scale), 0), 255))
+        return scale, offset, zero, offset + scale * zero
 
     def take(self, rows: np.ndarray) -> RowGrid:
         """Of some rows."""

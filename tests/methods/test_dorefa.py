@@ -266,7 +266,7 @@ def test_rounding_of_errors_is_a_function_of_seed_step_and_layer() -> None:
     got = {}
     for step in (0, 1):
         method.on_step_start(step)
-        got[step] = layer.quantized_error(g, layer.precision.eb_e, "E")
+        got[step] = layer.error_operand(g, layer.precision.eb_e, "E")[0]
         key = noise_key(method.state.seed, step, f"{layer.site}.E")
         assert torch.equal(got[step], on_grid(layer.precision.eb_e.format, g, 3, key))
     assert not torch.equal(got[0], got[1])

@@ -251,7 +251,7 @@ class FloatErrors(Sound):
     def convert(self, model: nn.Module, context: MethodContext) -> nn.Module:
         super().convert(model, context)
         for layer in self.layers:
-            layer.quantized_error = lambda g, op, name: g
+            layer.error_operand = lambda g, op, name, *more: (g, None)
         return model
 
 

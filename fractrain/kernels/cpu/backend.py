@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu import scaled_blocks, uniform, uniform_tiles
 from fractrain.kernels.cpu.tensors import flat
 from fractrain.numerics.backend import Backend, Kernels, Measured, Quantized, Range, ScaledBlocks, ScaledFormat, Uniform
@@ -35,7 +36,13 @@ class CpuBackend(Backend):
         grid = kept.full_grid if kept.rows is None else None
         if grid is not None and grid.tile is not None:
             return uniform_tiles.restore(kept, grid, grid.tile, self.kernels)
-        return uniform.restore(kept, self.kernels)
+        rows = uniform.row_grid(kept.codes, kept.full_grid, self.kernels) if kept.rows is None else kept.rows
+        if rows is None:
+            return None
+        values, out = blocks.rows_like(kept.codes, dtype=torch.float32)
+        dequantize = rows.module.dequantize[rows.parallel]
+        dequantize(flat(kept.codes), rows.scale, rows.offset, rows.qmin, out, np.float32(kept.shift))
+        return values
 
     def row_limits(self, x: torch.Tensor) -> Range | None:
         """Dense float32."""

@@ -168,9 +168,27 @@ def convolve(
     own = _own(g)
     if a.rows is None or (a.rows.vary and not own):
         return None
+    rows = w.rows or filter_grid(w, a.rows)
+    shift, leftover = rows.module.centre(rows.scale, rows.offset, rows.qmin, rows.qmax)
     y = blocks.empty((a.codes.shape[0], g.filters, *g.output), channels_last=True) if own else None
     for which in samples_by_grid(a) if a.rows.vary else [np.arange(a.codes.shape[0])]:
-        y = _convolve(a, w, values, bias, g, which, y)
+        scale, _, zero, rest = a.rows.steps(int(which[0]))
+        table = np.zeros((1, 1, g.filters), np.float32)
+        if rest:
+            values = w.values() if values is None else values
+            inside = F.conv2d(torch.ones(1, 1, *g.image[1:]), values.sum(1, keepdim=True), None, g.stride, g.padding)
+            table = inside[0].permute(1, 2, 0).numpy() * np.float32(rest)
+        if bias is not None:
+            table = table + bias.detach().numpy()
+        slope, table = (scale * leftover).astype(np.float32), np.ascontiguousarray(table, np.float32)
+        if own:
+            scales = rows.scale * np.float32(scale)
+            y = integer_forward.convolve(a.codes, zero, w.codes, shift, scales, slope, table, g, which, y)
+            continue
+        v = (w.codes - torch.from_numpy(shift.astype(np.uint8)).view(-1, 1, 1, 1)).view(torch.int8)  # wraps around
+        y = _sums(a.codes, zero, scale, v, torch.from_numpy(rows.scale), g)
+        if rest or bias is not None or slope.any():
+            _add_affine(a, zero, slope, table, g, y)
     return y
 
 
@@ -191,49 +209,11 @@ def samples_by_grid(*operands: Quantized) -> list[np.ndarray]:
     return [np.array(g) for g in groups.values()]
 
 
-def _convolve(
-    a: Quantized, w: Quantized, values: torch.Tensor | None, bias: torch.Tensor | None, g: Geometry,
-    which: np.ndarray, y: torch.Tensor | None,
-) -> torch.Tensor:  # fmt: skip
-    """:func:`convolve` of samples of one grid, into ``y`` by own kernels; by oneDNN if there is none."""
-    assert a.rows is not None
-    scale, offset = a.rows.steps(int(which[0]))
-    zero = int(min(max(round(-offset / scale), 0), 255))
-    rest = offset + scale * zero
-    rows = w.rows or _row_grid(w, a.rows)
-    shift, leftover = centre(rows)
-    slope = scale * leftover
-    table = np.zeros((1, 1, g.filters), np.float32)
-    if rest:
-        values = w.values() if values is None else values
-        inside = F.conv2d(torch.ones(1, 1, *g.image[1:]), values.sum(1, keepdim=True), None, g.stride, g.padding)
-        table = inside[0].permute(1, 2, 0).numpy() * np.float32(rest)
-    if bias is not None:
-        table = table + bias.detach().numpy()
-    if y is not None:
-        scales, slope = rows.scale * np.float32(scale), slope.astype(np.float32)
-        return integer_forward.convolve(
-            a.codes, zero, w.codes, shift, scales, slope, np.ascontiguousarray(table, np.float32), g, which, y
-        )
-    v = (w.codes - torch.from_numpy(shift.astype(np.uint8)).view(-1, 1, 1, 1)).view(torch.int8)  # wraps around
-    y = _sums(a.codes, zero, scale, v, torch.from_numpy(rows.scale), g)
-    if rest or bias is not None or slope.any():
-        _add_affine(a, zero, slope.astype(np.float32), np.ascontiguousarray(table), g, y)
-    return y
-
-
-def _row_grid(w: Quantized, like: RowGrid) -> RowGrid:
+def filter_grid(w: Quantized, like: RowGrid) -> RowGrid:
     """The grid of a weight in plain memory layout, per filter."""
     g = w.grid if isinstance(w.grid, Grid) else w.grid()
     params = [p.reshape(-1).expand(w.codes.shape[0]).numpy() for p in (g.scale, g.offset, g.qmin, g.qmax)]
     return RowGrid(like.module, like.parallel, *map(np.ascontiguousarray, params))
-
-
-def centre(rows: RowGrid) -> tuple[np.ndarray, np.ndarray]:
-    """What to take from each filter's codes for int8, int32, and the value of the new code 0, float64; ``[F]``."""
-    shift, rest = np.empty(len(rows.scale), np.int32), np.empty(len(rows.scale))
-    rows.module.centre(rows.scale, rows.offset, rows.qmin, rows.qmax, shift, rest)
-    return shift, rest
 
 
 def _add_affine(a: Quantized, zero: int, slope: np.ndarray, table: np.ndarray, g: Geometry, y: torch.Tensor) -> None:

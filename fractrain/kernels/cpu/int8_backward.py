@@ -26,7 +26,7 @@ import torch
 
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu.cpu_features import byte_products, parts_of, runs_exactly
-from fractrain.kernels.cpu.int8 import MIN_MACS, _row_grid, centre, samples_by_grid
+from fractrain.kernels.cpu.int8 import MIN_MACS, filter_grid, samples_by_grid
 from fractrain.kernels.cpu.tensors import nhwc
 from fractrain.kernels.cpu.uniform import probed
 from fractrain.kernels.geometry import Geometry
@@ -147,9 +147,7 @@ def _products(
 
     g, first = plan.geometry, int(which[0])
     assert e.rows is not None
-    scale, offset = e.rows.steps(first)
-    zero = int(min(max(round(-offset / scale), 0), 255))
-    rest = offset + scale * zero
+    scale, _, zero, rest = e.rows.steps(first)
     (rows, columns), n, parts = g.output, len(which), min(parts_of(e.codes), len(which))
     top = g.kernel[0] - 1 - g.padding[0] if plan.eb else 0
     lines = g.image[1] + g.kernel[0] - 1 if plan.eb else rows
@@ -160,8 +158,8 @@ def _products(
     left = fused_backward.LEFT - (g.kernel[1] - 1 - g.padding[1])
     codes = e.codes if a is None or not plan.gc else a.codes
     fused_backward.backward[parts > 1](
-        _dense(e.codes), _dense(codes), which, zero, top, plan.eb, plan.gc,
-        *inputs[:4], g.kernel, left, np.float32(scale), *inputs[4:], nhwc(da),
+        nhwc(e.codes), nhwc(codes), which, zero, top, plan.eb, plan.gc,
+        *inputs[:4], g.kernel, left, np.float32(scale), *inputs[4:], da.numpy().transpose(0, 2, 3, 1),
         g.stride, g.padding, max(1, MOST_TERMS // (rows * columns)), *sums, planes,
     )  # fmt: skip
     dw = np.empty((g.filters, *g.kernel, g.image[0]))
@@ -169,13 +167,8 @@ def _products(
         return dw
     assert a is not None
     assert a.rows is not None
-    fused_backward.finish_weights(*sums[3:], n, g.stride, g.padding, zero, scale, rest, *a.rows.steps(first), dw)
+    fused_backward.finish_weights(*sums[3:], n, g.stride, g.padding, zero, scale, rest, *a.rows.steps(first)[:2], dw)
     return dw
-
-
-def _dense(codes: torch.Tensor) -> np.ndarray:
-    """As the kernels read it, ``[N, H, W, C]``; only hooks on saved tensors may have changed the layout."""
-    return nhwc(codes.contiguous(memory_format=torch.channels_last))
 
 
 def _nothing(kinds: tuple[tuple[int, type], ...]) -> tuple[np.ndarray, ...]:
@@ -190,12 +183,12 @@ def _input_arrays(
     from fractrain.kernels.cpu import int8_backward_loops as fused_backward
 
     channels, height, width = g.image
-    rows = w.rows or _row_grid(w, like)
-    shift, leftover = centre(rows)
+    rows = w.rows or filter_grid(w, like)
+    shift, leftover = rows.module.centre(rows.scale, rows.offset, rows.qmin, rows.qmax)
     packed = torch.empty(channels // 16, g.filters, g.kernel[0] + 1, 16, 4, dtype=torch.int8).numpy()
     sums, table = np.empty((*g.kernel, channels)), np.empty((height, width, channels), np.float32)
     words = packed.view(np.int32)[..., 0]
-    fused_backward.pack_weights(_dense(w.codes), shift, rows.scale, leftover, np.int32(zero), words, sums)
+    fused_backward.pack_weights(nhwc(w.codes), shift, rows.scale, leftover, np.int32(zero), words, sums)
     fused_backward.input_table(sums, rest, g.padding, g.output, table)
     parts, _, lines, columns = planes
     return packed, rows.scale, leftover.astype(np.float32), table, *np.empty((2, parts, lines, columns), np.float32)

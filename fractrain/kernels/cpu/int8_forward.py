@@ -50,7 +50,7 @@ def convolve(
     # by torch, whose memory is so aligned that vectors do not straddle cache lines
     shape = (g.filters // 16, g.kernel[0] + 1, g.kernel[1] * channels // 4, 16, 4)
     weights = torch.empty(shape, dtype=torch.int8).numpy()
-    rows = nhwc(codes.contiguous(memory_format=torch.channels_last)).reshape(g.filters, g.kernel[0], -1)
+    rows = nhwc(codes).reshape(g.filters, g.kernel[0], -1)
     fused_forward.pack_filters(rows, shift, np.int32(zero), weights.view(np.int32)[..., 0])
     y = blocks.empty((a.shape[0], g.filters, *g.output), channels_last=True) if y is None else y
     fused_forward.forward[parts > 1](
@@ -58,6 +58,6 @@ def convolve(
         g.kernel, g.stride, g.padding,
         np.empty((parts, lines, columns * channels // 8), np.uint64), np.empty((parts, lines, columns), np.int32),
         np.empty((parts, columns), np.int32), np.empty((parts, g.output[1]), np.float32),
-        nhwc(y),
+        y.numpy().transpose(0, 2, 3, 1),
     )  # fmt: skip
     return y

@@ -83,16 +83,16 @@ class Blocks:
     def used(self) -> int:
         """Bytes in use."""
         with self._lock:
-            self._collect()
-            return self._used
+            returned: int = sum(user.piece.size for user in list(self._returned))
+            return self._used - returned
 
     @property
     def idle(self) -> int:
         """Bytes that are free."""
         with self._lock:
-            self._collect()
-            self._join()
-            return self._idle
+            ready: int = sum(size * len(pieces) for size, pieces in self._ready.items())
+            returned: int = sum(user.piece.size for user in list(self._returned))
+            return self._idle + ready + returned
 
     def tensor(self, shape: Sequence[int], dtype: torch.dtype, channels_last: bool = False) -> torch.Tensor:
         """Uninitialized; its block is free again when its storage is.
@@ -105,8 +105,11 @@ class Blocks:
         bytes_ = math.prod(shape) * dtype.itemsize
         size = size_of_block(bytes_)
         with self._lock:
-            if self._returned:
-                self._collect()
+            while self._returned:  # take back what tensors have left
+                piece = self._returned.popleft().piece
+                del self._users[id(piece)]
+                self._used -= piece.size
+                self._ready.setdefault(piece.size, []).append(piece)
             self._taken[size] = next(self._clock)
             ready = self._ready.get(size)
             piece = ready.pop() if ready else self._found(size)
@@ -135,32 +138,7 @@ class Blocks:
         return torch.from_numpy(array)
 
     def _found(self, size: int) -> Piece:
-        """Part of a free piece that is large enough, or a new one."""
-        self._join()
-        at = bisect_left(self._sizes, size)
-        if at == len(self._sizes):
-            self._give_back(size)
-            return Piece(np.frombuffer(mmap.mmap(-1, size, **FLAGS), np.uint8), 0, size)
-        found = self._free[self._sizes[at]]
-        piece = found[next(reversed(found))]
-        self._forget(piece)
-        if piece.size - size >= SMALLEST:
-            self._cut(piece, size)
-        return piece
-
-    def _collect(self) -> None:
-        """Take back what tensors have left."""
-        while True:
-            try:
-                piece = self._returned.popleft().piece
-            except IndexError:
-                return
-            del self._users[id(piece)]
-            self._used -= piece.size
-            self._ready.setdefault(piece.size, []).append(piece)
-
-    def _join(self) -> None:
-        """Join what is ready with free neighbours."""
+        """Part of a free piece that is large enough, or a new one; before, join what is ready with free neighbours."""
         for pieces in self._ready.values():
             for piece in pieces:
                 if piece.before is not None and piece.before.free:
@@ -171,6 +149,16 @@ class Blocks:
                     piece = _joined(piece, piece.after)
                 self._keep(piece)
         self._ready.clear()
+        at = bisect_left(self._sizes, size)
+        if at == len(self._sizes):
+            self._give_back(size)
+            return Piece(np.frombuffer(mmap.mmap(-1, size, **FLAGS), np.uint8), 0, size)
+        found = self._free[self._sizes[at]]
+        piece = found[next(reversed(found))]
+        self._forget(piece)
+        if piece.size - size >= SMALLEST:
+            self._cut(piece, size)
+        return piece
 
     def _cut(self, piece: Piece, size: int) -> None:
         """Keep ``size`` bytes of a piece; the rest is a free one."""
@@ -249,16 +237,21 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32, channels_las
         return torch.empty(tuple(shape), dtype=dtype, memory_format=layout)
 
 
-def empty_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """As ``torch.empty_like``, in a block of its own where the tensor is large and dense on the CPU."""
+def rows_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, np.ndarray]:
+    """As ``torch.empty_like`` of a dense tensor, in a block of its own where it is large.
+
+    Returns:
+        The tensor, and its elements in memory order as kernels see them, ``[rows, columns]``.
+    """
     dtype = x.dtype if dtype is None else dtype
-    if x.device.type != "cpu" or dtype not in KINDS or x.numel() * dtype.itemsize < SMALLEST:
-        return torch.empty_like(x, dtype=dtype)
     # Both layouts are dense where there is one pixel or channel; kernels go by the strides.
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and x.stride()[1::2] == (1, x.shape[1])
-    if not last and not x.is_contiguous():
-        return torch.empty_like(x, dtype=dtype)
-    try:
-        return _BLOCKS.tensor(x.shape, dtype, last)
-    except OSError:  # as above
-        return torch.empty_like(x, dtype=dtype)
+    if dtype not in KINDS or x.numel() * dtype.itemsize < SMALLEST:
+        y = torch.empty_like(x, dtype=dtype)
+    else:
+        try:
+            y = _BLOCKS.tensor(x.shape, dtype, last)
+        except OSError:  # as above
+            y = torch.empty_like(x, dtype=dtype)
+    array = y.numpy().transpose(0, 2, 3, 1) if last else y.numpy()
+    return y, array.reshape(len(x), -1)

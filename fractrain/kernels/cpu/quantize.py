@@ -247,16 +247,18 @@ def fill_grid(low, high, per_row, symmetric, top, smallest, scale, offset, qmin,
 
 
 @njit(**_OPTIONS)
-def centre(scale, offset, qmin, qmax, shift, rest):  # type: ignore[no-untyped-def]
+def centre(scale, offset, qmin, qmax):  # type: ignore[no-untyped-def]
     """What to take from codes of at most 8 bits so that int8 holds them, as near to the code of zero as it allows.
 
-    The first four give a grid per row. ``shift`` int32 and ``rest`` float64, the value of the new code 0, are written.
+    Of a grid per row. Returned are that, int32, and the value of the new code 0, float64; ``[rows]``.
     """
+    shift, rest = np.empty(scale.shape[0], np.int32), np.empty(scale.shape[0])
     for r in range(scale.shape[0]):
         s = np.float64(scale[r])
         zero = offset[r] + s * qmin[r]
         nearest = min(max(np.rint(-zero / s), np.float64(qmax[r] - qmin[r]) - 127.0), 128.0)
         shift[r], rest[r] = np.int32(nearest), zero + nearest * s
+    return shift, rest
 
 
 nearest_values, nearest_codes = builds(_nearest_values), builds(_nearest_codes)

@@ -20,8 +20,8 @@ def flat(x: torch.Tensor) -> np.ndarray:
 
 
 def nhwc(x: torch.Tensor) -> np.ndarray:
-    """Return a numpy view ``[N, H, W, C]`` of images ``[N, C, H, W]``."""
-    array: np.ndarray = x.numpy().transpose(0, 2, 3, 1)
+    """Return images ``[N, C, H, W]`` as dense numpy ``[N, H, W, C]``: a view if they are in channels-last memory."""
+    array: np.ndarray = x.contiguous(memory_format=torch.channels_last).numpy().transpose(0, 2, 3, 1)
     return array
 
 

@@ -84,23 +84,12 @@ def quantize_grid(
     x: torch.Tensor, grid: Grid, noise: NoiseKey | None, code_bits: int, kernels: Kernels
 ) -> tuple[torch.Tensor, Quantized | None] | None:
     """Values and codes of ``x`` on one grid per tensor or row."""
-    rows = _rows(x, grid, kernels)
+    rows = row_grid(x, grid, kernels)
     if rows is None:
         return None
     rounded, codes = quantize_rows(x, flat(x), rows, noise, code_bits)
     assert rounded is not None
     return rounded, None if codes is None else Quantized(codes, grid, kernels, rows)
-
-
-def restore(kept: Quantized, kernels: Kernels) -> torch.Tensor | None:
-    """Values of codes."""
-    rows = _rows(kept.codes, kept.full_grid, kernels) if kept.rows is None else kept.rows
-    if rows is None:
-        return None
-    out = blocks.empty_like(kept.codes, dtype=torch.float32)
-    fused = rows.module.dequantize[rows.parallel]
-    fused(flat(kept.codes), rows.scale, rows.offset, rows.qmin, flat(out), np.float32(kept.shift))
-    return out
 
 
 def row_limits(x: torch.Tensor) -> Range | None:
@@ -141,7 +130,7 @@ def grid_of(rows: np.ndarray, shape: tuple[int, ...]) -> Grid:
     return Grid(scale, offset, qmin, qmax)
 
 
-def _rows(x: torch.Tensor, grid: Grid, kernels: Kernels) -> RowGrid | None:
+def row_grid(x: torch.Tensor, grid: Grid, kernels: Kernels) -> RowGrid | None:
     """Parameters per row where the kernels apply, else None."""
     fused = fused_for(x, kernels) if grid.scale.dtype == torch.float32 else None
     if fused is None:
@@ -161,15 +150,18 @@ def quantize_rows(
     x: torch.Tensor, data: np.ndarray, rows: RowGrid, noise: NoiseKey | None, code_bits: int, only_codes: bool = False
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Values (None if only codes are wanted) and codes (or None) by the compiled kernels; ``data`` is ``flat(x)``."""
-    values = None if only_codes else blocks.empty_like(x)
-    args = (data, rows.scale, rows.offset, rows.qmin, rows.qmax, *(() if values is None else (flat(values),)))
+    args: tuple[np.ndarray, ...] = (data, rows.scale, rows.offset, rows.qmin, rows.qmax)
+    values = None
+    if not only_codes:
+        values, out = blocks.rows_like(x)
+        args += (out,)
     m, key = rows.module, () if noise is None else key_of(noise, x)
     if not code_bits:
         (m.nearest_values if noise is None else m.stochastic_values)[rows.parallel](*args, *key)
         return values, None
     wide = code_bits > 8
-    codes = blocks.empty_like(x, dtype=torch.int16 if wide else torch.uint8)
-    more = (flat(codes), np.float32(SHIFT16 if wide else 0.0))
+    codes, out = blocks.rows_like(x, dtype=torch.int16 if wide else torch.uint8)
+    more = (out, np.float32(SHIFT16 if wide else 0.0))
     if only_codes:
         (m.nearest_only if noise is None else m.stochastic_only)[rows.parallel](*args, *more, *key)
     else:

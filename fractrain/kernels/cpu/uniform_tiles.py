@@ -77,15 +77,17 @@ def quantize_grid(
     if fused is None:
         return None
     m, threads = fused
-    values = blocks.empty_like(x)
+    matrix = _matrix(x)
+    values, out = blocks.rows_like(x)
     params = _params(grid, tile_counts(x.shape, tile), ("scale", "offset", "qmin", "qmax"))
-    args, key = (_matrix(x), tile.rows, tile.cols, *params, _matrix(values)), () if noise is None else key_of(noise, x)
+    key = () if noise is None else key_of(noise, x)
+    args = (matrix, tile.rows, tile.cols, *params, out.reshape(matrix.shape))
     if not code_bits:
         (m.nearest_values if noise is None else m.stochastic_values)[threads](*args, *key)
         return values, None
     wide = code_bits > 8
-    kept = blocks.empty_like(x, dtype=torch.int16 if wide else torch.uint8)
-    more = (_matrix(kept), np.float32(SHIFT16 if wide else 0.0))
+    kept, codes = blocks.rows_like(x, dtype=torch.int16 if wide else torch.uint8)
+    more = (codes.reshape(matrix.shape), np.float32(SHIFT16 if wide else 0.0))
     (m.nearest_codes if noise is None else m.stochastic_codes)[threads](*args, *more, *key)
     return values, Quantized(kept, grid, kernels)
 
@@ -95,11 +97,12 @@ def restore(kept: Quantized, grid: Grid, tile: PerTile, kernels: Kernels) -> tor
     fused = _fused_for(kept.codes, kernels) if grid.scale.dtype == torch.float32 else None
     if fused is None:
         return None
-    out = blocks.empty_like(kept.codes, dtype=torch.float32)
+    values, out = blocks.rows_like(kept.codes, dtype=torch.float32)
     params = _params(grid, tile_counts(kept.codes.shape, tile), ("scale", "offset", "qmin"))
-    args = (_matrix(kept.codes), tile.rows, tile.cols, *params, _matrix(out), np.float32(kept.shift))
+    codes = _matrix(kept.codes)
+    args = (codes, tile.rows, tile.cols, *params, out.reshape(codes.shape), np.float32(kept.shift))
     fused[0].dequantize[fused[1]](*args)
-    return out
+    return values
 
 
 def _fused_for(x: torch.Tensor, kernels: Kernels) -> tuple[ModuleType, bool] | None:
