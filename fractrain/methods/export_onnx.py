@@ -58,8 +58,6 @@ def onnx_graph(model: nn.Module, plain: PlainForm, method: str, examples: Any, m
         ConfigError: ONNX or this module cannot express the model, or its output by onnxruntime is another one.
         MachineError: a package of the extra ``export`` is not installed.
     """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise MachineError(f"format onnx-qdq needs {', '.join(missing)}: pip install 'fractrain[export]'")
     twin, points = copy.deepcopy((model, plain)), _points(model)
     graph, y = _graph(model, plain, method, examples, metadata)
     apart = _steps(_by_onnxruntime(graph, _tensors(examples)), y, points)
@@ -85,7 +83,9 @@ def _graph(
     args, kwargs = call_of(examples)
     with torch.no_grad():
         y = _tensors(model(*args, **kwargs))  # first: a method may set widths for evaluation when a pass begins
-    form = _exportable(model, plain, method)
+    form = _exportable(model, plain, method)  # what has no form is refused whatever is installed
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise MachineError(f"format onnx-qdq needs {', '.join(missing)}: pip install 'fractrain[export]'")
     return _traced(form.double() if double else form, examples, len(y), metadata), y
 
 

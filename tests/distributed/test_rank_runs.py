@@ -113,8 +113,9 @@ def assert_same_run(runs, store, name, found):
     assert found["summary"]["iterations"] == alone["summary"]["iterations"]
     for one, two in zip(alone["metrics"], found["metrics"], strict=True):
         for key in ("train_loss", "test_loss"):
-            # In a quantized network one rounding that turns moves a loss by about 1e-3, whatever the weights say.
-            least = 1e-3 if name in TOLERANCE else 0.0
+            # In a quantized network a rounding that turns moves a loss by 1e-3, on some processors by 3e-3, whatever
+            # the weights say, which are compared above.
+            least = 5e-3 if name in TOLERANCE else 0.0
             assert two[key] == pytest.approx(one[key], rel=max(least, min(0.05, 10 * tolerance)))
         assert two["method"] == one["method"]
 
