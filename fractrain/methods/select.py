@@ -126,8 +126,8 @@ class _Mix(torch.autograd.Function):
         g = grads[0]
         columns = None
         if ctx.needs_input_grad[0]:
-            products = row_products(g, distinct, ctx.kernels)
-            columns = torch.stack([products[i] for i in ctx.place], dim=1)  # a list as an index would wait for a GPU
+            products = row_products(g, distinct, ctx.kernels).unbind()
+            columns = torch.stack(list(map(products.__getitem__, ctx.place)), dim=1)  # no index that waits for a GPU
         return columns, None, None, *_shares(choice, ctx.needs_input_grad[3:], g)
 
 

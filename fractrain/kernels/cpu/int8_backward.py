@@ -150,9 +150,8 @@ def _products(
     scale, _, zero, rest = e.rows.steps(first)
     (rows, columns), n, parts = g.output, len(which), min(parts_of(e.codes), len(which))
     top = g.kernel[0] - 1 - g.padding[0] if plan.eb else 0
-    lines = g.image[1] + g.kernel[0] - 1 if plan.eb else rows
     # by torch, here and below, whose memory is so aligned that vectors do not straddle cache lines
-    planes = torch.empty(parts, g.filters, lines, fused_backward.plane_row(columns), dtype=torch.uint8).numpy()
+    planes = torch.empty(parts, *_planes(plan), dtype=torch.uint8).numpy()
     inputs = _input_arrays(w, e.rows, zero, rest, planes.shape, g) if plan.eb else _nothing(_INPUT_KINDS)
     sums = _weight_arrays(parts, g) if plan.gc else _nothing(_WEIGHT_KINDS)
     left = fused_backward.LEFT - (g.kernel[1] - 1 - g.padding[1])
@@ -169,6 +168,15 @@ def _products(
     assert a.rows is not None
     fused_backward.finish_weights(*sums[3:], n, g.stride, g.padding, zero, scale, rest, *a.rows.steps(first)[:2], dw)
     return dw
+
+
+@lru_cache(maxsize=4096)
+def _planes(plan: Plan) -> tuple[int, int, int]:
+    """Filters, rows and bytes per row of one sample's error as the kernels read it."""
+    from fractrain.kernels.cpu.int8_backward_loops import plane_row
+
+    g, (rows, columns) = plan.geometry, plan.geometry.output
+    return g.filters, g.image[1] + g.kernel[0] - 1 if plan.eb else rows, plane_row(columns)
 
 
 def _nothing(kinds: tuple[tuple[int, type], ...]) -> tuple[np.ndarray, ...]:
