@@ -29,13 +29,12 @@ def unreached(config: RunConfig, known: Registries) -> list[str]:
         method.on_epoch_start(0)
         method.on_step_start(0)
         shape = (SAMPLES, *info.shape)
-        watch = Watch(twin, method.state.left_in_float, method.state.kept_in_float)
+        watch = Watch(twin, method.state)
         watch.start()
         try:
             twin(torch.randint(info.classes, shape) if info.kind == "text" else torch.randn(shape))
         finally:
             found = watch.stop()
-            watch.remove()
     if found.covered > WHOLE:
         return []
     first = found.outside[0]

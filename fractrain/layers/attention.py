@@ -19,6 +19,7 @@ from fractrain.layers.conv_linear import QuantLinear
 from fractrain.layers.eager import eager
 from fractrain.layers.matmul import Matmul
 from fractrain.layers.state import QuantState
+from fractrain.layers.take_over import take_over
 from fractrain.numerics.precision import Precision
 
 Masks = torch.Tensor | None
@@ -62,7 +63,7 @@ class QuantProjection(QuantLinear, Projection):
         self, plain: Projection, precision: Precision, state: QuantState | None = None, site: str = ""
     ) -> None:
         nn.Module.__init__(self)
-        self.take_over(plain)
+        take_over(self, plain)
         self.init_quant(precision, state or QuantState(), site or "projection", plain.weight.device)
 
 
@@ -79,8 +80,7 @@ class LayeredAttention(nn.MultiheadAttention):
 
     def __init__(self, plain: nn.MultiheadAttention) -> None:
         nn.Module.__init__(self)
-        for name, value in plain.__dict__.items():
-            self.__dict__[name] = value.copy() if isinstance(value, dict) else value
+        take_over(self, plain)
         packed = ("in_proj_weight",) * 3
         names = packed if self._qkv_same_embed_dim else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         out = self._modules.pop("out_proj")
@@ -97,7 +97,7 @@ class LayeredAttention(nn.MultiheadAttention):
         """As :meth:`nn.MultiheadAttention.forward`."""
         own = [m for m in self.children() if isinstance(m, QuantLayer)]
         plain = all(m.effective(m.precision).is_float for m in own)
-        if plain and own:
+        if plain and own and not query.is_nested:
             self._report(*(self._samples_first(t) for t in (query, key, value)))
         if plain:
             return super().forward(

@@ -94,11 +94,6 @@ class QuantLayer(nn.Module):
     running_high: torch.Tensor
     running_steps: torch.Tensor
 
-    def take_over(self, layer: nn.Module) -> None:
-        """Have the very parameters, buffers, hooks and attributes of the layer that this one replaces."""
-        for name, value in layer.__dict__.items():
-            self.__dict__[name] = value.copy() if isinstance(value, dict) else value
-
     def init_quant(
         self, precision: Precision, state: QuantState, site: str, device: torch.device | None = None
     ) -> None:
@@ -161,11 +156,14 @@ class QuantLayer(nn.Module):
         return y
 
     def check_input(self, x: torch.Tensor) -> None:
-        """Refuse an empty batch and an input without a sample axis.
+        """Refuse an empty batch and an input without a sample axis, which floating point does not mind.
 
         Raises:
             ConfigError: so it is.
         """
+        odd = x.numel() == 0 or x.dim() < self.axes
+        if odd and self.effective(self.precision).is_float:
+            return
         if x.numel() == 0:
             raise ConfigError(f"{self.site}: empty batch (input shape {tuple(x.shape)}); drop empty batches")
         if x.dim() < self.axes:
@@ -182,10 +180,20 @@ class QuantLayer(nn.Module):
                 "use forward=all"
             )
 
-    def report(self, x: torch.Tensor, y: torch.Tensor, wants: tuple[bool, bool]) -> None:
-        """Count one forward pass, and the backward products that will follow, from input ``x`` to output ``y``."""
+    def report(self, x: torch.Tensor, y: torch.Tensor, wants: tuple[bool, bool], elsewhere: bool = False) -> None:
+        """Count one forward pass, and the backward products that will follow, from input ``x`` to output ``y``.
+
+        ``elsewhere`` says that others multiply.
+        """
+        if x.numel() == 0:
+            return
+        if x.dim() < self.axes:  # one sample
+            x, y = x[None], y[None]
         scope, ledger = self.state.scope, self.state.ledger
-        train = self.training and torch.is_grad_enabled()
+        if self.state.seen is not None:
+            self.state.seen(self, self.sample_macs(y) * y.shape[0], elsewhere)
+        training = self.training or self.state.trains
+        train = training and torch.is_grad_enabled()
         want = (train and wants[0], train and wants[1])
         if scope is not None:
             scope.ran(self, self.sample_macs(y) * y.shape[0], *want)
@@ -193,7 +201,7 @@ class QuantLayer(nn.Module):
             return
         elif not recomputing():
             count_layer(self, x, self.sample_macs(y), *want)
-            self._without_graph = self.state.step if self.training and not train else None
+            self._without_graph = self.state.step if training and not train else None
         else:
             with ledger.during("recompute"):
                 count_layer(self, x, self.sample_macs(y), False, False)
@@ -215,6 +223,10 @@ class QuantLayer(nn.Module):
     @without_autocast
     def _quantized(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype not in WIDE:
+            if not x.is_floating_point():
+                raise ConfigError(
+                    f"{self.site}: input of type {x.dtype}: a quantized layer takes floating point numbers"
+                )
             return self._quantized(x.float()).to(x.dtype)
         if x.dim() == 4 and not x.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
@@ -346,7 +358,8 @@ class QuantLayer(nn.Module):
         # What was computed outside of a recording is a constant in it, and would stay so in all its replays.
         number = None if self.state.table is None else self.state.table.recording
         weight = self.weight
-        version = (None if weight.is_inference() else weight._version, weight.data_ptr(), step, number)
+        own = None if weight.is_inference() else weight._version
+        version = (own, weight.data_ptr(), step, number, self.state.passes)
         if self._weights.get(None) != version:
             self._weights.clear()
             self._weights[None] = version

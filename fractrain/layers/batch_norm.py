@@ -29,6 +29,7 @@ from fractrain.layers.eager import eager
 from fractrain.layers.recomputation import recomputing
 from fractrain.layers.relu import rectify
 from fractrain.layers.state import QuantState
+from fractrain.layers.take_over import take_over
 
 LINE = 512  # elements of a line, at most, where it holds more than one pixel
 PARTS = 32
@@ -44,14 +45,11 @@ class CompactBatchNorm2d(nn.BatchNorm2d):
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d, state: QuantState) -> CompactBatchNorm2d:
-        """The same layer: parameters and buffers are taken over."""
-        new = cls(norm.num_features, norm.eps, norm.momentum, False, False)
-        new.affine, new.track_running_stats = norm.affine, norm.track_running_stats
-        new.weight, new.bias = norm.weight, norm.bias
-        new.running_mean, new.running_var = norm.running_mean, norm.running_var
-        new.num_batches_tracked = norm.num_batches_tracked
+        """The same layer: parameters, buffers and hooks are taken over."""
+        new = cls(norm.num_features, affine=False, track_running_stats=False)
+        take_over(new, norm)
         new._state = state
-        return new.train(norm.training)
+        return new
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -17,7 +17,9 @@ from fractrain.layers.state import QuantState
 
 
 def compact_layers(model: nn.Module, state: QuantState) -> nn.Module:
-    """Replace ``nn.BatchNorm2d``, ``nn.ReLU``, ``SumReLU`` and ``nn.MaxPool2d`` (no derived classes) in place.
+    """Replace ``nn.BatchNorm2d``, ``nn.ReLU``, ``SumReLU`` and ``nn.MaxPool2d`` in place.
+
+    Derived classes, and modules whose forward has been replaced, stay as they are.
 
     Args:
         model: any module.
@@ -28,10 +30,12 @@ def compact_layers(model: nn.Module, state: QuantState) -> nn.Module:
     """
     made: dict[int, nn.Module] = {}  # a layer may be reachable by several names
     for name, module in list(model.named_modules(remove_duplicate=False)):
+        if "forward" in vars(module):
+            continue
         if type(module) is nn.ReLU:
-            new: nn.Module = CompactReLU(module.inplace)
+            new: nn.Module = CompactReLU.of(module)
         elif type(module) is SumReLU:
-            new = CompactSumReLU(state)
+            new = CompactSumReLU(state, module)
         elif type(module) is nn.MaxPool2d:
             new = CompactMaxPool2d.of(module)
         elif type(module) is nn.BatchNorm2d:

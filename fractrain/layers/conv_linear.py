@@ -24,6 +24,7 @@ from fractrain.layers.base import Backward, QuantLayer
 from fractrain.layers.eager import eager
 from fractrain.layers.matmul import stand_in
 from fractrain.layers.state import QuantState
+from fractrain.layers.take_over import take_over
 from fractrain.numerics.backend import Quantized
 from fractrain.numerics.precision import Operand, Precision
 from fractrain.util.errors import ConfigError
@@ -48,7 +49,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
     def __init__(self, conv: nn.Conv2d, precision: Precision, state: QuantState | None = None, site: str = "") -> None:
         nn.Module.__init__(self)
-        self.take_over(conv)
+        take_over(self, conv)
         self.init_quant(precision, state or QuantState(), site or "conv")
         zeros = zero_padding(conv)
         if zeros is None and not isinstance(self, PaddedQuantConv2d):
@@ -158,7 +159,7 @@ class QuantLinear(QuantLayer, nn.Linear):
         self, linear: nn.Linear, precision: Precision, state: QuantState | None = None, site: str = ""
     ) -> None:
         nn.Module.__init__(self)
-        self.take_over(linear)
+        take_over(self, linear)
         self.init_quant(precision, state or QuantState(), site or "linear")
 
     @property
@@ -182,7 +183,7 @@ class QuantLinear(QuantLayer, nn.Linear):
         if elsewhere:
             y = stand_in(x, self.weight, True)
             self.shapes = {"A": x.shape, "W": self.weight.shape, "E": y.shape}
-            self.report(x, y, self.wants(x))
+            self.report(x, y, self.wants(x), elsewhere)
             return y
         deep = x.dim() > 3 and x.numel() > 0
         y = super().forward(x.flatten(1, -2) if deep else x)

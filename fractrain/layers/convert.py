@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -187,12 +188,17 @@ def _layers(model: nn.Module) -> tuple[dict[nn.Module, list[str]], bool]:
 
 def own_way(layer: nn.Module) -> str | None:
     """Why a layer does more than a plain layer of its kind, in a clause; None where it does not."""
+    if isinstance(layer._parameters.get("weight"), nn.UninitializedParameter):
+        return "its weight has no shape yet: run the model once before attach"
     if _plain_type(layer) not in KINDS:
         return f"{type(layer).__name__} may compute otherwise than {_kind(layer).__name__}"
     if "forward" in vars(layer):
         return "its forward has been replaced"
-    if not isinstance(layer, Matmul | Projection) and not isinstance(getattr(layer, "weight", None), nn.Parameter):
+    weight: Any = getattr(layer, "weight", None)
+    if not isinstance(layer, Matmul | Projection) and not isinstance(weight, nn.Parameter):
         return "its weight is computed (weight norm, pruning): fold it into a plain parameter to have it quantized"
+    if weight is not None and not weight.is_floating_point():
+        return f"its weight is of type {weight.dtype}"
     return None
 
 

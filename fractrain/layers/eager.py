@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensor
 from fractrain.util.errors import ConfigError
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
+PROXIES = torch._C._TorchDispatchModeKey.PROXY  # of make_fx
 REASON = "layers of fractrain run outside of compiled graphs"
 NOT_TRACED = (
     "a model with layers of fractrain cannot be traced (torch.fx, torch.jit.trace, torch.export): trace the plain "
@@ -38,7 +39,7 @@ def eager(forward: Forward) -> Forward:
             return torch.compiler.disable(forward, reason=REASON)(self, *args, **kwargs)  # type: ignore[no-untyped-call]
         first = args[0] if args else next(iter(kwargs.values()), None)
         symbolic = type(first) is not torch.Tensor and isinstance(first, fx.Proxy | FakeTensor)
-        if symbolic or torch._C._get_tracing_state() is not None:
+        if symbolic or torch._C._get_tracing_state() is not None or torch._C._get_dispatch_mode(PROXIES) is not None:
             raise ConfigError(NOT_TRACED)
         return forward(self, *args, **kwargs)
 

@@ -30,6 +30,7 @@ from fractrain.layers.eager import eager
 from fractrain.layers.number_types import WIDE, widened, without_autocast
 from fractrain.layers.softmax import Remake
 from fractrain.layers.state import QuantState
+from fractrain.layers.take_over import take_over
 from fractrain.layers.tensor_hints import version_of
 from fractrain.numerics.backend import Kept
 from fractrain.numerics.precision import Precision
@@ -107,7 +108,7 @@ class QuantMatmul(QuantLayer, Matmul):
         device: torch.device | None = None,
     ) -> None:  # fmt: skip
         nn.Module.__init__(self)
-        self.take_over(plain)
+        take_over(self, plain)
         self._effective: tuple[Precision, Precision] | None = None
         self.init_quant(precision, state or QuantState(), site or "matmul", device)
         for name in ("second_low", "second_high"):
@@ -187,11 +188,13 @@ class QuantMatmul(QuantLayer, Matmul):
             y = self._quantized_pair(p, a, b)
         for name, t in (("A", a), ("W", b), ("E", y)):
             self.shapes[name] = torch.Size((t.shape[0], t.shape[1:-1].numel(), t.shape[-1]))
-        self.report(a, y, self.wants(a, b))
+        self.report(a, y, self.wants(a, b), elsewhere)
         return y
 
     @without_autocast
     def _quantized_pair(self, p: Precision, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        if not (a.is_floating_point() and b.is_floating_point()):
+            raise ConfigError(f"{self.site}: operands of types {a.dtype}, {b.dtype}: floating point numbers are taken")
         if a.dtype not in WIDE or b.dtype not in WIDE:
             return self._quantized_pair(p, widened(a), widened(b)).to(a.dtype)
         scope = self.state.scope

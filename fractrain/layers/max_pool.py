@@ -17,6 +17,7 @@ from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu.tensors import nhwc
 from fractrain.kernels.cpu.uniform import fused_for
 from fractrain.layers.eager import eager
+from fractrain.layers.take_over import take_over
 
 Pair = tuple[int, int]
 
@@ -30,7 +31,9 @@ class CompactMaxPool2d(nn.MaxPool2d):
     @classmethod
     def of(cls, pool: nn.MaxPool2d) -> CompactMaxPool2d:
         """The same pooling."""
-        return cls(pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.return_indices, pool.ceil_mode)
+        new = cls(pool.kernel_size)
+        take_over(new, pool)
+        return new
 
     @eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:

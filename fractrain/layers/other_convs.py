@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fractrain.layers.base import QuantLayer
 from fractrain.layers.eager import eager
 from fractrain.layers.state import QuantState
+from fractrain.layers.take_over import take_over
 from fractrain.numerics.precision import Precision
 from fractrain.numerics.tiles import PerTile
 from fractrain.util.errors import ConfigError
@@ -49,7 +50,7 @@ class QuantOtherConv(QuantLayer):
 
     def __init__(self, conv: nn.Module, precision: Precision, state: QuantState | None = None, site: str = "") -> None:
         nn.Module.__init__(self)
-        self.take_over(conv)
+        take_over(self, conv)
         self.init_quant(precision, state or QuantState(), site or "conv")
         self.axes = 2 + len(self.kernel_size)
         self._extra = tuple(self.output_padding)  # what a transposed convolution adds at one end of each axis
@@ -158,10 +159,10 @@ class QuantOtherConv(QuantLayer):
         elements = self._input_elements if self.transposed else output[0].numel()
         return elements * (int(self.weight.numel()) // (self.in_channels if self.transposed else self.out_channels))
 
-    def report(self, x: torch.Tensor, y: torch.Tensor, wants: tuple[bool, bool]) -> None:
+    def report(self, x: torch.Tensor, y: torch.Tensor, wants: tuple[bool, bool], elsewhere: bool = False) -> None:
         """As :meth:`QuantLayer.report`."""
-        self._input_elements = x[0].numel()
-        super().report(x, y, wants)
+        self._input_elements = x.numel() // (x.shape[0] if x.dim() == self.axes else 1) if x.numel() else 0
+        super().report(x, y, wants, elsewhere)
 
 
 def image(x: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ from fractrain.util.errors import ConfigError
 
 log = logging.getLogger(__name__)
 CHILD = "functional"  # name of the layers' place in the module whose products they compute
+ENCODERS = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
 CALL: CodeType = nn.Module._call_impl.__code__
 
 
@@ -109,15 +110,21 @@ def find(model: nn.Module, inputs: Any, converted: Any) -> None:
 def route(model: nn.Module) -> None:
     """Have modules hand what their own code multiplies to the layers found for it."""
     for module in model.modules():
-        if own_products(module) is not None:
-            module.forward = Routed(module)
+        if own_products(module) is None:
+            continue
+        module.forward = Routed(module)
+        for inner in module.modules():
+            if isinstance(inner, ENCODERS) and not any("forward" in vars(m) for m in inner.modules()):
+                inner.forward = Unseen(inner)
 
 
 def unroute(model: nn.Module) -> None:
     """Undo :func:`route`."""
     for module in model.modules():
         forward = vars(module).get("forward")
-        if isinstance(forward, Routed):
+        if isinstance(forward, Unseen):
+            del module.forward
+        elif isinstance(forward, Routed):
             del module.forward
             if forward.inner is not None:
                 module.forward = forward.inner
@@ -139,6 +146,18 @@ class Routed:
         with _Routing(self._module):
             if self.inner is not None:
                 return self.inner(*args, **kwargs)
+            return type(self._module).forward(self._module, *args, **kwargs)
+
+
+class Unseen:
+    """The ``forward`` of an encoder that has no routed module inside: PyTorch fuses it only where no mode looks on."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's own code."""
+        with torch._C.DisableTorchFunction():
             return type(self._module).forward(self._module, *args, **kwargs)
 
 

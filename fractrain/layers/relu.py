@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
 from fractrain.kernels.cpu import memory as blocks
@@ -18,6 +19,7 @@ from fractrain.kernels.cpu.tensors import flat
 from fractrain.kernels.cpu.uniform import fused_for
 from fractrain.layers import tensor_hints as known_range
 from fractrain.layers.eager import eager
+from fractrain.layers.take_over import take_over
 
 
 class CompactReLU(nn.ReLU):
@@ -29,6 +31,13 @@ class CompactReLU(nn.ReLU):
     Args:
         inplace: overwrite the input.
     """
+
+    @classmethod
+    def of(cls, relu: nn.ReLU) -> CompactReLU:
+        """The same layer."""
+        new = cls()
+        take_over(new, relu)
+        return new
 
     @eager
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -76,6 +85,7 @@ class _ReLU(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         (signs,) = ctx.saved_tensors
         if ctx.fused is not None:

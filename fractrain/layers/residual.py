@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from fractrain.kernels.cpu import memory as blocks
 from fractrain.kernels.cpu.tensors import flat
 from fractrain.layers.eager import eager
 from fractrain.layers.relu import CompactReLU, kernels_for, layout_of, rectify_gradient, room_for_signs
 from fractrain.layers.state import QuantState
+from fractrain.layers.take_over import take_over
 
 
 class SumReLU(nn.Module):
@@ -25,8 +27,10 @@ class SumReLU(nn.Module):
 class CompactSumReLU(SumReLU):
     """:class:`SumReLU`, same values and gradients bit by bit; keeps for backward what :class:`CompactReLU` keeps."""
 
-    def __init__(self, state: QuantState | None = None) -> None:
+    def __init__(self, state: QuantState | None = None, plain: SumReLU | None = None) -> None:
         super().__init__()
+        if plain is not None:
+            take_over(self, plain)
         self._state = state or QuantState()
         self._relu = CompactReLU(inplace=True)
 
@@ -59,6 +63,7 @@ class _SumReLU(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (signs,) = ctx.saved_tensors
         da = rectify_gradient(signs, grads[0], ctx.layout, ctx.fused)

@@ -67,6 +67,11 @@ class QuantState:
             :mod:`fractrain.experimental.cuda_graphs`): nothing that a step does may then depend on what the host
             reads from the
             device; else None.
+        passes: forward passes of the whole model so far; quantized weights are kept within one at most, since writes
+            through ``weight.data`` leave no trace in a weight's version.
+        trains: whether the whole model is in training mode, though parts of it may be frozen in evaluation mode.
+        seen: called as ``seen(layer, MACs, elsewhere)`` for every pass through a layer while a pass of the model is
+            watched; see :class:`fractrain.methods.coverage.Watch`.
         left_in_float: layers that were not converted because they are more than a plain convolution or linear layer, by
             name, each with the reason; see :func:`fractrain.layers.convert.convert`.
         kept_in_float: layers that were converted but stay in floating point, by name, each with the reason.
@@ -83,6 +88,8 @@ class QuantState:
         self.kernels: Kernels = kernels
         self.scope: CandidateScope | None = None
         self.table: NoiseTable | None = None
+        self.passes, self.trains = 0, False
+        self.seen: Callable[[Any, int, bool], None] | None = None
         self.left_in_float: dict[str, str] = {}
         self.kept_in_float: dict[str, str] = {}
         self._watched: dict[tuple[str, str], torch.Tensor] = {}
@@ -96,7 +103,7 @@ class QuantState:
         memo[id(self)] = twin
         twin.ledger = memo.setdefault(id(self.ledger), Ledger(self.ledger.meta))
         twin.ledger.enabled = False
-        twin.scope = twin.table = None
+        twin.scope = twin.table = twin.seen = None
         twin._watched = {}
         twin.left_in_float, twin.kept_in_float = dict(self.left_in_float), dict(self.kept_in_float)
         return twin

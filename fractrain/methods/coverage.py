@@ -7,9 +7,11 @@ counted as they report it, everything else by PyTorch's own formulas (:mod:`torc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -20,13 +22,15 @@ from torch.utils.flop_counter import flop_registry
 
 from fractrain.cost.ledger import FLOAT_BITS, Entry
 from fractrain.layers.base import QuantLayer
-from fractrain.layers.state import CandidateScope
+from fractrain.layers.own_products import CALL
+from fractrain.layers.state import CandidateScope, QuantState
 from fractrain.methods.gate import GateNetwork
 from fractrain.methods.gated_block import GatedBlock
 from fractrain.util.errors import ConfigError
 
 Status = Literal["quantized", "float", "outside"]
 CODE = "computed in the code of"
+FLOAT = "the method leaves it in floating point"
 WHOLE = 99.95  # percent that is printed as 100.0
 
 
@@ -42,6 +46,7 @@ class Product:
         why: why it is not quantized; empty if it is.
         macs: multiply-accumulates of the batch that was watched, forward.
         eb, gc: whether a training step goes on with EB and GC.
+        counted: whether a layer counts it in the ledger.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Product:
     macs: int
     eb: bool = False
     gc: bool = False
+    counted: bool = True
 
     def entries(self) -> Iterator[Entry]:
         """What the ledger counts of it, at 32 bits."""
@@ -105,102 +111,107 @@ class Coverage:
 class Watch:
     """One forward pass being watched, from :meth:`start` to :meth:`stop`.
 
+    Layers tell what they multiply, PyTorch's dispatcher the rest; who multiplies is read off the calls under way. Hooks
+    would be seen: with any inside, PyTorch's encoder layer does without its fused path.
+
     Args:
-        model: the model; its quantized layers say what they multiply.
-        left: layers and why they were not converted, by name.
-        kept: layers and why a method leaves them in floating point, by name.
+        model: the model.
+        state: shared by its quantized layers; knows why others were not converted, or stay in floating point.
     """
 
-    def __init__(self, model: nn.Module, left: Mapping[str, str], kept: Mapping[str, str]) -> None:
-        self._modules = {m: name for name, m in model.named_modules()}
-        self._left, self._kept = left, kept
-        self._frames: list[_Frame] = []
+    def __init__(self, model: nn.Module, state: QuantState) -> None:
+        self._model, self._state = model, state
+        self._names = {m: name for name, m in model.named_modules()}
         self._found: dict[tuple[str, str], Product] = {}
+        self._first: dict[FrameType, CandidateScope] = {}  # of the passes of each call of a gated block
         self._reported = 0  # MACs that layers have reported and others compute
         self._mode = _ProductMode(self)
-        self._hooks: list[Any] = []
 
     def start(self) -> None:
         """Begin to watch."""
-        for module in self._modules:  # torch's global hooks leave traces behind when they are removed
-            self._hooks.append(module.register_forward_pre_hook(self._enter))
-            self._hooks.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+        self._state.seen = self.ran
+        on = [d for d in AUTOCAST if torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d)]
+        self._mode.autocast = [getattr(torch._C.DispatchKey, AUTOCAST[d]) for d in on]
         self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> Coverage:
-        """End watching; return what there was. The hooks stay: see :meth:`remove`."""
+        """End watching; return what there was."""
         self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._state.seen = None
+        self._first.clear()
         return Coverage(tuple(self._found.values()))
 
-    def remove(self) -> None:
-        """Remove the hooks. Not while PyTorch goes through them after an error: it would hide that."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        self._frames.append(_Frame(module))
-
-    def _leave(self, module: nn.Module, args: Any, *rest: Any) -> None:
-        *kwargs, output = rest  # after an error PyTorch calls without the keyword arguments
-        while self._frames and self._frames.pop().module is not module:
-            pass
-        if not isinstance(module, QuantLayer) or not isinstance(output, torch.Tensor) or not self._counts():
+    def ran(self, layer: QuantLayer, macs: int, elsewhere: bool) -> None:
+        """Note one pass through a quantized layer; ``elsewhere``: others multiply, and will be seen, too."""
+        if not self._counts(_under_way(self._model)):
             return
-        macs = module.sample_macs(output) * output.shape[0]
-        quantized = not module.effective(module.precision).is_float
-        why = "" if quantized else self._kept.get(module.site, "the method leaves it in floating point")
-        self._add(Product(module.site, type(module).__name__, "quantized" if quantized else "float", why, macs))
-        if kwargs[0].get("elsewhere"):
+        quantized = not layer.effective(layer.precision).is_float
+        why = "" if quantized else self._state.kept_in_float.get(layer.site, FLOAT)
+        status: Status = "quantized" if quantized else "float"
+        self._add(Product(layer.site, type(layer).__name__, status, why, macs))
+        if elsewhere:
             self._reported += macs
 
-    def saw(self, operation: str, macs: int, operands: list[torch.Tensor]) -> None:
-        """Note one product of PyTorch's; ``operands`` without what is only added."""
-        inside = [f.module for f in self._frames]
-        if not self._counts() or any(isinstance(m, QuantLayer | GateNetwork) for m in inside):
+    def saw(self, operation: str, macs: int | None, operands: list[torch.Tensor]) -> None:
+        """Note one product of PyTorch's; ``operands`` without what is only added; None: its MACs are not known."""
+        calls = _under_way(self._model)
+        if not self._counts(calls) or any(isinstance(m, QuantLayer | GateNetwork) for m, _ in calls):
             return
-        known = min(self._reported, macs)
+        known = min(self._reported, macs or 0)
         self._reported -= known
         if macs == known:
             return
-        name, why = self._where(inside)
-        train = torch.is_grad_enabled()
+        name, status, why = self._where([m for m, _ in calls], operation)
+        if macs is None:
+            macs, why = 0, f"{why}; its MACs are not known, and not counted"
+        train = torch.is_grad_enabled() and self._model.training
         eb = train and operands[0].requires_grad
         gc = train and any(t.requires_grad for t in operands[1:])
-        self._add(Product(name, operation, "outside", why, macs - known, eb, gc))
+        self._add(Product(name, operation, status, why, macs - known, eb, gc, counted=False))
 
-    def _counts(self) -> bool:
+    def _counts(self, calls: list[tuple[nn.Module, FrameType]]) -> bool:
         """Whether what runs now is counted: of the passes of a gated block that all see the whole batch, one."""
-        frame = next((f for f in reversed(self._frames) if isinstance(f.module, GatedBlock)), None)
-        if frame is None or frame.module.shares_batch:
+        block, frame = next(((m, f) for m, f in calls if isinstance(m, GatedBlock)), (None, None))
+        if block is None or frame is None or block.shares_batch:
             return True
-        scope = frame.module.state.scope  # type: ignore[union-attr]
-        frame.first = frame.first or scope  # type: ignore[assignment]
-        return frame.first is scope
+        scope = block.state.scope
+        if scope is not None:
+            self._first.setdefault(frame, scope)
+        return self._first.get(frame) is scope
 
-    def _where(self, inside: list[nn.Module]) -> tuple[str, str]:
-        """Name of the innermost module of the model, and why its products are reached by no method."""
-        names = [n for m in inside if (n := self._modules.get(m)) is not None]
-        for module in inside:
+    def _where(self, inside: list[nn.Module], operation: str) -> tuple[str, Status, str]:
+        """Name of the innermost module of the model, state of a product of its code, and why it is not quantized.
+
+        Args:
+            inside: the modules that are running, innermost first.
+            operation: PyTorch's name of it.
+        """
+        for module in reversed(inside):
             if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-                return self._modules.get(module, ""), "recurrent layers stay in floating point"
-        name = names[-1] if names else ""
-        own = self._left.get(name)
-        return name, own or f"{CODE} {type(inside[-1]).__name__ if inside else 'the model'}"
+                return self._names.get(module, ""), "outside", "recurrent layers stay in floating point"
+        name = next((n for m in inside if (n := self._names.get(m)) is not None), "")
+        if operation == FUSED and any(isinstance(m, QuantLayer) for m in inside[0].modules()):
+            return name, "float", FLOAT
+        whose = "the model" if inside[0] is self._model else type(inside[0]).__name__
+        return name, "outside", self._state.left_in_float.get(name, f"{CODE} {whose}")
 
     def _add(self, new: Product) -> None:
         key = (new.name, new.operation)
         old = self._found.get(key)
-        macs = new.macs + (old.macs if old else 0)
-        eb, gc = (new.eb or bool(old and old.eb)), (new.gc or bool(old and old.gc))
-        self._found[key] = Product(new.name, new.operation, new.status, new.why, macs, eb, gc)
+        if old is not None:
+            new = replace(new, macs=new.macs + old.macs, eb=new.eb or old.eb, gc=new.gc or old.gc)
+        self._found[key] = new
 
 
-@dataclass
-class _Frame:
-    """A module that is running; of a gated block also the first of its passes."""
-
-    module: nn.Module
-    first: CandidateScope | None = None
+def _under_way(model: nn.Module) -> list[tuple[nn.Module, FrameType]]:
+    """The modules of a model that are running, and the frames of their calls, innermost first."""
+    found: list[tuple[nn.Module, FrameType]] = []
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and (not found or found[-1][0] is not model):
+        if frame.f_code is CALL:
+            found.append((frame.f_locals["self"], frame))
+        frame = frame.f_back
+    return found
 
 
 class _ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -209,45 +220,66 @@ class _ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, watch: Watch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._watch = watch
+        self.autocast: list[Any] = []  # keys of the devices that have it on
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet = getattr(func, "_overloadpacket", None)
+        foreign = packet is not None and func.namespace not in PYTORCH_S
         formula = OWN_FORMULAS.get(str(packet))
-        if packet not in flop_registry and formula is None:
+        if packet not in flop_registry and formula is None and not foreign:
             if torch.is_inference_mode_enabled() and packet is not None:  # there, products come whole
                 with self:
                     parts = func.decompose(*args, **kwargs)
                 if parts is not NotImplemented:
                     return parts
             return func(*args, **kwargs)
-        out = func(*args, **kwargs)
+        out = func(*args, **kwargs) if formula is None else self._whole(func, args, kwargs)
         operands = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)]
         name = str(packet).rpartition(".")[2]
+        macs: int | None = None
         if formula is not None:
             macs = formula(*args, **kwargs)
-        else:
-            macs = flop_registry[packet](*args, **kwargs, out_val=out) // 2
+        elif packet in flop_registry:
+            sparse = next((t for t in operands if t.layout is not torch.strided), None)
+            macs = flop_registry[packet](*args, **kwargs, out_val=out) // 2 if sparse is None else _sparse(sparse, out)
+        elif not any(isinstance(t, nn.Parameter) and t.dim() > 1 for t in operands):
+            return out  # an operation of another library, without a weight
         if not name.endswith("backward") and operands:
             self._watch.saw(name, macs, operands[1:] if name in ADDING else operands)
         return out
 
+    def _whole(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run an operation that calls others, for which autocast is on again."""
+        exclude = torch._C._dispatch_tls_local_exclude_set()
+        for key in self.autocast:
+            exclude = exclude.remove(key)
+        with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), exclude):
+            return func(*args, **kwargs)
 
-ADDING = ("addmm", "baddbmm", "addmv")
+
+AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+PYTORCH_S = ("aten", "prim", "prims", "profiler", "inductor", "c10d", "_c10d_functional")
+"""Namespaces of operations that multiply no weights where no formula says so."""
+ADDING = ("addmm", "baddbmm", "addmv", "addbmm", "_sparse_addmm")
 """Operations whose first operand is added to the product."""
+FUSED = "_transformer_encoder_layer_fwd"
 
 
 def _encoder_layer(src: torch.Tensor, width: int, heads: int, *rest: Any) -> int:
     """MACs of the fused encoder layer on ``[N, T, width]``: projections, attention's products, feed-forward."""
-    tensors = [t for t in rest if isinstance(t, torch.Tensor) and t.dim() == 2]
-    n, t, _ = src.shape
-    return int(n * t * sum(w.numel() for w in tensors[:4]) + 2 * n * t * t * width)
+    weights = sum(t.numel() for t in [t for t in rest if isinstance(t, torch.Tensor) and t.dim() == 2][:4])
+    return sum(t * weights + 2 * t * t * width for t in _lengths(src))
 
 
 def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, width: int, heads: int, *rest: Any) -> int:
     """MACs of fused attention with its projections, on ``[N, T, width]``."""
-    n, t, _ = q.shape
-    return int(4 * n * t * width * width + 2 * n * t * t * width)
+    return sum(4 * t * width * width + 2 * t * t * width for t in _lengths(q))
+
+
+def _lengths(x: torch.Tensor) -> list[int]:
+    """Lengths of the sequences of a batch, nested or not."""
+    return [len(t) for t in x.unbind()] if x.is_nested else [x.shape[1]] * x.shape[0]
 
 
 def _recurrent(x: torch.Tensor, *rest: Any) -> int:
@@ -261,6 +293,37 @@ def _vector(*args: Any) -> int:
     return int(matrix.numel())
 
 
+def _dot(a: torch.Tensor, b: torch.Tensor) -> int:
+    return a.numel()
+
+
+def _batches_summed(to: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **scales: Any) -> int:
+    return a.numel() * b.shape[-1]
+
+
+def _sparse(operand: torch.Tensor, out: torch.Tensor) -> int:
+    """MACs of a product with a sparse matrix: those of the elements that it has."""
+    return int(operand._nnz()) * out.shape[-1]
+
+
+def _sparse_added(to: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **scales: Any) -> int:
+    return _sparse(a, b) if a.layout is not torch.strided else _sparse(b, a.t())
+
+
+def _bilinear(a: torch.Tensor, weight: torch.Tensor, b: torch.Tensor, *rest: Any) -> int:
+    """MACs of ``a^T W b`` for every row: those of one of its two products."""
+    return a.shape[0] * weight.numel()
+
+
+def _deformed(x: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor, *rest: Any) -> int:
+    """MACs of a deformable convolution, without its interpolation; a place of the output has a place of the offset."""
+    return offset.shape[0] * offset[0, 0].numel() * weight.numel()
+
+
+def _time_first(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, pad: int = 0) -> int:
+    return (x.shape[0] + 2 * pad - weight.shape[0] + 1) * x.shape[1] * weight.numel()
+
+
 OWN_FORMULAS: dict[str, Callable[..., int]] = {
     "aten._transformer_encoder_layer_fwd": _encoder_layer,
     "aten._native_multi_head_attention": _attention,
@@ -268,6 +331,13 @@ OWN_FORMULAS: dict[str, Callable[..., int]] = {
     "aten._cudnn_rnn": _recurrent,
     "aten.mv": _vector,
     "aten.addmv": _vector,
+    "aten.dot": _dot,
+    "aten.vdot": _dot,
+    "aten.addbmm": _batches_summed,
+    "aten._sparse_addmm": _sparse_added,
+    "aten._trilinear": _bilinear,
+    "aten.conv_tbc": _time_first,
+    "torchvision.deform_conv2d": _deformed,
 }
 """MACs of what PyTorch's counter has no formula for."""
 
@@ -287,20 +357,22 @@ class Meter:
         self.coverage: Coverage | None = None
         self._known: dict[Any, tuple[Product, ...]] = {}
         self._watch: Watch | None = None
-        self._ended: Watch | None = None  # of a pass that ended with an error
         self._key: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_watch": None, "_ended": None}
+        return {**self.__dict__, "_watch": None}
+
+    def forget(self) -> None:
+        """Watch anew: layers may have been frozen, or others put in their place."""
+        self._known.clear()
 
     def before(self, model: nn.Module, state: Any, args: Any, kwargs: Any) -> None:
         """At the start of a forward pass of ``model`` whose layers share ``state``."""
-        self._remove()
         key = (model.training, torch.is_grad_enabled(), *map(_form, tree_leaves((args, kwargs))))
         if key in self._known:
             self._count(state.ledger, key)
         elif self._watch is None:
-            self._key, self._watch = key, Watch(model, state.left_in_float, state.kept_in_float)
+            self._key, self._watch = key, Watch(model, state)
             self._watch.start()
 
     def after(self, state: Any, whole: bool) -> bool:
@@ -313,11 +385,9 @@ class Meter:
         if watch is None:
             return False
         coverage = watch.stop()
-        self._ended = watch
         if not whole:
             return False
-        self._remove()
-        self._known[self._key] = coverage.outside
+        self._known[self._key] = tuple(p for p in coverage.products if not p.counted)
         self._count(state.ledger, self._key)
         first, self.coverage = self.coverage is None, self.coverage or coverage
         if self.strict and coverage.outside:
@@ -328,16 +398,14 @@ class Meter:
             )
         return first
 
-    def _remove(self) -> None:
-        if self._ended is not None:
-            self._ended.remove()
-            self._ended = None
-
     def _count(self, ledger: Any, key: Any) -> None:
-        for number, product in enumerate(self._known[key]):
-            work = f"{product.name}|outside|{'/'.join(map(str, key))}|{number}"
-            ledger.count(work, 1, partial(tuple, product.entries()))
+        for p in self._known[key]:
+            work = f"{p.name}|outside|{p.operation}|{p.macs}|{'E' if p.eb else ''}{'G' if p.gc else ''}"
+            ledger.count(work, 1, partial(tuple, p.entries()))
 
 
 def _form(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    """What of an argument a model's code may depend on: shape and type of a tensor, flags and names."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    return value if isinstance(value, bool | str | None) else type(value).__name__

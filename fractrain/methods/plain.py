@@ -26,13 +26,13 @@ class PlainForm:
         self._model = model
         state = model.state_dict(keep_vars=True)
         self._tensors, self._versions = dict(state), getattr(state, "_metadata", {})
-        self._modules = {
-            m: (dict(m._modules), dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()
-        }
+        self._modules = {m: dict(m._modules) for m in model.modules()}
+        self._hooks = {m: _hooks(m) for m in model.modules()}
         self._places: dict[str, str] = {}
 
     def settle(self, model: nn.Module) -> None:
-        """Find where the plain model's tensors are in the model that a method has made of it."""
+        """Find where the plain model's tensors are in the model that a method has made of it, and new hooks."""
+        self._hooks = {m: _hooks(m) - before for m, before in self._hooks.items()}
         now = {id(t): name for name, t in model.state_dict(keep_vars=True).items()}
         self._places = {name: now[id(t)] for name, t in self._tensors.items() if id(t) in now}
         self._tensors = {name: t for name, t in self._tensors.items() if name not in self._places}
@@ -48,8 +48,8 @@ class PlainForm:
         Raises:
             ConfigError: the method keeps no counterpart of some tensors.
         """
-        self._whole()
         state = model.state_dict()
+        self._whole(state)
         plain = OrderedDict((name, state[place]) for name, place in self._places.items())
         plain._metadata = dict(self._versions)  # type: ignore[attr-defined]  # some modules load no state without
         return plain
@@ -77,11 +77,17 @@ class PlainForm:
             for name, place in self._places.items():
                 own[place].copy_(state[name])
 
-    def _whole(self) -> None:
+    def _whole(self, state: Mapping[str, Any]) -> None:
         if self._tensors:
             raise ConfigError(
                 f"the method keeps no counterpart of {len(self._tensors)} tensors of the plain "
                 f"{type(self._model).__name__} ({next(iter(self._tensors))}, ...): there are no plain weights of it"
+            )
+        gone = [name for name, place in self._places.items() if place not in state]
+        if gone:
+            raise ConfigError(
+                f"{gone[0]} of the plain {type(self._model).__name__} has been replaced since attach: undo that first "
+                "(prune.remove, remove_parametrizations)"
             )
 
     def restore(self, model: nn.Module) -> nn.Module:
@@ -90,13 +96,13 @@ class PlainForm:
         Raises:
             ConfigError: the method keeps no counterpart of some tensors.
         """
-        self._whole()
         now: dict[str, Any] = model.state_dict(keep_vars=True)
-        for module, (children, hooks, pre_hooks) in self._modules.items():
+        self._whole(now)
+        for module, children in self._modules.items():
             module._modules = dict(children)
-            for kept, before in ((module._forward_hooks, hooks), (module._forward_pre_hooks, pre_hooks)):
-                for key in [key for key in kept if key not in before]:
-                    del kept[key]
+            for key in self._hooks[module]:
+                for kept in (module._forward_hooks, module._forward_pre_hooks):
+                    kept.pop(key, None)
             module.train(model.training)
         for name, place in self._places.items():
             parent, _, leaf = name.rpartition(".")
@@ -106,3 +112,8 @@ class PlainForm:
         unroute(self._model)
         direct(self._model)
         return self._model
+
+
+def _hooks(module: nn.Module) -> set[int]:
+    """Keys of a module's forward hooks."""
+    return {*module._forward_hooks, *module._forward_pre_hooks}

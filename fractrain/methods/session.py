@@ -75,17 +75,18 @@ class Session:
             find(model, example_inputs, replaced_whole)
         self.model = method.prepare(model, context)
         route(self.model)
-        self._plain.settle(self.model)
         self._added = [p for p in self.model.parameters() if id(p) not in given and p.requires_grad]
-        self._seen: list[int] = []
+        self._seen: list[tuple[int, torch.Tensor]] = []
         self._optimizer_made = not method.makes_optimizer()
         self._steps = self._epochs = self._steps_in_epoch = self._skipped = 0
         self._loss_sum: Any = 0.0
+        self._trained = False  # whether there was a training pass since the last step
         self._last: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.method.on_epoch_start(0)
         self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         self.model.register_forward_pre_hook(self._watch, with_kwargs=True)
         self.model.register_forward_hook(self._after_forward, always_call=True)
+        self._plain.settle(self.model)
 
     @eager
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -94,6 +95,9 @@ class Session:
         self.ledger.begin("train" if model.training else "eval", self._epochs)
         first = first_tensor((args, kwargs))
         self.ledger.samples(0 if first is None or not first.dim() else first.shape[0])
+        state = self.method.state
+        state.passes, state.trains = state.passes + 1, model.training
+        self._trained |= model.training
         self.method.on_step_start(self._steps)
 
     def _watch(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -231,18 +235,24 @@ class Session:
 
         Raises:
             RuntimeError: :meth:`loss` was not called before.
-            ConfigError: the method's own optimizer was not made; or, at the second call, no optimizer has the
+            ConfigError: there was no pass through the whole model in training mode since the last step, so that nothing
+                was counted; the method's own optimizer was not made; or, at the second call, no optimizer has the
                 parameters that the method has added.
         """
         if self._last is None:
             raise RuntimeError("session.step() without session.loss(...) before it: the method needs the loss")
+        if not self._trained:
+            raise ConfigError(
+                "session.step() without a pass through session.model in training mode since the last one: call "
+                "session.model(x), not its parts, after session.model.train() (parts may be frozen by their own eval())"
+            )
         self._check_optimizer()
         loss, extra = self._last
         self.method.on_step_end(self._steps, loss, extra)
         self._loss_sum = self._loss_sum + loss
         self._steps += 1
         self._steps_in_epoch += 1
-        self._last = None
+        self._trained, self._last = False, None
 
     def _check_optimizer(self) -> None:
         """Refuse an optimizer other than the method's own, or one made before the method added parameters."""
@@ -250,13 +260,17 @@ class Session:
             raise ConfigError(
                 f"{self.method.name} acts through an optimizer of its own: make it by session.optimizer(lr=...)"
             )
-        now = [p._version for p in self._added]
-        if self._steps == 1 and now and now == self._seen and any(p.grad is not None for p in self._added):
+        if self._steps == 0:
+            self._seen = [(p._version, p.detach().clone()) for p in self._added]
+            return
+        pairs = zip(self._added, self._seen, strict=bool(self._seen))
+        moved = any(p._version != v or not torch.equal(p, was) for p, (v, was) in pairs)  # fused: no new version
+        if self._seen and not moved and any(p.grad is not None for p in self._added):
             raise ConfigError(
-                f"{len(now)} tensors that {self.method.name} has added (its gates) do not move: make the optimizer "
-                "after attach(), from session.model.parameters()"
+                f"{len(self._added)} tensors that {self.method.name} has added (its gates) do not move: make the "
+                "optimizer after attach(), from session.model.parameters()"
             )
-        self._seen = now
+        self._seen = []
 
     def epoch(self) -> None:
         """To be called at the end of every epoch; precision stages move here.
@@ -270,6 +284,7 @@ class Session:
         self.method.on_epoch_end(self._epochs, mean)
         self._epochs += 1
         self._steps_in_epoch, self._skipped, self._loss_sum = 0, 0, 0.0
+        self._meter.forget()
         self.method.on_epoch_start(self._epochs)
 
     def costs(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layer_models import Residual, batches, chain, group_norm, seeded
+from layer_models import Residual, Waves, batches, chain, group_norm, seeded
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -22,6 +22,7 @@ from fractrain.methods import registry
 METHODS = registry.names()
 OPTIONS = {"cpt": {"total_steps": 8}, "slu": {"bits": 8, "grad_bits": 8}}
 EVERY = pytest.mark.parametrize("method", METHODS)
+TWO = pytest.mark.parametrize("build", [Residual, Waves])
 
 
 def attach(method: str, build: Callable[[], nn.Module] = Residual) -> fractrain.Session:
@@ -125,26 +126,28 @@ def test_saved_models_load_in_another_process(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FRACTRAIN_PLUGINS", str(plugin))
         want = {}
-        for method in (*METHODS, "mine"):
-            session = attach(method)
+        cases = [*((method, Residual) for method in (*METHODS, "mine")), *((m, Waves) for m in ("fp8", "dfq", "mine"))]
+        for method, build in cases:
+            session, name = attach(method, build), f"{method} {build.__name__}"
             train(session, 1)
-            torch.save(session.model, tmp_path / f"{method}.pt")
-            want[method] = session.model.eval()(x)
-            script.append(f"m = torch.load({str(tmp_path / f'{method}.pt')!r}, weights_only=False).eval()")
-            script.append(f"torch.save(m(torch.load({str(tmp_path / 'x')!r})), {str(tmp_path / f'{method}.out')!r})")
+            torch.save(session.model, tmp_path / f"{name}.pt")
+            want[name] = session.model.eval()(x)
+            script.append(f"m = torch.load({str(tmp_path / f'{name}.pt')!r}, weights_only=False).eval()")
+            script.append(f"torch.save(m(torch.load({str(tmp_path / 'x')!r})), {str(tmp_path / f'{name}.out')!r})")
         torch.save(x, tmp_path / "x")
         done = subprocess.run([sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    for method, y in want.items():
-        assert torch.equal(torch.load(tmp_path / f"{method}.out"), y), method
+    for name, y in want.items():
+        assert torch.equal(torch.load(tmp_path / f"{name}.out"), y), name
 
 
 # -- modes -----------------------------------------------------------------------------------------------------------
 
 
+@TWO
 @EVERY
-def test_inference_mode_gives_what_no_grad_gives(method: str) -> None:
-    session = attach(method)
+def test_inference_mode_gives_what_no_grad_gives(method: str, build) -> None:
+    session = attach(method, build)
     train(session, 2)
     x = next(batches(1))[0]
     for mode in (False, True):  # evaluation changes no statistics
@@ -158,9 +161,10 @@ def test_inference_mode_gives_what_no_grad_gives(method: str) -> None:
             assert torch.equal(a, b)
 
 
+@TWO
 @EVERY
-def test_training_mode_without_gradients_counts_forward_products_only(method: str) -> None:
-    session = attach(method)
+def test_training_mode_without_gradients_counts_forward_products_only(method: str, build) -> None:
+    session = attach(method, build)
     with torch.no_grad():
         for x, _ in batches(2):
             session.model(x)
@@ -168,10 +172,11 @@ def test_training_mode_without_gradients_counts_forward_products_only(method: st
     assert metrics.raw_macs(session.ledger) > 0
 
 
+@pytest.mark.parametrize("build", [lambda: Residual(group_norm), Waves], ids=["Residual", "Waves"])
 @EVERY
-def test_training_goes_on_after_inference_mode(method: str) -> None:
-    plain = train(attach(method, lambda: Residual(group_norm)), 3)
-    session = attach(method, lambda: Residual(group_norm))
+def test_training_goes_on_after_inference_mode(method: str, build) -> None:
+    plain = train(attach(method, build), 3)
+    session = attach(method, build)
 
     def evaluate() -> None:
         session.model.eval()

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from layer_models import Residual, batches, chain, seeded
+from layer_models import Residual, Waves, batches, chain, seeded
 from method_groups import FLOAT_METHODS
 from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fractrain
-from fractrain.layers.conv_linear import QuantConv2d, QuantLinear
+from fractrain.layers.conv_linear import QuantConv2d, QuantLayer, QuantLinear
 from fractrain.layers.state import QuantState
 from fractrain.methods import registry
 from fractrain.numerics.precision import fractrain_precision
@@ -19,6 +20,7 @@ from fractrain.util.errors import ConfigError
 
 OPTIONS = {"cpt": {"total_steps": 8}, "slu": {"bits": 8, "grad_bits": 8}}
 EVERY = pytest.mark.parametrize("method", registry.names())
+TWO = pytest.mark.parametrize("build", [Residual, Waves])
 
 
 def attach(method: str, model: nn.Module) -> fractrain.Session:
@@ -41,12 +43,12 @@ def step(
 
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
-def test_models_in_other_types_train_and_evaluate(method: str, dtype: torch.dtype, late: bool) -> None:
+@pytest.mark.parametrize(("build", "late"), [(Residual, False), (Residual, True), (Waves, True)])
+def test_models_in_other_types_train_and_evaluate(method: str, dtype: torch.dtype, build, late: bool) -> None:
     """Converted before or after the change of type; near the float32 model's output."""
-    reference = attach(method, seeded(Residual))
+    reference = attach(method, seeded(build))
     want, _ = step(reference)
-    session = attach(method, seeded(Residual) if late else seeded(Residual).to(dtype))
+    session = attach(method, seeded(build) if late else seeded(build).to(dtype))
     if late:
         session.model.to(dtype)
     got, grads = step(session, dtype)
@@ -63,13 +65,14 @@ def test_models_in_other_types_train_and_evaluate(method: str, dtype: torch.dtyp
     assert y.isfinite().all()
 
 
+@TWO
 @EVERY
 @pytest.mark.parametrize("inside", [False, True], ids=["backward outside", "backward inside"])
-def test_autocast_computes_quantized_layers_in_float32(method: str, inside: bool) -> None:
-    session = attach(method, seeded(Residual))
+def test_autocast_computes_quantized_layers_in_float32(method: str, inside: bool, build) -> None:
+    session = attach(method, seeded(build))
     (x, y), seen = next(batches(1)), set()
     for layer in session.model.modules():
-        if isinstance(layer, QuantConv2d) and not layer.precision.is_float:
+        if isinstance(layer, QuantLayer) and not layer.precision.is_float:
             layer.observer = lambda layer, name, op, before, values: seen.add(values.dtype)
     with torch.autocast("cpu", torch.bfloat16):
         loss = session.loss(nn.functional.cross_entropy(session.model(x), y))
@@ -113,11 +116,14 @@ def test_in_float64_the_gradients_are_those_of_finite_differences(kind: str) -> 
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
-@pytest.mark.parametrize("method", ["sbm", "dfq", "dynasty", "slu", "wageubn"])
+@pytest.mark.parametrize(
+    ("build", "method"),
+    [*((Residual, method) for method in ("sbm", "dfq", "dynasty", "slu", "wageubn")), (Waves, "fp8"), (Waves, "dfq")],
+)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_models_give_the_bits_of_eager_mode(method: str, backend: str) -> None:
-    want = step(attach(method, seeded(Residual)))
-    session = attach(method, seeded(Residual))
+def test_compiled_models_give_the_bits_of_eager_mode(build, method: str, backend: str) -> None:
+    want = step(attach(method, seeded(build)))
+    session = attach(method, seeded(build))
     torch._dynamo.reset()
     got = step(session, run=torch.compile(session.model, backend=backend))
     assert torch.equal(got[0], want[0])
@@ -128,12 +134,13 @@ def test_compiled_models_give_the_bits_of_eager_mode(method: str, backend: str) 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
 @pytest.mark.parametrize("build", [chain, Residual])
-@pytest.mark.parametrize("how", ["fx", "jit", "export", "strict export"])
+@pytest.mark.parametrize("how", ["fx", "make_fx", "jit", "export", "strict export"])
 def test_traces_are_refused_in_one_line(build, how: str) -> None:
     session = attach("sbm", seeded(build))
     x = next(batches(1))[0]
     trace = {
         "fx": lambda: fx.symbolic_trace(session.model),
+        "make_fx": lambda: make_fx(session.model)(x),
         "jit": lambda: torch.jit.trace(session.model, (x,)),
         "export": lambda: torch.export.export(session.model, (x,)),
         "strict export": lambda: torch.export.export(session.model, (x,), strict=True),

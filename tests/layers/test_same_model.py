@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -11,9 +12,15 @@ import torch
 from layer_models import LowRank, Residual, Standardized, batches, chain, seeded
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils.flop_counter import FlopCounterMode
 
 import fractrain
 from fractrain.layers.conv_linear import QuantConv2d, QuantLayer, QuantLinear
+from fractrain.layers.convert import quantized_layer
+from fractrain.layers.residual import SumReLU
+from fractrain.layers.state import QuantState
+from fractrain.numerics.precision import fractrain_precision
+from fractrain.util.errors import ConfigError
 
 torch_warns = pytest.mark.filterwarnings(
     "ignore:.*weight_norm.*is deprecated:FutureWarning", "ignore:Using padding='same' with even kernel:UserWarning"
@@ -70,6 +77,61 @@ def test_fp32_gives_the_bits_of_the_plain_model(name: str, layout: torch.memory_
     assert [n for n, _ in plain.named_parameters()] == [n for n, _ in session.model.named_parameters()]
     for a, b in zip(plain.parameters(), session.model.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
+
+
+ODD: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
+    "a vector": (lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(4)),
+    "one image": (lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.ConvTranspose2d(5, 3, 3)), torch.randn(3, 8, 8)),
+    "one signal": (lambda: nn.Sequential(nn.Conv1d(3, 5, 3), nn.Conv1d(5, 3, 1)), torch.randn(3, 8)),
+    "no samples": (lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(0, 4)),
+    "no images": (lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.Conv2d(5, 3, 1)), torch.randn(0, 3, 8, 8)),
+    "complex numbers": (
+        lambda: nn.Sequential(nn.Conv2d(3, 5, 3, dtype=torch.cfloat), nn.Conv2d(5, 2, 1, dtype=torch.cfloat)),
+        torch.randn(2, 3, 8, 8, dtype=torch.cfloat),
+    ),
+    "shapes found late": (lambda: nn.Sequential(nn.LazyConv2d(5, 3), nn.LazyConv2d(4, 1)), torch.randn(2, 3, 8, 8)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+@pytest.mark.parametrize("name", ODD)
+def test_fp32_takes_what_plain_layers_take(name: str) -> None:
+    build, x = ODD[name]
+    plain, session = seeded(build), fractrain.attach("fp32", seeded(build))
+    torch.manual_seed(0)
+    want = plain(x)
+    torch.manual_seed(0)
+    assert torch.equal(session.model(x), want)
+    if x.numel():
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            plain(x if x.dim() in (2, 4) or name == "a vector" else x[None])
+        assert session.report().macs == counter.get_total_flops() // 2 or name == "a vector"
+        assert sum(r.macs for r in session.ledger.rows() if r.product == "FW") == session.report().macs
+    assert name != "a vector" or session.report().macs == 20 + 15
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+@pytest.mark.parametrize("method", ["sbm", "mx"])
+def test_what_has_no_real_numbers_or_no_shape_is_left_and_named(method: str) -> None:
+    complex_, late = nn.Conv2d(4, 4, 1, dtype=torch.cfloat), nn.LazyConv2d(2, 1)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), complex_, late, nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1))
+    assert fractrain.attach(method, net).method.state.left_in_float == {
+        "1": "its weight is of type torch.complex64",
+        "2": "its weight has no shape yet: run the model once before attach",
+    }
+
+
+@pytest.mark.parametrize("build", [lambda: nn.Conv2d(3, 4, 3), lambda: nn.Conv1d(3, 4, 3), lambda: nn.Linear(8, 4)])
+def test_inputs_that_are_no_real_numbers_are_refused_as_pytorch_refuses_them(build) -> None:
+    layer = quantized_layer(build(), fractrain_precision(8, 8, 8), QuantState(), "stem")
+    x = torch.randn(2, 3, 8, 8) if isinstance(layer, nn.Conv2d) else torch.randn(2, 3, 8)
+    for dtype in (torch.uint8, torch.int64, torch.cfloat):
+        with pytest.raises(RuntimeError):
+            build()(x.to(dtype))
+        with pytest.raises(ConfigError, match=f"stem: input of type {dtype}") as error:
+            layer(x.to(dtype))
+        assert "\n" not in str(error.value)
 
 
 @torch_warns
@@ -141,6 +203,48 @@ def test_padding_of_any_kind_is_quantized() -> None:
     plain = seeded(padded)
     plain(x).sum().backward()
     torch.testing.assert_close(net[0].weight.grad, plain[0].weight.grad, rtol=0, atol=2e-2)
+
+
+class Pooled(nn.Module):
+    """Norm, ReLU, pool, sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+        self.pool, self.join, self.head = nn.MaxPool2d(2), SumReLU(), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.pool(self.relu(self.norm(self.conv(x))))
+        return self.head(self.join(y, 0.5 * y).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [(Pooled, ("norm", "relu", "pool", "join")), (chain, ("1", "2", "4", "5"))],
+    ids=["pooled", "chain"],
+)
+def test_hooks_and_forwards_of_layers_in_between_stay(build, names: tuple[str, ...]) -> None:
+    x, seen = next(batches(1))[0], []
+    apart = ("4", "5")  # torch allows no such hook around an operation in place
+    net = seeded(build)
+    for name in names:
+        layer = net.get_submodule(name)
+        layer.mine = name
+        layer.register_forward_hook(lambda m, *_: seen.append(m.mine))
+        if name not in apart:
+            layer.register_full_backward_hook(lambda m, *_: seen.append(m.mine))
+    net = fractrain.attach("sbm", net).model
+    net(x).sum().backward()
+    assert seen == [*names, *(n for n in reversed(names) if n not in apart)]
+    assert [n for n in net.state_dict() if not n.rpartition(".")[2].startswith("running_")] == [
+        n for n in seeded(build).state_dict() if not n.rpartition(".")[2].startswith("running_")
+    ]
+    for name in names:
+        other = seeded(build)
+        other.get_submodule(name).forward = lambda *xs: torch.zeros_like(xs[0])
+        want = copy.deepcopy(other)(x)
+        session = fractrain.attach("static", other, bits=16, grad_bits=16)
+        torch.testing.assert_close(session.model(x), want, rtol=0, atol=1e-2)
 
 
 def test_hooks_of_a_layer_stay() -> None:

@@ -99,6 +99,23 @@ def test_what_is_done_in_the_wrong_order_is_one_line() -> None:
         small_loop(session, early, range(1, 2))
 
 
+@pytest.mark.parametrize("zero_first", [True, False])
+@pytest.mark.parametrize("name", ["dfq", "slu"])
+def test_a_fused_optimizer_which_leaves_no_trace_in_versions_is_seen_to_move(name: str, zero_first: bool) -> None:
+    session = fractrain.attach(name, build("resnet20", 10, (3, 16, 16)))
+    optimizer = session.optimizer(lr=0.05)
+    assert optimizer.defaults["fused"]
+    x, y = torch.randn(4, 3, 16, 16), torch.arange(4)
+    for _ in range(3):
+        if zero_first:
+            optimizer.zero_grad()
+        session.loss(torch.nn.functional.cross_entropy(session.model(x), y)).backward()
+        optimizer.step()
+        if not zero_first:
+            optimizer.zero_grad()
+        session.step()
+
+
 def test_an_optimizer_made_in_time_is_left_alone() -> None:
     session = fractrain.attach("dfq", build("resnet38", 10, (3, 32, 32), 0))
     before = {name: p.detach().clone() for name, p in session.model.named_parameters()}

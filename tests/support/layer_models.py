@@ -60,6 +60,34 @@ class Residual(nn.Module):
         return ["block1", "block2"]
 
 
+class Wave(nn.Module):
+    """A residual block of 8 channels on signals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm = nn.Conv1d(8, 8, 3, padding=1, bias=False), nn.GroupNorm(2, 8)
+        self.conv2, self.shortcut = nn.Conv1d(8, 8, 3, padding=1), nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv2(F.relu(self.norm(self.conv1(x)))) + self.shortcut(x))
+
+
+class Waves(nn.Module):
+    """Images as signals: stem, two blocks that a gate can steer, classifier; no layer of two dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, 8, 4, stride=4)
+        self.block1, self.block2 = Wave(), Wave()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block2(self.block1(self.stem(x.flatten(2)))).mean(2))
+
+    def gateable_blocks(self) -> list[str]:
+        return ["block1", "block2"]
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """A norm that does not mix samples."""
     return nn.GroupNorm(2, channels)
