@@ -115,7 +115,7 @@ def route(model: nn.Module) -> None:
         module.forward = Routed(module)
         for inner in module.modules():
             if isinstance(inner, ENCODERS) and not any("forward" in vars(m) for m in inner.modules()):
-                inner.forward = Unseen(inner)
+                inner.forward = Unseen(inner)  # type: ignore[method-assign]
 
 
 def unroute(model: nn.Module) -> None:
