@@ -27,14 +27,15 @@ from fractrain.util.signals import interruptible
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 VERBS: Final = {  # module of fractrain.commands and what it calls the verb
     "bench": "bench:bench_command", "check-hardware": "check:check_hardware_command",
-    "check-method": "check:check_command", "claims": "claims:claims_command", "compare": "inspect:compare_command",
-    "config": "runs:config_group", "cost": "cost:cost_command", "data": "data:data_group", "diff": "diff:diff_command",
+    "check-method": "check:check_command", "claims": "evidence:claims_command", "compare": "inspect:compare_command",
+    "config": "runs:config_group", "cost": "cost:cost_command", "data": "data:data_group",
+    "diff": "inspect:diff_command",
     "doctor": "doctor:doctor_command", "draw": "draw:draw_command", "evidence": "evidence:evidence_group",
-    "export": "export:export_command", "list": "catalog:list_command", "new-method": "new_method:new_method_command",
-    "new-table": "new_table:new_table_command", "plan": "planning:plan_command",
+    "export": "export:export_command", "list": "catalog:list_command", "new-method": "new:new_method_command",
+    "new-table": "new:new_table_command", "plan": "planning:plan_command",
     "publish": "publish:publish_command", "report": "report:report_command", "reproduce": "tables:reproduce_command",
     "run": "runs:run_command", "show": "inspect:show_command", "sweep": "sweep:sweep_command",
-    "table": "tables:table_command", "verify-runs": "verify_runs:verify_runs_command",
+    "table": "tables:table_command", "verify-runs": "inspect:verify_runs_command",
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def export_command(run_id: str, form: FileFormat, out: Path | None, force: bool,
     JSON text named `fractrain`. Plain PyTorch reads the file: `torch.load(FILE, weights_only=True)["weights"]`. With
     `onnx-qdq` the file is the network as evaluation computes it, with QuantizeLinear and DequantizeLinear nodes.
     """
-    from fractrain.engine.export import export
+    from fractrain.engine.restored import export
     from fractrain.engine.store import RunStore
     from fractrain.methods.export import SUFFIXES
 

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from fractrain.engine.config import group_id
-from fractrain.engine.manifest import SEALED
 from fractrain.engine.record import RecordStatus
-from fractrain.engine.record_files import CHECKPOINT, CONFIG, MANIFEST, canonical
+from fractrain.engine.record_files import CHECKPOINT, CONFIG, MANIFEST, SEALED, canonical
 from fractrain.engine.store import RunRecord, RunStore
 from fractrain.util.collector import without_collector
 from fractrain.util.errors import FractrainError, StoreError

@@ -1,7 +1,7 @@
 """Reading the record of one run, and saying whether it can be trusted.
 
-A finished run has a manifest (:mod:`fractrain.engine.manifest`). A record whose files agree with it is *verified*; one
-of an earlier release, which has none, is *unverified*: of it only the ledger's digest, the number of epochs and the
+A finished run has a manifest (:mod:`fractrain.engine.record_files`). A record whose files agree with it is *verified*;
+one of an earlier release, which has none, is *unverified*: of it only the ledger's digest, the number of epochs and the
 types of all values are checked. A record that fails is *damaged*: it has no summary, and its message names the file.
 """
 
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fractrain.engine import record_files as files
 from fractrain.engine.config import RunConfig
-from fractrain.engine.manifest import check_manifest
-from fractrain.engine.record_files import FileDamaged, Status
+from fractrain.engine.record_files import FileDamaged, Status, check_manifest
 from fractrain.util.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class RunRecord:
         Raises:
             StoreError: there is none, or it cannot be read.
         """
-        from fractrain.cost.ledger_file import read_ledger
+        from fractrain.cost.ledger import read_ledger
 
         path = self.path / files.LEDGER
         try:

@@ -32,9 +32,8 @@ import filelock
 
 from fractrain.engine import record_files as files
 from fractrain.engine.config import RunConfig
-from fractrain.engine.manifest import SEALED, write_manifest
 from fractrain.engine.record import RunRecord, read_config, read_record
-from fractrain.engine.record_files import FileDamaged, Status
+from fractrain.engine.record_files import SEALED, FileDamaged, Status, write_manifest
 from fractrain.engine.site import LOCK_PATIENCE_S
 from fractrain.util.errors import ConfigError, StoreError, did_you_mean
 from fractrain.util.files import append_line, atomic_write, drop_torn_line, storing

@@ -96,7 +96,7 @@ class Run:
                 ONNX cannot express what evaluation computes.
             MachineError: a package that the format needs is not installed.
         """
-        from fractrain.engine.export import export
+        from fractrain.engine.restored import export
 
         return export(self.record, Path(file), format, force)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fractrain.engine.length import Profile, check_profile, length_text
 from fractrain.engine.recipes import TRANSFER_NOTE
-from fractrain.report.array_sections import array_sections
+from fractrain.report.arrays import array_sections
 from fractrain.report.columns import columns, rules
 from fractrain.report.format_errors import COLUMNS, RULES, FormatErrors, error_rows
 from fractrain.report.grid import PlannedRun, plan

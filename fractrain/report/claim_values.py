@@ -11,7 +11,7 @@ from typing import Any, Final
 from fractrain.cost.hardware import create
 from fractrain.engine.record import RunRecord
 from fractrain.report.rows import published_value
-from fractrain.report.saving_factors import split_text
+from fractrain.report.savings import split_text
 from fractrain.report.sources import PublishedIndex, Sources, Store
 from fractrain.report.spec import Pair, RunRequest, TableSpec
 from fractrain.report.values import RunValues

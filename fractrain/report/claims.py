@@ -33,7 +33,7 @@ UNITS: Final = {"accuracy_gap": "points", "saving_macs": "%", "saving_latency": 
 MODELLED: Final = ("saving_latency", "saving_energy", "ratio_energy")
 SEEDS: Final = 10  # seeds looked for
 TREND_TOLERANCE: Final = 1.0
-ADVISED: Final = 5  # seeds with which an exact copy is found in four cases of five, see fractrain.report.power
+ADVISED: Final = 5  # seeds with which an exact copy is found in four cases of five, see fractrain.report.verdict
 
 
 class ClaimSpec(Strict):
@@ -165,7 +165,7 @@ def _judge(spec: ClaimSpec, source: str, place: ClaimPlace | None) -> JudgedClai
 
 def _at_length(spec: ClaimSpec, place: ClaimPlace) -> tuple[Verdict, str]:
     """The verdict of runs of the paper's length; the least favourable of several pairs counts."""
-    rule = place.table.verdict.rule()
+    rule = place.table.verdict
     found: dict[str, Estimate] = {}
     for pair in spec.pairs:
         values = paired_values(place, spec.quantity, pair, "paper", SEEDS)

@@ -144,4 +144,4 @@ def rules(spec: TableSpec) -> tuple[str, ...]:
             "published rows, baseline by baseline, by the rule below; the tolerance of a saving is "
             f"{spec.improvement.tolerance:g} points."
         )
-    return (*texts, "Verdict: " + rule_text(spec.verdict.rule()))
+    return (*texts, "Verdict: " + rule_text(spec.verdict))

@@ -155,14 +155,18 @@ def compose(figure: FigureData, look: Look = "page") -> Figure:
     notes = {note: LETTERS[i % 26] for i, note in enumerate(dict.fromkeys(p.note for p in figure.points if p.note))}
     width = s.left + across * s.width + (across - 1) * s.between + s.right
     foot = _foot(figure, notes, width) if s.told else []
-    top, head = _head(figure, width - s.left) if s.told else (0.4, [])
+    head: list[HeadLine] = []
+    if s.told:
+        tags = f"Texts at the points: {figure.drawing.tags}. " if figure.drawing.tags else ""
+        key = f"{tags}Lines join the points of a series from low to high precision."
+        head = head_lines([figure.title, figure.warning, figure.table.caption, key], width - s.left, gap=0.05)
+    top = 0.42 + sum(space for *_, space in head) if s.told else 0.4
     high = top + len(lines) * (s.above + s.height + s.under) + 0.16 * len(foot) + 0.15 * s.told
     page = _Page(width, high, top, s)
 
     made = Figure(figsize=(page.width, page.height), dpi=DPI)
     FigureCanvasAgg(made)
-    for inches, text, style in head:
-        made.text(s.left / width, page.down(inches), text, va="top", **style)
+    write_head(made, head, s.left)
     _legend(made, figure, page)
     units = _units(figure)
     for row, panels in enumerate(lines):
@@ -185,26 +189,32 @@ def _foot(figure: FigureData, notes: Mapping[str, str], width: float) -> list[st
     return [line for text in below for line in textwrap.wrap(text, int(width * 15))]
 
 
-def _head(figure: FigureData, width: float) -> tuple[float, list[tuple[float, str, dict[str, Any]]]]:
-    """Title, warning, caption: for each line its distance from the top in inches, text and style; and their height."""
-    down, lines = 0.12, []
-    parts: list[tuple[str, int, float, dict[str, Any]]] = [
-        (figure.title, 11, 0.2, {"fontsize": 11, "fontweight": "bold"}),
-        (figure.warning, 14, 0.16, {"color": "#8a4b00", "fontweight": "bold", "fontsize": 8}),
-        (figure.table.caption, 15, 0.16, {"color": "#3b4450"}),
-        (_key(figure), 15, 0.16, {"color": "#3b4450"}),
-    ]
-    for text, per_inch, height, style in parts:
-        for line in textwrap.wrap(text, int(width * per_inch)):
-            lines.append((down, line, style))
-            down += height
-        down += 0.05 if text else 0
-    return down + 0.3, lines
+HeadLine = tuple[str, dict[str, Any], float]  # a line above all panels, its style, and the inches it takes
+HEAD: Final[tuple[tuple[int, float, dict[str, Any]], ...]] = (
+    (11, 0.2, {"fontsize": 11, "fontweight": "bold"}),
+    (14, 0.16, {"color": "#8a4b00", "fontweight": "bold", "fontsize": 8}),
+    (15, 0.16, {"color": "#3b4450"}),
+    (15, 0.16, {"color": "#3b4450"}),
+)
+"""Of title, warning, caption and key: letters on an inch, inches of a line, and style."""
 
 
-def _key(figure: FigureData) -> str:
-    tags = f"Texts at the points: {figure.drawing.tags}. " if figure.drawing.tags else ""
-    return f"{tags}Lines join the points of a series from low to high precision."
+def head_lines(texts: Sequence[str], width: float, gap: float = 0.0) -> list[HeadLine]:
+    """Title, warning, caption and key (some may be empty or missing) in lines of ``width`` inches, a gap after each."""
+    found: list[HeadLine] = []
+    for text, (per_inch, space, look) in zip(texts, HEAD, strict=False):
+        lines = textwrap.wrap(text, int(width * per_inch))
+        found += [(line, look, space + gap * (number == len(lines))) for number, line in enumerate(lines, 1)]
+    return found
+
+
+def write_head(made: Figure, lines: Sequence[HeadLine], left: float) -> None:
+    """Write the lines into a figure, so many inches from its left edge."""
+    width, height = made.get_size_inches()
+    down = 0.12
+    for line, look, space in lines:
+        made.text(left / width, 1 - down / height, line, va="top", **look)
+        down += space
 
 
 def _units(figure: FigureData) -> dict[str, int]:

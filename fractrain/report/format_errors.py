@@ -126,4 +126,4 @@ def _measured(found: Estimate) -> Cell:
 def _verdict(row: ErrorRow, found: Estimate) -> Verdict:
     if row.published is None:
         return Verdict("inconclusive", "no published value")
-    return equivalence(found, row.published, VerdictRule(2, row.tolerance), less_is_better=True)
+    return equivalence(found, row.published, VerdictRule(min_seeds=2, tolerance=row.tolerance), less_is_better=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -16,7 +15,7 @@ from fractrain.report.quantities import BY_KEY, BY_PUBLISHED, IN_TABLES, Quantit
 from fractrain.report.rows import EMPTY, MethodRow, group_heading, labels
 from fractrain.report.sources import PublishedIndex
 from fractrain.report.spec import Pair, TableSpec
-from fractrain.report.stats import Estimate, estimate, paired_difference, paired_saving
+from fractrain.report.stats import Estimate, paired_difference, paired_saving
 from fractrain.report.values import Cell, Row, RunValues
 from fractrain.report.verdict import Verdict, Word, judge
 
@@ -24,27 +23,7 @@ CIRCULAR: Final = Verdict("inconclusive", "the hardware model is fitted to the p
 Runs = Mapping[int, RunValues]  # by seed, complete rows only
 
 
-def saving_range(subject: float, baselines: Sequence[float]) -> tuple[float, float]:
-    """Least and greatest saving of ``subject`` over the baselines, in percent: ``100 * (1 - subject/baseline)``.
-
-    Raises:
-        ValueError: no baseline, or one that is not positive.
-    """
-    if not baselines or not all(b > 0 and math.isfinite(b) for b in baselines):
-        raise ValueError(f"baselines must be positive numbers, got {list(baselines)}")
-    savings = [100 * (1 - subject / b) for b in baselines]
-    return min(savings), max(savings)
-
-
-def saving_cell(subject: float, baselines: Mapping[str, float], source: str) -> Cell:
-    """Cell of a cost column; ``baselines`` are costs by the name of the rival."""
-    low, high = saving_range(subject, list(baselines.values()))
-    least, most = (pick(baselines, key=lambda name: baselines[name]) for pick in (min, max))
-    text = _range_text(low, high)
-    return Cell(text, "derived", low=low, high=high, source=f"{source}{_rivals(text, least, most)}")
-
-
-def measured_saving_cell(savings: Mapping[str, Estimate], source: str) -> Cell:
+def saving_cell(savings: Mapping[str, Estimate], source: str) -> Cell:
     """Cell of a cost column with intervals: the least and greatest mean, and in brackets what their intervals span."""
     least, most = (pick(savings, key=lambda name: savings[name].mean) for pick in (min, max))
     low, high = savings[least].mean, savings[most].mean
@@ -72,15 +51,14 @@ def _rivals(text: str, least: str, most: str) -> str:
 def difference_cell(difference: Estimate, source: str, rival: str) -> Cell:
     """Cell of an accuracy or perplexity column: difference in percentage points, or in perplexity, to a rival."""
     spread = "" if difference.half_width is None else f" ± {difference.half_width:.2f}"
-    n = difference.n if source.startswith("measured") else None
     text = f"{difference.mean:+.2f}{spread} vs {rival}"
-    return Cell(text, "derived", difference.mean, difference.low, difference.high, n, source)
+    return Cell(text, "derived", difference.mean, difference.low, difference.high, difference.n, source)
 
 
 def published_cells(
     values: Mapping[str, Mapping[str, float]], subject: str, baselines: Mapping[str, str]
 ) -> dict[str, Cell]:
-    """Improvement recomputed from the published rows.
+    """Improvement recomputed from the published rows, which are one run each.
 
     Args:
         values: published numbers by row key and column key.
@@ -88,18 +66,11 @@ def published_cells(
         baselines: row keys it is compared with, and their names.
     """
     cells: dict[str, Cell] = {}
-    for quantity in IN_TABLES:
-        column = quantity.published
-        own = values.get(subject, {}).get(column)
-        others = {name: values[b][column] for b, name in baselines.items() if column in values.get(b, {})}
-        if not column or own is None or not others:
-            continue
-        source = "recomputed from the published rows"
-        if quantity.is_quality:
-            rival = _best(quantity, others)
-            cells[column] = difference_cell(estimate([own - others[rival]]), source, rival)
-        else:
-            cells[column] = saving_cell(own, others, source)
+    for column, quantity in BY_PUBLISHED.items():
+        numbers = {key: {0: row[column]} for key, row in values.items() if column in row}
+        cell = _gain_cell(quantity, numbers, subject, baselines, "recomputed from the published rows")
+        if cell is not None:
+            cells[column] = replace(cell, n=None)
     return cells
 
 
@@ -115,24 +86,34 @@ def measured_cells(runs: Mapping[str, Runs], subject: str, baselines: Mapping[st
         baselines: row keys it is compared with, and their names.
     """
     measured = {b: name for b, name in baselines.items() if runs.get(b)}
-    if not runs.get(subject) or not measured:
-        return {}
     source = f"measured, over the baselines {', '.join(measured)}"
     cells: dict[str, Cell] = {}
     for quantity in IN_TABLES:
-        own = values_by_seed(runs[subject], quantity)
-        others = {name: n for b, name in measured.items() if (n := values_by_seed(runs[b], quantity))}
-        if not own or not others or quantity.family == "cp":
-            continue
-        if not quantity.is_quality:
-            savings = {name: s for name, other in others.items() if (s := paired_saving(own, other)) is not None}
-            if savings:
-                cells[quantity.key] = measured_saving_cell(savings, source)
-            continue
-        rival = _best(quantity, {name: fmean(o.values()) for name, o in others.items()})
-        if (difference := paired_difference(own, others[rival])) is not None:
-            cells[quantity.key] = difference_cell(difference, source, rival)
+        numbers = {key: found for key, own in runs.items() if (found := values_by_seed(own, quantity))}
+        cell = None if quantity.family == "cp" else _gain_cell(quantity, numbers, subject, measured, source)
+        if cell is not None:
+            cells[quantity.key] = cell
     return cells
+
+
+def _gain_cell(
+    quantity: Quantity, numbers: Mapping[str, Mapping[int, float]], subject: str, baselines: Mapping[str, str],
+    source: str,
+) -> Cell | None:  # fmt: skip
+    """Difference to the best of the baselines, or savings over each; None where a side has no number.
+
+    Args:
+        numbers: by row key and seed.
+    """
+    own, others = numbers.get(subject), {name: numbers[b] for b, name in baselines.items() if b in numbers}
+    if not own or not others:
+        return None
+    if quantity.is_quality:
+        rival = _best(quantity, {name: fmean(other.values()) for name, other in others.items()})
+        difference = paired_difference(own, others[rival])
+        return None if difference is None else difference_cell(difference, source, rival)
+    savings = {name: saving for name, other in others.items() if (saving := paired_saving(own, other)) is not None}
+    return saving_cell(savings, source) if savings else None
 
 
 def _best(quantity: Quantity, values: Mapping[str, float]) -> str:
@@ -224,8 +205,8 @@ def gain_verdicts(
 ) -> dict[str, Verdict]:  # fmt: skip
     """One verdict for each published gain, savings of MACs first; baseline by baseline, the least favourable counts."""
     assert spec.improvement is not None
-    accuracy = spec.verdict.rule()
-    saving = replace(accuracy, tolerance=spec.improvement.tolerance)
+    accuracy = spec.verdict
+    saving = accuracy.model_copy(update={"tolerance": spec.improvement.tolerance})
     gains: dict[str, Verdict] = {}
     for name, key in GAINS.items():
         quantity = BY_KEY[key]

@@ -10,8 +10,7 @@ from typing import Final
 from fractrain.engine.length import profile_slug as file_stem
 from fractrain.report import render as tables
 from fractrain.report.build import build_table
-from fractrain.report.cost_draw import draw_costs
-from fractrain.report.cost_points import CostFigure, build_costs, costs_csv
+from fractrain.report.cost_figure import CostFigure, build_costs, costs_csv, draw_costs
 from fractrain.report.draw import FORMATS, Look, draw
 from fractrain.report.figure_data import FigureData, build_figure, points_csv, select_panels
 from fractrain.report.latex import narrow
@@ -19,7 +18,7 @@ from fractrain.report.sources import Sources, Store
 from fractrain.report.spec import TableSpec
 from fractrain.report.values import Column, Table
 from fractrain.util.errors import ConfigError, did_you_mean
-from fractrain.util.files import atomic_write, storing
+from fractrain.util.files import write_files
 
 DRAWN: Final = ("svg", "png")
 
@@ -129,18 +128,14 @@ def write(
     if spec.costs is not None:
         costs = build_costs(spec, store, profile, seeds, sources)
         table = costs.table
-        contents = {f".{fmt}": _costs_content(costs, fmt) for fmt in (*FORMATS, *tables.FORMATS)}
+        contents = {fmt: _costs_content(costs, fmt) for fmt in (*FORMATS, *tables.FORMATS)}
     else:
         figure = build_figure(spec, store, profile, seeds, sources)
         table = figure.table
-        contents = {f".{fmt}": draw(figure, fmt) for fmt in DRAWN}
-        contents |= {f".{fmt}": _figure_text(figure, fmt).encode() for fmt in tables.FORMATS}
-    stem = Path(folder) / f"{table.name}-{file_stem(table.profile)}"
-    with storing(stem.parent):
-        stem.parent.mkdir(parents=True, exist_ok=True)
-    for ending, content in contents.items():
-        atomic_write(stem.with_name(stem.name + ending), content)
-    return table, [stem.with_name(stem.name + ending) for ending in contents]
+        contents = {fmt: draw(figure, fmt) for fmt in DRAWN}
+        contents |= {fmt: _figure_text(figure, fmt).encode() for fmt in tables.FORMATS}
+    stem = f"{folder}/{table.name}-{file_stem(table.profile)}"
+    return table, write_files({Path(f"{stem}.{fmt}"): content for fmt, content in contents.items()})
 
 
 LABEL = "label"

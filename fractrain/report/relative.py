@@ -30,7 +30,7 @@ def with_relative(
         if relative.claim and said is not None:
             cells[f"{quantity.key}_claim"], value = said
             if relative.claim.judged:
-                rule = replace(spec.verdict.rule(), tolerance=relative.claim.tolerance)
+                rule = spec.verdict.model_copy(update={"tolerance": relative.claim.tolerance})
                 real = spec.dataset(pair, profile) == pair.dataset
                 word = _verdict(own, other, quantity, value, spec, row, rule, profile, real)
                 cells[f"{quantity.key}_claim_verdict"] = Cell(word)

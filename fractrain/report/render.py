@@ -16,7 +16,7 @@ from fractrain.report.csv_cells import csv_text as cells_as_csv
 from fractrain.report.latex import latex
 from fractrain.report.values import Column, Part, Row, Section, Table
 from fractrain.util.errors import ConfigError, did_you_mean
-from fractrain.util.files import atomic_write, storing
+from fractrain.util.files import write_files
 
 PARTS: Final[tuple[tuple[Part, str], ...]] = (
     ("accuracy", "Accuracy"),
@@ -154,12 +154,7 @@ def write_all(table: Table, folder: Path | str) -> list[Path]:
     Raises:
         StoreError: the folder cannot be written.
     """
-    folder = Path(folder)
-    name = f"{table.name}-{profile_slug(table.profile)}"
-    contents = {folder / f"{name}.{fmt}": render(table, fmt) for fmt in FORMATS}
-    contents |= {folder / f"{name}-{s.key}.csv": section_csv(table, s) for s in table.sections}
-    with storing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    for path, content in contents.items():
-        atomic_write(path, content.encode())
-    return list(contents)
+    stem = f"{folder}/{table.name}-{profile_slug(table.profile)}"
+    contents = {Path(f"{stem}.{fmt}"): render(table, fmt).encode() for fmt in FORMATS}
+    contents |= {Path(f"{stem}-{s.key}.csv"): section_csv(table, s).encode() for s in table.sections}
+    return write_files(contents)

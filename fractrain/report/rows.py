@@ -71,7 +71,7 @@ def method_row(
         quality = estimate([m.values[f"{kind}_best_test"] for m in measured.values()])
         said = numbers.get(f"{kind}_published")
         real = request.dataset == pair.dataset
-        verdict = judge(quality, said, request.profile, real, spec.verdict.rule(), less_is_better=words)
+        verdict = judge(quality, said, request.profile, real, spec.verdict, less_is_better=words)
     else:
         first = next((c.key for c in shown if c.origin == "measured"), "seeds")
         cells[first] = Cell("record damaged" if damaged else _stand_in_text(runs, len(done)), "not run")

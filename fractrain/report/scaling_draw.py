@@ -17,7 +17,7 @@ from fractrain.report.page_detail import Chart
 from fractrain.report.render import FORMATS, render
 from fractrain.report.scaling import Gap, Scaling
 from fractrain.report.svg import DIM, GRID, PANEL, SERIES, SOFT, series_colour
-from fractrain.util.files import atomic_write, storing
+from fractrain.util.files import write_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,8 +201,4 @@ def write(scaling: Scaling, tables: Path, figures: Path) -> list[Path]:
     name = scaling.campaign.name
     contents = {tables / f"{name}.{fmt}": render(scaling.table, fmt).encode() for fmt in FORMATS}
     contents |= {figures / f"{name}.{fmt}": draw_scaling(scaling, fmt) for fmt in DRAWN}
-    for path, content in contents.items():
-        with storing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, content)
-    return list(contents)
+    return write_files(contents)

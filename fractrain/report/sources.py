@@ -14,13 +14,13 @@ from fractrain.cost import published
 from fractrain.cost.published import PublishedRow
 from fractrain.engine.config import RunConfig
 from fractrain.engine.record import RunRecord
-from fractrain.report.arrays import Work, run_work
 from fractrain.report.quantities import all_quantities
 from fractrain.report.spec import RunRequest
 from fractrain.report.values import RunValues
 from fractrain.util.errors import ConfigError, FractrainError, PluginError, StoreError
 
 if TYPE_CHECKING:
+    from fractrain.cost.price import Counts, Geometries
     from fractrain.engine.registries import Registries
 
 
@@ -64,6 +64,14 @@ class NotInRelease(ConfigError):
     def __init__(self, kind: Literal["model", "data set"], name: str, known: Sequence[str]) -> None:
         super().__init__(f"the {kind} {name} is not in this release, which has {', '.join(known)}")
         self.state: Literal["no model", "no data"] = "no model" if kind == "model" else "no data"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one finished run computed: counts of its training and shapes of its layers."""
+
+    counts: Counts
+    geometry: Geometries
 
 
 MakeConfig = Callable[[RunRequest, int], RunConfig]
@@ -185,6 +193,18 @@ def _in_authors_unit(record: RunRecord, ledger: Any, macs: Any) -> float | None:
     if macs is None or not ours or theirs is None or summary.get("dataset") not in ("cifar10", "cifar100"):
         return None
     return float(macs) * theirs / float(ours)
+
+
+def run_work(record: RunRecord) -> Work:
+    """The work of a finished run.
+
+    Raises:
+        FractrainError: its ledger or its model cannot be read.
+    """
+    from fractrain.cost.price import Counts
+    from fractrain.engine.layer_shapes import run_layer_shapes
+
+    return Work(Counts.from_ledger(record.ledger()), run_layer_shapes(record.config))
 
 
 class PublishedIndex:

@@ -236,17 +236,6 @@ class Improvement(Strict):
     tolerance: float = pydantic.Field(default=2.0, ge=0)
 
 
-class RuleSpec(Strict):
-    """The numbers of the verdict, see :class:`fractrain.report.verdict.VerdictRule`."""
-
-    min_seeds: int = pydantic.Field(default=3, ge=2)
-    tolerance: float = pydantic.Field(default=0.5, ge=0)
-
-    def rule(self) -> VerdictRule:
-        """The rule as the plain value that :func:`fractrain.report.verdict.judge` takes."""
-        return VerdictRule(self.min_seeds, self.tolerance)
-
-
 class RunRequest(Strict):
     """Arguments of one run apart from the seed, with the overrides of the profile applied."""
 
@@ -280,7 +269,7 @@ class TableSpec(Strict):
     source: str
     published_table: str
     hardware: str = ""
-    verdict: RuleSpec = RuleSpec()
+    verdict: VerdictRule = VerdictRule()
     profiles: dict[Named, ProfileSpec] = {}
     pairs: tuple[Pair, ...] = pydantic.Field(default=(), strict=False)
     rows: tuple[RowSpec, ...] = pydantic.Field(default=(), strict=False)
@@ -453,9 +442,9 @@ def read_closed(file: Path, kind: type[Closed]) -> Closed:
 
 _OWNERS: dict[str, type[Strict]] = {
     "": TableSpec, "pairs": Pair, "rows": RowSpec, "rows.published": PublishedKey,
-    "rows.published_elsewhere": PublishedKey, "rows.profiles": Override, "profiles": ProfileSpec, "verdict": RuleSpec,
-    "improvement": Improvement, "relative": Relative, "relative.claim": PublishedClaim, "arrays": Arrays,
-    "costs": CostDrawing, "figure": FigureSpec, "figure.series": Series,
+    "rows.published_elsewhere": PublishedKey, "rows.profiles": Override, "profiles": ProfileSpec,
+    "verdict": VerdictRule, "improvement": Improvement, "relative": Relative, "relative.claim": PublishedClaim,
+    "arrays": Arrays, "costs": CostDrawing, "figure": FigureSpec, "figure.series": Series,
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ import torch
 
 from fractrain.methods.base import Method
 from fractrain.methods.registry import MethodRegistry
-from fractrain.testing import cost, models, optimizer, precision, settings, training, unbiased
+from fractrain.testing import models, optimizer, precision, settings, training, unbiased
 from fractrain.testing.concentration import concentration
 from fractrain.testing.report import CheckResult, ContractReport, ContractViolation, NotApplicable, run_one
 from fractrain.testing.subject import Subject
@@ -45,7 +45,7 @@ _CHECKS: dict[str, Check] = {
     "precision_eval": precision.precision_eval,
     "unbiased": unbiased.unbiased,
     "settings_act": settings.settings_act,
-    "cost": cost.cost,
+    "cost": precision.cost,
     "models": models.models,
 }
 

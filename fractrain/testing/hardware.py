@@ -14,15 +14,64 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
+
+import torch
 
 from fractrain.cost.hardware.base import Cost, HardwareModel, LayerShape, Product
 from fractrain.cost.hardware.registry import HardwareRegistry, configure, create
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.price import Counts, Geometries, Recorded, RunCost, price
+from fractrain.data import registry as datasets
+from fractrain.methods.session import attach
+from fractrain.models import registry
+from fractrain.models.layer_shapes import layer_shapes
+from fractrain.models.macs import forward_macs
 from fractrain.testing.report import CheckResult, ContractViolation, NotApplicable, Report, run_one
 from fractrain.util.errors import ConfigError, FractrainError, did_you_mean
 from fractrain.util.registry import Origin
+
+MAPPED: Mapping[str, Mapping[str, Any]] = {"dfq": {}, "dynasty": {"refresh": 1, "observe": 1}}
+"""Methods with widths per sample and per tile, with settings under which they vary at once."""
+EMBEDDED = ("digits", "digits32", "docs_text")
+SHAPE, CLASSES = (3, 8, 8), 10
+
+
+@lru_cache(maxsize=32)
+def package_shapes(model: str) -> Mapping[str, LayerShape]:
+    """Shapes of a registered model's layers on the first embedded data set that it can be trained on.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for name in EMBEDDED:
+        info = datasets.info(name)
+        if registry.compatible(model, cast(Any, info)) is None:
+            return layer_shapes(lambda info=info: registry.build(model, info.classes, info.shape), info.shape)  # type: ignore[misc]
+    raise ConfigError(f"{model} can be trained on none of {', '.join(EMBEDDED)}")
+
+
+@lru_cache(maxsize=8)
+def trained(method: str) -> tuple[Counts, Mapping[str, LayerShape]]:
+    """Counts of two training steps of a method on a small residual network, and the shapes of its layers."""
+    model = registry.build("resnet38", CLASSES, SHAPE)
+    macs = forward_macs(model, SHAPE)
+    session = attach(method, model, batch_size=BATCH, total_steps=2, **MAPPED[method])
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(session.model.parameters(), lr=1e-3)
+    for _ in range(2):
+        x = torch.rand((BATCH, *SHAPE), generator=generator)
+        y = torch.randint(CLASSES, (BATCH,), generator=generator)
+        session.loss(torch.nn.functional.cross_entropy(session.model(x), y)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        session.step()
+    ledger: Ledger = session.ledger
+    ledger.meta |= {"batch_size": BATCH, "forward_macs": macs}
+    return Counts.from_ledger(ledger), layer_shapes(lambda: registry.build("resnet38", CLASSES, SHAPE), SHAPE)
+
 
 SHAPES: Mapping[str, LayerShape] = {
     "conv": LayerShape("conv", 16, 24, (3, 3), (1, 1), (12, 12), (12, 12)),
@@ -237,7 +286,6 @@ def repeatable(model: HardwareModel) -> str:
 def models(model: HardwareModel) -> str:
     """Every model of the package can be priced, in all three products."""
     from fractrain.models import registry
-    from fractrain.testing.hardware_runs import package_shapes
 
     for name in registry.names():
         shapes = package_shapes(name)
@@ -250,8 +298,6 @@ def models(model: HardwareModel) -> str:
 
 def mapped(model: HardwareModel) -> str:
     """Ledgers of real training steps can be priced: widths per sample (gates, floating point) and per tile."""
-    from fractrain.testing.hardware_runs import MAPPED, trained
-
     for method in MAPPED:
         counts, shapes = trained(method)
         _positive(_price(model, counts, shapes).until(), f"two steps of {method}")

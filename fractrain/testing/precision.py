@@ -1,16 +1,22 @@
-"""Checks of precision: what a method declares for every operand is what is observed, in training and evaluation."""
+"""Checks of precision: what a method declares for every operand is what is observed, and what it costs."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from fractrain.cost.ledger import FLOAT_BITS, LedgerRow, Product
+from fractrain.cost import metrics
+from fractrain.cost.ledger import FLOAT_BITS, Ledger, LedgerRow, Product
 from fractrain.engine.loop import TrainingLoop
 from fractrain.layers.convert import quant_layers
 from fractrain.methods.card import declared_precisions
 from fractrain.testing.probe import Probe
 from fractrain.testing.report import ContractViolation, NotApplicable
+from fractrain.testing.settings import accepted, current, shifted, variation, width_settings
 from fractrain.testing.subject import Subject
 
 PAIRS: dict[Product, tuple[str, str]] = {"FW": ("fw_a", "fw_w"), "EB": ("eb_e", "eb_w"), "GC": ("gc_a", "gc_e")}
@@ -87,3 +93,52 @@ def _strange(probe: Probe, row: LedgerRow) -> str:
         if known is not None and bits not in {0, *(min(w, FLOAT_BITS) for w in known)}:
             return f"{bits} bits for {name}, declared are {sorted(known)}"
     return ""
+
+
+# -- costs -------------------------------------------------------------------------------------------------------------
+
+
+TINY_LR = 1e-4  # two steps at few bits must not diverge: it is the cost that is looked at
+
+
+def cost(subject: Subject) -> str:
+    """Costs are finite and positive, and more bits cost more."""
+    ledger = _ledger(subject, subject.eager_settings)
+    figures = {
+        "cp": metrics.cp(ledger),
+        "effective MACs": metrics.effective_macs(ledger),
+        "effective MACs in evaluation": metrics.effective_macs(ledger, phase="eval"),
+        "BitOPs": float(metrics.bitops(ledger)),
+    }
+    bad = [f"{name} = {value}" for name, value in figures.items() if not (math.isfinite(value) and value > 0)]
+    if bad:
+        raise ContractViolation(f"not a cost: {', '.join(bad)}")
+    if figures["effective MACs"] > metrics.raw_macs(ledger):
+        raise ContractViolation("effective MACs exceed the MACs of the same products in floating point")
+    free = {**subject.kind.contract_inert, **subject.kind.contract_costless}
+    widths = [n for n in width_settings(subject.kind, subject.eager_settings) if n not in free]
+    told = [t for t in (_grows(subject, name) for name in widths) if t]
+    return f"cp {figures['cp']:.3f} %; " + ("; ".join(told) or "no setting is a width")
+
+
+def _grows(subject: Subject, name: str) -> str:
+    """The cost at fewer bits is below that at more.
+
+    Returns:
+        What was found; empty where no two widths are valid.
+    """
+    given = variation(subject.kind, name)
+    base = {**subject.eager_settings, **(given.given if given else {})}
+    value = current(subject.kind, base, name)
+    valid = [v for by in (-4, -2, -1, 0, 1, 2, 4) if accepted(subject.kind, {**base, name: (v := shifted(value, by))})]
+    if len(valid) < 2:
+        return ""
+    few, many = valid[0], valid[-1]
+    low, high = (metrics.bitops(_ledger(subject, {**base, name: v})) for v in (few, many))
+    if low >= high:
+        raise ContractViolation(f"{name} = {few} costs {low:.4g} BitOPs, {name} = {many} costs {high:.4g}")
+    return f"{name} grows"
+
+
+def _ledger(subject: Subject, settings: Mapping[str, Any]) -> Ledger:
+    return subject.trained(subject.config(settings, steps=2, period=2, lr=TINY_LR)).ledger

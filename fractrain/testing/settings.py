@@ -2,17 +2,90 @@
 
 from __future__ import annotations
 
+import re
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import annotated_types
+import pydantic
 
-from fractrain.testing import other_settings
+from fractrain.methods.base import Method, Variation
 from fractrain.testing.report import ContractViolation, NotApplicable
 from fractrain.testing.subject import Subject, effect
 from fractrain.util.errors import ConfigError
 
+WIDTH = re.compile(r"(^|_)(bits?|widths?)($|_)")
 UNKNOWN = "no_such_setting"
+
+
+def current(kind: type[Method], settings: Mapping[str, Any], name: str) -> Any:
+    """Value of a setting once defaults are filled in."""
+    return getattr(kind.Settings(**settings), name)
+
+
+def accepted(kind: type[Method], settings: Mapping[str, Any]) -> bool:
+    """Whether the method takes these settings."""
+    try:
+        kind.Settings(**settings)
+    except pydantic.ValidationError:
+        return False
+    return True
+
+
+def variation(kind: type[Method], name: str) -> Variation | None:
+    """The variation that the method's author gave for a setting, or None."""
+    given = kind.contract_variations.get(name)
+    return given if given is None or isinstance(given, Variation) else Variation(given)
+
+
+def other_values(kind: type[Method], settings: Mapping[str, Any], name: str) -> Iterator[Any]:
+    """Yield values different from the present one that the method accepts, likeliest to act first."""
+    value = current(kind, settings, name)
+    for candidate in _candidates(value, kind.Settings.model_fields[name].annotation):
+        if candidate != value and accepted(kind, {**settings, name: candidate}):
+            yield candidate
+
+
+def _candidates(value: Any, annotation: Any) -> Iterator[Any]:
+    choices = literal_choices(annotation)
+    if choices:
+        yield from choices
+    elif isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        yield from (value // 2, value + 1, value - 1, value * 4, value + 8)
+    elif isinstance(value, float):
+        yield from (value / 2, value * 2, value * 100, value / 100) if value else (1.0, 0.5, 100.0)
+    elif isinstance(value, tuple | list) and value and all(isinstance(v, int | float) for v in value):
+        for shift in (1, -1, 2, -2):
+            yield type(value)(v + shift for v in value)
+        for factor in (2, 4, 0.5):
+            yield type(value)(type(v)(v * factor) for v in value)
+
+
+def literal_choices(annotation: Any) -> tuple[Any, ...]:
+    """Values of a ``Literal`` type, also inside a union; empty for other types."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return typing.get_args(annotation)
+    return tuple(c for part in typing.get_args(annotation) for c in literal_choices(part))
+
+
+def width_settings(kind: type[Method], settings: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that hold bit-widths: called ``bits``, ``..._bits``, ``widths``, with integer values."""
+    names = []
+    for name in kind.Settings.model_fields:
+        value = current(kind, settings, name)
+        items = value if isinstance(value, tuple | list) else (value,)
+        whole = bool(items) and all(isinstance(v, int) and not isinstance(v, bool) for v in items)
+        if WIDTH.search(name) and whole:
+            names.append(name)
+    return names
+
+
+def shifted(value: Any, by: int) -> Any:
+    """A width, or every width of a sequence, moved by some bits."""
+    return type(value)(v + by for v in value) if isinstance(value, tuple | list) else value + by
 
 
 def settings_validated(subject: Subject) -> str:
@@ -29,11 +102,11 @@ def _invalid_values(subject: Subject) -> Iterator[tuple[str, Any]]:
     """Pairs (setting, value that must be refused)."""
     yield UNKNOWN, 1
     kind = subject.kind
-    widths = other_settings.width_settings(kind, subject.settings)
+    widths = width_settings(kind, subject.settings)
     for name, field in kind.Settings.model_fields.items():
-        value = other_settings.current(kind, subject.settings, name)
+        value = current(kind, subject.settings, name)
         yield name, {"not": ["a", "value"]}
-        if other_settings.literal_choices(field.annotation):
+        if literal_choices(field.annotation):
             yield name, "no-such-choice"
         elif isinstance(value, bool | int | float | tuple | list):
             yield name, "not-a-value"
@@ -103,15 +176,15 @@ def settings_act(subject: Subject) -> str:
 
 
 def _acts(subject: Subject, name: str, known: dict[str, dict[str, str]]) -> bool:
-    given = other_settings.variation(subject.kind, name)
+    given = variation(subject.kind, name)
     base = {**subject.eager_settings, **(given.given if given else {})}
     base.pop(name, None)
     if name in subject.settings:  # the caller's choice is what is varied
         base[name] = subject.settings[name]
-    values = [given.value] if given else list(other_settings.other_values(subject.kind, base, name))[:3]
+    values = [given.value] if given else list(other_values(subject.kind, base, name))[:3]
     if not values:
         raise ContractViolation(
-            f"no other valid value for {name} = {other_settings.current(subject.kind, base, name)!r} was found: "
+            f"no other valid value for {name} = {current(subject.kind, base, name)!r} was found: "
             "give one in contract_variations"
         )
     plain = _effect(subject, base, known)

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from fractrain.util.errors import DiskError, StoreError
@@ -62,6 +62,19 @@ def atomic_write(path: Path, *content: bytes | memoryview, ready: Callable[[], N
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def write_files(contents: Mapping[Path, bytes]) -> list[Path]:
+    """Write several files, each at once or not at all, and make their folders; return their paths.
+
+    Raises:
+        StoreError: a folder cannot be written.
+    """
+    for path, content in contents.items():
+        with storing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, content)
+    return list(contents)
 
 
 def try_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ from fractrain.data import registry
 from fractrain.data.batches import Batching
 from fractrain.data.decode import decode, eval_pixels
 from fractrain.data.parquet import ParquetSplit, window_shuffle
-from fractrain.data.parquet_loader import RowFetcher
+from fractrain.data.parquet_data import RowFetcher
 from fractrain.data.shards import Sharding, rank_positions
 from fractrain.util.errors import DataError, MachineError
 

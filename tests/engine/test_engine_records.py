@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from engine_fakes import FakeRegistries, fake_config
 
-from fractrain.engine import manifest, record_files
+from fractrain.engine import record_files
 from fractrain.engine.record import read_record
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
@@ -122,7 +122,7 @@ def test_pruned_checkpoints_are_no_damage_and_changed_ones_are_found(finished, t
     assert read_record(copy(finished, tmp_path / "a", "checkpoint.pt")).verified
     folder = copy(finished, tmp_path / "b")
     (folder / "checkpoint.pt").write_bytes(finished["checkpoint.pt"][:-1] + b"x")
-    assert [fault.name for fault in manifest.check_manifest(folder)] == ["checkpoint.pt"]
+    assert [fault.name for fault in record_files.check_manifest(folder)] == ["checkpoint.pt"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 5000, b'{"a": 1'])

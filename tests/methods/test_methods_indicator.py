@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from fractrain.methods.indicator import LossClock, LossIndicator
+from fractrain.methods.pfq import LossClock, LossIndicator
 
 
 def algorithm_1(losses, epsilon, alpha, turning_points=3, window=5, scale_epochs=10):

@@ -142,7 +142,7 @@ def test_a_new_table_is_valid_and_never_replaces(cli: Callable[..., Result], tmp
 
 def test_the_page_on_tables_names_every_key() -> None:
     page = (Path(__file__).parents[2] / "docs" / "add-a-table.md").read_text()
-    kinds = (specs.TableSpec, specs.Pair, specs.RowSpec, specs.ProfileSpec, specs.RuleSpec, specs.Relative,
+    kinds = (specs.TableSpec, specs.Pair, specs.RowSpec, specs.ProfileSpec, specs.VerdictRule, specs.Relative,
              specs.Improvement, specs.FigureSpec)  # fmt: skip
     for kind in kinds:
         for key in kind.model_fields:

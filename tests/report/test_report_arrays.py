@@ -17,7 +17,6 @@ from fractrain.cost.price import Counts
 from fractrain.engine.store import RunStore
 from fractrain.report.arrays import (
     Factor,
-    Work,
     at_widths,
     judge_on,
     mean_product_width,
@@ -25,10 +24,10 @@ from fractrain.report.arrays import (
     mixed,
     of_layers,
     quantized,
-    run_work,
 )
 from fractrain.report.build import build_table
 from fractrain.report.render import FORMATS, render
+from fractrain.report.sources import Work, run_work
 from fractrain.report.spec import load_spec
 from fractrain.util.errors import ConfigError
 

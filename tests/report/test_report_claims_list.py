@@ -21,7 +21,7 @@ from fractrain.engine.trainer import Trainer
 from fractrain.report.claim_values import _adaptive, _below_final
 from fractrain.report.claims import ClaimFile, claim_files, judge_claims, judge_zone, listing, markdown
 from fractrain.report.evidence import EvidenceStore
-from fractrain.report.saving_factors import BATCH, solved_iterations
+from fractrain.report.savings import BATCH, solved_iterations
 from fractrain.report.sources import cached_sources, default_sources, engine_config
 from fractrain.report.spec import load_spec, read_closed
 from fractrain.report.stats import estimate

@@ -16,10 +16,9 @@ from fractrain.cost.hardware import LayerShape, create
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.price import Counts, price
 from fractrain.report import output
-from fractrain.report.arrays import Work
-from fractrain.report.cost_draw import compose
-from fractrain.report.cost_points import GATES, CostFigure, build_costs, part_of
+from fractrain.report.cost_figure import GATES, CostFigure, build_costs, compose, part_of
 from fractrain.report.draw import style
+from fractrain.report.sources import Work
 from fractrain.report.spec import load_spec
 from fractrain.util.errors import ConfigError
 

@@ -7,9 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fractrain.report.power import chances, power_text, seeds_to_decide
 from fractrain.report.stats import estimate
-from fractrain.report.verdict import VerdictRule, equivalence
+from fractrain.report.verdict import VerdictRule, chances, equivalence, power_text, seeds_to_decide
 
 TRIALS = 4_000
 RULE = VerdictRule()

@@ -8,7 +8,7 @@ import pytest
 
 from fractrain.cost.published import data_path
 from fractrain.report.build import build_table
-from fractrain.report.improve import saving_range
+from fractrain.report.improve import published_cells
 from fractrain.report.render import render
 
 COLUMNS = ("accuracy_published", "macs_published", "energy_published", "latency_published")
@@ -152,8 +152,7 @@ def test_markdown_shows_every_published_number(table):
 
 
 def test_saving_range_by_hand_and_bad_baselines():
-    assert saving_range(25.0, [100.0, 50.0]) == (50.0, 75.0)
-    assert saving_range(30.0, [20.0]) == (-50.0, -50.0)
-    for bad in ([], [0.0], [float("nan")]):
-        with pytest.raises(ValueError, match="positive"):
-            saving_range(1.0, bad)
+    printed = {"x": {"macs_published": 25.0}, "y": {"macs_published": 100.0}, "z": {"macs_published": 50.0}}
+    cell = published_cells(printed, "x", {"y": "Y", "z": "Z"})["macs_published"]
+    assert (cell.low, cell.high, cell.text) == (50.0, 75.0, "50.0~75.0 %")
+    assert published_cells({**printed, "z": {"macs_published": 0.0}}, "x", {"z": "Z"}) == {}

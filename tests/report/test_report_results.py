@@ -18,7 +18,7 @@ from fractrain.cost.metrics import summarize
 from fractrain.cost.price import Counts, price
 from fractrain.engine.config import group_id
 from fractrain.engine.index import INDEX_NAME, read_index
-from fractrain.engine.manifest import write_manifest
+from fractrain.engine.record_files import write_manifest
 from fractrain.engine.store import RunStore
 from fractrain.report.quantities import BY_KEY, QUANTITIES
 from fractrain.report.results import COLUMNS

@@ -12,8 +12,7 @@ import pytest
 
 from fractrain.report.build import build_table
 from fractrain.report.render import FORMATS, render, write_all
-from fractrain.report.saving_factors import SavingFactors, known_cp, measured_split, published_iterations
-from fractrain.report.savings import MEANING, comparisons
+from fractrain.report.savings import MEANING, SavingFactors, comparisons, known_cp, measured_split, published_iterations
 from fractrain.report.spec import load_spec
 from fractrain.report.values import RunValues
 

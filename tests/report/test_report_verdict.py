@@ -63,7 +63,7 @@ def test_the_number_of_seeds_that_would_decide_is_named():
 
 
 def test_tolerance_is_what_the_rule_says():
-    exact = VerdictRule(3, 0.0)
+    exact = VerdictRule(min_seeds=3, tolerance=0.0)
     same = Estimate(92.5, 0.0, 0.0, 3)
     assert judge(same, 92.5, "paper", True, exact).word == "reproduced"
     assert judge(same, 92.51, "paper", True, exact).word == "differs"
@@ -75,7 +75,7 @@ def test_incomplete_rows():
 
 
 def test_printed_rule_is_the_docstring_with_its_numbers():
-    text = rule_text(VerdictRule(4, 0.35))
+    text = rule_text(VerdictRule(min_seeds=4, tolerance=0.35))
     assert "at least 4 seeds" in text
     assert "0.35 percentage points" in text
     assert "called reproduced in" in text

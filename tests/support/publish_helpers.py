@@ -14,8 +14,8 @@ import pytest
 from fractrain.cost.ledger import Entry, Ledger
 from fractrain.data.registry import info
 from fractrain.engine.config import RunConfig
-from fractrain.engine.manifest import write_manifest
 from fractrain.engine.recipes import Recipe, recipe_values
+from fractrain.engine.record_files import write_manifest
 from fractrain.engine.store import RunStore
 from fractrain.publish.publish import Published, publish
 from fractrain.util.errors import FractrainError

@@ -12,9 +12,8 @@ from fractrain.cost.ledger import Entry, Ledger
 from fractrain.cost.metrics import summarize
 from fractrain.data.registry import info
 from fractrain.engine.config import RunConfig
-from fractrain.engine.manifest import write_manifest
 from fractrain.engine.recipes import Recipe, recipe_values
-from fractrain.engine.record_files import canonical
+from fractrain.engine.record_files import canonical, write_manifest
 from fractrain.engine.store import RunStore
 
 METHODS = ("fp32", "sbm", "pfq", "fractrain")

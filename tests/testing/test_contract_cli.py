@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fractrain.commands.new_method import METHOD, class_name
+from fractrain.commands.new import METHOD, class_name
 
 
 def error(result) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fractrain.commands.diff import differences
-from fractrain.engine.manifest import write_manifest
+from fractrain.commands.inspect import differences
+from fractrain.engine.record_files import write_manifest
 
 RUN = ("run", "--model", "resnet38", "--dataset", "digits", "--device", "cpu", "--json")
 SHORT = ("--set", "recipe.iterations=2", "--set", "recipe.eval_every=2")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fractrain.commands.new_method import METHOD, class_name
+from fractrain.commands.new import METHOD, class_name
 
 STEPS = ("--set", "recipe.iterations=2", "--set", "recipe.eval_every=2")
 TABLE = """
