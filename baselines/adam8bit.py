@@ -22,7 +22,7 @@ from fractrain.layers.convert import convert
 from fractrain.methods.base import Method, MethodContext, MethodSettings
 from fractrain.methods.optimizer_recipe import OptimizerRecipe
 from fractrain.numerics.precision import Precision
-from fractrain.util.errors import MachineError
+from fractrain.util.errors import needed
 
 
 class Adam8bitSettings(MethodSettings):
@@ -50,10 +50,8 @@ class Adam8bit(Method):
         Raises:
             MachineError: torchao is not installed.
         """
-        try:
+        with needed("adam8bit needs torchao: pip install 'fractrain[adam8bit]'"):
             from torchao.optim import Adam8bit, AdamW8bit
-        except ImportError as error:
-            raise MachineError("adam8bit needs torchao: pip install 'fractrain[adam8bit]'") from error
         share = 1.0 if recipe.optimizer.startswith("adam") else self.settings.sgd_share
         kind = AdamW8bit if recipe.optimizer == "adamw" else Adam8bit
         optimizer: torch.optim.Optimizer = kind(

@@ -190,6 +190,3 @@ def precision_range_test(
         f"precision range test: training accuracy rose by at most {max(gains.values()):.3f} at {min(widths)} to "
         f"{max(widths)} bits; more steps per width, a larger learning rate or a lower threshold may help"
     )
-
-
-__all__ = ["CPT", "CPTSettings", "RangeTest", "cycle_length", "cyclic_bits", "precision_range_test"]

@@ -377,6 +377,3 @@ def _seeded_gate(channels: list[int], seed: int) -> GateNetwork:
         gate = GateNetwork(channels, candidates=1, hidden=0, embed=EMBED)
         gate.head.reset_parameters()
         return gate
-
-
-__all__ = ["SLU", "SLUSettings", "Shortcut", "SkipBlock", "shortcut_place"]

@@ -10,6 +10,7 @@ QUICK_BATCH, QUICK_SIZE, QUICK_REPEATS = 8, 8, 2
 FP32_STEP = "eager FP32 training step of the same model, channels_last"
 VIEWS = ("fp32", "sbm", "dfq", "fractrain")  # whose step a full run takes apart
 QUICK_VIEWS = ("dfq",)
+TYPICAL = (1, 3)  # candidates that trained gates share most
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class PathInfo:
         settings: of the method that differ from its defaults.
         batch: samples per step at most, where the row is about small batches.
         threads: instead of the bench's.
+        candidates: those that the gates are made to choose in turn; None: the gates decide.
     """
 
     name: str
@@ -39,6 +41,7 @@ class PathInfo:
     settings: Mapping[str, str] = field(default_factory=dict)
     batch: int | None = None
     threads: int | None = None
+    candidates: tuple[int, ...] | None = None
 
 
 PATHS = (
@@ -49,23 +52,24 @@ PATHS = (
     PathInfo(
         "static8_exact",
         "static 8/8 training step, exact: method sbm at its defaults, which are the quantizer of the authors' code",
-        0.65, authors="1.6-1.9",
+        0.65, authors="1.6-1.9", method="sbm",
     ),
     PathInfo(
         "dfq_all_live",
         "DFQ step, exact, all five candidates live: in every block a fifth of the samples is made to choose each",
-        2.4, authors="9",
+        2.4, authors="9", method="dfq", candidates=(0, 1, 2, 3, 4),
     ),
     PathInfo(
         "dfq_typical",
         "DFQ step, exact, two of five candidates live: in every block half of the samples is made to choose candidate "
         "1 (4 bits, errors 6), half candidate 3 (6 bits, errors 8), the two that trained gates share most; trained "
         "gates have 1.3 to 1.9 live candidates per block",
-        1.5, authors="9",
+        1.5, authors="9", method="dfq", candidates=TYPICAL,
     ),
     PathInfo(
         "dfq_selected_only",
         "DFQ step with forward=selected (each sample at its own precision only), choices as in dfq_typical", 0.9,
+        method="dfq", settings={"forward": "selected"}, candidates=TYPICAL,
     ),
     PathInfo(
         "quantize_stochastic",

@@ -13,7 +13,7 @@ from fractrain.bench.subject import LR, Setup
 from fractrain.bench.timing import Measurement, median, quartiles, ratios
 from fractrain.engine import environment
 from fractrain.kernels.cpu.uniform import probed
-from fractrain.util.files import atomic_write, storing
+from fractrain.util.files import write_files
 
 FORMAT_VERSION = 3  # 2: to_contiguous; 3: kept
 VERSIONS = ("torch", "numba", "numpy")
@@ -186,9 +186,7 @@ def write(found: dict[str, Any], folder: Path, name: str) -> list[Path]:
     Raises:
         StoreError: the folder cannot be written to.
     """
-    with storing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{name}.json", folder / f"{name}.md"]
-    atomic_write(files[0], (json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
-    atomic_write(files[1], markdown(found).encode())
-    return files
+    return write_files({
+        folder / f"{name}.json": (json.dumps(found, indent=2, allow_nan=False) + "\n").encode(),
+        folder / f"{name}.md": markdown(found).encode(),
+    })  # fmt: skip

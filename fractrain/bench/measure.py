@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from fractrain.bench import other_libraries
-from fractrain.bench.catalog import EXTRA_NAMES, PathInfo, info
+from fractrain.bench.catalog import FORMATS, PATHS, PEERS, PathInfo, info
 from fractrain.bench.memory import memory_fractrain
 from fractrain.bench.overhead import harness_overhead
 from fractrain.bench.step_profile import StepProfile, profile_step
-from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
+from fractrain.bench.subject import MethodStep, PlainStep, Setup
 from fractrain.bench.timing import Measurement, Tick, interleaved, median, paired, ratios, seconds_of, threads
 from fractrain.layers.conv_linear import QuantConv2d
 from fractrain.layers.kept import kept_bytes, kept_per_element
 from fractrain.layers.state import QuantState
-from fractrain.methods import registry
 from fractrain.numerics.precision import fractrain_precision
-from fractrain.util.errors import ConfigError
 from fractrain.util.progress import Progress
 
 WARMUP = 2
@@ -50,36 +47,6 @@ def _fp32_contiguous(setup: Setup, tick: Tick) -> Measurement:
     return Measurement(ratios(path, base), path, base)
 
 
-def _static8_exact(setup: Setup, tick: Tick) -> Measurement:
-    return _against_fp32(setup, MethodStep(setup, "sbm"), tick)
-
-
-def _dfq_all_live(setup: Setup, tick: Tick) -> Measurement:
-    every = tuple(range(len(registry.create("dfq").settings.bits)))
-    return _against_fp32(setup, MethodStep(setup, "dfq", candidates=every), tick)
-
-
-def _dfq_typical(setup: Setup, tick: Tick) -> Measurement:
-    return _against_fp32(setup, MethodStep(setup, "dfq", candidates=TYPICAL), tick)
-
-
-def _dfq_selected_only(setup: Setup, tick: Tick) -> Measurement:
-    settings = {"forward": "selected"}
-    reason = missing_support("dfq", settings)
-    if reason:
-        return Measurement(missing=reason)
-    return _against_fp32(setup, MethodStep(setup, "dfq", settings, TYPICAL), tick)
-
-
-def missing_support(method: str, settings: Mapping[str, Any]) -> str:
-    """Why a method cannot be had with these settings in this release; empty where it can."""
-    try:
-        registry.create(method, settings)
-    except ConfigError as error:
-        return f"not available: {error}"
-    return ""
-
-
 def _quantize_stochastic(setup: Setup, tick: Tick) -> Measurement:
     """The layers' own call on an error tensor, against a read and a copy at memory speed."""
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +72,7 @@ def _quantize_stochastic(setup: Setup, tick: Tick) -> Measurement:
 
 
 def _row(name: str) -> Callable[[Setup, Tick], Measurement]:
-    """How a row is measured about which the catalog says all: a method's step at its batch and threads."""
+    """How a row is measured about which the catalog says all."""
     row = info(name)
 
     def measure(setup: Setup, tick: Tick) -> Measurement:
@@ -113,20 +80,17 @@ def _row(name: str) -> Callable[[Setup, Tick], Measurement]:
         own = replace(setup, batch=min(setup.batch, row.batch or setup.batch), threads=count)
         with threads(count):
             if row.method:
-                return _against_fp32(own, MethodStep(own, row.method, row.settings), tick)
+                return _against_fp32(own, MethodStep(own, row.method, row.settings, row.candidates), tick)
             return other_libraries.measure_library(name, own, tick, WARMUP)
 
     return measure
 
 
 MEASURES: Mapping[str, Callable[[Setup, Tick], Measurement]] = {
-    "fp32_contiguous": _fp32_contiguous, "static8_exact": _static8_exact, "dfq_all_live": _dfq_all_live,
-    "dfq_typical": _dfq_typical, "dfq_selected_only": _dfq_selected_only, "quantize_stochastic": _quantize_stochastic,
-    "memory_fractrain": memory_fractrain, "harness_overhead": harness_overhead,
-    **{name: _row(name) for name in EXTRA_NAMES},
+    **{path.name: _row(path.name) for path in (*PATHS, *FORMATS, *PEERS)}, "fp32_contiguous": _fp32_contiguous,
+    "quantize_stochastic": _quantize_stochastic, "memory_fractrain": memory_fractrain,
+    "harness_overhead": harness_overhead,
 }  # fmt: skip
-
-
 VIEW_TICKS = 2
 
 

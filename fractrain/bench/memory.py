@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
+from fractrain.bench.catalog import TYPICAL
+from fractrain.bench.subject import MethodStep, PlainStep, Setup
 from fractrain.bench.timing import Measurement, Tick, ratios
 from fractrain.kernels.cpu.uniform import probed
 from fractrain.util.errors import RunError

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fractrain.bench.subject import TYPICAL, Setup, force_choices
+from fractrain.bench.catalog import TYPICAL
+from fractrain.bench.subject import Setup, force_choices
 from fractrain.bench.timing import Measurement, Tick, ratios
 from fractrain.engine.config import RunConfig
 from fractrain.engine.loop import TrainingLoop

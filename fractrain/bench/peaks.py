@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
@@ -43,7 +43,7 @@ from fractrain.methods import registry
 from fractrain.methods.presets import paper_settings
 from fractrain.plan.calibrate import RandomRegistries
 from fractrain.util.errors import ConfigError, RunError
-from fractrain.util.files import atomic_write, storing
+from fractrain.util.files import write_files
 from fractrain.util.progress import Progress
 
 FORMAT_VERSION: Final = 3
@@ -117,12 +117,11 @@ def measure(progress: Progress, wanted: Sequence[Pair], threads: int, out: Path)
     progress.start("peak memory", len(wanted), len(found))
     for pair in wanted:
         if pair not in found:
-            found[pair] = replace(_in_a_process(*pair, threads), code=code)
+            job = {**dict(zip(("model", "method", "variant"), pair, strict=True)), "threads": threads}
+            found[pair] = Peak(**{**in_process(__name__, job), "code": code})
             peaks = [asdict(found[p]) for p in wanted if p in found]
-            with storing(out):
-                out.mkdir(parents=True, exist_ok=True)
-                value = {"format_version": FORMAT_VERSION, "machine": machine, "peaks": peaks}
-                atomic_write(file, json.dumps(value, indent=2).encode() + b"\n")
+            value = {"format_version": FORMAT_VERSION, "machine": machine, "peaks": peaks}
+            write_files({file: json.dumps(value, indent=2).encode() + b"\n"})
         progress.update(len(found))
     progress.close()
     return {"format_version": FORMAT_VERSION, "machine": machine, "peaks": [asdict(found[pair]) for pair in wanted]}
@@ -188,11 +187,6 @@ def markdown(peaks: Iterable[Peak]) -> str:
     else:
         lines = [line[:-1] for line in lines]
     return tabulate(lines, headers=head, tablefmt="github", disable_numparse=True)
-
-
-def _in_a_process(model: str, method: str, variant: str, threads: int) -> Peak:
-    job = {"model": model, "method": method, "variant": variant, "threads": threads}
-    return Peak(**in_process(__name__, job))
 
 
 def run_here(model: str, method: str, variant: str = "", threads: int = 1) -> Peak:

@@ -18,7 +18,8 @@ from unittest.mock import patch
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fractrain.bench.subject import TYPICAL, MethodStep, PlainStep, Setup
+from fractrain.bench.catalog import TYPICAL
+from fractrain.bench.subject import MethodStep, PlainStep, Setup
 from fractrain.bench.timing import Tick, median, seconds_of
 
 PREFIX = "fractrain::"

@@ -63,7 +63,6 @@ def force_choices(model: nn.Module, candidates: tuple[int, ...]) -> Callable[[],
 
 
 CLASSES = 10
-TYPICAL = (1, 3)  # candidates that trained gates share most; see the catalog
 LR = 0.01  # small: labels are random, and no run may diverge while it is timed
 
 

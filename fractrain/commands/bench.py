@@ -18,6 +18,7 @@ from fractrain.commands.common import (
     kernels_option,
     options,
     plugin_option,
+    show,
     stdout_to_stderr,
 )
 from fractrain.util.console import log_line
@@ -104,17 +105,13 @@ def _peaks(threads: int, out: Path, as_json: bool) -> None:
     """Measure, write and print the peak memory of every model."""
     with stdout_to_stderr():
         from fractrain.bench import peaks
-        from fractrain.util.files import atomic_write, storing
+        from fractrain.util.files import write_files
         from fractrain.util.progress import make_progress
 
         value = peaks.measure(make_progress(), peaks.pairs(), threads, out)
         page = peaks.page(value)
-        with storing(out):
-            atomic_write(out / "memory.md", page.encode())
-    if as_json:
-        emit_json(value)
-    else:
-        click.echo(page.rstrip("\n"))
+        write_files({out / "memory.md": page.encode()})
+    show(as_json, value, page.rstrip("\n"))
     log_line(f"written: {out / 'memory.json'}, {out / 'memory.md'}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ from fractrain.commands.common import (
     options,
     plugin_option,
     results_option,
+    short,
+    show,
     stdout_to_stderr,
 )
 from fractrain.util.console import log_line
@@ -49,12 +50,11 @@ def list_coverage(model: str, method: str, dataset: str | None, sets: Sequence[s
     with stdout_to_stderr():
         data = _dataset(model, dataset)
         report = _report(model, method, data, settings)
-    if as_json:
-        products = [asdict(p) for p in report.products]
-        emit_json({"model": model, "method": method, "dataset": data.name, "covered_percent": report.covered,
-                   "quantized_percent": report.percent("quantized"), "products": products})  # fmt: skip
-    else:
-        click.echo(f"{method} on {model}, {SAMPLES} samples as in {data.name}\n{report}")
+    value = {
+        "model": model, "method": method, "dataset": data.name, "covered_percent": report.covered,
+        "quantized_percent": report.percent("quantized"), "products": report.products,
+    }  # fmt: skip
+    show(as_json, value, f"{method} on {model}, {SAMPLES} samples as in {data.name}\n{report}")
 
 
 def _dataset(model: str, name: str | None) -> DatasetInfo:
@@ -300,7 +300,7 @@ def _details(kind: str, entry: Entry) -> list[str]:
     if "problem" in entry:
         return []
     if kind in ("methods", "hardware"):
-        settings = [f"{s['name']}={'required' if s['required'] else _short(s['default'])}" for s in entry["settings"]]
+        settings = [f"{s['name']}={'required' if s['required'] else short(s['default'])}" for s in entry["settings"]]
         source = entry.get("source")
         told = [*([f"settings: {', '.join(settings)}"] if settings else []), *([f"source: {source}"] if source else [])]
         told += [f"presets: {', '.join(entry['presets'])}"] if entry.get("presets") else []
@@ -322,11 +322,6 @@ def _details(kind: str, entry: Entry) -> list[str]:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.0f} GB" if count >= 1e10 else f"{count / 1e6:.0f} MB"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _print(kind: str, entries: list[Entry]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fractrain.commands.common import emit_json, json_option, options, plugin_option, stdout_to_stderr
+from fractrain.commands.common import json_option, options, plugin_option, show, stdout_to_stderr
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,8 +108,5 @@ def check_hardware_command(hardware: str, checks: tuple[str, ...], as_json: bool
 
 
 def _show(report: Report, as_json: bool) -> int:
-    if as_json:
-        emit_json(report.as_dict())
-    else:
-        click.echo(report.text())
+    show(as_json, report.as_dict(), report.text())
     return 0 if report.ok else FAILED

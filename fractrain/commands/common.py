@@ -174,9 +174,23 @@ def json_safe(value: Any) -> Any:
     return json.loads(to_json(value, inf_nan_mode="null", fallback=str))
 
 
+def short(value: Any) -> str:
+    """A value in at most 60 characters."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def emit_json(value: Any) -> None:
     """Write one JSON document to stdout."""
     click.echo(json.dumps(json_safe(value), indent=2, allow_nan=False))
+
+
+def show(as_json: bool, value: Any, text: str) -> None:
+    """Write the result to stdout: as one JSON document, or for people."""
+    if as_json:
+        emit_json(value)
+    else:
+        click.echo(text)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from fractrain.commands.common import (
     options,
     plugin_option,
     results_option,
+    show,
     stdout_to_stderr,
 )
 from fractrain.util.console import log_line
@@ -122,7 +123,4 @@ def claims_command(origin: str, evidence: Path, results: Path, as_json: bool) ->
 
     with stdout_to_stderr():
         claims = judge_claims(EvidenceStore(evidence) if origin == "evidence" else RunStore(results))
-    if as_json:
-        emit_json({"claims": claims})
-    else:
-        click.echo(listing(claims))
+    show(as_json, {"claims": claims}, listing(claims))

@@ -14,7 +14,8 @@ from fractrain.util.console import log_line
 from fractrain.util.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fractrain.execute.local import Executor, Outcome, Site
+    from fractrain.engine.site import Site
+    from fractrain.execute.jobs import Executor, Outcome
     from fractrain.execute.resources import LocalResources
 
 jobs_option = click.option(

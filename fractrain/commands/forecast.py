@@ -22,6 +22,7 @@ from fractrain.report.grid import PlannedRun, pending_runs
 from fractrain.util.console import log_line
 from fractrain.util.device import resolve_device
 from fractrain.util.errors import FractrainError
+from fractrain.util.files import nearest_folder
 from fractrain.util.progress import duration, make_progress
 
 GENERATIONS: Final = 3  # of a checkpoint while a run lasts: the newest, the one before, the one being written
@@ -40,9 +41,7 @@ class DiskFolder:
     @classmethod
     def at(cls, folder: Path) -> DiskFolder:
         """Look at the folder, or the nearest above it that is there."""
-        there = folder.absolute()
-        while not there.exists():
-            there = there.parent
+        there = nearest_folder(folder)
         return cls(folder, there.stat().st_dev, shutil.disk_usage(there).free)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fractrain.commands.common import emit_json, json_option, options, results_option, stdout_to_stderr
+from fractrain.commands.common import emit_json, json_option, options, results_option, short, show, stdout_to_stderr
 
 if TYPE_CHECKING:
     from fractrain.engine.record import RunRecord
@@ -24,10 +24,7 @@ def show_command(run_id: str, results: Path, as_json: bool) -> None:
     from fractrain.engine.store import RunStore
 
     record = RunStore(results).find(run_id)
-    if as_json:
-        emit_json(_document(record))
-        return
-    click.echo("\n".join(_lines(record)))
+    show(as_json, _document(record), "\n".join(_lines(record)))
 
 
 def _document(record: RunRecord) -> dict[str, Any]:
@@ -96,10 +93,7 @@ def compare_command(run_a: str, run_b: str, paired: bool, results: Path, as_json
     with stdout_to_stderr():
         a, b = (store.find(text).config.run_id for text in (run_a, run_b))
         found = compare(read_index(store), a, b, paired)
-    if as_json:
-        emit_json(found)
-    else:
-        click.echo(comparison_text(found))
+    show(as_json, found, comparison_text(found))
 
 
 # -- differences -------------------------------------------------------------------------------------------------------
@@ -108,7 +102,6 @@ def compare_command(run_a: str, run_b: str, paired: bool, results: Path, as_json
 MISSING = "-"
 NOT_RESULT = ("run_id", "data_digest")  # told elsewhere
 SECTIONS = ("config", "data", "environment", "result")
-SHOWN = 60  # characters of a value in the text
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -166,16 +159,11 @@ def _print_differences(found: dict[str, Any]) -> None:
         click.echo(f"\n{section}: {'the same' if not entries else f'{len(entries)} differ'}")
         width = max((len(e["key"]) for e in entries), default=0)
         for entry in entries:
-            a, b = (MISSING if entry.get("only", own) != own else _short(entry[own]) for own in ("a", "b"))
+            a, b = (MISSING if entry.get("only", own) != own else short(entry[own]) for own in ("a", "b"))
             change = f"  ({entry['change']:+.6g})" if "change" in entry else ""
             click.echo(f"  {entry['key']:<{width}}  {a} -> {b}{change}")
     told = {True: "the trained weights are bit-identical", False: "the trained weights differ"}
     click.echo(f"\n{told.get(found['same_weights'], 'not both runs are done: no weights to compare')}")
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 @click.command("diff", short_help="Show what differs between two runs.")

@@ -65,7 +65,7 @@ def report_command(
 
     The page needs no network and works from disk. A store with thousands of runs shows the latest; it says so.
     """
-    from fractrain.engine.index import read_index
+    from fractrain.engine.index import read_index, without_collector
     from fractrain.engine.store import RunStore
     from fractrain.report.claims import judge_claims
     from fractrain.report.evidence import EvidenceStore
@@ -73,7 +73,6 @@ def report_command(
     from fractrain.report.page import build_page
     from fractrain.report.page_bench import read_benches
     from fractrain.report.sources import Remembering, Stores, cached_sources, default_sources
-    from fractrain.util.collector import without_collector
     from fractrain.util.files import atomic_write, try_folder
 
     try_folder(out)

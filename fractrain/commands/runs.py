@@ -27,9 +27,9 @@ from fractrain.util.errors import ConfigError, FractrainError
 
 if TYPE_CHECKING:
     from fractrain.engine.config import RunConfig
-    from fractrain.engine.listener import RunListener
     from fractrain.engine.site import Site
     from fractrain.engine.store import RunRecord, RunStore
+    from fractrain.engine.trainer import RunListener
 
 SWEEP: Final = "WANDB_SWEEP_ID"  # set by wandb's agent
 
@@ -80,22 +80,17 @@ def run_command(
             found = store.get(config.run_id)
             if found is None or found.status not in ("done", "damaged"):
                 check_site([config], site)
-        wanted = (*trackers, "wandb") if wandb else trackers
-        listeners = _listeners(wanted, track_dir, project) if ranks.is_main else []
+        wanted = dict.fromkeys((*trackers, "wandb") if wandb else trackers)
+        listeners: list[RunListener] = []
+        if wanted and ranks.is_main:  # a missing library ends the command before anything is trained
+            from fractrain.publish.live import make_listener
+
+            listeners = [make_listener(kind, track_dir, project) for kind in wanted]
         if listeners and not force and SWEEP in os.environ and (done := store.get(config.run_id)) is not None:
             _tell_result(listeners, done)
         record = Trainer(config, site, make_progress(), ranks=ranks, fresh=force, listeners=listeners).run()
     if ranks.is_main:
         _show(record, as_json)
-
-
-def _listeners(trackers: Sequence[str], folder: Path, project: str) -> list[RunListener]:
-    """What follows the run live; wrong names and missing libraries end the command before anything is trained."""
-    if not trackers:
-        return []
-    from fractrain.publish.live import make_listener
-
-    return [make_listener(kind, folder, project) for kind in dict.fromkeys(trackers)]
 
 
 def _tell_result(listeners: Sequence[RunListener], record: RunRecord) -> None:

@@ -20,6 +20,7 @@ from fractrain.commands.common import (
     plugin_option,
     profile_option,
     results_option,
+    show,
     site_options,
     stdout_to_stderr,
 )
@@ -252,10 +253,7 @@ def _reproduce_campaign(
         files = scaling_draw.write(scaling, out, out) if out else []
         text = scaling_draw.scaling_content(scaling, "md").decode()
     finished = sum(run.state == "cached" for run in scaling.runs)
-    if as_json:
-        emit_json({"table": scaling.table.as_dict(), "outcomes": outcomes, "files": files})
-    else:
-        click.echo(text.rstrip("\n"))
+    show(as_json, {"table": scaling.table.as_dict(), "outcomes": outcomes, "files": files}, text.rstrip("\n"))
     first = done_in_order(scaling.runs)
     log_line(f"{campaign.name}: {finished} of {len(runs)} runs are done, the first {first} without a gap")
     if files:

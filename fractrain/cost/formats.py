@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fractrain.cost.formulas import FLOAT_MAC_BITS
+from fractrain.cost.hardware.base import FLOAT_BITS
 
 if TYPE_CHECKING:  # reading a ledger needs no torch
     from fractrain.cost.ledger import Ledger
-
-FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)

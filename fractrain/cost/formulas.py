@@ -41,13 +41,8 @@ def static_cp(fw_bits: int, bw_bits: int, weight_bits: int | None = None) -> flo
 
     Source: FracTrain (NeurIPS 2020), section 3.2, and the cost lines of the authors' ``train_pfq.py``.
     """
-    return 100.0 * _operand_products(fw_bits, bw_bits, weight_bits) / (3 * FLOAT_MAC_BITS)
-
-
-def _operand_products(fw_bits: int, bw_bits: int, weight_bits: int | None) -> int:
-    """Return ``a*w + g*w + a*g``, the width products of FW, EB and GC."""
     a, g, w = fw_bits, bw_bits, fw_bits if weight_bits is None else weight_bits
     for name, bits in (("fw_bits", a), ("bw_bits", g), ("weight_bits", w)):
         if not 1 <= bits <= 32:
             raise ConfigError(f"{name}={bits}: a width is 1 to 32 bits, 32 standing for floating point")
-    return a * w + g * w + a * g
+    return 100.0 * (a * w + g * w + a * g) / (3 * FLOAT_MAC_BITS)

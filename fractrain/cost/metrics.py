@@ -46,7 +46,7 @@ def cost_percent(ledger: Ledger) -> float:
     Raises:
         ConfigError: nothing was counted.
     """
-    return _cost_percent(_collect_some(ledger).values())
+    return _cost_percent(collect_some(ledger).values())
 
 
 # -- as published ----------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def cp(ledger: Ledger, until_epoch: int | None = None, phase: Phase = "train") -
     Raises:
         ConfigError: nothing was counted, a block did no work, or the weights do not fit the blocks.
     """
-    return cp_of(_collect_some(ledger, phase, until_epoch).values(), weights_by_block(ledger))
+    return cp_of(collect_some(ledger, phase, until_epoch).values(), weights_by_block(ledger))
 
 
 # -- summary ---------------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def summarize(ledger: Ledger, best_epoch: int) -> CostSummary:
         ConfigError: ``best_epoch`` is not an epoch of the ledger, an epoch has work but no samples counted, or what
             :func:`cp` refuses.
     """
-    sums = _collect_some(ledger)
+    sums = collect_some(ledger)
     if best_epoch not in sums:
         raise ConfigError(f"best_epoch={best_epoch}: the ledger holds epochs {min(sums)} to {max(sums)}")
     weights = weights_by_block(ledger)
@@ -156,7 +156,7 @@ def _cost_percent(sums: Iterable[EpochSums]) -> float:
 def _point(ledger: Ledger, sums: Mapping[int, EpochSums], weights: Mapping[str, float]) -> CostPoint:
     """Return the cost of the given epochs together."""
     macs = ledger.meta.get("forward_macs")
-    samples = {epoch: _samples(ledger, epoch) for epoch in sums}
+    samples = {epoch: samples_of(ledger, epoch) for epoch in sums}
     cps = {epoch: cp_of([s], weights) for epoch, s in sums.items()}
     total_bitops = sum(s.bitops for s in sums.values())
     return CostPoint(
@@ -173,14 +173,20 @@ def _gate_share(sums: Mapping[int, EpochSums]) -> float:
     return sum(s.gate_forward for s in sums.values()) / forward if forward else 0.0
 
 
-def _samples(ledger: Ledger, epoch: int) -> int:
+def samples_of(ledger: Ledger, epoch: int) -> int:
+    """Samples of training fed in an epoch.
+
+    Raises:
+        ConfigError: none were counted.
+    """
     count = ledger.sample_count("train", epoch)
     if not count:
         raise ConfigError(f"the ledger counts work but no samples in epoch {epoch}: call ledger.samples(n) per batch")
     return count
 
 
-def _collect_some(ledger: Ledger, phase: Phase = "train", until_epoch: int | None = None) -> dict[int, EpochSums]:
+def collect_some(ledger: Ledger, phase: Phase = "train", until_epoch: int | None = None) -> dict[int, EpochSums]:
+    """:func:`collect`; ConfigError: there is no work."""
     sums = collect(ledger, phase, until_epoch)
     if not sums:
         upto = "" if until_epoch is None else f" up to epoch {until_epoch}"

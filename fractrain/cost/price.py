@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fractrain.cost.hardware.base import FIGURES, Cost, HardwareModel, LayerShape, Priced, Product, Workload, WorkRow
-from fractrain.cost.metrics import GATE, block_of, collect, cp_of, weights_by_block
+from fractrain.cost.metrics import GATE, block_of, collect_some, cp_of, samples_of, weights_by_block
 from fractrain.util.errors import ConfigError, FractrainError, PluginError, typed_line
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ class Counts:
         Raises:
             ConfigError: it holds no training work, or work of an epoch without samples.
         """
-        sums = collect(ledger, "train", None)
-        if not sums:
-            raise ConfigError("the ledger holds no work of phase 'train': train first, or take another run's ledger")
+        sums = collect_some(ledger)
         weights = weights_by_block(ledger)
         units = list(ledger.units("train"))
         executed = {name: [e for e in ledger.entries(name) if e.bits1 and e.bits2] for _, name, _ in units}
@@ -90,12 +88,7 @@ class Counts:
         for epoch, name, n in units:
             for key, macs in work[name]:
                 counted[line[epoch], place[key]] += n * macs
-        samples = tuple(ledger.sample_count("train", epoch) for epoch in epochs)
-        if 0 in samples:
-            epoch = epochs[samples.index(0)]
-            raise ConfigError(
-                f"the ledger counts work but no samples in epoch {epoch}: call ledger.samples(n) per batch"
-            )
+        samples = tuple(samples_of(ledger, epoch) for epoch in epochs)
         return cls(
             epochs, keys, counted, samples, tuple(cp_of([s], weights) for s in sums.values()),
             ledger.meta.get("batch_size"), ledger.meta.get("forward_macs"), frozenset(ledger.meta.get("blocks") or ()),

@@ -9,12 +9,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from fractrain.util.errors import DataError
-
-if TYPE_CHECKING:
-    import pydantic
 
 FILE_NAME = "published_rows.json"
 
@@ -76,19 +73,13 @@ def load_rows(path: Path) -> tuple[PublishedRow, ...]:
         DataError: the file cannot be read, is not a JSON list of rows, or a row has wrong columns.
     """
     try:
-        from fractrain.util.schema import read_json  # loads pydantic
+        import pydantic  # takes its time, and most commands read no rows
 
-        found: list[PublishedRow] = read_json(_rows_schema(), path.read_bytes())
-        return tuple(found)
+        from fractrain.util.schema import read_json
+
+        return tuple(read_json(pydantic.TypeAdapter(list[PublishedRow]), path.read_bytes()))
     except (OSError, ValueError) as error:
         raise DataError(f"published numbers at {path} cannot be read ({error}): restore the file") from error
-
-
-@functools.cache
-def _rows_schema() -> pydantic.TypeAdapter[list[PublishedRow]]:
-    import pydantic
-
-    return pydantic.TypeAdapter(list[PublishedRow])
 
 
 def rows() -> tuple[PublishedRow, ...]:

@@ -28,7 +28,7 @@ from fractrain.data.images import (
 )
 from fractrain.data.info import DatasetInfo, DataSource, package_status
 from fractrain.data.status import DataStatus
-from fractrain.util.errors import DataError, MachineError
+from fractrain.util.errors import DataError, needed
 from fractrain.util.seeds import derive_seed
 
 # SHA-256 of pixels (uint8 0..16) and labels (uint8) of the 1,797 digits in scikit-learn's order.
@@ -133,13 +133,9 @@ def _read_digits() -> tuple[Pixels, IntArray]:
         MachineError: scikit-learn is not installed.
         DataError: scikit-learn ships other digits than the ones results here were measured on.
     """
-    try:
+    with needed("the embedded digits need scikit-learn ({}); mend with `pip install scikit-learn`"):
         import sklearn
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MachineError(
-            f"the embedded digits need scikit-learn ({error}); mend with `pip install scikit-learn`"
-        ) from error
     raw, labels = load_digits(return_X_y=True)
     levels = raw.reshape(-1, 8, 8).astype(np.uint8)
     found = hashlib.sha256(levels.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest()

@@ -24,7 +24,7 @@ import numpy as np
 
 from fractrain.data.images import permutation
 from fractrain.data.shards import SHARDS, Sharding
-from fractrain.util.errors import DataError, MachineError, message_line
+from fractrain.util.errors import DataError, MachineError, message_line, needed
 from fractrain.util.seeds import derive_seed
 
 WINDOW: Final = 2048  # rows over all shards: 0.2 GB of ImageNet's files
@@ -165,12 +165,8 @@ class ParquetSplit:
         return f"{self.hub or self.files[0].parent} ({self.split})"
 
     def _package(self) -> Any:
-        try:
+        with needed(f"reading {self.origin} needs the package datasets ({{}}); mend with `pip install datasets`"):
             import datasets
-        except ImportError as error:
-            raise MachineError(
-                f"reading {self.origin} needs the package datasets ({error}); mend with `pip install datasets`"
-            ) from error
         return datasets
 
     @cached_property

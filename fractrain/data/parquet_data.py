@@ -24,7 +24,7 @@ from fractrain.data.parquet import ParquetSplit, Row
 from fractrain.data.places import offline_variable
 from fractrain.data.prefetch import Fetcher
 from fractrain.data.shards import Sharding, rank_positions
-from fractrain.util.errors import ConfigError, DataError, MachineError, message_line
+from fractrain.util.errors import ConfigError, DataError, MachineError, message_line, needed
 
 _AHEAD = 2  # batches
 
@@ -256,10 +256,8 @@ def _no_validation(entry: DatasetInfo, fraction: float) -> None:
 
 
 def _rows(path: Path) -> int:
-    try:
+    with needed(f"reading {path} needs pyarrow ({{}}); mend with `pip install datasets`"):
         from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MachineError(f"reading {path} needs pyarrow ({error}); mend with `pip install datasets`") from error
     try:
         return int(parquet.read_metadata(path).num_rows)
     except (ArrowException, OSError) as error:

@@ -24,7 +24,7 @@ from filelock import FileLock
 from fractrain.data.info import DatasetInfo
 from fractrain.data.text_files import PARTS, Text, check_official
 from fractrain.data.tokens import FileTokens
-from fractrain.data.vocabulary import Vocabulary, by_frequency, count_words, number_type
+from fractrain.data.vocabulary import Vocabulary, by_frequency, count_words, number_type, words_of
 from fractrain.util.errors import DataError, message_line
 
 FORMAT: Final = 1
@@ -190,7 +190,8 @@ def _write_tokens(path: Path, vocabulary: Vocabulary, text: Text, size: int) -> 
 
     def chunks() -> Iterator[bytes]:
         nonlocal written
-        for numbers in vocabulary.encode_blocks(text.blocks(), text.origin):
+        for block in text.blocks():
+            numbers = vocabulary.encode(words_of(block), text.origin)
             data = numbers.astype(dtype, copy=False).tobytes()
             token_sha.update(data)
             written += len(numbers)

@@ -12,7 +12,7 @@ from typing import IO, Any, Final, Protocol
 
 from fractrain.data.info import DatasetInfo
 from fractrain.data.places import offline_variable
-from fractrain.util.errors import DataError, MachineError, message_line
+from fractrain.util.errors import DataError, MachineError, message_line, needed
 
 LONGEST: Final = 1 << 22  # bytes of a line: WikiText's have a few thousand
 BLOCK: Final = 1 << 20  # bytes of text held at a time; its words take about ten times as much
@@ -109,10 +109,8 @@ class HubText:
         Raises:
             MachineError: no network (or a variable forbids it), or the package is not installed.
         """
-        try:
+        with needed(f"{self.hub} needs the package datasets ({{}}): `pip install datasets`"):
             import datasets
-        except ImportError as error:
-            raise MachineError(f"{self.hub} needs the package datasets ({error}): `pip install datasets`") from error
         variable = offline_variable()
         if variable and not datasets.config.HF_HUB_OFFLINE:
             raise MachineError(f"cannot get {self.origin}: {variable} is set; unset it, or {_BY_HAND}")
@@ -175,10 +173,8 @@ def _file_blocks(handle: IO[bytes]) -> Iterator[str]:
 
 
 def _parquet_blocks(path: Path) -> Iterator[str]:
-    try:
+    with needed(f"reading {path} needs pyarrow ({{}}); mend with `pip install datasets`"):
         from pyarrow import parquet  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MachineError(f"reading {path} needs pyarrow ({error}); mend with `pip install datasets`") from error
     with parquet.ParquetFile(path) as file:  # what pyarrow raises here are ValueErrors and OSErrors
         columns = {field.name: str(field.type) for field in file.schema_arrow}
         if columns.get("text") not in ("string", "large_string"):

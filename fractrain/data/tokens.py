@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,39 +14,45 @@ from fractrain.data.vocabulary import TokenArray
 Windows = npt.NDArray[np.int64]
 
 
-class Tokens(Protocol):
+class Tokens:
     """One part of a text as numbers."""
+
+    def all(self) -> TokenArray:
+        """Return the numbers, shape ``[n]``."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         """Number of tokens."""
+        return len(self.all())
 
     def windows(self, starts: Sequence[int], size: int) -> Windows:
-        """Return ``size`` tokens from each start on: int64, shape ``[len(starts), size]``."""
+        """Return copies of ``size`` tokens from each start on: int64, shape ``[len(starts), size]``."""
+        array, out = self.all(), np.empty((len(starts), size), dtype=np.int64)
+        for row, start in enumerate(starts):
+            out[row] = array[start : start + size]
+        return out
 
     def counts(self, words: int) -> npt.NDArray[np.int64]:
-        """How often each word occurs: int64, shape ``[words]``."""
+        """How often each word occurs: int64, shape ``[words]``; a few MB are looked at at a time."""
+        total = np.zeros(words, dtype=np.int64)
+        for start in range(0, len(self), 1 << 20):
+            total += np.bincount(self.all()[start : start + (1 << 20)], minlength=words)
+        return total
 
 
 @dataclass(frozen=True, eq=False)
-class MemoryTokens:
+class MemoryTokens(Tokens):
     """Tokens in memory, shape ``[n]``; for small texts."""
 
     array: TokenArray
 
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def windows(self, starts: Sequence[int], size: int) -> Windows:
-        """Return windows; see :class:`Tokens`."""
-        return copy_windows(self.array, starts, size)
-
-    def counts(self, words: int) -> npt.NDArray[np.int64]:
-        """Count words; see :class:`Tokens`."""
-        return np.bincount(self.array, minlength=words).astype(np.int64)
+    def all(self) -> TokenArray:
+        """Return the array."""
+        return self.array
 
 
 @dataclass(frozen=True)
-class FileTokens:
+class FileTokens(Tokens):
     """Tokens in a ``.npy`` file.
 
     The file is mapped anew for every batch: the system's page cache holds what was read, for all processes together,
@@ -79,24 +84,6 @@ class FileTokens:
     def __len__(self) -> int:
         return self.length
 
-    def windows(self, starts: Sequence[int], size: int) -> Windows:
-        """Return windows; see :class:`Tokens`."""
-        return copy_windows(self._map(), starts, size)
-
-    def counts(self, words: int) -> npt.NDArray[np.int64]:
-        """Count words, a few MB of the file at a time; see :class:`Tokens`."""
-        total = np.zeros(words, dtype=np.int64)
-        for start in range(0, self.length, 1 << 20):
-            total += np.bincount(self._map()[start : start + (1 << 20)], minlength=words)
-        return total
-
-    def _map(self) -> TokenArray:
+    def all(self) -> TokenArray:
+        """Map the file."""
         return np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.offset, shape=(self.length,))
-
-
-def copy_windows(array: TokenArray, starts: Sequence[int], size: int) -> Windows:
-    """Copy ``size`` tokens from each start on into a new int64 array ``[len(starts), size]``."""
-    out = np.empty((len(starts), size), dtype=np.int64)
-    for row, start in enumerate(starts):
-        out[row] = array[start : start + size]
-    return out

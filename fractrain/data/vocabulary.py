@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Final
 
@@ -81,7 +81,3 @@ class Vocabulary:
                 "release; take all three files from the same one"
             )
         return found.astype(np.uint16) if number_type(len(self)) is np.uint16 else found
-
-    def encode_blocks(self, blocks: Iterable[str], origin: str) -> Iterator[TokenArray]:
-        """Yield the numbers of a text block by block; errors as :meth:`encode`."""
-        return (self.encode(words_of(block), origin) for block in blocks)

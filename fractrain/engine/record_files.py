@@ -196,15 +196,6 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return _read(folder / ENVIRONMENT, _OBJECT)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Return ``manifest.json``.
-
-    Raises:
-        FileDamaged: missing or damaged.
-    """
-    return _read(folder / MANIFEST, _MANIFEST)
-
-
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the last line of each epoch in ``metrics.jsonl``, ascending; an unfinished last line is not a line.
 
@@ -271,7 +262,7 @@ def check_manifest(folder: Path, optional: Collection[str] = ()) -> list[FileDam
         StoreError: a file cannot be read.
     """
     try:
-        manifest = read_manifest(folder)
+        manifest = _read(folder / MANIFEST, _MANIFEST)
     except FileDamaged as error:
         return [error]
     path = folder / MANIFEST

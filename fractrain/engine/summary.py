@@ -100,17 +100,12 @@ def peak_memory() -> dict[str, int | None]:
     return {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak_gpu_bytes": gpu}
 
 
-def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the optimizer's state as a checkpoint holds it: moments, scales, counters."""
-    kept: list[Any] = list(optimizer.state_dict()["state"].values())
-    total = 0
-    while kept:
-        value = kept.pop()
-        if isinstance(value, dict):
-            kept += value.values()
-        elif isinstance(value, torch.Tensor):
-            total += value.nbytes
-    return total
+def tensor_bytes(value: Any) -> int:
+    """Bytes of the tensors in a state: in dicts, lists and tuples, however deep."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(tensor_bytes, inner))
 
 
 def trivial_result(data: Any, metric: str) -> dict[str, float]:

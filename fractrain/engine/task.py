@@ -22,11 +22,9 @@ class Task:
     """Base of the tasks.
 
     Attributes:
-        name: for people.
         metric: what results are compared by; ``accuracy`` (percent, more is better) or ``perplexity`` (less is better).
     """
 
-    name: ClassVar[str] = ""
     metric: ClassVar[str] = "accuracy"
 
     def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, size: int | None = None) -> BatchResult:
@@ -53,7 +51,6 @@ class Task:
 class Classification(Task):
     """Which of the classes is it? Cross-entropy and top-1 accuracy."""
 
-    name = "classification"
     metric = "accuracy"
 
     def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, size: int | None = None) -> BatchResult:
@@ -76,7 +73,6 @@ class LanguageModel(Task):
     model answers ``model(x, y)`` with the negative log-likelihood of each target, float ``[N, T]``.
     """
 
-    name = "language model"
     metric = "perplexity"
 
     def step(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, size: int | None = None) -> BatchResult:

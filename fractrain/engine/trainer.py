@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import nn
@@ -16,13 +16,12 @@ from fractrain.distributed.ranks import Ranks
 from fractrain.engine import checkpoint, environment
 from fractrain.engine.config import RunConfig
 from fractrain.engine.init_weights import source_weights, start_from
-from fractrain.engine.listener import RunListener
 from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.reach import unreached
 from fractrain.engine.registries import Registries
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunRecord, RunStore, RunWriter, Status
-from fractrain.engine.summary import best_line, optimizer_bytes, summarize_run, trivial_result
+from fractrain.engine.summary import best_line, summarize_run, tensor_bytes, trivial_result
 from fractrain.experimental.cuda_graphs import recorder_for
 from fractrain.util.device import determinism, resolve_device
 from fractrain.util.digests import weights_sha256
@@ -33,6 +32,19 @@ from fractrain.util.signals import GracefulStop, RunInterrupted
 
 FOREVER: Final = -1.0
 CHECKPOINT_NAME: Final = checkpoint.NAME
+
+
+class RunListener(Protocol):
+    """Told at the beginning, after each evaluation period, and at the end; never changes the run."""
+
+    def begun(self, config: RunConfig, environment: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+        """A run begins, or goes on after the periods whose metrics ``lines`` holds."""
+
+    def period(self, line: Mapping[str, Any]) -> None:
+        """An evaluation period has ended; ``line`` is its line in ``metrics.jsonl``."""
+
+    def ended(self, record: RunRecord) -> None:
+        """The run has ended, whatever its status."""
 
 
 class Trainer:
@@ -181,7 +193,8 @@ class Trainer:
         costs = self.registries.costs(loop.ledger, int(best["epoch"]))
         summary = summarize_run(self.config, loop.lines, loop.model, loop.ledger, costs, loop.task.metric)
         summary |= {"data_digest": loop.data_digest, **trivial_result(loop.data, loop.task.metric)}
-        summary |= {"kept_bytes_per_sample": loop.kept_bytes, "optimizer_bytes": optimizer_bytes(loop.optimizer)}
+        kept = tensor_bytes(loop.optimizer.state_dict()["state"])  # moments, scales, counters, as a checkpoint has them
+        summary |= {"kept_bytes_per_sample": loop.kept_bytes, "optimizer_bytes": kept}
         if self._remarks:
             summary["remarks"] = self._remarks
         summary["meters"] = sorted(loop.energy.joules)

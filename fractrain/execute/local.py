@@ -21,7 +21,6 @@ from fractrain.execute.forks import ForkServer, can_fork
 from fractrain.execute.jobs import Executor, Outcome, outcome_of
 from fractrain.execute.processes import THREADS, WORKER, Workers
 from fractrain.execute.resources import LocalResources, Machine
-from fractrain.execute.schedule import ScheduledExecutor
 from fractrain.util.errors import FractrainError
 from fractrain.util.progress import Progress, TableProgress
 from fractrain.util.signals import GracefulStop, RunInterrupted
@@ -32,7 +31,7 @@ _Events = queue.SimpleQueue[Callable[[], None]]
 
 
 @dataclass(frozen=True)
-class LocalExecutor(ScheduledExecutor):
+class LocalExecutor(Executor):
     """One process per run, ``jobs`` at a time, cores and GPUs divided among them.
 
     Attributes:
@@ -51,7 +50,7 @@ class LocalExecutor(ScheduledExecutor):
     worker: Sequence[str] = WORKER
 
     def run_all(self, configs: list[RunConfig], site: Site, progress: Progress, cached: int) -> list[Outcome]:
-        """See :meth:`fractrain.execute.schedule.ScheduledExecutor.run_all`.
+        """See :meth:`fractrain.execute.jobs.Executor.run_all`.
 
         Raises:
             MachineError: a run asks for more than this machine has.
@@ -162,6 +161,3 @@ def run_here(config: RunConfig, site: Site, progress: Progress) -> Outcome:
     except FractrainError as error:
         return outcome_of(config.run_id, error)
     return Outcome(config.run_id, "done")
-
-
-__all__ = ["Executor", "LocalExecutor", "Outcome", "Site", "run_here"]

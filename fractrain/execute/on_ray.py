@@ -9,11 +9,10 @@ from typing import Any, Final, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fractrain.engine.site import Site
-from fractrain.execute.remote import RemoteExecutor, RemoteRun
+from fractrain.execute.remote import RemoteExecutor, RemoteRun, TimeLimit
 from fractrain.execute.resources import GB, Resources
-from fractrain.execute.time_limit import TimeLimit
 from fractrain.util.console import log_line
-from fractrain.util.errors import MachineError
+from fractrain.util.errors import MachineError, needed
 
 CANCEL_S: Final = 60.0  # for the checkpoints of cancelled runs
 
@@ -134,8 +133,6 @@ def _execute(run: RemoteRun) -> dict[str, str]:
 
 
 def _ray() -> Any:
-    try:
+    with needed("--executor ray needs Ray: pip install 'fractrain[ray]'"):
         import ray
-    except ImportError as error:
-        raise MachineError("--executor ray needs Ray: pip install 'fractrain[ray]'") from error
     return ray

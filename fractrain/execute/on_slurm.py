@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from fractrain.engine.site import Site
 from fractrain.execute.remote import RemoteExecutor, RemoteRun
 from fractrain.execute.resources import LocalResources, Machine, Resources
-from fractrain.util.errors import MachineError
+from fractrain.util.errors import MachineError, needed
 from fractrain.util.files import atomic_write
 
 SHORTEST_MINUTES: Final = 11
@@ -216,10 +216,8 @@ class SlurmExecutor(RemoteExecutor[SlurmRun]):
             atomic_write(file, f"{job.job_id}\n".encode())
 
     def _executor(self, site: Site) -> Any:
-        try:
+        with needed("--executor slurm needs submitit: pip install 'fractrain[slurm]'"):
             import submitit
-        except ImportError as error:
-            raise MachineError("--executor slurm needs submitit: pip install 'fractrain[slurm]'") from error
         logging.getLogger("submitit").setLevel(
             logging.ERROR
         )  # it warns of every sacct that fails; squeue is asked here

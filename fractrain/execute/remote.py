@@ -14,7 +14,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
@@ -22,11 +23,9 @@ from fractrain.engine.config import RunConfig
 from fractrain.engine.record_files import CHECKPOINT
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
-from fractrain.execute.jobs import Outcome
+from fractrain.execute.jobs import Executor, Outcome
 from fractrain.execute.processes import THREADS, WORKER, Workers
 from fractrain.execute.resources import Resources
-from fractrain.execute.schedule import ScheduledExecutor
-from fractrain.execute.time_limit import TimeLimit
 from fractrain.util.errors import StoreError
 from fractrain.util.progress import Progress, TableProgress
 from fractrain.util.signals import GracefulStop, RunInterrupted
@@ -36,6 +35,41 @@ POLL_S: Final = 0.5
 STORE_POLL_S: Final = 2.0  # steps of runs are read from a network file system: not more often
 LOCK_WAIT_S: Final = 120.0  # a worker whose node or job was lost may still write its last checkpoint
 CARRIED: Final = ("FRACTRAIN_PLUGINS", "FRACTRAIN_DATA", "PYTHONPATH")
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """How long one start may take: it ends with a checkpoint and is queued again, as Slurm's jobs are.
+
+    Attributes:
+        seconds: after so many the worker is killed.
+        signal_seconds: so long before, a checkpoint is asked for.
+    """
+
+    seconds: float
+    signal_seconds: float
+
+    @contextlib.contextmanager
+    def over(self, workers: Workers) -> Iterator[threading.Event]:
+        """Hold workers to it inside the block; the event is set when they were asked to stop."""
+        out_of_time = threading.Event()
+
+        def stop() -> None:
+            out_of_time.set()
+            workers.stop()
+
+        timers = [
+            threading.Timer(self.seconds - self.signal_seconds, stop),
+            threading.Timer(self.seconds, workers.kill),
+        ]
+        for timer in timers:
+            timer.daemon = True
+            timer.start()
+        try:
+            yield out_of_time
+        finally:
+            for timer in timers:
+                timer.cancel()
 
 
 class RemoteRun:
@@ -101,7 +135,7 @@ class RemoteRun:
         return submitit.helpers.DelayedSubmission(self)
 
 
-class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
+class RemoteExecutor(Executor, Generic[Handle]):
     """Hands runs to an engine, all at once unless it has no queue of its own, and waits for them."""
 
     resources: Resources
@@ -129,7 +163,7 @@ class RemoteExecutor(ScheduledExecutor, Generic[Handle]):
         """Stop runs as soon as possible; with a checkpoint where the engine allows it."""
 
     def run_all(self, configs: list[RunConfig], site: Site, progress: Progress, cached: int) -> list[Outcome]:
-        """See :meth:`fractrain.execute.schedule.ScheduledExecutor.run_all`.
+        """See :meth:`fractrain.execute.jobs.Executor.run_all`.
 
         Raises:
             RunInterrupted: the user asked to stop. What the engine has goes on, or was cancelled.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fractrain.engine.config import parse_set
-from fractrain.util.errors import ConfigError, MachineError
+from fractrain.util.errors import ConfigError, needed
 from fractrain.util.schema import parse_json
 
 Direction = Literal["maximize", "minimize"]
@@ -133,10 +133,8 @@ def search_points(
         MachineError: optuna is missing.
     """
     _check(methods, axes)
-    try:
+    with needed("--trials needs optuna: pip install 'fractrain[sweep]'"):
         import optuna
-    except ImportError as error:
-        raise MachineError("--trials needs optuna: pip install 'fractrain[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=list(directions), sampler=optuna.samplers.TPESampler(seed=seed))
     points: list[SweepPoint] = []

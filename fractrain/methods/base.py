@@ -46,6 +46,22 @@ def _width(value: int) -> int:
     return value
 
 
+def check_pairs(bits: Sequence[int], grad_bits: Sequence[int], what: str) -> None:
+    """Refuse widths of activations and of errors that are no pairs, or that no grid has.
+
+    Args:
+        what: a pair is called so: ``stage``.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if len(bits) != len(grad_bits) or not bits:
+        raise ValueError(f"bits has {len(bits)} {what}s, grad_bits {len(grad_bits)}")
+    for width in (*bits, *grad_bits):
+        if not MIN_BITS <= width <= MAX_BITS:
+            raise ValueError(f"{what} widths must be {MIN_BITS}..{MAX_BITS} bits, got {width}")
+
+
 KeptLayers = Annotated[
     tuple[str, ...],
     pydantic.Field(

@@ -249,13 +249,11 @@ def _operand_card(operand: str, product: str, ops: list[Operand], how: str) -> O
         running = sorted({o.running for o in live if o.running is not None})
         keeps = "/".join(f"{r:g}" for r in running)
         evaluation = f"running range (keeps {keeps})" if running else "as in training"
-    names, roundings = (" or ".join(dict.fromkeys(values)) for values in zip(*_formats(live), strict=True))
+    names, roundings = (
+        " or ".join(dict.fromkeys(getattr(o.format, key) for o in live)) for key in ("name", "rounding")
+    )
     granularity = " or ".join(dict.fromkeys(_granularity(operand, o.format.granularity) for o in live))
     return OperandCard(operand, (product,), names, tuple(sorted(bits)), varies, granularity, roundings, evaluation)
-
-
-def _formats(ops: list[Operand]) -> list[tuple[str, str]]:
-    return [(o.format.name, o.format.rounding) for o in ops]
 
 
 def _granularity(operand: str, g: Granularity) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from fractrain.layers.convert import convert
-from fractrain.methods.base import KeptLayers, Method, MethodContext, MethodSettings, Width
+from fractrain.methods.base import KeptLayers, Method, MethodContext, MethodSettings, Width, check_pairs
 from fractrain.methods.block_call import entrance
 from fractrain.methods.blocks import block_weights, gateable_blocks
 from fractrain.methods.depthwise import (
@@ -74,11 +74,7 @@ class DFQSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _same_length(self) -> DFQSettings:
-        if len(self.bits) != len(self.grad_bits) or not self.bits:
-            raise ValueError(f"bits has {len(self.bits)} candidates, grad_bits {len(self.grad_bits)}")
-        for width in (*self.bits, *self.grad_bits):
-            if not 2 <= width <= 16:
-                raise ValueError(f"candidate widths must be 2..16 bits, got {width}")
+        check_pairs(self.bits, self.grad_bits, "candidate")
         return self
 
 
@@ -247,6 +243,3 @@ def _seeded_gate(channels: list[int], candidates: int, settings: DFQSettings, se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "gate"))
         return GateNetwork(channels, candidates, settings.gate_hidden, settings.gate_embed, settings.gate_state)
-
-
-__all__ = ["DFQ", "DFQSettings"]

@@ -24,7 +24,7 @@ from fractrain.methods.base import Method
 from fractrain.methods.card import declared_precisions, precision_card
 from fractrain.methods.export_onnx import onnx_graph
 from fractrain.methods.plain import PlainForm
-from fractrain.util.errors import ConfigError, MachineError
+from fractrain.util.errors import ConfigError, needed
 from fractrain.util.files import atomic_write, storing
 
 FileFormat = Literal["torch", "safetensors", "onnx-qdq"]
@@ -136,8 +136,6 @@ def _torch(weights: dict[str, torch.Tensor], about: str) -> bytes:
 
 
 def _safetensors(weights: dict[str, torch.Tensor], about: str) -> bytes:
-    try:
+    with needed("format safetensors needs safetensors: pip install 'fractrain[export]'"):
         from safetensors.torch import save
-    except ImportError as error:
-        raise MachineError("format safetensors needs safetensors: pip install 'fractrain[export]'") from error
     return save(weights, {KEY: about})

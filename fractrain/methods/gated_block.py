@@ -147,9 +147,6 @@ class GatedBlock(BlockWrapper):
         whole = counts if self.state.reduce_sum is None else self.state.reduce_sum(counts)
         return whole.tolist()
 
-    def _is_constant(self, layer: nn.Module) -> bool:
-        return self._held(layer) is not None
-
     def _held(self, layer: nn.Module) -> Precision | None:
         """Precision of a layer that the gate has no say in: depthwise, or left in floating point."""
         if getattr(layer, "site", None) in self._kept:
@@ -158,7 +155,7 @@ class GatedBlock(BlockWrapper):
 
     def precisions_of(self, layer: nn.Module) -> list[Precision]:
         """Precisions that one layer of the block may have: one if it is held, else one per candidate."""
-        return [self._precision(layer, k) for k in range(1 if self._is_constant(layer) else len(self.candidates))]
+        return [self._precision(layer, k) for k in range(1 if self._held(layer) else len(self.candidates))]
 
     def _precision(self, layer: nn.Module, k: int) -> Precision:
         """Precision of one layer for candidate ``k``."""

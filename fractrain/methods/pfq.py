@@ -14,7 +14,16 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from fractrain.layers.convert import convert_body, quant_layers
-from fractrain.methods.base import LAYERS_INERT, KeptLayers, Layers, Method, MethodContext, MethodSettings, Variation
+from fractrain.methods.base import (
+    LAYERS_INERT,
+    KeptLayers,
+    Layers,
+    Method,
+    MethodContext,
+    MethodSettings,
+    Variation,
+    check_pairs,
+)
 from fractrain.methods.depthwise import (
     DEPTHWISE_BITS,
     DEPTHWISE_INERT,
@@ -193,11 +202,7 @@ class PFQSettings(StageSettings):
 
     @model_validator(mode="after")
     def _same_length(self) -> PFQSettings:
-        if len(self.bits) != len(self.grad_bits) or not self.bits:
-            raise ValueError(f"bits has {len(self.bits)} stages, grad_bits {len(self.grad_bits)}")
-        for width in (*self.bits, *self.grad_bits):
-            if not 2 <= width <= 16:
-                raise ValueError(f"stage widths must be 2..16 bits, got {width}")
+        check_pairs(self.bits, self.grad_bits, "stage")
         return self
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fractrain.models.info import DatasetLike, ModelInfo
 from fractrain.models.specs import MODELS
-from fractrain.util.errors import ConfigError, MachineError, PluginError, did_you_mean, typed_line
+from fractrain.util.errors import ConfigError, PluginError, did_you_mean, needed, typed_line
 from fractrain.util.registry import Origin, Registry, import_file, line_of
 
 if TYPE_CHECKING:
@@ -130,10 +130,8 @@ def _from_torchvision(model: str) -> Callable[[int, tuple[int, ...]], Any]:
 
 def _from_timm(model: str) -> Callable[[int, tuple[int, ...]], Any]:
     def make(classes: int, shape: tuple[int, ...]) -> Any:
-        try:
+        with needed(f"timm:{model} needs timm ({{}}); mend with `pip install timm`"):
             import timm
-        except ImportError as error:
-            raise MachineError(f"timm:{model} needs timm ({error}); mend with `pip install timm`") from error
         if not timm.is_model(model):
             raise ConfigError(f"timm has no model {model!r}{did_you_mean(model, timm.list_models())}")
         return timm.create_model(model, pretrained=False, num_classes=classes, in_chans=shape[0])

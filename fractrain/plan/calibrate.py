@@ -27,6 +27,7 @@ from fractrain.engine.loop import TrainingLoop
 from fractrain.engine.registries import Registries, Stream
 from fractrain.engine.schedule import Clock
 from fractrain.engine.site import Site
+from fractrain.engine.summary import tensor_bytes
 from fractrain.experimental.cuda_graphs import SETTLED, recorder_for
 from fractrain.util.seeds import derive_seed
 
@@ -187,7 +188,7 @@ def run_trial(config: RunConfig, device: torch.device, registries: Registries | 
         evaluation = _timed(loop.advance, device)
     return Trial(
         step_s=statistics.median(times) * batch / trial, evaluation_s=evaluation / trial,
-        disk_bytes=_bytes(loop.state_dict()), parameters=parameters(config, registries), samples=trial,
+        disk_bytes=tensor_bytes(loop.state_dict()), parameters=parameters(config, registries), samples=trial,
     )  # fmt: skip
 
 
@@ -257,13 +258,3 @@ def _timed(call: Any, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        return sum(_bytes(v) for v in value.values())
-    if isinstance(value, list | tuple):
-        return sum(_bytes(v) for v in value)
-    return 0

@@ -8,24 +8,23 @@ offline, one folder holds the whole history.
 from __future__ import annotations
 
 import contextlib
-import resource
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fractrain.engine.config import RunConfig
-from fractrain.engine.listener import RunListener
 from fractrain.engine.store import RunRecord
 from fractrain.publish.public import group_name, public_config, public_facts, run_name, shown_config
 from fractrain.publish.publish import resolve_mode, run_payload
 from fractrain.publish.wandb import Mode, WandbTracker
 from fractrain.util.console import log_line
-from fractrain.util.errors import ConfigError, FractrainError, MachineError
+from fractrain.util.errors import ConfigError, FractrainError, needed
+
+if TYPE_CHECKING:
+    from fractrain.engine.trainer import RunListener
 
 KINDS: Final = ("wandb", "tensorboard")
-RSS_UNIT: Final = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes there, KiB elsewhere
 
 
 def make_listener(kind: str, folder: Path, project: str, entity: str | None = None) -> RunListener:
@@ -60,7 +59,7 @@ class WandbLive:
         return self._tracker.mode
 
     def begun(self, config: RunConfig, environment: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
-        """See :class:`fractrain.engine.listener.RunListener`."""
+        """See :class:`fractrain.engine.trainer.RunListener`."""
         with self._optional(config.run_id):
             if self.mode == "offline":
                 for stale in self._tracker.pending(config.run_id):  # the new folder holds its periods, too
@@ -76,11 +75,11 @@ class WandbLive:
             self._log(line, {})
 
     def period(self, line: Mapping[str, Any]) -> None:
-        """See :class:`fractrain.engine.listener.RunListener`."""
+        """See :class:`fractrain.engine.trainer.RunListener`."""
         self._log(line, system_figures())
 
     def ended(self, record: RunRecord) -> None:
-        """See :class:`fractrain.engine.listener.RunListener`."""
+        """See :class:`fractrain.engine.trainer.RunListener`."""
         if self._run is None:
             return
         with self._optional(record.run_id):
@@ -120,10 +119,8 @@ class TensorBoardLive:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
+        with needed("--track tensorboard: pip install 'fractrain[tensorboard]'"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MachineError("--track tensorboard: pip install 'fractrain[tensorboard]'") from error
         self._make, self._folder = SummaryWriter, folder
         self._writer: Any = None
 
@@ -138,11 +135,11 @@ class TensorBoardLive:
             self._log(line, {})
 
     def period(self, line: Mapping[str, Any]) -> None:
-        """See :class:`fractrain.engine.listener.RunListener`."""
+        """See :class:`fractrain.engine.trainer.RunListener`."""
         self._log(line, system_figures())
 
     def ended(self, record: RunRecord) -> None:
-        """See :class:`fractrain.engine.listener.RunListener`."""
+        """See :class:`fractrain.engine.trainer.RunListener`."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -166,9 +163,7 @@ def flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def system_figures() -> dict[str, float]:
     """Peak memory of this process, and of the GPU where there is one, in GiB. Nothing that names the machine."""
-    import torch
+    from fractrain.engine.summary import peak_memory  # imports torch
 
-    figures = {"system/peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 2**30}
-    if torch.cuda.is_available():
-        figures["system/peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return figures
+    names = {"peak_host_bytes": "system/peak_rss_gib", "peak_gpu_bytes": "system/peak_gpu_gib"}
+    return {names[key]: size / 2**30 for key, size in peak_memory().items() if size is not None}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from fractrain.engine.length import Profile, check_profile, length_text
 from fractrain.engine.recipes import TRANSFER_NOTE
 from fractrain.report.arrays import array_sections
 from fractrain.report.columns import columns, rules
 from fractrain.report.format_errors import COLUMNS, RULES, FormatErrors, error_rows
-from fractrain.report.grid import PlannedRun, plan
+from fractrain.report.grid import plan
 from fractrain.report.improve import improvement_rows
 from fractrain.report.relative import judged_claims, with_relative
 from fractrain.report.rows import MethodRow, method_row
@@ -61,6 +61,10 @@ def build_table(
         more, remarks = improvement_rows(spec, pair, spec.dataset(pair, known), known, built, index)
         rows += more
         notes += remarks
+    sections: list[Section] = []
+    if not smoke:
+        savings = savings_section(spec, known, whole, index)
+        sections = [*([savings] if savings else []), *array_sections(spec, known, runs, sources, index)]
     transferred = [TRANSFER_NOTE] if any(pair.setting != "standard" for pair in spec.pairs) else []
     return Table(
         name=spec.name, version=spec.version, title=_title(spec, known), caption=spec.caption, source=spec.source,
@@ -68,19 +72,8 @@ def build_table(
         columns=smoke_columns(columns(spec)) if smoke else columns(spec), rows=tuple(rows),
         notes=tuple(dict.fromkeys([*notes, *spec.notes, *transferred, *_extrapolated(caveats)])),
         rules=smoke_rules(spec) if smoke else rules(spec),
-        sections=() if smoke else tuple(_sections(spec, known, whole, runs, sources, index)),
+        sections=tuple(sections),
     )  # fmt: skip
-
-
-def _sections(
-    spec: TableSpec, profile: Profile, built: Mapping[str, Mapping[str, MethodRow]], runs: Sequence[PlannedRun],
-    sources: Sources, index: PublishedIndex,
-) -> Iterator[Section]:  # fmt: skip
-    """The smaller tables below it."""
-    savings = savings_section(spec, profile, built, index)
-    if savings is not None:
-        yield savings
-    yield from array_sections(spec, profile, runs, sources, index)
 
 
 def _errors_table(spec: TableSpec, errors: FormatErrors, profile: str) -> Table:
@@ -95,19 +88,18 @@ def _errors_table(spec: TableSpec, errors: FormatErrors, profile: str) -> Table:
 # -- title -----------------------------------------------------------------------------------------------------------
 
 
-def _stand_ins(spec: TableSpec, profile: str) -> str:
+def _stand_ins(spec: TableSpec, profile: Profile) -> str:
     """Name each data set that something else stands in for, for example ``digits for CIFAR-10``."""
-    known = check_profile(profile)
-    pairs = {spec.dataset(p, known): p.dataset_label for p in spec.pairs if spec.dataset(p, known) != p.dataset}
+    pairs = {spec.dataset(p, profile): p.dataset_label for p in spec.pairs if spec.dataset(p, profile) != p.dataset}
     return ", ".join(f"{used} for {label}" for used, label in pairs.items())
 
 
-def _title(spec: TableSpec, profile: str) -> str:
+def _title(spec: TableSpec, profile: Profile) -> str:
     used = _stand_ins(spec, profile)
     return f"{spec.title} [{length_text(profile)}{': stand-in data ' + used if used else ''}]"
 
 
-def _watermark(spec: TableSpec, profile: str) -> str:
+def _watermark(spec: TableSpec, profile: Profile) -> str:
     if profile == "paper":
         return ""
     used = _stand_ins(spec, profile)

@@ -240,9 +240,7 @@ def _widened(zone: tuple[float, float]) -> tuple[float, float]:
 
 
 def _number(e: Estimate, spec: ClaimSpec) -> str:
-    spread = "" if e.half_width is None else f" ± {e.half_width:.2f}"
-    sign = "+" if spec.quantity == "accuracy_gap" else ""
-    return f"{e.mean:{sign}.2f}{spread}"
+    return e.text("+" if spec.quantity == "accuracy_gap" else "")
 
 
 def _zone(spec: ClaimSpec) -> str:

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Literal
 
 from fractrain.util.errors import FractrainError, message_line
+from fractrain.util.files import nearest_folder
 
 State = Literal["works", "limited", "does not work"]
 Importer = Callable[[str], ModuleType]
@@ -190,9 +191,3 @@ def folder_checks(results: Path) -> Iterator[Check]:
     free = shutil.disk_usage(folder).free / 1e9
     low = free < LOW_DISK_GB
     yield Check("disk", "limited" if low else "works", f"{free:.1f} GB free", "free some space" if low else "")
-
-
-def nearest_folder(path: Path) -> Path:
-    """Return ``path`` or the nearest folder above it that exists."""
-    path = path.absolute()
-    return next((p for p in (path, *path.parents) if p.is_dir()), Path(path.anchor))

@@ -18,7 +18,7 @@ from fractrain.report.claims import JudgedClaim, judge_claims, markdown
 from fractrain.report.evidence import EvidenceStore
 from fractrain.report.render import render
 from fractrain.report.scaling import Gap, Scaling, build_scaling
-from fractrain.report.stats import Estimate, estimate
+from fractrain.report.stats import estimate
 from fractrain.util.errors import StoreError
 from fractrain.util.files import atomic_write, storing
 
@@ -118,7 +118,7 @@ def _gaps(scaling: Scaling) -> str:
         lead = [campaign.datasets[data], curve.row.label]
         if key == rival:
             means = {length: curve.accuracy(length) for length in lengths}
-            cells = [_spread(estimate(list(m.values())), "") if m else "not run" for m in means.values()]
+            cells = [estimate(list(m.values())).text() if m else "not run" for m in means.values()]
             rows.append([*lead, *cells, "", "", ""])
         elif (gap := scaling.gap(data, key, rival)) is not None:
             rows.append([*lead, *_cells(gap, lengths)])
@@ -128,14 +128,9 @@ def _gaps(scaling: Scaling) -> str:
 
 def _cells(gap: Gap, lengths: Sequence[str]) -> list[str]:
     at = [
-        _spread(gap.at[length], "+") if length in gap.at else "not run" if length in gap.curve.planned else ""
+        gap.at[length].text("+") if length in gap.at else "not run" if length in gap.curve.planned else ""
         for length in lengths
     ]
     ahead = "" if gap.trend is None else f"{gap.trend.predicted:+.2f} [{gap.trend.low:+.2f}, {gap.trend.high:+.2f}]"
     published = "" if gap.published is None else f"{gap.published:+.2f}"
     return [*at, ahead, published, str(gap.verdict or "")]
-
-
-def _spread(e: Estimate, sign: str) -> str:
-    half = "" if e.half_width is None else f" ± {e.half_width:.2f}"
-    return f"{e.mean:{sign}.2f}{half}"

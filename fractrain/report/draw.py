@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fractrain.report.figure_data import FigureData, Panel, PlotPoint
 from fractrain.report.labels import place_in_axes
-from fractrain.util.errors import MachineError
+from fractrain.util.errors import needed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,10 +70,8 @@ def require_matplotlib() -> None:
     Raises:
         MachineError: it cannot be imported.
     """
-    try:
+    with needed("figures need matplotlib ({}); pip install 'fractrain[plots]'"):
         import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MachineError(f"figures need matplotlib ({error}); pip install 'fractrain[plots]'") from error
 
 
 def draw(figure: FigureData, form: str, look: Look = "page") -> bytes:

@@ -124,7 +124,9 @@ def build_figure(
     for (pair, _, own), separate in zip(panels, apart, strict=True):
         theirs = tuple(_published(spec, spec.figure, pair, sources.published))
         published.append(_published_panel(pair, theirs, () if separate else tuple(own)))
-        measured.append(_measured_panel(spec, pair, tuple(own) if separate else (), known))
+        title = f"{pair.model_label}, {data_label(pair, spec.dataset(pair, known))}"
+        subtitle = f"measured, {length_text(known)}; not comparable with published"
+        measured.append(Panel("measured", title, subtitle, tuple(own) if separate else ()))
     shown = any(panel.points for panel in measured)
     return FigureData(
         table=table, title=table.title if any(own for _, _, own in panels) else spec.title, drawing=spec.figure,
@@ -197,11 +199,6 @@ def _confidence(points: Sequence[PlotPoint]) -> str:
     return accuracy if accuracy == macs else f"{accuracy}, MACs {macs}"
 
 
-def _measured_panel(spec: TableSpec, pair: Pair, points: tuple[PlotPoint, ...], profile: Profile) -> Panel:
-    title = f"{pair.model_label}, {data_label(pair, spec.dataset(pair, profile))}"
-    return Panel("measured", title, f"measured, {length_text(profile)}; not comparable with published", points)
-
-
 def select_panels(figure: FigureData, panel: str) -> FigureData:
     """Return the figure with some of its panels.
 
@@ -243,11 +240,9 @@ def _remarks(table: Table) -> Iterator[str]:
 
 def points_csv(figure: FigureData) -> str:
     """Return the points as drawn, one per line, with source and confidence."""
-    names = [field.name for field in fields(PlotPoint)]
-    lines: list[list[object]] = [["figure", "version", "profile", *names]]
+    lines: list[list[object]] = [["figure", "version", "profile", *(field.name for field in fields(PlotPoint))]]
     table = figure.table
     for point in figure.points:
-        values = asdict(point)
-        line = ["" if values[name] is None else values[name] for name in names]
-        lines.append([table.name, table.version, table.profile, *line])
+        values = ("" if value is None else value for value in asdict(point).values())
+        lines.append([table.name, table.version, table.profile, *values])
     return csv_text(lines)

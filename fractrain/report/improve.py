@@ -12,7 +12,7 @@ from fractrain.cost.published import PublishedRow
 from fractrain.engine.length import Profile
 from fractrain.report.columns import columns
 from fractrain.report.quantities import BY_KEY, BY_PUBLISHED, IN_TABLES, Quantity
-from fractrain.report.rows import EMPTY, MethodRow, group_heading, labels
+from fractrain.report.rows import EMPTY, MethodRow, estimate_cell, group_heading, labels
 from fractrain.report.sources import PublishedIndex
 from fractrain.report.spec import Pair, TableSpec
 from fractrain.report.stats import Estimate, paired_difference, paired_saving
@@ -46,13 +46,6 @@ def _range_text(low: float, high: float) -> str:
 def _rivals(text: str, least: str, most: str) -> str:
     """Over which rivals the ends of a range are."""
     return f"; least over {least}, most over {most}" if "~" in text else ""
-
-
-def difference_cell(difference: Estimate, source: str, rival: str) -> Cell:
-    """Cell of an accuracy or perplexity column: difference in percentage points, or in perplexity, to a rival."""
-    spread = "" if difference.half_width is None else f" ± {difference.half_width:.2f}"
-    text = f"{difference.mean:+.2f}{spread} vs {rival}"
-    return Cell(text, "derived", difference.mean, difference.low, difference.high, difference.n, source)
 
 
 def published_cells(
@@ -111,7 +104,7 @@ def _gain_cell(
     if quantity.is_quality:
         rival = _best(quantity, {name: fmean(other.values()) for name, other in others.items()})
         difference = paired_difference(own, others[rival])
-        return None if difference is None else difference_cell(difference, source, rival)
+        return None if difference is None else estimate_cell(difference, f"{difference.text('+')} vs {rival}", source)
     savings = {name: saving for name, other in others.items() if (saving := paired_saving(own, other)) is not None}
     return saving_cell(savings, source) if savings else None
 

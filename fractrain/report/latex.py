@@ -36,16 +36,12 @@ def latex(table: Table) -> str:
     heads = [c.short for c in columns]
     align = ["left" if not c.origin else "right" for c in columns]
     tabular = _glyphs(tabulate(body, heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align))
-    caption = f"{escape(table.title)}. {escape(table.caption)}"
-    if table.watermark:
-        caption += rf" \textbf{{{escape(table.watermark)}}}"
     small = "\n".join(rf"\item {escape(text)}" for text in (*table.notes, *table.rules))
     return (
         f"% {table.name} version {table.version}, {length_text(table.profile)}; made by fractrain, do not edit.\n"
         "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
         "\\begin{table*}\n\\centering\n"
-        f"\\caption{{{caption}}}\n"
-        f"\\label{{tab:{table.name}-{profile_slug(table.profile)}}}\n"
+        f"{_caption(table, f' {escape(table.caption)}')}"
         f"\\resizebox{{\\textwidth}}{{!}}{{%\n{_between_groups(tabular, table)}}}\n"
         "\\end{table*}\n"
         + "".join(_section(table, section) for section in table.sections)
@@ -65,9 +61,6 @@ def narrow(table: Table) -> str:
         lines += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{escape(name)}}}}} \\"]
         lines += [_line([row.text(c.key) for c in columns]) for row in rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
-    caption = f"{escape(table.title)}."
-    if table.watermark:
-        caption += rf" \textbf{{{escape(table.watermark)}}}"
     notes = "".join(
         f"% {text.translate(_ASCII)}\n" for text in (*table.notes, *table.rules, f"Source: {table.source}.")
     )
@@ -76,10 +69,16 @@ def narrow(table: Table) -> str:
         "% Needs \\usepackage{booktabs} and \\usepackage{adjustbox}, which makes it smaller where it is too wide.\n"
         f"{notes}"
         "\\begin{table}\n\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
-        f"\\caption{{{caption}}}\n"
-        f"\\label{{tab:{table.name}-{profile_slug(table.profile)}}}\n"
+        f"{_caption(table)}"
         "\\begin{adjustbox}{max width=\\columnwidth}\n" + "\n".join(lines) + "\n\\end{adjustbox}\n\\end{table}\n"
     )
+
+
+def _caption(table: Table, more: str = "") -> str:
+    """Caption and label."""
+    warning = rf" \textbf{{{escape(table.watermark)}}}" if table.watermark else ""
+    label = f"tab:{table.name}-{profile_slug(table.profile)}"
+    return f"\\caption{{{escape(table.title)}.{more}{warning}}}\n\\label{{{label}}}\n"
 
 
 def _line(cells: list[str]) -> str:

@@ -13,9 +13,9 @@ from fractrain.engine.index import RunEntry, read_index
 from fractrain.engine.length import length_text, longest_first
 from fractrain.engine.store import RunStore
 from fractrain.report import charts, page_detail
+from fractrain.report.page_bench import BenchRecord, bench_drawings, bench_table
 from fractrain.report.page_detail import TASK, Chart, DrawingGroup, run_label, task_title
 from fractrain.report.page_tables import (
-    PageTable,
     benchmark_tables,
     claims_table,
     configurations_table,
@@ -25,6 +25,7 @@ from fractrain.report.page_tables import (
 from fractrain.report.quantities import BY_KEY
 from fractrain.report.render import template
 from fractrain.report.results import differing, frame_of
+from fractrain.report.scaling_draw import themed_scaling
 from fractrain.report.svg import SERIES, Mark
 from fractrain.report.values import Table
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fractrain.report.claims import JudgedClaim
-    from fractrain.report.page_bench import BenchRecord
     from fractrain.report.scaling import Scaling
 
 MOST_RUNS: Final = 300
@@ -78,7 +78,7 @@ def build_page(
             "methods": [(number, name) for number, name in enumerate(methods)],
             "claims": claims_table(claims) if claims else None,
             "claim_verdicts": Counter(claim.verdict for claim in claims).most_common(),
-            "scaling": _scaling(scaling) if scaling else None,
+            "scaling": (themed_scaling(scaling), benchmark_tables(scaling.table)) if scaling else None,
             "verdicts": _verdicts(tables),
             "tasks": list(_tasks(means, methods)),
             "curves": list(page_detail.curves(found, methods)),
@@ -86,26 +86,12 @@ def build_page(
             "work": list(page_detail.cost_bars(found, model.title)),
             "parts": page_detail.work_table(found, model.title) if found else None,
             "hardware": model.title,
-            "speed": _speed(benches),
+            "speed": (list(bench_drawings(benches)), [bench_table(record) for record in benches]),
             "tables": [shown for table in tables for shown in benchmark_tables(table)],
             "lists": [configurations_table(means), runs_table(shown, frame, settings)],
             "series": SERIES,
         }
     return template("report").render(context)
-
-
-def _scaling(scaling: Scaling) -> tuple[Chart, list[PageTable]]:
-    """A campaign's figure and tables."""
-    from fractrain.report.scaling_draw import themed_scaling
-
-    return themed_scaling(scaling), benchmark_tables(scaling.table)
-
-
-def _speed(benches: Sequence[BenchRecord]) -> tuple[list[DrawingGroup], list[PageTable]]:
-    """Drawings and tables of what ``fractrain bench`` measured."""
-    from fractrain.report.page_bench import bench_drawings, bench_table
-
-    return list(bench_drawings(benches)), [bench_table(record) for record in benches]
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

@@ -78,6 +78,9 @@ class PageTable:
     remarks: Sequence[str] = field(default_factory=tuple)
 
 
+WHO_COLUMNS: Final = tuple(PageColumn(key, head) for key, head in WHO.items())
+
+
 def number_text(key: str, value: float) -> str:
     """Write a number of the vocabulary."""
     return BY_KEY[key].text(value) if key in BY_KEY else fitted_text(value)
@@ -141,7 +144,7 @@ def runs_table(entries: Sequence[RunEntry], frame: pd.DataFrame, settings: Mappi
     """Every run: what it was and what came out."""
     keys = _present(frame)
     columns = [
-        PageColumn("run", "Run"), *_who_columns(), PageColumn("seed", "Seed", True),
+        PageColumn("run", "Run"), *WHO_COLUMNS, PageColumn("seed", "Seed", True),
         PageColumn("status", "Status", long=True),
         *_number_columns(keys), PageColumn("time", "Ended (UTC)", shown=False),
         PageColumn("device", "Device", shown=False),
@@ -157,7 +160,9 @@ def runs_table(entries: Sequence[RunEntry], frame: pd.DataFrame, settings: Mappi
         cells["seed"] = Cell(str(e.seed), value=e.seed)
         for key in keys:
             if (value := values.get((e.run_id, key))) is not None:
-                cells[key] = Cell(number_text(key, value), _origin(key), value, n=1)
+                cells[key] = Cell(
+                    number_text(key, value), "derived" if BY_KEY[key].modelled else "measured", value, n=1
+                )
         rows.append(PageRow(cells, f"run-{e.run_id}", e.run_id, e.status))
     return PageTable("runs", "Runs", _without_empty(columns, rows), rows)
 
@@ -165,7 +170,7 @@ def runs_table(entries: Sequence[RunEntry], frame: pd.DataFrame, settings: Mappi
 def configurations_table(frame: pd.DataFrame) -> PageTable:
     """Means over seeds, with intervals, of the runs that differ in nothing else."""
     keys = _present(frame)
-    columns = [*_who_columns(), PageColumn("seeds", "Seeds", True), *_number_columns(keys)]
+    columns = [*WHO_COLUMNS, PageColumn("seeds", "Seeds", True), *_number_columns(keys)]
     wanted, groups = {*keys}, dict[str, dict[str, Any]]()
     for line in frame.itertuples():
         if line.quantity in wanted:
@@ -199,10 +204,6 @@ def _present(frame: pd.DataFrame) -> list[str]:
     return [key for key in IN_RUNS if key in there]
 
 
-def _who_columns() -> list[PageColumn]:
-    return [PageColumn(key, head) for key, head in WHO.items()]
-
-
 def _number_columns(keys: Sequence[str]) -> list[PageColumn]:
     columns = []
     for key in keys:
@@ -214,7 +215,3 @@ def _number_columns(keys: Sequence[str]) -> list[PageColumn]:
                     key, f"{q.label} [{q.unit}]")  # fmt: skip
         columns.append(PageColumn(key, head + ARROWS[q.better], True, IN_RUNS[key], f"{q.title}; key {key}"))
     return columns
-
-
-def _origin(key: str) -> Any:
-    return "derived" if BY_KEY[key].modelled else "measured"

@@ -9,7 +9,7 @@ from fractrain.cost.published import PublishedRow
 from fractrain.engine.length import Profile
 from fractrain.report.improve import CIRCULAR, circular, paired_gain, values_by_seed
 from fractrain.report.quantities import BY_KEY, Quantity
-from fractrain.report.rows import MethodRow, published_value
+from fractrain.report.rows import MethodRow, estimate_cell, published_value
 from fractrain.report.sources import PublishedIndex
 from fractrain.report.spec import Pair, PublishedClaim, RowSpec, TableSpec
 from fractrain.report.stats import Estimate, paired_difference, paired_ratio
@@ -128,8 +128,6 @@ def _verdict(
 
 
 def _cell(found: Estimate, quantity: Quantity, other: str, hardware: str) -> Cell:
-    spread = "" if found.half_width is None else f" ± {found.half_width:.2f}"
-    text = f"{found.mean:+.2f}" if quantity.is_quality else f"{found.mean:.2f}"
     model = f", modelled: {hardware}" if quantity.modelled else ""
     source = f"from measured runs, against {other}, paired over seeds{model}"
-    return Cell(text + spread, "derived", found.mean, found.low, found.high, found.n, source)
+    return estimate_cell(found, found.text("+" if quantity.is_quality else ""), source)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fractrain.engine.index import RunEntry, read_index
-from fractrain.engine.store import RunRecord, RunStore
+from fractrain.engine.store import RunStore
 from fractrain.report.quantities import BY_KEY, BY_METRIC, Quantity, all_quantities
 from fractrain.report.stats import estimate
 from fractrain.util.errors import ConfigError, did_you_mean
@@ -102,20 +102,6 @@ def _brief(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def with_hardware(record: RunRecord, summary: Mapping[str, Any], hardware: str) -> dict[str, Any]:
-    """Return a run's summary with its energy and latency on a hardware model, which are computed from its ledger.
-
-    Raises:
-        ConfigError: no such hardware model.
-        FractrainError: it cannot price this run.
-    """
-    from fractrain.cost.hardware import create
-    from fractrain.report.run_cost import costs_on
-
-    found, _ = costs_on(record, record.ledger(), create(hardware))
-    return {**summary, "cost": {**summary["cost"], **found}}
-
-
 def _lines(entries: Sequence[RunEntry], by: By, hardware: str, store: RunStore) -> list[tuple[Any, ...]]:
     settings = differing(entries)
     groups: dict[str, list[RunEntry]] = defaultdict(list)
@@ -141,11 +127,16 @@ def _lines(entries: Sequence[RunEntry], by: By, hardware: str, store: RunStore) 
 
 
 def _summary(store: RunStore, entry: RunEntry, hardware: str) -> Mapping[str, Any]:
+    """A run's summary, with its energy and latency on a hardware model, which are computed from its ledger."""
+    from fractrain.cost.hardware import create
+    from fractrain.report.run_cost import costs_on
+
     summary = entry.summary or {}
     record = store.get(entry.run_id) if hardware else None
     if record is None or record.summary is None:  # deleted or damaged since it was listed
         return summary
-    return with_hardware(record, summary, hardware)
+    found, _ = costs_on(record, record.ledger(), create(hardware))
+    return {**summary, "cost": {**summary["cost"], **found}}
 
 
 def _measured(quantity: Quantity, values: Sequence[float], hardware: str) -> tuple[Any, ...]:

@@ -11,12 +11,12 @@ from fractrain.engine.record import RunRecord
 from fractrain.engine.record_files import FileDamaged
 from fractrain.report.columns import columns
 from fractrain.report.grid import PlannedRun
-from fractrain.report.quantities import BY_PUBLISHED, IN_TABLES
+from fractrain.report.quantities import BY_PUBLISHED, IN_TABLES, Quantity
 from fractrain.report.smoke import learns
 from fractrain.report.sources import PublishedIndex, Sources
 from fractrain.report.spec import Pair, RowSpec, TableSpec
-from fractrain.report.stats import estimate
-from fractrain.report.values import Cell, Row, RunValues
+from fractrain.report.stats import Estimate, estimate
+from fractrain.report.values import Cell, Origin, Row, RunValues
 from fractrain.report.verdict import Verdict, incomplete, judge
 from fractrain.util.errors import FractrainError
 
@@ -167,18 +167,23 @@ def _measured_cells(measured: Mapping[int, RunValues], hardware: str, how: str) 
             if quantity.modelled and why:
                 cells[quantity.key] = Cell("not priced", "not run", source=f"{hardware}: {why}")
             continue
-        e = estimate(numbers)
-        text = quantity.text(e.mean)
-        if quantity.is_quality and e.half_width is not None:
-            text += f" ± {quantity.text(e.half_width)}"
+        source = how if quantity.is_perplexity else ""
         if quantity.modelled:
-            caveats = sorted({m.caveat for m in measured.values() if m.caveat})
-            source = "; ".join([f"modelled: {hardware}", *caveats])
-            cells[quantity.key] = Cell(text, "derived", e.mean, e.low, e.high, e.n, source)
-        else:
-            source = how if quantity.is_perplexity else ""
-            cells[quantity.key] = Cell(text, "measured", e.mean, e.low, e.high, e.n, source)
+            source = "; ".join([f"modelled: {hardware}", *sorted({m.caveat for m in measured.values() if m.caveat})])
+        cells[quantity.key] = mean_cell(quantity, estimate(numbers), source)
     return cells
+
+
+def mean_cell(quantity: Quantity, mean: Estimate, source: str) -> Cell:
+    """A mean over seeds; a quality's with its interval."""
+    spread = f" ± {quantity.text(mean.half_width)}" if quantity.is_quality and mean.half_width is not None else ""
+    origin: Origin = "derived" if quantity.modelled else "measured"
+    return estimate_cell(mean, quantity.text(mean.mean) + spread, source, origin)
+
+
+def estimate_cell(found: Estimate, text: str, source: str, origin: Origin = "derived") -> Cell:
+    """A cell with the numbers of an estimate behind its text."""
+    return Cell(text, origin, found.mean, found.low, found.high, found.n, source)
 
 
 def _measure(

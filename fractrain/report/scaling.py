@@ -15,12 +15,12 @@ from fractrain.report.campaign import Campaign, plan_campaign
 from fractrain.report.grid import PlannedRun
 from fractrain.report.improve import values_by_seed
 from fractrain.report.quantities import BY_KEY
-from fractrain.report.rows import EMPTY, published_value
+from fractrain.report.rows import EMPTY, estimate_cell, mean_cell, published_value
 from fractrain.report.sources import PublishedIndex, Sources, Store, default_sources
 from fractrain.report.spec import Pair, RowSpec
 from fractrain.report.stats import CONFIDENCE, Estimate, estimate, paired_saving
 from fractrain.report.trend import Trend, TrendVerdict, fit_trend, judge_trend, trend_rule
-from fractrain.report.values import Cell, Column, Origin, Row, RunValues, Table
+from fractrain.report.values import Cell, Column, Row, RunValues, Table
 
 GAP: Final = "accuracy_best_test"
 SHOWN: Final = ("accuracy_best_test", "accuracy_last", "macs_end", "energy_end")
@@ -218,11 +218,8 @@ def _measured_cells(campaign: Campaign, curve: Curve, length: str, rivals: Mappi
         quantity = BY_KEY[name]
         values = values_by_seed(runs, quantity)
         if values:
-            e = estimate(list(values.values()))
-            spread = f" ± {quantity.text(e.half_width)}" if quantity.is_quality and e.half_width is not None else ""
-            origin: Origin = "derived" if quantity.modelled else "measured"
             source = f"modelled: {campaign.hardware}" if quantity.modelled else ""
-            cells[name] = Cell(quantity.text(e.mean) + spread, origin, e.mean, e.low, e.high, e.n, source)
+            cells[name] = mean_cell(quantity, estimate(list(values.values())), source)
     base = rivals.get(campaign.trend.against[0])  # none for that method itself
     for name in SAVED:
         other = base.measured.get(length, {}) if base else {}
@@ -233,9 +230,7 @@ def _measured_cells(campaign: Campaign, curve: Curve, length: str, rivals: Mappi
 
 
 def _paired_cell(e: Estimate, sign: str, digits: int) -> Cell:
-    spread = "" if e.half_width is None else f" ± {e.half_width:.{digits}f}"
-    source = "from measured runs, paired over seeds"
-    return Cell(f"{e.mean:{sign}.{digits}f}{spread}", "derived", e.mean, e.low, e.high, e.n, source)
+    return estimate_cell(e, e.text(sign, digits), "from measured runs, paired over seeds")
 
 
 def _predicted_cells(gaps: Mapping[str, Gap]) -> dict[str, Cell]:

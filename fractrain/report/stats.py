@@ -33,6 +33,11 @@ class Estimate:
         """Upper end of the interval."""
         return None if self.half_width is None else self.mean + self.half_width
 
+    def text(self, sign: str = "", digits: int = 2) -> str:
+        """Mean (``sign`` ``+``: with that of a positive one) and half the interval's width: ``+0.31 ± 0.12``."""
+        half = "" if self.half_width is None else f" ± {self.half_width:.{digits}f}"
+        return f"{self.mean:{sign}.{digits}f}{half}"
+
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """Mean, standard deviation and t interval of independent values.

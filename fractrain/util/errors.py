@@ -6,9 +6,10 @@ that failed while running.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class FractrainError(Exception):
@@ -65,6 +66,15 @@ class NonFiniteError(RunError):
         super().__init__(message)
         self.layer = layer
         self.step = step
+
+
+@contextlib.contextmanager
+def needed(message: str) -> Iterator[None]:
+    """Make a :class:`MachineError` of an import inside the block that fails; ``{}`` in the message is the reason."""
+    try:
+        yield
+    except ImportError as error:
+        raise MachineError(message.replace("{}", str(error))) from error
 
 
 def message_line(error: BaseException) -> str:

@@ -90,6 +90,12 @@ def try_folder(folder: Path) -> None:
         tried.unlink()
 
 
+def nearest_folder(path: Path) -> Path:
+    """Return ``path`` or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next((p for p in (path, *path.parents) if p.is_dir()), Path(path.anchor))
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line and bring it to the disk. A line cut off by a crash is repaired by :func:`drop_torn_line`."""
     with storing(path), path.open("ab") as file:

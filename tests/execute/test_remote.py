@@ -21,9 +21,8 @@ from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
 from fractrain.engine.store import RunStore
 from fractrain.execute.local import LocalExecutor
-from fractrain.execute.remote import RemoteExecutor, RemoteRun
+from fractrain.execute.remote import RemoteExecutor, RemoteRun, TimeLimit
 from fractrain.execute.resources import Resources, parse_resources
-from fractrain.execute.time_limit import TimeLimit
 from fractrain.util.errors import ConfigError, FractrainError
 from fractrain.util.signals import RunInterrupted
 

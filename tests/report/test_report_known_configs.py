@@ -12,11 +12,11 @@ import pytest
 from synthetic_runs import config_of, small_store
 
 from fractrain.engine.config import RunConfig
+from fractrain.engine.index import without_collector
 from fractrain.report import known_configs
 from fractrain.report.known_configs import NAME, KnownConfigs
 from fractrain.report.sources import NotInRelease, engine_config
 from fractrain.report.spec import RunRequest
-from fractrain.util.collector import without_collector
 from fractrain.util.errors import ConfigError, PluginError
 
 

@@ -23,32 +23,43 @@ class ArraySettings(HardwareSettings):
     )
 
 
-def shared_card(s: ArraySettings) -> dict[str, str]:
-    """The lines of the card that follow from the settings."""
-    return {
-        "array": f"{s.macs_per_cycle:g} MACs of 8x8 bits per cycle, always full",
-        "frequency": f"{s.frequency_hz / 1e6:g} MHz",
-        "buffers": "none: operands are always there",
-        "energies": f"{s.pj_per_mac:g} pJ per 8x8-bit MAC, {100 * s.moved:g} % of it for moving operands; "
-        f"{100 * s.fixed:g} % of time and energy at 8x8 bits fixed",
-    }
+class IdealArray(HardwareModel):
+    """An array without memory, idle units or shapes."""
+
+    def time(self, row: WorkRow) -> float:
+        """Time of a row without the fixed part, in units of the 8x8-bit time."""
+        raise NotImplementedError
+
+    def row(self, row: WorkRow) -> Cost:
+        """See :class:`HardwareModel`."""
+        s, time = self.settings, self.time(row)
+        cycles = row.macs / s.macs_per_cycle
+        joules = row.macs * s.pj_per_mac * 1e-12
+        own = s.fixed / (1 - s.fixed)  # what widths change is 1 at 8x8 bits, so this makes `fixed` the share of all
+        width = (row.bits1 + row.bits2) / (2 * REFERENCE_BITS)
+        product = row.bits1 * row.bits2 / REFERENCE_BITS**2
+        return Cost(
+            seconds=Parts(compute=cycles * time / s.frequency_hz, fixed=cycles * own / s.frequency_hz),
+            joules=Parts(
+                compute=joules * (1 - s.moved) * product, on_chip=joules * s.moved * width, fixed=joules * own
+            ),
+            cycles=cycles * (time + own),
+        )
+
+    def card(self) -> dict[str, str]:
+        """See :class:`HardwareModel`."""
+        s = self.settings
+        return {
+            "array": f"{s.macs_per_cycle:g} MACs of 8x8 bits per cycle, always full",
+            "frequency": f"{s.frequency_hz / 1e6:g} MHz",
+            "buffers": "none: operands are always there",
+            "energies": f"{s.pj_per_mac:g} pJ per 8x8-bit MAC, {100 * s.moved:g} % of it for moving operands; "
+            f"{100 * s.fixed:g} % of time and energy at 8x8 bits fixed",
+            **super().card(),
+        }
 
 
-def ideal_cost(row: WorkRow, time: float, s: ArraySettings) -> Cost:
-    """Return the cost of a row whose time without the fixed part is ``time``, in units of the 8x8-bit time."""
-    cycles = row.macs / s.macs_per_cycle
-    joules = row.macs * s.pj_per_mac * 1e-12
-    own = s.fixed / (1 - s.fixed)  # what widths change is 1 at 8x8 bits, so this makes `fixed` the share of the whole
-    width = (row.bits1 + row.bits2) / (2 * REFERENCE_BITS)
-    product = row.bits1 * row.bits2 / REFERENCE_BITS**2
-    return Cost(
-        seconds=Parts(compute=cycles * time / s.frequency_hz, fixed=cycles * own / s.frequency_hz),
-        joules=Parts(compute=joules * (1 - s.moved) * product, on_chip=joules * s.moved * width, fixed=joules * own),
-        cycles=cycles * (time + own),
-    )
-
-
-class BitProduct(HardwareModel):
+class BitProduct(IdealArray):
     """Ideal array: time in proportion to the product of the two widths, plus a stated fixed part (0 by default)."""
 
     name = "bit-product"
@@ -65,10 +76,6 @@ class BitProduct(HardwareModel):
     # ResNet-38: DFQ at cp 3 takes .8471 of the time of 8/8 per image, its products of widths .48: f + (1 - f) .48.
     presets = MappingProxyType({"published": {"fixed": 0.706}})
 
-    def row(self, row: WorkRow) -> Cost:
-        """See :class:`HardwareModel`."""
-        return ideal_cost(row, row.bits1 * row.bits2 / REFERENCE_BITS**2, self.settings)
-
-    def card(self) -> dict[str, str]:
-        """See :class:`HardwareModel`."""
-        return {**shared_card(self.settings), **super().card()}
+    def time(self, row: WorkRow) -> float:
+        """See :class:`IdealArray`."""
+        return row.bits1 * row.bits2 / REFERENCE_BITS**2

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from fractrain.cost.hardware.base import Cost, HardwareModel, WorkRow
-from fractrain.cost.hardware.bit_product import REFERENCE_BITS, ArraySettings, ideal_cost, shared_card
+from fractrain.cost.hardware.base import WorkRow
+from fractrain.cost.hardware.bit_product import REFERENCE_BITS, ArraySettings, IdealArray
 
 
 class SerialSettings(ArraySettings):
@@ -19,7 +19,7 @@ class SerialSettings(ArraySettings):
     )
 
 
-class BitSerial(HardwareModel):
+class BitSerial(IdealArray):
     """Ideal array serial in one operand: time in proportion to that operand's width, plus a stated fixed part."""
 
     name = "bit-serial"
@@ -37,12 +37,8 @@ class BitSerial(HardwareModel):
     # every mix of its candidates with that cp the share is .36 to .47, and .43 at a mean serial width of 5.85 bits.
     presets = MappingProxyType({"published": {"fixed": 0.43}})
 
-    def row(self, row: WorkRow) -> Cost:
-        """See :class:`HardwareModel`."""
+    def time(self, row: WorkRow) -> float:
+        """See :class:`IdealArray`."""
         a, b = row.bits1, row.bits2
         width = {"first": a, "second": b, "narrower": min(a, b), "wider": max(a, b)}[self.settings.serial]
-        return ideal_cost(row, width / REFERENCE_BITS, self.settings)
-
-    def card(self) -> dict[str, str]:
-        """See :class:`HardwareModel`."""
-        return {**shared_card(self.settings), **super().card()}
+        return width / REFERENCE_BITS
