@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 import click
 
 import fractrain
-from fractrain.commands.common import NearestGroup, debug_wanted
+from fractrain.commands.common import NearestGroup
 from fractrain.util.console import log_line
 from fractrain.util.errors import FractrainError
 from fractrain.util.signals import interruptible
@@ -62,7 +62,7 @@ class CommandLine(NearestGroup):
         # program uses a core; sleeping ones cost microseconds.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         given = list(sys.argv[1:] if args is None else args)
-        debug = debug_wanted() or "--debug" in given
+        debug = os.environ.get("FRACTRAIN_DEBUG", "") not in ("", "0") or "--debug" in given
         extra["standalone_mode"] = False
         sys.exit(self._guarded([a for a in given if a != "--debug"], prog_name, debug, extra))
 

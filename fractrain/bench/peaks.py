@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
@@ -117,8 +117,7 @@ def measure(progress: Progress, wanted: Sequence[Pair], threads: int, out: Path)
     progress.start("peak memory", len(wanted), len(found))
     for pair in wanted:
         if pair not in found:
-            job = {**dict(zip(("model", "method", "variant"), pair, strict=True)), "threads": threads}
-            found[pair] = Peak(**{**in_process(__name__, job), "code": code})
+            found[pair] = replace(_in_a_process(*pair, threads), code=code)
             peaks = [asdict(found[p]) for p in wanted if p in found]
             value = {"format_version": FORMAT_VERSION, "machine": machine, "peaks": peaks}
             write_files({file: json.dumps(value, indent=2).encode() + b"\n"})
@@ -187,6 +186,11 @@ def markdown(peaks: Iterable[Peak]) -> str:
     else:
         lines = [line[:-1] for line in lines]
     return tabulate(lines, headers=head, tablefmt="github", disable_numparse=True)
+
+
+def _in_a_process(model: str, method: str, variant: str, threads: int) -> Peak:
+    job = {"model": model, "method": method, "variant": variant, "threads": threads}
+    return Peak(**in_process(__name__, job))
 
 
 def run_here(model: str, method: str, variant: str = "", threads: int = 1) -> Peak:

@@ -198,8 +198,3 @@ def stdout_to_stderr() -> Iterator[None]:
     """Send what libraries print to stderr, so that stdout holds the result alone."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
-
-
-def debug_wanted() -> bool:
-    """Return whether the environment asks for tracebacks (``FRACTRAIN_DEBUG=1``)."""
-    return os.environ.get("FRACTRAIN_DEBUG", "") not in ("", "0")
