@@ -19,7 +19,7 @@ from fractrain.util.digests import state_sha256
 from fractrain.util.errors import CheckpointError, ConfigError
 
 
-def restored(record: RunRecord, registries: Registries | None = None) -> Prepared:
+def restored(record: RunRecord) -> Prepared:
     """Build a run's model anew and give it the weights of the last checkpoint; no data is needed.
 
     Args:
@@ -39,7 +39,7 @@ def restored(record: RunRecord, registries: Registries | None = None) -> Prepare
     final = (record.summary or {}).get("weights_sha256")
     if final is not None and state_sha256(state["model"]) != final:
         raise CheckpointError(f"{record.path / checkpoint.NAME} does not hold the final weights of {record.run_id}")
-    known = (registries or Registries()).for_setting(config.setting, config.seed)
+    known = Registries().for_setting(config.setting, config.seed)
     plain = known.model(config.model, config.dataset, config.seed)
     blocks = list(getattr(plain, "gateable_blocks", list)())
     lines = state["lines"]

@@ -116,7 +116,7 @@ def grid(methods: Sequence[str], axes: Sequence[Axis]) -> list[SweepPoint]:
 def search_points(
     methods: Sequence[str], axes: Sequence[Axis],
     evaluate: Callable[[list[SweepPoint]], Iterable[Sequence[float] | None]], directions: Sequence[Direction],
-    trials: int, batch: int = 1, seed: int = 0,
+    trials: int, batch: int = 1,
 ) -> list[SweepPoint]:  # fmt: skip
     """Evaluate ``trials`` proposals of optuna's TPE sampler; return them in order, a proposal made twice too.
 
@@ -126,7 +126,6 @@ def search_points(
         trials: number of proposals.
         batch: proposals that are made at once, so that their runs can be executed together; part of what makes two
             searches the same.
-        seed: of the sampler.
 
     Raises:
         ConfigError: an axis for another method.
@@ -136,7 +135,7 @@ def search_points(
     with needed("--trials needs optuna: pip install 'fractrain[sweep]'"):
         import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=list(directions), sampler=optuna.samplers.TPESampler(seed=seed))
+    study = optuna.create_study(directions=list(directions), sampler=optuna.samplers.TPESampler(seed=0))
     points: list[SweepPoint] = []
     while len(points) < trials:
         asked = [study.ask() for _ in range(min(batch, trials - len(points)))]

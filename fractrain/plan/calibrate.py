@@ -199,9 +199,7 @@ def parameters(config: RunConfig, registries: Registries | None = None) -> int:
     return sum(value.numel() for value in model.parameters())
 
 
-def forecast(
-    config: RunConfig, trial: Trial, count: int, images_per_s: float | None = None, registries: Registries | None = None
-) -> RunEstimate:
+def forecast(config: RunConfig, trial: Trial, count: int, images_per_s: float | None = None) -> RunEstimate:
     """Return what a run will take, from a trial of it, or of one that differs in its data set's classes or its length.
 
     Args:
@@ -209,7 +207,7 @@ def forecast(
         count: parameters of the run's plain model.
         images_per_s: what the workers read; None: nothing is read while training, or it was not measured.
     """
-    info = _known(config, registries).dataset_info(config.dataset)  # classes and sizes of its part
+    info = _known(config, None).dataset_info(config.dataset)  # classes and sizes of its part
     batch = config.recipe.batch_size
     trained, evaluated = _samples(info, config.recipe.val_fraction)
     clock = Clock.from_recipe(config.recipe, max(1, -(-trained // batch)))

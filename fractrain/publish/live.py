@@ -27,19 +27,18 @@ if TYPE_CHECKING:
 KINDS: Final = ("wandb", "tensorboard")
 
 
-def make_listener(kind: str, folder: Path, project: str, entity: str | None = None) -> RunListener:
+def make_listener(kind: str, folder: Path, project: str) -> RunListener:
     """Return the tracker of that name.
 
     Args:
         kind: ``wandb`` or ``tensorboard``.
-        entity: wandb's user or team; None means the default of who is logged in.
 
     Raises:
         ConfigError: no such tracker, or a name it does not accept.
         MachineError: its library is missing, or nobody is logged in.
     """
     if kind == "wandb":
-        return WandbLive(WandbTracker(project, entity, resolve_mode("auto"), folder / "wandb" / project))
+        return WandbLive(WandbTracker(project, None, resolve_mode("auto"), folder / "wandb" / project))
     if kind == "tensorboard":
         return TensorBoardLive(folder / "tensorboard")
     raise ConfigError(f"tracker {kind!r} is not known; there are {', '.join(KINDS)}")
