@@ -281,7 +281,8 @@ class SkipBlock(BlockWrapper):
         if not ledger.enabled:
             return
         again = recomputing()
-        train = self.training and torch.is_grad_enabled() and not again
+        train = (self.training or self.state.trains) and torch.is_grad_enabled() and not again
+        steered = train and self.training
         learns = "".join("G" if m.learns else "-" for m in quant_layers(self.block))
         x = call.input
         work = f"{self.name}|{call.shape}|{f'{learns}{x.requires_grad}' if train else 'FW'}"
@@ -293,7 +294,7 @@ class SkipBlock(BlockWrapper):
                     f"{work}|skipped", skipped,
                     lambda: [e._replace(bits1=0, bits2=0) for e in self._entries(call, base, train)],
                 )  # fmt: skip
-            ledger.count(f"{self.name}.gate|{train}", len(x), lambda: gate.entries(self.index, self.name, train))
+            ledger.count(f"{self.name}.gate|{steered}", len(x), lambda: gate.entries(self.index, self.name, steered))
 
     def _entries(self, call: Call, base: torch.Tensor, train: bool) -> list[Entry]:
         """What one sample costs in this block without its projection: found by one sample in evaluation mode."""

@@ -45,6 +45,13 @@ class OwnProducts(nn.ModuleDict):
         self.order: dict[Hashable, list[tuple[str, ...]]] = {}
         self._warned = False
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Say what is wrong: a module's code that goes through its children calls this one, too."""
+        raise ConfigError(
+            f"a module calls all of its children, with {CHILD!r} among them, which only holds layers: attach without "
+            "example_inputs"
+        )
+
     def lacks(self, function: Any) -> None:
         """Say once that a product has no layer, where others are quantized."""
         layers: list[Any] = list(self.values())

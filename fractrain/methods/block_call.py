@@ -84,7 +84,7 @@ class Call:
         further: whether other tensors have a row per sample, too.
 
     Raises:
-        ConfigError: no tensor fits the block's first layer, or an argument is an object that a run may change.
+        ConfigError: no tensor fits the block's first layer, the batch is empty, or a run may change an argument.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], block: str, entrance: Entrance) -> None:
@@ -100,6 +100,8 @@ class Call:
                 f"{entrance.axes[1]}, so no gate can be put before it; name other blocks: attach(..., blocks=[...])"
             )
         self.input: torch.Tensor = self._leaves[self._place]
+        if not self.input.numel():
+            raise ConfigError(f"{block}: empty batch (input shape {tuple(self.input.shape)}); drop empty batches")
         others = [x for i, x in enumerate(self._leaves) if i != self._place]
         for x in others:
             if not isinstance(x, VALUES) and (not callable(x) or isinstance(x, nn.Module)):

@@ -204,7 +204,7 @@ class Watch:
 
 
 def _under_way(model: nn.Module) -> list[tuple[nn.Module, FrameType]]:
-    """The modules of a model that are running, and the frames of their calls, innermost first."""
+    """The modules of a model that are running, and the frames of their calls, innermost first, to its own call."""
     found: list[tuple[nn.Module, FrameType]] = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and (not found or found[-1][0] is not model):
@@ -212,6 +212,15 @@ def _under_way(model: nn.Module) -> list[tuple[nn.Module, FrameType]]:
             found.append((frame.f_locals["self"], frame))
         frame = frame.f_back
     return found
+
+
+def _calls_of(model: nn.Module) -> int:
+    """How many calls of a model are under way, one inside of the other."""
+    count, frame = 0, sys._getframe(2)
+    while frame is not None:
+        count += frame.f_code is CALL and frame.f_locals["self"] is model
+        frame = frame.f_back  # type: ignore[assignment]
+    return count
 
 
 class _ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -368,6 +377,9 @@ class Meter:
 
     def before(self, model: nn.Module, state: Any, args: Any, kwargs: Any) -> None:
         """At the start of a forward pass of ``model`` whose layers share ``state``."""
+        if self._watch is not None and _calls_of(model) == 1:  # a pass that was interrupted
+            self._watch.stop()
+            self._watch = None
         key = (model.training, torch.is_grad_enabled(), *map(_form, tree_leaves((args, kwargs))))
         if key in self._known:
             self._count(state.ledger, key)
@@ -375,15 +387,15 @@ class Meter:
             self._key, self._watch = key, Watch(model, state)
             self._watch.start()
 
-    def after(self, state: Any, whole: bool) -> bool:
+    def after(self, model: nn.Module, state: Any, whole: bool) -> bool:
         """At the end of a forward pass; whether it was the first that was watched as a ``whole`` (without an error).
 
         Raises:
             ConfigError: there is a product that methods do not reach, and the meter is strict.
         """
-        watch, self._watch = self._watch, None
-        if watch is None:
+        if self._watch is None or _calls_of(model) > 1:  # a model may call itself
             return False
+        watch, self._watch = self._watch, None
         coverage = watch.stop()
         if not whole:
             return False

@@ -270,7 +270,7 @@ class GatedBlock(BlockWrapper):
         if not ledger.enabled:
             return
         again = recomputing()
-        learns = self.training and not again
+        learns = (self.training or self.state.trains) and not again
         sites = [(layer, macs, eb and learns, gc and learns) for layer, macs, eb, gc in sites]
         ran = "".join(f"{'E' if eb else ''}{'G' if gc else ''}." for _, _, eb, gc in sites)  # frozen layers, no_grad
         works = tuple(f"{self.name}#{k}|{c.a},{c.w},{c.e}|{call.shape}|{ran}" for k, c in enumerate(self.candidates))
@@ -282,7 +282,7 @@ class GatedBlock(BlockWrapper):
                 own += layer.entries(self._precision(layer, k), macs, eb, gc)
             return own
 
-        gate, train = self._gate[0], learns and torch.is_grad_enabled()
+        gate, train = self._gate[0], learns and self.training and torch.is_grad_enabled()
         with ledger.during("recompute" if again else ledger.phase):
             ledger.count_selected(works, counts, define)
             samples = len(call.input)

@@ -105,7 +105,7 @@ class Session:
             self._meter.before(model, self.method.state, args, kwargs)
 
     def _after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not torch.compiler.is_compiling() and self._meter.after(self.method.state, output is not None):
+        if not torch.compiler.is_compiling() and self._meter.after(model, self.method.state, output is not None):
             for line in self._warnings():
                 log.warning("%s", line)
 

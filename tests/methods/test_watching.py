@@ -14,9 +14,11 @@ from field_models import Encoder
 from layer_models import batches, seeded
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torchvision.ops import DeformConv2d
 
 import fractrain
+from fractrain.util.errors import ConfigError
 
 
 class Padded(nn.Module):
@@ -289,3 +291,64 @@ def test_what_is_frozen_or_replaced_counts_anew_after_the_epoch(method: str) -> 
     session.epoch()
     step()
     assert (outside(session, "FW"), outside(session, "GC")) == (6 * 256, 5 * 256)
+
+
+class Nested(nn.Module):
+    """Calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.own = nn.Linear(8, 8), nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: torch.Tensor, depth: int = 1) -> torch.Tensor:
+        y = F.linear(self.first(x), self.own)
+        return self(y, depth - 1) + F.linear(y, self.own) if depth else y
+
+
+class Interrupted(Nested):
+    """Is stopped by hand in its first pass."""
+
+    passes = 0
+
+    def forward(self, x: torch.Tensor, depth: int = 0) -> torch.Tensor:
+        y = super().forward(x, 0)
+        self.passes += 1
+        if self.passes == 1:
+            raise KeyboardInterrupt
+        return y
+
+
+@pytest.mark.parametrize(("build", "macs"), [(Nested, 12 * 64 * 5), (Interrupted, 12 * 64 * 2)])
+def test_passes_inside_of_passes_and_interrupted_ones(build: Any, macs: int) -> None:
+    session = fractrain.attach("fp32", seeded(build))
+    x = torch.randn(4, 3, 8)
+    if build is Interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            session.model(x)
+    session.model(x)
+    assert session.report().macs == macs
+    assert _get_current_dispatch_mode() is None
+    assert session.method.state.seen is None
+
+
+class InTurn(nn.Module):
+    """Goes through its children, and multiplies besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.own = nn.Linear(192, 8), nn.Linear(8, 8), nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.flatten(1)
+        for layer in self.children():
+            y = layer(y)
+        return y @ self.own
+
+
+@pytest.mark.parametrize("build", [InTurn, lambda: nn.Sequential(InTurn(), nn.Linear(4, 4))], ids=["alone", "inside"])
+def test_own_products_of_a_module_that_calls_all_its_children_are_refused_in_words(build: Any) -> None:
+    session = fractrain.attach("fp32", seeded(build), example_inputs=X)
+    with pytest.raises(ConfigError, match=r"calls all of its children.*attach without example_inputs") as error:
+        session.model(X)
+    assert "\n" not in str(error.value)
+    fractrain.attach("fp32", seeded(build)).model(X)
