@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from engine_fakes import fake_config
+from small_registries import RESNET8
 
 from fractrain.engine.config import RunConfig
 from fractrain.engine.site import Site
@@ -33,7 +34,7 @@ FAKE_WORKER = (sys.executable, "-W", "error", str(Path(__file__).parents[1] / "s
 def config(method: str, iterations: int = 6, seed: int = 0) -> RunConfig:
     """Few evaluations, in few batches: at batches of 8 images they took ten times as long as the steps."""
     return RunConfig.create(
-        method=method, model="resnet20", dataset="digits", seed=seed,
+        method=method, model=RESNET8, dataset="digits", seed=seed,
         recipe={"iterations": iterations, "eval_every": iterations // 2, "batch_size": 32},
     )  # fmt: skip
 

@@ -55,8 +55,8 @@ def config(method: str, settings: dict[str, Any], **recipe: Any) -> RunConfig:
 
     SGD, because its step has the same bits whether the rate is a number or the float32 tensor that recordings read.
     """
-    length = {"iterations": 8, "eval_every": 2} if settings.get("window") else {"iterations": 6, "eval_every": 3}
-    sgd = {"optimizer": "sgd", "lr": 0.03, "schedule": "steps", "milestones": [5]}
+    length = {"iterations": 8, "eval_every": 2} if settings.get("window") else {"iterations": 4, "eval_every": 2}
+    sgd = {"optimizer": "sgd", "lr": 0.03, "schedule": "steps", "milestones": [3]}
     recipe = {**length, **sgd, "batch_size": 60, "val_fraction": 0.0, **recipe}
     return RunConfig.create(method=method, model="resnet38", dataset="digits", settings=settings, recipe=recipe)
 
@@ -143,7 +143,7 @@ def test_recorded_steps_give_the_bits_of_steps_done_anew(
 ) -> None:
     recorded, records, replays = recorded_run(method, settings)
     assert records
-    assert replays >= 3
+    assert replays >= 2
     gated = method in ("dfq", "fractrain")  # with all candidates live, sums have more terms than in plain steps
     monkeypatch.setattr(recording, "WARM_UP", 1000)
     with pretending() as device:
@@ -173,7 +173,7 @@ def test_every_method_is_recorded_or_it_is_known_why_not() -> None:
         assert loop_of(config("dfq", {"forward": "selected"}), device).recorded is None
 
 
-@pytest.mark.parametrize(("method", "stops"), [("pfq", (3, 6)), ("fractrain", (5,)), ("fp32", (4,))])
+@pytest.mark.parametrize(("method", "stops"), [("pfq", (3, 6)), ("fractrain", (5,)), ("fp32", (3,))])
 def test_a_run_that_is_stopped_and_loaded_ends_with_the_same_bits(
     method: str, stops: tuple[int, ...], recorded_run: Recorded
 ) -> None:
@@ -199,7 +199,7 @@ def test_adam_at_rates_that_float32_has_gives_the_bits_of_steps_that_are_never_r
     run = config(method, settings, optimizer="adamw", lr=2.0**-7, lr_decay=0.5)
     with pretending() as device:
         recorded = trained(loop_of(run, device))
-        assert device.replays >= 3
+        assert device.replays >= 2
         same(recorded, trained(loop_of(run, device, recorded=False)))
 
 
@@ -231,7 +231,7 @@ def test_adam_clipping_and_a_smaller_last_batch(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_recording_that_does_something_else_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
-    run = config("sbm", {})
+    run = config("sbm", {}, iterations=6, eval_every=3)
     with pretending() as device, caplog.at_level(logging.WARNING):
         whole = device.record
 
@@ -322,7 +322,7 @@ def test_int8_products_are_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None
 
     with pretending() as device:
         recorded = trained(loop(device, True))
-        assert device.replays >= 3
+        assert device.replays >= 2
         assert {(64, 48), (32, 64)} <= {tuple(shape) for shape in made}  # FW and GC of the second layer
         same(recorded, trained(loop(device, False)))
 
@@ -371,7 +371,7 @@ def test_int8_convolutions_are_recorded_too(
 
     with pretending() as device:
         recorded = trained(loop(device))
-        assert (replays := device.replays) >= 3
+        assert (replays := device.replays) >= 2
         assert launcher.made == made
         monkeypatch.setattr(recording, "WARM_UP", 1000)
         same(recorded, trained(loop(device)))
