@@ -33,7 +33,7 @@ RECORD, WORDS = "record.json", "vocabulary.txt"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedText:
     """A prepared text.
 
     Attributes:
@@ -60,7 +60,7 @@ def cache_folder(name: str, texts: Mapping[str, Text], beside: Path) -> Path:
     return root / f"tokens-{name}-{total.hexdigest()[:16]}"
 
 
-def prepare_text(entry: DatasetInfo, texts: Mapping[str, Text], folder: Path) -> Prepared:
+def prepare_text(entry: DatasetInfo, texts: Mapping[str, Text], folder: Path) -> PreparedText:
     """Return the prepared form, made now if it is not there.
 
     Raises:
@@ -80,7 +80,7 @@ def prepare_text(entry: DatasetInfo, texts: Mapping[str, Text], folder: Path) ->
     return open_prepared(entry, folder)
 
 
-def open_prepared(entry: DatasetInfo, folder: Path) -> Prepared:
+def open_prepared(entry: DatasetInfo, folder: Path) -> PreparedText:
     """Open a prepared text.
 
     Raises:
@@ -98,10 +98,10 @@ def open_prepared(entry: DatasetInfo, folder: Path) -> Prepared:
         if len(tokens) != sizes[part]:
             raise DataError(f"{tokens.path} has {len(tokens):,} tokens, expected {sizes[part]:,}; {mend}")
     check_release(entry, words, sizes)
-    return Prepared(folder, words, parts, digest)
+    return PreparedText(folder, words, parts, digest)
 
 
-def check(prepared: Prepared) -> str:
+def check(prepared: PreparedText) -> str:
     """Read everything and compare it with the record; return what is wrong, or an empty string."""
     record = json.loads((prepared.folder / RECORD).read_text(encoding="utf-8"))
     expected = {WORDS: record["vocabulary_sha256"], **{f"{p}.npy": record["parts"][p]["file_sha256"] for p in PARTS}}
